@@ -1,0 +1,169 @@
+"""The LGG set as it lies on disk (kaggle_3m layout): patients, slices in order, masks; reading; what can be wrong with it.
+
+    <root>/<patient>/<patient>_<n>.tif         H x W x 3 uint8: pre-contrast, FLAIR, post-contrast
+    <root>/<patient>/<patient>_<n>_mask.tif    H x W uint8 in {0, 255}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.data import preprocess
+from unet.data.volumes import Case, read_tiff
+from unet.errors import DataError
+
+SUFFIXES = (".tif", ".tiff")
+MASK = "_mask"
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.stem.endswith(MASK) and not path.name.startswith(".")
+
+
+def slice_number(path: Path) -> int:
+    """The trailing integer of a slice's name. Raises DataError where there is none."""
+    match = re.search(r"(\d+)$", path.stem)
+    if not match:
+        raise DataError(f"{path}: the name does not end in a slice number.", "Name slices <patient>_<n>.tif.")
+    return int(match[1])
+
+
+def mask_of(image: Path) -> Path:
+    return image.with_name(image.stem + MASK + image.suffix)
+
+
+def patient_folders(root: Path) -> list[Path]:
+    """Direct sub-folders of `root` that hold slices, sorted. A second copy nested deeper is not looked at.
+
+    Raises DataError where there are none, and says where they are if one level away.
+    """
+    if not root.is_dir():
+        near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
+        raise DataError(f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
+                        "Give the raw set with --data PATH, or try made data with --synth-data.")
+    found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(is_image, folder.iterdir()))]
+    if not found:
+        deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {root.parent for _ in filter(is_image, root.iterdir())}
+        where = f"--data {min(deeper)}" if deeper else "--data PATH, a folder of patient folders with .tif slices"
+        raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
+    return found
+
+
+def read_case(folder: Path) -> tuple[Case, list[str]]:
+    """One patient: slices in the order of their trailing numbers, and what is wrong with its files, in words."""
+    files = sorted(folder.iterdir())
+    images = sorted(filter(is_image, files), key=slice_number)
+    numbers = [slice_number(path) for path in images]
+    masks = {path for path in files if path.suffix.lower() in SUFFIXES and path.stem.endswith(MASK)}
+    expected = {mask_of(path): path for path in images}
+    faults = [f"{expected[path]}: has no mask {path.name}" for path in expected if path not in masks]
+    faults += [f"{path}: is a mask without an image" for path in sorted(masks - set(expected))]
+    faults += [f"{folder}: slice number {n} occurs twice" for n in sorted({n for n in numbers if numbers.count(n) > 1})]
+    if len(images) < 3:
+        faults.append(f"{folder}: has {len(images)} slices; 3 are needed (the first and the last are dropped)")
+    return Case(folder.name, tuple(images), tuple(expected), max(1, len(images) - 2)), faults
+
+
+def index(root: Path) -> list[Case]:
+    """Every patient of a raw set. Raises one DataError that names the first faults and counts them."""
+    cases, faults = [], []
+    for folder in patient_folders(root):
+        case, wrong = read_case(folder)
+        cases.append(case)
+        faults += wrong
+    if faults:
+        more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+        raise DataError("; ".join(faults[:2]) + more + ".",
+                        f"Complete the set or remove these patients; all faults: python -m unet check --data {root}")
+    return cases
+
+
+def read_images(paths: Sequence[Path]) -> NDArray[np.uint8]:
+    """Slices -> (S, H, W, 3) uint8. Raises DataError for sizes that differ."""
+    return _stack([read_tiff(path, 3) for path in paths], paths)
+
+
+def read_masks(paths: Sequence[Path]) -> NDArray[np.uint8]:
+    """Masks -> (S, H, W) uint8. Raises DataError for sizes that differ."""
+    return _stack([read_tiff(path) for path in paths], paths)
+
+
+def _stack(images: list[NDArray[np.uint8]], paths: Sequence[Path]) -> NDArray[np.uint8]:
+    for image, path in zip(images, paths, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}, but {paths[0].name} is"
+                            f" {' x '.join(map(str, images[0].shape))}: slices of a patient have one size.",
+                            "Copy the patient's files again, or remove the patient.")
+    return np.stack(images)
+
+
+def prepare(case: Case, size: int) -> dict[str, Any]:
+    """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0, 1},
+    geometry, intensity, foreground (mask pixels of each slice).
+
+    Order as published: drop the first and the last slice, crop, square, resize, rescale. Raises DataError.
+    """
+    image, mask = read_images(case.images), read_masks(case.labels)
+    if mask.shape != image.shape[:3]:
+        raise DataError(f"{case.labels[0]}: masks are {mask.shape[1]} x {mask.shape[2]}, images {image.shape[1]} x {image.shape[2]}.",
+                        "Copy the patient's files again, or remove the patient.")
+    volume, mask = preprocess.suppress(image[1:-1]), mask[1:-1]
+    try:
+        how = preprocess.geometry(volume, size)
+        inner = slice(*how.box[0])
+        normalised, intensity = preprocess.normalise(preprocess.resize_image(preprocess.to_square(volume[inner], how), how))
+    except DataError as error:
+        raise DataError(f"{case.images[0].parent}: {error.message}", error.hint) from error
+    binary = preprocess.resize_mask(preprocess.to_square(mask[inner], how), how).astype(np.uint8)
+    return {"image": np.ascontiguousarray(np.moveaxis(normalised, 1, 3)), "mask": binary[..., None],
+            "geometry": how, "intensity": intensity, "foreground": binary.sum((1, 2)).tolist()}
+
+
+def prepare_for_prediction(paths: Sequence[Path], size: int) -> tuple[NDArray[np.float32], preprocess.Geometry]:
+    """Slices of one patient in order -> (S, size, size, 3) float32 of every slice, and the geometry.
+
+    Crop box and intensities come from the slices that training would use (all but the first and last, from three on);
+    the box is opened to all slices, so that each input gets a mask.
+    """
+    image = read_images(paths)
+    inner = image[1:-1] if len(image) > 2 else image
+    volume = preprocess.suppress(inner)
+    limit = preprocess.threshold(inner)
+    try:
+        how = preprocess.geometry(volume, size)
+        trained = slice(*how.box[0])
+        _, intensity = preprocess.normalise(preprocess.resize_image(preprocess.to_square(volume[trained], how), how))
+    except DataError as error:
+        raise DataError(f"{paths[0].parent}: {error.message}", error.hint) from error
+    whole = preprocess.resize_image(preprocess.to_square(preprocess.suppress(image, limit), how), how)
+    normalised, _ = preprocess.normalise(whole, intensity)
+    return np.ascontiguousarray(np.moveaxis(normalised, 1, 3)), how
+
+
+def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Images, patient folders and whole sets -> {folder: its slices in order}, each slice once.
+
+    Raises DataError for a path that does not exist or holds no slices.
+    """
+    groups: dict[Path, set[Path]] = {}
+    for path in inputs:
+        if path.is_file():
+            groups.setdefault(path.parent, set()).add(path)
+        elif path.is_dir():
+            own = [item for item in path.iterdir() if is_image(item)]
+            for folder in [path] if own else patient_folders(path):
+                groups.setdefault(folder, set()).update(filter(is_image, folder.iterdir()))
+        else:
+            raise DataError(f"{path.absolute()}: no such file or folder.", "Give .tif images, patient folders or a whole set.")
+    return {folder: sorted(paths, key=lambda item: (_number_or_zero(item), item.name)) for folder, paths in groups.items()}
+
+
+def _number_or_zero(path: Path) -> int:
+    match = re.search(r"(\d+)$", path.stem)
+    return int(match[1]) if match else 0

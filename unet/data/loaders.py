@@ -1,0 +1,141 @@
+"""Batches of slices: where the slices lie, which make an epoch, and the loader that hands them out.
+
+Batch `i` of epoch `e` depends on (seed, e, i) alone: the number of workers does not change it, and a stopped run goes
+on at any batch without replaying the ones before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unet.data.cache import CachedCase
+from unet.data.sampling import draw, generator, slice_probabilities
+from unet.errors import DataError
+
+Batch = dict[str, Tensor]
+Key = tuple[int, int]
+
+
+class Slices:
+    """The slices of some cases, flat: memory-mapped (`disk`), in memory (`ram`), or where `place` puts them (`device`)."""
+
+    def __init__(self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.cases = list(cases)
+        self.starts = np.cumsum([0, *(case.shape[0] for case in cases)])
+        self._maps: list[tuple[Any, Any]] | None = None
+        self._whole: tuple[Tensor, Tensor] | None = None
+        if where != "disk":
+            image, mask = self._read(range(len(self)))
+            if where == "device" and place:
+                image, mask = place(image), place(mask)
+            self._whole = image, mask
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}
+
+    def name(self, index: int) -> str:
+        """Case and slice of a flat index, in words."""
+        case = int(np.searchsorted(self.starts, index, "right")) - 1
+        return f"{self.cases[case].id} slice {index - int(self.starts[case])}"
+
+    def get(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Flat indices -> image (N, C, H, W) float32, channels last in memory, and mask (N, 1, H, W) float32."""
+        if self._whole is not None:
+            image, mask = self._whole
+            chosen = torch.as_tensor(indices, device=image.device)
+            image, mask = image[chosen], mask[chosen]
+        else:
+            image, mask = self._read(indices)
+        return image.permute(0, 3, 1, 2), mask.permute(0, 3, 1, 2).float()
+
+    def _read(self, indices: Sequence[int] | Tensor | range) -> tuple[Tensor, Tensor]:
+        if self._maps is None:
+            self._maps = [case.arrays() for case in self.cases]
+        _, height, width, channels = self.cases[0].shape
+        image = np.empty((len(indices), height, width, channels), np.float32)
+        mask = np.empty((len(indices), height, width, 1), np.uint8)
+        for position, index in enumerate(indices):
+            case = int(np.searchsorted(self.starts, int(index), "right")) - 1
+            images, masks = self._maps[case]
+            image[position], mask[position] = images[int(index) - self.starts[case]], masks[int(index) - self.starts[case]]
+        return torch.from_numpy(image), torch.from_numpy(mask)
+
+
+class EpochBatches(Dataset[Batch]):
+    """Map-style data set whose item (epoch, batch) is a whole batch: {"image", "mask", "index"}.
+
+    An epoch has as many draws as there are slices; its last short batch is dropped. `augment(image, mask, generator)`
+    changes a batch. Raises DataError where the set does not fill one batch.
+    """
+
+    def __init__(self, slices: Slices, batch_size: int, seed: int, augment: Callable[..., tuple[Tensor, Tensor]] | None,
+                 shard: tuple[int, int] = (0, 1)) -> None:
+        self.slices, self.batch_size, self.seed, self.augment, self.shard = slices, batch_size, seed, augment, shard
+        self.probabilities = slice_probabilities([case.foreground for case in slices.cases])
+        rank, world = shard
+        self.batches = len(slices) // (batch_size * world)
+        self._epoch, self._draws = -1, torch.empty(0)
+        if not self.batches:
+            raise DataError(f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
+                            f" training set of {len(slices)} slices.", f"Type --batch-size {max(1, len(slices) // world)} or less.")
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, number = key
+        rank, world = self.shard
+        if self._epoch != epoch:
+            self._draws = draw(self.probabilities, len(self.slices), self.seed, epoch)
+            self._epoch = epoch
+        first = (number * world + rank) * self.batch_size
+        index = self._draws[first:first + self.batch_size]
+        image, mask = self.slices.get(index)
+        if self.augment:
+            image, mask = self.augment(image, mask, generator(self.seed, epoch, number + 1, rank))
+        return {"image": image, "mask": mask, "index": index}
+
+
+class _Keys:
+    """Sampler of (epoch, batch) pairs: DataLoader asks it anew each epoch."""
+
+    epoch, start, stop = 0, 0, 0
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter([(self.epoch, number) for number in range(self.start, self.stop)])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Loader:
+    """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader."""
+
+    def __init__(self, batches: EpochBatches, workers: int = 0, options: dict[str, Any] | None = None) -> None:
+        self.batches, self._keys = batches, _Keys()
+        how: dict[str, Any] = dict(options or {})
+        if not workers:
+            how.pop("multiprocessing_context", None)
+        self._loader: DataLoader[Batch] = DataLoader(batches, batch_size=None, sampler=self._keys, num_workers=workers,  # type: ignore[arg-type]
+                                                     persistent_workers=workers > 0, **how)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches start .. stop of an epoch."""
+        self._keys.epoch, self._keys.start, self._keys.stop = epoch, start, len(self) if stop is None else stop
+        return iter(self._loader)
+
+    def names(self, index: Tensor) -> list[str]:
+        """What the samples of a batch are, in words."""
+        return [self.batches.slices.name(int(item)) for item in index]

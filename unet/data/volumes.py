@@ -1,0 +1,108 @@
+"""Images in and out: TIFF slices and stacks, PNG, npy. No torch.
+
+Sizes are checked before memory is taken; arrays never carry pickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.errors import DataError
+from unet.files import atomic, explain
+
+LARGEST = 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One patient, volume or stack: its files, and what the run must know of it before it is read.
+
+    `cost` is what scoring it takes, in slices or windows. `spacing` is in mm (z, y, x), None where the format has none.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...] = ()
+    cost: int = 1
+    spacing: tuple[float, ...] | None = None
+
+
+def read_tiff(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
+    """One 8-bit TIFF image: (H, W) where `channels` is None, else (H, W, channels).
+
+    Raises DataError for a file that is missing, cut short, of another depth, or of another number of channels.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            shape, dtype = page.shape, page.dtype
+            if math.prod(shape) * dtype.itemsize > LARGEST:
+                raise DataError(f"{path}: {' x '.join(map(str, shape))} {dtype} would take more than 2 GB.", "Remove the file.")
+            if dtype != np.uint8:
+                raise DataError(f"{path}: holds {dtype} values; 8-bit slices are expected.", "Convert it to 8 bits, or remove it.")
+            image = page.asarray()
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise explain(error, path) from error
+    except Exception as error:  # tifffile raises many kinds on damaged files
+        raise DataError(f"{path}: cannot be read as TIFF ({type(error).__name__}: {str(error)[:80]}; {_bytes(path)}).",
+                        "Copy the file again from its source, or remove the case.") from error
+    if channels is None:
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[..., 0]
+        if image.ndim != 2:
+            raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}; a mask has one channel.",
+                            "Give a mask of one channel with values 0 and 255.")
+    elif image.ndim != 3 or image.shape[2] != channels:
+        raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}; {channels} channels are expected (H x W x {channels}).",
+                        "Give an RGB image (pre-contrast, FLAIR, post-contrast).")
+    return image
+
+
+def _bytes(path: Path) -> str:
+    try:
+        return f"{path.stat().st_size} bytes"
+    except OSError:
+        return "unreadable"
+
+
+def write_tiff(path: Path, image: NDArray[Any]) -> None:
+    """Write one image (H, W) or (H, W, 3) as TIFF, atomically; uint8 masks are deflated without loss."""
+    import tifffile
+
+    with atomic(path) as stream:
+        tifffile.imwrite(stream, image, photometric="rgb" if image.ndim == 3 else "minisblack", compression="zlib")
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write one image (H, W, 3) as PNG, atomically."""
+    from PIL import Image
+
+    with atomic(path) as stream:
+        Image.fromarray(image).save(stream, "PNG")
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """Write an array, atomically."""
+    with atomic(path) as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def open_npy(path: Path) -> NDArray[Any]:
+    """An npy file as a read-only memory map. Raises DataError for a missing, truncated or pickled file."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise explain(error, path) from error
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as npy ({str(error)[:100]}; {_bytes(path)}).",
+                        "Delete the file, then build the cache again with --rebuild-cache.") from error

@@ -1,0 +1,73 @@
+"""The plain CPU: threads from the cores this process may use, channels last, fused optimisers, bf16 where the processor has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unet import host
+from unet.config import Config
+from unet.devices.base import Device
+
+if TYPE_CHECKING:
+    import torch
+
+    from unet.devices.environment import Rank
+
+
+class CPU(Device):
+    """Torch on the host."""
+
+    name = "cpu"
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        import torch
+
+        super().__init__(config, rank)
+        torch.set_num_threads(host.cores())
+        torch.set_flush_denormal(True)
+
+    @classmethod
+    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(host.cores())}
+
+    def describe(self) -> str:
+        import torch
+
+        return f"cpu, {processor()}, {torch.get_num_threads()} threads"
+
+    def dtypes(self) -> tuple[str, ...]:
+        return ("bf16",) if has_bf16() else ()
+
+    def channels_last(self) -> bool:
+        return self.config.layout != "NCHW"
+
+    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
+        import torch
+
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        return kinds[name](groups, fused=True, **how) if name in kinds else None
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or an Arm processor with BF16)."""
+    return bool(flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def flags() -> set[str]:
+    """Feature flags of the processor, as Linux names them."""
+    try:
+        with open("/proc/cpuinfo") as stream:
+            for line in stream:
+                if line.startswith(("flags", "Features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as stream:
+            return next((line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), "unknown processor")
+    except OSError:
+        return "unknown processor"

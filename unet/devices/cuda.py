@@ -1,0 +1,129 @@
+"""NVIDIA cards through torch.cuda: channels last, fused optimisers, pinned prefetch, TF32 only where the run does not say fp32."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from unet import host
+from unet.config import Config
+from unet.devices.base import Device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unet.devices.environment import Rank
+
+
+class CUDA(Device):
+    """One NVIDIA card."""
+
+    name = "cuda"
+    collective = "nccl"
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        import torch
+
+        super().__init__(config, rank)
+        self.device = torch.device("cuda", rank.local)
+        torch.cuda.set_device(self.device)
+        exact = self.dtype == torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = not exact
+        torch.backends.cudnn.allow_tf32 = not exact
+        torch.backends.cudnn.benchmark = not config.deterministic
+        torch.cuda.reset_peak_memory_stats()
+
+    @classmethod
+    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+        result = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.deterministic else {}
+        if config.cuda_devices:
+            result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.cuda_devices))
+        return result
+
+    @classmethod
+    def missing(cls, config: Config) -> str | None:
+        if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/proc/driver/nvidia/version"):
+            return "no NVIDIA driver is loaded; install it, or start the container with the cards in it."
+        import torch
+
+        if torch.version.cuda is None:
+            return f"this torch ({torch.__version__}) is built without CUDA; install the CUDA build."
+        if not torch.cuda.is_available():
+            return "torch.cuda.is_available() is false; compare the driver's version with torch.version.cuda."
+        return None
+
+    def describe(self) -> str:
+        import torch
+
+        return f"cuda, {torch.cuda.get_device_name(self.device)}, CUDA {torch.version.cuda}"
+
+    def dtypes(self) -> tuple[str, ...]:
+        import torch
+
+        return ("bf16", "fp16") if torch.cuda.is_bf16_supported() else ("fp16",)
+
+    def rng_state(self) -> Tensor | None:
+        import torch
+
+        return torch.cuda.get_rng_state(self.device)
+
+    def set_rng_state(self, state: Tensor) -> None:
+        import torch
+
+        torch.cuda.set_rng_state(state, self.device)
+
+    def deterministic(self, on: bool) -> None:
+        import torch
+
+        super().deterministic(on)
+        torch.backends.cudnn.deterministic = on
+
+    def channels_last(self) -> bool:
+        import torch
+
+        return self.config.layout == "NHWC" or self.config.layout == "auto" and self.dtype != torch.float32
+
+    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
+        import torch
+
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        return kinds[name](groups, fused=True, **how) if name in kinds else None
+
+    def loader_options(self) -> dict[str, Any]:
+        return {"workers": max(0, min(8, host.cores() - 1)), "pin_memory": True, "multiprocessing_context": "forkserver"}
+
+    def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The next batch is copied on a side stream while this one is worked on."""
+        import torch
+
+        stream = torch.cuda.Stream(self.device)
+        ahead: dict[str, Tensor] | None = None
+        for batch in loader:
+            with torch.cuda.stream(stream):
+                coming = self.to(batch)
+            if ahead is not None:
+                yield ahead
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            for key, value in coming.items():
+                if key != "index" and value.is_cuda:
+                    value.record_stream(torch.cuda.current_stream(self.device))
+            ahead = coming
+        if ahead is not None:
+            yield ahead
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize(self.device)
+
+    def memory(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        import torch
+
+        return isinstance(error, torch.OutOfMemoryError)

@@ -1,0 +1,86 @@
+"""Which process this is and which device it runs on, decided from variables and flags before torch is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from unet.config import Config
+from unet.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from unet.devices.base import Device
+
+# name -> module:class; in the order in which --device auto tries them
+DEVICES = {"cuda": "unet.devices.cuda:CUDA", "cpu": "unet.devices.cpu:CPU"}
+LAUNCHERS = {
+    "torch.distributed.run": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    launcher: str = "none"
+
+
+def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank:
+    """The rank from the launcher's variables, checked against the flags. Raises UsageError where they contradict."""
+    found = Rank()
+    for launcher, (rank, world, local) in LAUNCHERS.items():
+        if rank in variables and world in variables and (launcher != "SLURM" or "SLURM_STEP_ID" in variables):
+            found = Rank(int(variables[rank]), int(variables[world]), int(variables.get(local, "0")), launcher)
+            break
+    asked = config.world_size
+    if asked is not None and asked != found.world:
+        raise UsageError(f"--world-size {asked}, but {found.launcher if found.launcher != 'none' else 'no launcher'} runs"
+                         f" {found.world} process{'es' if found.world > 1 else ''}.",
+                         f"Type --world-size {found.world}, or leave it out.")
+    if found.world > 1:
+        raise UsageError(f"{found.launcher} runs {found.world} processes; version 0.1 trains on one device.",
+                         "Start one process, without the launcher.")
+    return found
+
+
+def load(name: str) -> type[Device]:
+    """The class of a device."""
+    module, _, attribute = DEVICES[name].partition(":")
+    found: type[Device] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def choose(config: Config) -> tuple[type[Device], list[str]]:
+    """The device to use and, for each one passed over, why. Raises DeviceError where the one that is asked for cannot be used."""
+    if config.device != "auto":
+        if config.device not in DEVICES:
+            raise DeviceError(f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
+                              "Type --device cpu, or --device auto for the best that is usable here.")
+        device = load(config.device)
+        why = device.missing(config)
+        if why:
+            raise DeviceError(f"--device {config.device} cannot be used here: {why}", "Type --device cpu, or see: python -m unet doctor")
+        return device, []
+    passed = []
+    for name in DEVICES:
+        device = load(name)
+        why = device.missing(config)
+        if not why:
+            return device, passed
+        passed.append(f"{name}: {why}")
+    raise DeviceError("No device can be used: " + "; ".join(passed), "See: python -m unet doctor")
+
+
+def prepare(config: Config, device: type[Device], rank: Rank) -> None:
+    """Set the variables that a device needs before torch is imported."""
+    for name, value in device.environment(config, rank).items():
+        os.environ.setdefault(name, value)

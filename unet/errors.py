@@ -1,0 +1,44 @@
+"""Errors that a user can act on: one line with the actual values, one line with what to type."""
+
+from __future__ import annotations
+
+FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
+
+
+class UnetError(Exception):
+    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns."""
+
+    exit_code = FAILED
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.message, self.hint = message, hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}"
+
+
+class UsageError(UnetError):
+    """The command line or a settings file cannot be understood."""
+
+    exit_code = USAGE
+
+
+class StorageError(UnetError):
+    """A file or folder cannot be read or written: missing, not permitted, disk full."""
+
+
+class DataError(UnetError):
+    """A raw data set or a file in it cannot be used."""
+
+
+class CacheError(UnetError):
+    """A cache does not fit the settings, or is damaged."""
+
+
+class CheckpointError(UnetError):
+    """Weights or a saved run cannot be used."""
+
+
+class DeviceError(UnetError):
+    """A device was asked for that cannot be used, or has failed."""

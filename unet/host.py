@@ -1,0 +1,98 @@
+"""What this machine grants this process: cores, memory, disk, and a progress bar on its terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Turn progress bars and notices off for this process."""
+    global _quiet
+    _quiet = quiet
+
+
+def cores() -> int:
+    """Processor cores this process may use: its affinity mask, cut by the control group's quota (v1 and v2)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cores()
+    return max(1, min(count, int(quota)) if quota else count)
+
+
+def _cgroup_cores() -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        return None if quota == "max" else float(quota) / float(period)
+    with contextlib.suppress(OSError, ValueError):
+        base = Path("/sys/fs/cgroup/cpu")
+        quota_us = int((base / "cpu.cfs_quota_us").read_text())
+        return None if quota_us <= 0 else quota_us / int((base / "cpu.cfs_period_us").read_text())
+    return None
+
+
+def memory() -> tuple[int, int]:
+    """(total, available) bytes of memory for this process, the control group's limit included; zeros where unknown."""
+    total = available = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        rows = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if ":" in line}
+        total, available = rows.get("MemTotal", 0), rows.get("MemAvailable", 0)
+    for limit_file, used_file in (("memory.max", "memory.current"),
+                                  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            base = Path("/sys/fs/cgroup")
+            limit, used = int((base / limit_file).read_text()), int((base / used_file).read_text())
+            if 0 < limit < total:
+                total, available = limit, min(available, max(0, limit - used))
+            break
+    return total, available
+
+
+def disk(path: Path) -> int:
+    """Free bytes on the disk that holds `path` (or the nearest parent that exists)."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def notice(text: str) -> None:
+    """One line for the user on standard error, which does not break a progress bar; silent with --quiet."""
+    if _quiet:
+        return
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None, name: str = "", unit: str = "it") -> Any:
+    """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, total=total, desc=name, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr,
+                disable=_quiet or not sys.stderr.isatty(), mininterval=0.2)
+
+
+def size(count: float) -> str:
+    """Bytes in words: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,72 @@
+"""Blocks that the UNets are made of, in two and three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+NORMS = {"batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}, "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}}
+ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True)}
+
+
+def normalization(kind: str, dims: int, channels: int) -> list[nn.Module]:
+    """The norm layer `batch`, `instance` (affine, no running statistics) or `none`, as a list of no or one module."""
+    if kind == "none":
+        return []
+    layer = NORMS[kind][dims]
+    return [layer(channels) if kind == "batch" else layer(channels, affine=True)]
+
+
+class ConvBlock(nn.Sequential):
+    """[3-wide convolution -> norm -> activation] twice: (N, in, *S) -> (N, out, *S).
+
+    `stride` acts in the first convolution. With `padding="valid"` each convolution takes one voxel off every side.
+    Convolutions have a bias only where no norm follows.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int, norm: str = "batch", activation: str = "relu",
+                 padding: str = "same", stride: int = 1, dropout: float = 0.0) -> None:
+        layers: list[nn.Module] = []
+        for index, (a, b) in enumerate(((inputs, outputs), (outputs, outputs))):
+            layers.append(CONV[dims](a, b, 3, stride=stride if index == 0 else 1, padding=1 if padding == "same" else 0,
+                                     bias=norm == "none"))
+            layers += normalization(norm, dims, b)
+            layers.append(ACTIVATIONS[activation]())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        super().__init__(*layers)
+
+
+class Up(nn.Module):
+    """Transposed convolution that doubles every side exactly: (N, in, *S) -> (N, out, *2S).
+
+    Kernel 2 tiles. Kernel 3 has stride 2 and no padding, its last row and column (and slice) dropped: the "same"-padded
+    transposed convolution of TensorFlow. `activation` follows where it is given.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int, kernel: int = 2, activation: str | None = None) -> None:
+        super().__init__()
+        self.conv = TRANSPOSED[dims](inputs, outputs, kernel, stride=2)
+        self.activation = ACTIVATIONS[activation]() if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = [2 * side for side in x.shape[2:]]
+        return self.activation(crop(self.conv(x), sides, at_start=True))
+
+
+def crop(x: Tensor, sides: Sequence[int], at_start: bool = False) -> Tensor:
+    """Cut the spatial sides of `x` (N, C, *S) to `sides`, around the centre (floor of the margin first) or at the start."""
+    for axis, side in enumerate(sides, 2):
+        if x.shape[axis] != side:
+            x = x.narrow(axis, 0 if at_start else (x.shape[axis] - side) // 2, side)
+    return x
+
+
+def join(upsampled: Tensor, skip: Tensor) -> Tensor:
+    """Concatenate (upsampled, skip) on the channel axis, the skip centre-cropped where convolutions are valid."""
+    return torch.cat((upsampled, crop(skip, upsampled.shape[2:])), 1)

@@ -1,0 +1,84 @@
+"""One UNet for all tasks: two or three dimensions, any norm, same or valid padding, pooled or strided down, kernel 2 or 3 up."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from unet.errors import UnetError
+from unet.models.layers import CONV, POOL, ConvBlock, Up, join
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetShape:
+    """What a UNet is made of. `features` are the levels' channels from the top; `bottleneck` those below the last."""
+
+    dims: int = 2
+    inputs: int = 3
+    outputs: int = 1
+    features: tuple[int, ...] = (32, 64, 128, 256)
+    bottleneck: int = 512
+    norm: str = "batch"
+    activation: str = "relu"
+    padding: str = "same"
+    down: str = "pool"
+    up_kernel: int = 2
+    up_activation: str | None = None
+    dropout: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as JSON types, to store beside weights."""
+        return {**dataclasses.asdict(self), "features": list(self.features)}
+
+
+class UNet(nn.Module):
+    """(N, inputs, *S) -> logits (N, outputs, *S), sides smaller by the valid convolutions where padding is valid.
+
+    Source: Ronneberger et al., U-Net, MICCAI 2015; 3D form: Çiçek et al., MICCAI 2016. With the default shape this is
+    the network of brain-segmentation-pytorch (Buda et al. 2019) without its final sigmoid: 7,763,041 parameters.
+    Sides must be divisible by 2^levels (same padding); `forward` raises UnetError otherwise.
+    """
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__()
+        self.shape = shape
+        dims, rest = shape.dims, {"norm": shape.norm, "activation": shape.activation, "padding": shape.padding}
+        strided = shape.down == "stride"
+        channels = shape.inputs
+        self.encoders = nn.ModuleList()
+        for level, width in enumerate(shape.features):
+            self.encoders.append(ConvBlock(dims, channels, width, **rest, stride=2 if strided and level else 1))
+            channels = width
+        self.pool = nn.Identity() if strided else POOL[dims](2)
+        self.bottleneck = ConvBlock(dims, channels, shape.bottleneck, **rest, stride=2 if strided else 1, dropout=shape.dropout)
+        channels = shape.bottleneck
+        self.ups = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        for width in reversed(shape.features):
+            self.ups.append(Up(dims, channels, width, shape.up_kernel, shape.up_activation))
+            self.decoders.append(ConvBlock(dims, 2 * width, width, **rest))
+            channels = width
+        self.head = CONV[dims](channels, shape.outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape.padding == "same":
+            check_sides(x.shape[2:], 2 ** len(self.shape.features))
+        skips = []
+        for encoder in self.encoders:
+            x = encoder(x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.bottleneck(x)
+        for up, decoder in zip(self.ups, self.decoders, strict=True):
+            x = decoder(join(up(x), skips.pop()))
+        return self.head(x)
+
+
+def check_sides(sides: tuple[int, ...], step: int) -> None:
+    """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are."""
+    if any(side % step for side in sides):
+        fitting = [-(-side // step) * step for side in sides]
+        raise UnetError(f"An input of {' x '.join(map(str, sides))} does not fit {step.bit_length() - 1} levels: sides must be"
+                        f" multiples of {step}.", f"Pad or resize to {' x '.join(map(str, fitting))}, or use fewer --layers.")

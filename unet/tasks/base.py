@@ -1,0 +1,88 @@
+"""What a task is: the data, network, loss and score of one system. The loop, the devices and the commands know no more.
+
+No torch at import; methods import what they need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unet.config import Config
+from unet.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unet.data.cache import CachedCase
+    from unet.data.loaders import Loader
+    from unet.data.volumes import Case
+
+Infer = Callable[[Any], "Tensor"]
+
+
+class Task:
+    """One system. `best` is (score, "max" | "min"): what --target, --patience and the best weights look at."""
+
+    name: str
+    best: tuple[str, str] = ("dsc", "max")
+    raw_folder = "data"
+
+    def index(self, config: Config) -> list[Case]:
+        """The cases of the raw set."""
+        raise NotImplementedError
+
+    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
+        """A raw case -> arrays for the cache, and what is needed to undo it."""
+        raise NotImplementedError
+
+    def cases(self, config: Config) -> list[CachedCase]:
+        """Every cached case; builds the cache where there is none."""
+        raise NotImplementedError
+
+    def split(self, cases: Sequence[CachedCase], config: Config) -> dict[str, list[str]]:
+        """{"train": ids, "validation": ids}."""
+        raise NotImplementedError
+
+    def batches(self, cases: Sequence[CachedCase], config: Config, shard: tuple[int, int], options: dict[str, Any],
+                place: Callable[[Tensor], Tensor]) -> Loader:
+        """Training batches of fixed shapes: dicts of CPU tensors (or device tensors with --data-on device).
+
+        `shard` is (rank, world); `options` are the device's for a DataLoader, "workers" among them.
+        """
+        raise NotImplementedError
+
+    def model(self, config: Config) -> nn.Module:
+        """The network, initialised."""
+        raise NotImplementedError
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser."""
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+    def loss(self, model: nn.Module, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalar tensors, "loss" among them."""
+        raise NotImplementedError
+
+    def evaluate(self, case: CachedCase, infer: Infer, full: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+        """(numbers, arrays) of one case; `full` adds the costly scores. `infer` runs the network on a case's batch."""
+        raise NotImplementedError
+
+    def restore(self, arrays: Any, raw: Any) -> Any:
+        """Arrays on the network's grid -> on the raw case's grid."""
+        raise NotImplementedError
+
+    def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        """A network that fits foreign weights, and the weights under its own key names."""
+        raise NotImplementedError
+
+
+def create(name: str) -> Task:
+    """The task of a name."""
+    try:
+        module = importlib.import_module(f"unet.tasks.{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"Unknown task {name!r}.", "See: python -m unet train --help") from error
+    task: Task = module.TASK()
+    return task

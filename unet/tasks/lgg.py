@@ -1,0 +1,141 @@
+"""LGG brain tumours in MRI, 2D UNet: the system of the Argonne benchmark, with the published recipe of
+brain-segmentation-pytorch (Buda, Saha, Mazurowski, Computers in Biology and Medicine 2019) where that one's is defective."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unet.config import Config, where
+from unet.data import cache, lgg, splits
+from unet.data.volumes import Case
+from unet.tasks.base import Infer, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unet.data.loaders import Loader
+    from unet.data.preprocess import Geometry
+
+LEVEL = 0.5
+PHANTOM_SEED = 2001
+
+
+class LGG(Task):
+    """Slices (3, H, W) -> probability of tumour (1, H, W); scored by patient volume."""
+
+    name = "lgg"
+    best = ("dsc", "max")
+
+    def index(self, config: Config) -> list[Case]:
+        if config.synth_data:
+            from unet.data import synthetic
+
+            synthetic.write_set(where(config.data, "data"), config.patients, config.slices, config.side, PHANTOM_SEED)
+        return lgg.index(where(config.data, "data"))[:config.max_cases]
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What decides the content of the cache."""
+        return {"image_size": config.image_size}
+
+    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
+        return lgg.prepare(case, config.image_size)
+
+    def cases(self, config: Config) -> list[cache.CachedCase]:
+        found = cache.ensure(where(config.cache, "data"), functools.partial(self.index, config), where(config.data, "data"),
+                             functools.partial(lgg.prepare, size=config.image_size),
+                             cache.make_manifest(self.name, self.settings(config)), config.rebuild_cache)
+        return found[:config.max_cases]
+
+    def split(self, cases: Sequence[cache.CachedCase], config: Config) -> splits.Split:
+        ids = [case.id for case in cases]
+        return splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed)
+
+    def batches(self, cases: Sequence[cache.CachedCase], config: Config, shard: tuple[int, int], options: dict[str, Any],
+                place: Callable[[Tensor], Tensor]) -> Loader:
+        from unet.data import augment
+        from unet.data.loaders import EpochBatches, Loader, Slices
+
+        change = functools.partial(augment.affine, scale=config.aug_scale, angle=config.aug_angle) if config.augment else None
+        slices = Slices(cases, config.data_on, place)
+        options = dict(options)
+        workers = options.pop("workers") if config.workers == "auto" else int(config.workers)
+        if config.data_on == "device":
+            workers, options = 0, {}
+        return Loader(EpochBatches(slices, config.batch_size, config.seed, change, shard), workers, options)
+
+    def model(self, config: Config) -> nn.Module:
+        from unet.models.unet import UNet, UNetShape
+
+        features = tuple(config.width * 2**level for level in range(config.layers))
+        return UNet(UNetShape(features=features, bottleneck=config.width * 2**config.layers))
+
+    def loss(self, model: nn.Module, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from unet.models.losses import batch_dice_loss
+
+        return {"loss": batch_dice_loss(outputs.float().sigmoid(), batch["mask"])}
+
+    def evaluate(self, case: cache.CachedCase, infer: Infer, full: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+        """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as one
+        pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
+        import torch
+
+        from unet.models import metrics
+        from unet.models.losses import batch_dice_loss
+
+        image, mask = case.arrays()
+        probability = self.probability(image, infer)
+        target = mask[..., 0] > 0
+        loss = batch_dice_loss(torch.from_numpy(probability), torch.from_numpy(target)).item()
+        prediction = metrics.largest_component(probability > LEVEL)
+        numbers = {"loss": loss, "dsc": metrics.dice(prediction, target)}
+        if full:
+            numbers |= {"hd95": metrics.hausdorff95(prediction, target), "volume_error": metrics.volume_error(prediction, target)}
+        return numbers, {"probability": probability, "prediction": prediction, "target": target}
+
+    def probability(self, image: Any, infer: Infer) -> Any:
+        """(S, H, W, 3) array -> probability (S, H, W) float32 array."""
+        import numpy as np
+        import torch
+
+        volume = torch.from_numpy(np.array(image, dtype=np.float32)).permute(0, 3, 1, 2)
+        return infer(volume).float().sigmoid()[:, 0].numpy()
+
+    def restore(self, arrays: Any, raw: Geometry) -> Any:
+        """Probability (S, size, size) -> (S, H, W) on the raw slices: linear interpolation back to the square, then the crop
+        is put where it came from; 0 outside."""
+        import numpy as np
+        import torch
+        from torch.nn import functional as F
+
+        square = torch.from_numpy(arrays)[:, None]
+        if raw.size != raw.side:
+            square = F.interpolate(square, size=(raw.side, raw.side), mode="bilinear", align_corners=False, antialias=raw.side < raw.size)
+        _, (top, bottom), (left, right) = raw.box
+        y, x = raw.before
+        result = np.zeros((len(arrays), *raw.raw[1:]), np.float32)
+        result[:, top:bottom, left:right] = square[:, 0, y:y + bottom - top, x:x + right - left].numpy()
+        return result
+
+    def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import foreign
+        from unet.models.unet import UNet
+
+        bare = foreign.strip_prefixes(state)
+        own = foreign.from_published_lgg(bare) if foreign.is_published_lgg(bare) else bare
+        return UNet(foreign.lgg_shape(own)), own
+
+
+TASK = LGG
+
+
+def overlay(image: Any, prediction: Any, target: Any | None = None) -> Any:
+    """(H, W, 3) uint8 with the outline of the prediction in red and of the target, where given, in green."""
+    from skimage.segmentation import find_boundaries
+
+    result = image.copy()
+    if target is not None:
+        result[find_boundaries(target, mode="inner")] = (0, 220, 0)
+    result[find_boundaries(prediction, mode="inner")] = (255, 40, 40)
+    return result
