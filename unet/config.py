@@ -23,19 +23,25 @@ MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predic
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Run"""
+class CommonOptions:
+    """Task and settings"""
 
     task: str = option("lgg", "what is learnt", choices=TASKS)
-    run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
-    out: str = option("performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir"))
-    mode: str | None = option(None, "what to do: " + ", ".join(MODES), choices=MODES, metavar="MODE", aliases=("--exec_mode",),
-                              shown="train_and_evaluate")
     config: str | None = option(None, "settings from a JSON file; a run's config.json replays it", metavar="FILE")
     recipe: str | None = option(None, "a named set of settings: published (256 px, batch 16, 100 epochs)", metavar="NAME")
     seed: int = option(2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1)
+    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Run"""
+
+    run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
+    out: str = option("performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir"))
+    mode: str | None = option(None, "with train only: " + ", ".join(MODES), choices=MODES, metavar="MODE", aliases=("--exec_mode",),
+                              shown="train_and_evaluate")
     dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
-    overwrite: bool = option(False, "replace a run, weights or predictions of the same name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +82,6 @@ class NetworkOptions:
 
     layers: int = option(4, "levels of the network", minimum=2, maximum=6)
     width: int = option(32, "features of the first level; each level doubles them", minimum=1)
-    load: str | None = option(None, "start from these weights (own or published format)", metavar="FILE",
-                              aliases=("--checkpoint",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +115,19 @@ class TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class SaveOptions:
-    """Saving and going on"""
+class WeightsOptions:
+    """Weights"""
 
     weights: tuple[str, ...] = option(("unet.pt",), "best weights: a name goes to weights/, a path is taken as it is", metavar="FILE",
                                       aliases=("--weights-file", "--weights-files"))
+    load: str | None = option(None, "start from these weights (own or published format)", metavar="FILE",
+                              aliases=("--checkpoint",))
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveOptions:
+    """Saving and going on"""
+
     resume: str | None = option(None, "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
                                 bare="auto", metavar="PATH", aliases=("--resume-training",))
     checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
@@ -181,8 +193,8 @@ class PhantomOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunOptions, TalkOptions, DataOptions, SplitOptions, NetworkOptions, TrainOptions, SaveOptions, DeviceOptions,
-             DistributedOptions, EvalOptions, PredictOptions, PhantomOptions):
+class Config(CommonOptions, RunOptions, TalkOptions, DataOptions, SplitOptions, NetworkOptions, WeightsOptions, TrainOptions,
+             SaveOptions, DeviceOptions, DistributedOptions, EvalOptions, PredictOptions, PhantomOptions):
     """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""
 
     def replace(self, **changes: Any) -> Config:
@@ -224,6 +236,11 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
 
     typed = {name: value for name, (value, _) in given.items()}
     from_file = read_file(Path(typed["config"]), names) if typed.get("config") else {}
+    file_source = f"file {typed.get('config')}"
+    if typed.get("resume"):
+        folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", values["out"]))
+        from_file |= read_file(folder / "config.json", names) | {"run_name": folder.name, "out": str(folder.parent)}
+        file_source = f"run {folder.name}"
     strong = {**from_file, **typed}
     task = strong.get("task", values["task"])
     lay(TASK_DEFAULTS[task], f"task {task}")
@@ -235,12 +252,41 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
         if recipe not in known:
             raise UsageError(f"Unknown recipe {recipe!r} of task {task}.", f"Known: {', '.join(known)}.")
         lay(known[recipe], f"recipe {recipe}")
-    lay(from_file, f"file {typed.get('config')}")
+    lay(from_file, file_source)
     for name, (value, spelling) in given.items():
         values[name], sources[name] = value, f"flag {spelling}"
     if sources["cache"] == "made data":
         values["cache"] = f"{values['cache']}_{values['image_size']}"
     return Resolved(Config(**values), sources, names)
+
+
+def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
+    """The folder of the run that --resume means: a run folder, a state file, the --run-name, or the latest run that is not done.
+
+    Raises UsageError where there is none.
+    """
+    parent = Path(out)
+    if resume != "auto":
+        path = Path(resume)
+        folders = [path, parent / resume, *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path.absolute())]
+    elif run_name:
+        folders = [parent / run_name]
+    else:
+        runs = [item.parent for item in parent.glob("*/status.json") if read_json(item).get("status") != "done"]
+        folders = sorted((run for run in runs if _state_of(run)), key=lambda run: (run / "status.json").stat().st_mtime, reverse=True)
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    known = sorted(item.parent.name for item in parent.glob("*/config.json"))
+    raise UsageError(f"--resume: no run {resume if resume != 'auto' else run_name or 'that is not done'} in {parent.absolute()}"
+                     + (f" (runs: {', '.join(known[:6])})." if known else " (no runs)."),
+                     "Type --resume --run-name NAME, --resume PATH, or leave --resume out to start.")
+
+
+def _state_of(folder: Path) -> Path | None:
+    """The state file that a run's status names, if the run has one."""
+    state = read_json(folder / "status.json").get("state")
+    return Path(state).absolute() if state else None
 
 
 NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run"}

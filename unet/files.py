@@ -111,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process of this host left in `folder`."""
     for path in folder.glob(".*.tmp"):
         owner = path.name.rsplit(".", 2)[-2]
-        if owner.isdigit() and not _alive(int(owner)):
+        if owner.isdigit() and not alive(int(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -129,7 +129,8 @@ def digest(*contents: bytes) -> str:
     return total.hexdigest()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this host lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -157,7 +157,7 @@ def _add(section: Any, name: str, option: Option, kind: type, many: bool, defaul
         section.add_argument(*unique, metavar=metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper()), **how)
     for alias in option.aliases:
         if not isinstance(alias, str):
-            section.add_argument(fold(alias[0]), nargs=0, const=(alias[1],), **{**how, "help": argparse.SUPPRESS, "nargs": 0})
+            section.add_argument(fold(alias[0]), **{**how, "help": argparse.SUPPRESS, "nargs": 0, "const": (alias[1],)})
 
 
 def _describe(option: Option, kind: type, default: Any, aliases: Sequence[str]) -> str:

@@ -1,19 +1,20 @@
-"""Made brain MRI in the layout of kaggle_3m: heads with a tumour that only shape, place and channels together give away.
+"""Made brain MRI in the layout of kaggle_3m: heads with a tumour that shape, place and channels give away together.
 
-A patient is painted layer by layer from smooth random fields: scalp, skull, folded cortex, ventricles, face, vessels, and one
-lesion. The fat of scalp and face and the caps of the ventricles are as bright on FLAIR as the lesion, so no threshold finds it.
+A patient is painted tissue by tissue from smooth random fields. On FLAIR, fat and the caps of the ventricles are as
+bright as the tumour, so no threshold finds it; a network with some context learns it within minutes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -26,200 +27,223 @@ from unet.files import atomic, make_folder, read_json, remove_leftovers, write_j
 
 Array = NDArray[Any]
 VERSION = 1
-RECORD, UNFINISHED = "phantom.json", "phantom.unfinished.json"
-# Grey values of (pre-contrast, FLAIR, post-contrast), before bias field, gain and noise.
-TISSUES = {"fat": (186, 150, 178), "skull": (18, 14, 18), "fluid": (30, 20, 30), "grey": (70, 84, 76), "white": (96, 66, 98),
-           "muscle": (62, 50, 78), "air": (4, 4, 4), "vessel": (70, 50, 172), "cap": (74, 136, 76), "lesion": (56, 136, 56)}
+# Grey values of (pre-contrast, FLAIR, post-contrast), before the patient's contrast, bias field and noise.
+TISSUES = {"fat": (186, 150, 178), "skull": (18, 14, 18), "fluid": (30, 20, 30), "grey": (70, 84, 76), "air": (4, 4, 4),
+           "white": (96, 66, 98), "muscle": (62, 50, 78), "vessel": (70, 50, 172), "cap": (74, 136, 76),
+           "lesion": (56, 136, 56)}
+POST = (2,)
+NAME = "TCGA_PH_{:04d}_20000101"  # PH: phantom
 
 
-def _stretch(grid: Array, size: int, axis: int) -> Array:
-    """Cubic B-spline through the `n` knots of one axis, at `size` points: n -> size."""
-    at = (np.arange(size) + 0.5) / size * (grid.shape[axis] - 3)
-    first = at.astype(int)
-    t = at - first
-    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    shape = [-1 if other == axis else 1 for other in range(grid.ndim)]
-    result = np.take(grid, first, axis) * (weights[0] / 6).astype(np.float32).reshape(shape)
-    for k in range(1, 4):
-        result += np.take(grid, first + k, axis) * (weights[k] / 6).astype(np.float32).reshape(shape)
-    return result
-
-
-def _field(rng: np.random.Generator, shape: tuple[int, ...], cells: tuple[int, ...]) -> Array:
-    """Smooth Gaussian random field of `shape` and unit variance; `cells` along each axis set how fine it is."""
-    field: Array = rng.standard_normal([count + 3 for count in cells], dtype=np.float32)
-    for axis in reversed(range(len(shape))):
-        field = _stretch(field, shape[axis], axis)
-    # 151/315 is the mean over t of the sum of squared weights of the cubic B-spline.
-    return field * np.float32((315 / 151) ** (len(shape) / 2))
-
-
-def _ramp(distance: Array, width: float) -> Array:
-    """0 outside, 1 inside, a soft edge of `width` where the signed `distance` is 0."""
-    result = distance * np.float32(1 / width)
-    result += np.float32(0.5)
-    return np.clip(result, 0, 1, out=result)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Head:
-    """Head coordinates of each voxel: x to the right, y to the back, z up (S, H, W), skin at `radius` 1; `pixel` is a step."""
+    """A canvas `image` (3, S, H, W); x (sideways), y (to the back) and z (up) in a head whose skin is at `radius` 1."""
 
-    x: Array
-    y: Array
-    z: Array
-    radius: Array
-    pixel: float
-
-
-def _head(rng: np.random.Generator, shape: tuple[int, int, int]) -> _Head:
-    """A turned, shifted, slightly dented ellipsoid, small at both ends of the stack."""
-    side = shape[1]
-    angle, across, along = rng.uniform(-0.2, 0.2), rng.uniform(0.34, 0.375), rng.uniform(0.41, 0.445)
-    row, column = ((np.arange(side) + 0.5) / side - 0.5 + shift for shift in rng.uniform(-0.025, 0.025, 2))
-    flat_x = (np.cos(angle) * column + np.sin(angle) * row[:, None]) / across
-    flat_y = (np.cos(angle) * row[:, None] - np.sin(angle) * column) / along
-    x = flat_x * (1.08 - 0.1 * flat_y) + 0.035 * _field(rng, shape, (3, 4, 4))
-    y = flat_y + 0.03 * _field(rng, shape, (3, 4, 4))
-    z = np.linspace(-0.985, 0.985, shape[0], dtype=np.float32)[:, None, None]
-    x, y = x.astype(np.float32), y.astype(np.float32)
-    return _Head(x, y, z, np.sqrt(x * x + y * y + np.abs(z) ** np.float32(2.6)), 1 / (side * 0.39))
-
-
-class _Canvas:
-    """The three channels (3, S, H, W) that tissues are painted on, with this patient's own contrast and gain."""
-
-    def __init__(self, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
-        self.image = np.zeros((3, *shape), np.float32)
-        power, gain = rng.uniform(0.88, 1.14, 3), rng.uniform(0.75, 1.2, 3)
-        self.values = {tissue: (255 * (np.array(grey) / 255) ** power * gain * rng.normal(1, 0.04, 3)).astype(np.float32)
+    def __init__(self, rng: np.random.Generator, slices: int, side: int) -> None:
+        self.rng, self.shape, self.pixel = rng, (slices, side, side), 1 / (0.39 * side)
+        angle, shifts = rng.uniform(-0.2, 0.2), rng.uniform(-0.025, 0.025, 2)
+        row, column = ((np.arange(side) + 0.5) / side - 0.5 + shift for shift in shifts)
+        x = (np.cos(angle) * column + np.sin(angle) * row[:, None]) / rng.uniform(0.34, 0.375)
+        y = (np.cos(angle) * row[:, None] - np.sin(angle) * column) / rng.uniform(0.41, 0.445)
+        self.x = (x * (1.08 - 0.1 * y)).astype(np.float32) + 0.035 * self.field(3, 4, 4)
+        self.y = y.astype(np.float32) + 0.03 * self.field(3, 4, 4)
+        self.z = np.linspace(-0.985, 0.985, slices, dtype=np.float32)[:, None, None]
+        self.radius = np.sqrt(self.x**2 + self.y**2 + np.abs(self.z) ** np.float32(2.6))
+        self.image = np.zeros((3, *self.shape), np.float32)
+        power, gain = rng.uniform(0.88, 1.14, 3), 255 * rng.uniform(0.75, 1.2, 3)
+        self.values = {tissue: ((np.array(grey) / 255) ** power * gain * rng.normal(1, 0.04, 3)).tolist()
                        for tissue, grey in TISSUES.items()}
 
-    def paint(self, tissue: str, alpha: Array, flair: Any = 1, channels: tuple[int, ...] = (0, 1, 2)) -> None:
+    def field(self, *cells: int) -> Array:
+        """Smooth random field (S, H, W) of unit variance: a cubic B-spline over noise on `cells` along each axis."""
+        field: Array = self.rng.standard_normal([count + 3 for count in cells], dtype=np.float32)
+        for axis in (2, 1, 0):
+            at = (np.arange(self.shape[axis]) + 0.5) / self.shape[axis] * cells[axis]
+            first, t = at.astype(int), at % 1
+            terms = np.array(((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)) / 6
+            # 151 / 315 is the mean over t of the sum of the squared terms.
+            weights = (terms * (315 / 151) ** 0.5).astype(np.float32).reshape(4, -1, *(1,) * (2 - axis))
+            grid, field = field, np.take(field, first, axis) * weights[0]
+            for k in (1, 2, 3):
+                field += np.take(grid, first + k, axis) * weights[k]
+        return field
+
+    def edge(self, distance: Array, pixels: float = 2, width: float | None = None) -> Array:
+        """0 outside, 1 inside, with an edge of some pixels, or of `width`, where the signed `distance` is 0."""
+        return np.asarray(np.clip(distance / (width or pixels * self.pixel) + 0.5, 0, 1))
+
+    def pair(self, centre: tuple[float, float, float], radii: tuple[float, float, float], bend: float = 0) -> Array:
+        """Signed distance (S, H, W), positive inside, to two ellipsoids left and right, bent outwards by `bend`."""
+        (x, y, z), (a, b, c) = centre, radii
+        u, v = (np.abs(self.x) - x - bend * self.y**2) / a, (self.y - y) / b
+        level: Array = np.sqrt(u * u + v * v + ((self.z - z) / c) ** 2) + 1e-3
+        level *= (1 - level) / (np.sqrt((u / a) ** 2 + (v / b) ** 2) + 1e-3)
+        return level
+
+    def paint(self, tissue: str, alpha: Array, channels: tuple[int, ...] = (0, 1, 2), flair: Any = 1) -> None:
         """Blend a tissue in with opacity `alpha` (S, H, W); `flair` modulates its FLAIR value."""
         for channel in channels:
-            value = self.values[tissue][channel] * (flair if channel == 1 else 1)
-            self.image[channel] += alpha * (value - self.image[channel])
+            plane = self.image[channel]
+            plane += alpha * ((flair if channel == 1 else 1) * self.values[tissue][channel] - plane)
 
 
-def _shell(rng: np.random.Generator, canvas: _Canvas, head: _Head) -> Array:
-    """Paint scalp, skull, fluid, folded cortex and white matter; returns the opacity of the brain (S, H, W)."""
-    shape, pixel = head.x.shape, head.pixel
-    patches = np.clip(1.05 + 0.22 * _field(rng, shape, (4, 7, 7)), 0.75, 1.5)
-    canvas.paint("fat", _ramp(1 - head.radius, 2 * pixel) * (1 - 0.6 * np.abs(head.z) ** 12), patches)
-    canvas.paint("skull", _ramp(0.92 - head.radius, 2 * pixel))
-    canvas.paint("fluid", _ramp(0.855 - head.radius, 2 * pixel))
+def _shell(head: _Head) -> Array:
+    """Paint scalp, skull, fluid, folded cortex and white matter; returns the brain's opacity (S, H, W)."""
+    head.paint("fat", head.edge(1 - head.radius) * (1 - 0.6 * np.abs(head.z) ** 12),
+               flair=np.clip(1.05 + 0.22 * head.field(4, 7, 7), 0.75, 1.5))
+    head.paint("skull", head.edge(0.92 - head.radius))
+    head.paint("fluid", head.edge(0.855 - head.radius))
     depth = 0.84 - head.radius
-    brain = _ramp(depth, 2 * pixel)
-    canvas.paint("grey", brain)
-    fold = np.abs(_field(rng, shape, (max(2, shape[0] * 2 // 3), 34, 34)))
-    inner = np.maximum(depth - 0.16 - 0.06 * _field(rng, shape, (5, 8, 8)), 0)
-    canvas.paint("white", _ramp(np.minimum(depth - 0.05, 0.07 * (fold - 0.6) + 0.25 * inner), 3 * pixel))
-    wide = 0.13 + 0.05 * _field(rng, shape, (4, 5, 5))
-    sulcus = _ramp(np.minimum(0.05 * (0.3 - fold), wide - depth), 1.5 * pixel) * brain
-    canvas.paint("fluid", 0.85 * sulcus)
-    canvas.paint("vessel", sulcus * _ramp(_field(rng, shape, (8, 12, 12)) - 1, 0.5), channels=(2,))
-    canvas.paint("fluid", _ramp(0.012 - np.abs(head.x), 2 * pixel) * _ramp(0.3 - depth, 0.05) * brain * 0.8)
+    brain = head.edge(depth)
+    head.paint("grey", brain)
+    fold = np.abs(head.field(max(2, head.shape[0] * 2 // 3), 34, 34))
+    core = np.maximum(depth - 0.16 - 0.06 * head.field(5, 8, 8), 0)
+    head.paint("white", head.edge(np.minimum(depth - 0.05, 0.07 * (fold - 0.6) + 0.25 * core), 3))
+    sulci = head.edge(np.minimum(0.05 * (0.3 - fold), 0.13 + 0.05 * head.field(4, 5, 5) - depth), 1.5) * brain
+    head.paint("fluid", 0.85 * sulci)
+    head.paint("vessel", sulci * head.edge(head.field(8, 12, 12) - 1, width=0.5), POST)
+    head.paint("fluid", 0.8 * head.edge(0.012 - np.abs(head.x)) * head.edge(0.3 - depth, width=0.05) * brain)
     return brain
 
 
-def _oval(head: _Head, centre: tuple[float, float, float], radii: tuple[float, float, float], bend: float = 0) -> Array:
-    """Signed distance (positive inside, S H W) to a pair of ellipsoids left and right, bent outwards by `bend`."""
-    (x, y, z), (a, b, c) = centre, radii
-    u, v = (np.abs(head.x) - x - bend * head.y**2) / a, (head.y - y) / b
-    level = np.sqrt(u * u + v * v + ((head.z - z) / c) ** 2) + 1e-3
-    return (1 - level) * level / (np.sqrt((u / a) ** 2 + (v / b) ** 2) + 1e-3)
+def _inside(head: _Head, brain: Array) -> Array:
+    """Paint nuclei, ventricles with bright caps, hindbrain, face, vessels; returns the opacity of what is brain now."""
+    head.paint("grey", 0.8 * head.edge(head.pair((0.26, 0.05, 0.05), (0.09, 0.2, 0.25)), 3))
+    head.paint("grey", 0.7 * head.edge(head.pair((0.1, 0.22, 0.0), (0.08, 0.12, 0.2)), 3))
+    horns = head.pair((0.07, 0.0, 0.1), (0.055 * head.rng.uniform(0.85, 1.25), 0.42, 0.34), 0.32)
+    rim = np.minimum(horns + 0.025 + 0.02 * head.field(6, 10, 10), 0.01 - horns)
+    head.paint("cap", head.edge(rim) * head.edge(np.abs(head.y) - 0.2, width=0.1) * brain)
+    head.paint("fluid", head.edge(horns, 1.5))
+    hind, stem = head.pair((0.24, 0.42, -0.62), (0.34, 0.3, 0.26)), head.pair((0.0, 0.08, -0.6), (0.16, 0.17, 0.4))
+    folia = 0.3 + 0.3 * np.sin(70 * head.y + 25 * head.x**2 + 1.5 * head.field(5, 12, 12))
+    head.paint("fluid", 0.9 * head.edge(np.maximum(hind, stem) + 0.035) * brain)
+    head.paint("grey", head.edge(hind) * brain)
+    head.paint("white", head.edge(hind - 0.04) * folia)
+    head.paint("white", head.edge(stem))
+    below = 0.6 * (-0.52 - head.z - 1.3 * (head.y + 0.35)) + 0.035 * head.field(4, 8, 8)
+    face, lumps = head.edge(below, 3) * head.edge(0.93 - head.radius, 3), head.field(9, 18, 18)
+    head.paint("muscle", face)
+    head.paint("fat", face * head.edge(lumps - 0.6, width=0.3))
+    head.paint("air", face * head.edge(-0.9 - lumps, width=0.3))
+    orbit = head.pair((0.38, -0.62, -0.5), (0.2, 0.24, 0.17))
+    head.paint("fat", head.edge(orbit))
+    head.paint("fluid", head.edge(orbit - 0.07))
+    head.paint("vessel", head.edge(0.05 - np.abs(head.x) - np.abs(head.radius - 0.85)) * (head.y > -0.2), POST)
+    brain *= 1 - face
+    spots = head.field(head.shape[0], 60, 60)  # rarely beyond 3 deviations, and then in small spots
+    head.paint("cap", head.edge(spots - 3.2, width=0.5) * brain, (0, 1))
+    head.paint("vessel", head.edge(-2.9 - spots, width=0.5) * brain, POST)
+    return brain
 
 
-def _inner(rng: np.random.Generator, canvas: _Canvas, head: _Head, brain: Array) -> Array:
-    """Paint nuclei, ventricles with their bright caps, spots, sinus and face; returns what is left of the brain."""
-    shape, pixel = head.x.shape, head.pixel
-    canvas.paint("grey", 0.8 * _ramp(_oval(head, (0.26, 0.05, 0.05), (0.09, 0.2, 0.25)), 3 * pixel))
-    canvas.paint("grey", 0.7 * _ramp(_oval(head, (0.1, 0.22, 0.0), (0.08, 0.12, 0.2)), 3 * pixel))
-    size = rng.uniform(0.85, 1.25)
-    horns = _oval(head, (0.07, 0.0, 0.1), (0.055 * size, 0.42, 0.34), 0.32)
-    thick = 0.025 + 0.02 * _field(rng, shape, (6, 10, 10))
-    caps = _ramp(np.minimum(horns + thick, 0.01 - horns), 2 * pixel) * _ramp(np.abs(head.y) - 0.2, 0.1) * brain
-    canvas.paint("cap", caps)
-    canvas.paint("fluid", _ramp(horns, 1.5 * pixel))
-    hind = _oval(head, (0.24, 0.42, -0.62), (0.34, 0.3, 0.26))
-    folia = 0.5 + 0.5 * np.sin(70 * head.y + 25 * head.x * head.x + 1.5 * _field(rng, shape, (5, 12, 12)))
-    stem = _oval(head, (0.0, 0.08, -0.6), (0.16, 0.17, 0.4))
-    canvas.paint("fluid", 0.9 * _ramp(np.maximum(hind, stem) + 0.035, 2 * pixel) * brain)
-    canvas.paint("grey", _ramp(hind, 2 * pixel) * brain)
-    canvas.paint("white", _ramp(hind - 0.04, 2 * pixel) * (0.6 * folia))
-    canvas.paint("white", _ramp(stem, 2 * pixel))
-    low = 0.6 * (-0.52 - head.z - 1.3 * (head.y + 0.35)) + 0.035 * _field(rng, shape, (4, 8, 8))
-    face = _ramp(low, 3 * pixel) * _ramp(0.93 - head.radius, 3 * pixel)
-    lumps = _field(rng, shape, (9, 18, 18))
-    canvas.paint("muscle", face)
-    canvas.paint("fat", face * _ramp(lumps - 0.6, 0.3))
-    canvas.paint("air", face * _ramp(-0.9 - lumps, 0.3))
-    orbit = _oval(head, (0.38, -0.62, -0.5), (0.2, 0.24, 0.17))
-    canvas.paint("fat", _ramp(orbit, 2 * pixel))
-    canvas.paint("fluid", _ramp(orbit - 0.07, 2 * pixel))
-    sinus = 0.05 - np.abs(head.x) - np.abs(head.radius - 0.85)
-    canvas.paint("vessel", _ramp(sinus, 2 * pixel) * (head.y > -0.2), channels=(2,))
-    return brain * (1 - face)
-
-
-def _spots(rng: np.random.Generator, canvas: _Canvas, brain: Array, tissue: str, count: int, channels: tuple[int, ...]) -> None:
-    """Paint `count` small bright blobs, one or two slices high, at random places of the brain."""
-    depth, side = brain.shape[:2]
-    reach = max(3, side // 40)
-    steps = np.arange(-reach, reach + 1)
-    for _ in range(count):
-        z, y, x = (int(rng.integers(0, depth)), *(int(value) for value in rng.integers(reach, side - reach, 2)))
-        radius, squeeze = side * rng.uniform(0.005, 0.009), rng.uniform(0.6, 1.6)
-        blob = np.exp(-((steps[:, None] / squeeze) ** 2 + (steps * squeeze) ** 2) / (2 * radius**2)).astype(np.float32)
-        place = np.s_[z:z + 1 + int(rng.integers(0, 2)), y - reach:y + reach + 1, x - reach:x + reach + 1]
-        part = _Canvas.__new__(_Canvas)
-        part.image, part.values = canvas.image[(slice(None), *place)], canvas.values
-        part.paint(tissue, blob * brain[place], channels=channels)
-
-
-def _lesion(rng: np.random.Generator, canvas: _Canvas, head: _Head, brain: Array) -> Array:
-    """Paint one irregular lesion with a soft edge and a ring that takes contrast; returns its mask (S, H, W), bool."""
+def _lesion(head: _Head, brain: Array) -> Array:
+    """Paint one irregular lesion with a soft edge, and a ring in it that takes contrast; returns its mask (S, H, W)."""
     from scipy import ndimage
 
-    shape = head.x.shape
-    area, aspect = rng.uniform(0.032, 0.055), rng.uniform(0.75, 1.3)
-    across, along = (np.sqrt(area / np.pi * ratio) / 0.39 for ratio in (aspect, 1 / aspect))
-    x, y, z = rng.choice((-1, 1)) * rng.uniform(0.25, 0.42), rng.uniform(-0.35, 0.3), rng.uniform(-0.1, 0.2)
+    rng = head.rng
+    share, aspect = rng.uniform(0.011, 0.019), rng.uniform(0.75, 1.3)  # part of all voxels; width to length
+    across, along = (float(np.sqrt(3 * share / np.pi * ratio)) / 0.39 for ratio in (aspect, 1 / aspect))
+    x, y, z = int(rng.choice((-1, 1))) * rng.uniform(0.25, 0.42), rng.uniform(-0.35, 0.3), rng.uniform(-0.1, 0.2)
     level = ((head.x - x) / across) ** 2 + ((head.y - y) / along) ** 2 + ((head.z - z) / rng.uniform(0.36, 0.44)) ** 4
-    level += 0.3 * _field(rng, shape, (5, 8, 8)) + 0.2 * _field(rng, shape, (8, 18, 18))
+    level += 0.3 * head.field(5, 8, 8) + 0.2 * head.field(8, 18, 18)
+    count = int(share * level.size)
+    level += 1 - np.partition(np.where(brain > 0.5, level, np.inf).ravel(), count)[count]
     parts, _ = ndimage.label((level < 1) & (brain > 0.5))
-    mask = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
-    near = ndimage.binary_dilation(mask, iterations=2)
-    alpha = _ramp(1 - level, 0.25) * brain * near
-    canvas.paint("lesion", alpha, 1 + 0.07 * _field(rng, shape, (8, 24, 24)))
-    ring = _ramp(0.1 + 0.06 * _field(rng, shape, (6, 14, 14)) - np.abs(level - 0.35), 0.08)
-    canvas.paint("vessel", alpha * ring * rng.uniform(0.3, 1), channels=(2,))
+    mask: Array = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    alpha = head.edge(1 - level, width=0.25) * brain * ndimage.binary_dilation(mask, iterations=2)
+    head.paint("lesion", alpha, flair=1 + 0.07 * head.field(8, 24, 24))
+    ring = head.edge(0.1 + 0.06 * head.field(6, 14, 14) - np.abs(level - 0.35), width=0.08)
+    head.paint("vessel", alpha * ring * rng.uniform(0.3, 1), POST)
     return mask
-
-
-def make_patient(seed: int, index: int, slices: int, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One head: images (S, side, side, 3) of pre-contrast, FLAIR and post-contrast, masks (S, side, side) of 0 and 255.
-
-    S is `slices` up to a quarter more. The same arguments give the same arrays.
-    """
-    rng = np.random.default_rng((seed, index))
-    shape = (_count(seed, index, slices), side, side)
-    head = _head(rng, shape)
-    canvas = _Canvas(rng, shape)
-    brain = _inner(rng, canvas, head, _shell(rng, canvas, head))
-    _spots(rng, canvas, brain, "cap", 25, (0, 1))
-    _spots(rng, canvas, brain, "vessel", 60, (2,))
-    mask = _lesion(rng, canvas, head, brain)
-    result = np.empty((*shape, 3), np.uint8)
-    sigma = np.float32(rng.uniform(2, 4.5))
-    for channel, plane in enumerate(canvas.image):
-        plane *= 1 + 0.12 * _field(rng, shape, (2, 3, 3))
-        plane += sigma * rng.standard_normal(shape, dtype=np.float32)
-        noisy = np.hypot(plane, sigma * rng.standard_normal(shape, dtype=np.float32))  # magnitude of a complex signal: Rician
-        result[..., channel] = np.clip(noisy + 0.5, 0, 255)
-    return result, mask.astype(np.uint8) * np.uint8(255)
 
 
 def _count(seed: int, index: int, slices: int) -> int:
     return slices + int(np.random.default_rng((seed, index, 1)).integers(0, slices // 4 + 1))
+
+
+def make_patient(seed: int, index: int, slices: int, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One head: images (S, side, side, 3) of pre-contrast, FLAIR, post-contrast; masks (S, side, side) of 0 and 255.
+
+    S is `slices` up to a quarter more. The same arguments give the same arrays.
+    """
+    rng = np.random.default_rng((seed, index))
+    head = _Head(rng, _count(seed, index, slices), side)
+    brain = _inside(head, _shell(head))
+    mask = _lesion(head, brain)
+    images, sigma = np.empty((*head.shape, 3), np.uint8), np.float32(rng.uniform(2, 4.5))
+    for channel, plane in enumerate(head.image):
+        plane *= 1 + 0.12 * head.field(2, 3, 3)  # bias field
+        real, imaginary = (sigma * rng.standard_normal(head.shape, dtype=np.float32) for _ in range(2))
+        images[..., channel] = np.clip(np.hypot(plane + real, imaginary) + 0.5, 0, 255)  # Rician noise
+    return images, mask.astype(np.uint8) * np.uint8(255)
+
+
+def _files(seed: int, index: int, slices: int) -> list[str]:
+    stem, numbers = NAME.format(index + 1), range(1, _count(seed, index, slices) + 1)
+    return [f"{stem}_{n}{end}.tif" for n in numbers for end in ("", "_mask")]
+
+
+def _write_patient(folder: Path, seed: int, slices: int, side: int, index: int) -> None:
+    import tifffile
+
+    target = make_folder(folder / NAME.format(index + 1))
+    remove_leftovers(target)
+    arrays = (array for pair in zip(*make_patient(seed, index, slices, side), strict=True) for array in pair)
+    for name, array in zip(_files(seed, index, slices), arrays, strict=True):
+        with atomic(target / name) as stream:
+            tifffile.imwrite(stream, array, photometric="rgb" if array.ndim == 3 else "minisblack", metadata=None)
+
+
+def _follow(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it, since workers of a killed parent wait for ever."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None:
+    context = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
+    with ProcessPoolExecutor(max(1, min(host.cores(), len(indexes))), context, _follow, (os.getpid(),)) as pool:
+        done = as_completed([pool.submit(work, index) for index in indexes])
+        try:
+            for future in host.progress(done, total=len(indexes), name="making patients", unit="patient"):
+                future.result()
+        except BrokenExecutor as error:
+            raise UnetError(f"A process that makes patients has died: {error}",
+                            "Free some memory, then type the command again: it goes on where it stopped.") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, overwrite: bool = False) -> None:
+    """Write `<folder>/<patient>/<patient>_<n>.tif` and `<patient>_<n>_mask.tif` from n = 1 on, then phantom.json.
+
+    Leaves a whole set of the same parameters alone and completes an interrupted one. Raises DataError where the folder
+    holds a set of other parameters, or patients of none; `overwrite` replaces made patients and never touches others.
+    """
+    wanted = {"seed": seed, "patients": patients, "slices": slices, "side": side, "version": VERSION}
+    record, begun = make_folder(folder) / "phantom.json", folder / "phantom.unfinished.json"
+    found = next((read_json(path) for path in (record, begun) if path.exists()), None)
+    older = found.get("patients", 0) if isinstance(found, dict) else 0
+    targets = [folder / NAME.format(index + 1) for index in range(max(patients, older))]
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path not in targets)
+    if found != wanted and (found or others) and not overwrite:
+        held = f"made patients with {found}" if found else f"{len(others)} folders of no made set ({others[0]}, ...)"
+        raise DataError(f"{folder.absolute()}: holds {held}; asked for is {wanted}.",
+                        "Add --overwrite to replace made patients (other folders stay), or name another folder with --data.")
+    if found != wanted or overwrite:  # old slices go first: none may pass for new, should this call be interrupted
+        for path in (record, begun, *(path for target in targets for path in target.glob(f"*{target.name}_*.tif*"))):
+            path.unlink(missing_ok=True)
+        for target in targets:
+            if target.is_dir() and not any(target.iterdir()):
+                target.rmdir()
+    missing = [index for index, target in enumerate(targets[:patients])
+               if not all((target / name).exists() for name in _files(seed, index, slices))]
+    if missing or not record.exists():
+        write_json(begun, wanted)
+        _write_patients(functools.partial(_write_patient, folder, seed, slices, side), missing)
+        write_json(record, wanted)
+        begun.unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet.config import Config
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unet.data.cache import CachedCase
+    from unet.data.checks import Report
     from unet.data.loaders import Loader
     from unet.data.volumes import Case
 
@@ -39,6 +41,10 @@ class Task:
 
     def cases(self, config: Config) -> list[CachedCase]:
         """Every cached case; builds the cache where there is none."""
+        raise NotImplementedError
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What decides the content of the cache."""
         raise NotImplementedError
 
     def split(self, cases: Sequence[CachedCase], config: Config) -> dict[str, list[str]]:
@@ -69,8 +75,32 @@ class Task:
         """(numbers, arrays) of one case; `full` adds the costly scores. `infer` runs the network on a case's batch."""
         raise NotImplementedError
 
+    def panel(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Name -> image of one case, for predictions.png."""
+        raise NotImplementedError
+
     def restore(self, arrays: Any, raw: Any) -> Any:
         """Arrays on the network's grid -> on the raw case's grid."""
+        raise NotImplementedError
+
+    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        """What the user named -> {folder: the images of one case, in order}."""
+        raise NotImplementedError
+
+    def outputs(self, image: Path, folder: Path, config: Config) -> dict[str, Path]:
+        """The files that prediction writes for an image, "mask" among them."""
+        raise NotImplementedError
+
+    def predict(self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config) -> None:
+        """Write the outputs of the `wanted` images of a case."""
+        raise NotImplementedError
+
+    def check_raw(self, path: Path, config: Config) -> Report:
+        """Look a raw set over."""
+        raise NotImplementedError
+
+    def check_cache(self, path: Path, config: Config) -> Report:
+        """Look a cache over."""
         raise NotImplementedError
 
     def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet.config import Config, where
-from unet.data import cache, lgg, splits
+from unet.data import cache, checks, lgg, splits
 from unet.data.volumes import Case
+from unet.files import make_folder
 from unet.tasks.base import Infer, Task
 
 if TYPE_CHECKING:
@@ -102,6 +104,18 @@ class LGG(Task):
         volume = torch.from_numpy(np.array(image, dtype=np.float32)).permute(0, 3, 1, 2)
         return infer(volume).float().sigmoid()[:, 0].numpy()
 
+    def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """FLAIR, truth, prediction and probability of the slice with most tumour, as images (H, W) or (H, W, 3) in [0, 1]."""
+        import numpy as np
+
+        image, _ = case.arrays()
+        number = int((arrays["target"] if arrays["target"].any() else arrays["probability"]).sum((1, 2)).argmax())
+        flair = np.asarray(image[number, ..., 1], dtype=np.float32)
+        low, high = np.percentile(flair, (1, 99.5))
+        grey = np.clip((flair - low) / max(high - low, 1e-6), 0, 1)
+        outlined = overlay((255 * np.repeat(grey[..., None], 3, 2)).astype(np.uint8), arrays["prediction"][number], arrays["target"][number])
+        return {"FLAIR": grey, "truth and prediction": outlined, "probability": arrays["probability"][number]}
+
     def restore(self, arrays: Any, raw: Geometry) -> Any:
         """Probability (S, size, size) -> (S, H, W) on the raw slices: linear interpolation back to the square, then the crop
         is put where it came from; 0 outside."""
@@ -117,6 +131,45 @@ class LGG(Task):
         result = np.zeros((len(arrays), *raw.raw[1:]), np.float32)
         result[:, top:bottom, left:right] = square[:, 0, y:y + bottom - top, x:x + right - left].numpy()
         return result
+
+    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        return lgg.patients_of(paths)
+
+    def outputs(self, image: Path, folder: Path, config: Config) -> dict[str, Path]:
+        found = {"mask": folder / image.name}
+        if config.overlay:
+            found["overlay"] = folder / f"{image.stem}_overlay.png"
+        if config.probabilities:
+            found["probability"] = folder / f"{image.stem}_probability.tif"
+        return found
+
+    def predict(self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config) -> None:
+        """Masks {0, 255} uint8 of the `wanted` slices of a patient whose slices are `images`; on request outlines (PNG; truth in
+        green where a mask lies beside the image) and probabilities (float32). Raises DataError."""
+        from unet.data.volumes import read_tiff, write_png, write_tiff
+        from unet.models.metrics import largest_component
+
+        volume, geometry = lgg.prepare_for_prediction(images, config.image_size)
+        probability = self.restore(self.probability(volume, infer), geometry)
+        mask = largest_component(probability > LEVEL)
+        make_folder(folder)
+        for number, image in enumerate(images):
+            if image not in wanted:
+                continue
+            paths = self.outputs(image, folder, config)
+            if config.probabilities:
+                write_tiff(paths["probability"], probability[number])
+            if config.overlay:
+                beside = lgg.mask_of(image)
+                truth = read_tiff(beside) > 0 if beside.exists() else None
+                write_png(paths["overlay"], overlay(read_tiff(image, 3), mask[number], truth))
+            write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
+
+    def check_raw(self, path: Path, config: Config) -> checks.Report:
+        return checks.raw_lgg(path, lambda ids: splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed))
+
+    def check_cache(self, path: Path, config: Config) -> checks.Report:
+        return checks.cached(path, cache.make_manifest(self.name, self.settings(config)))
 
     def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
         from unet.models import foreign

@@ -1,0 +1,30 @@
+"""check: a raw set or a cache, looked over before hours are spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unet.config import Resolved, where
+from unet.errors import UnetError
+from unet.tasks.base import create
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Print what was found. Returns 1 where there are errors, 0 otherwise (warnings alone are 0)."""
+    config = resolved.config
+    task = create(config.task)
+    typed = {name for name in ("data", "cache") if not resolved.sources[name].startswith(("default", "task"))}
+    raw, folder = where(config.data, "data"), where(config.cache, "data")
+    chosen: list[tuple[str, Path]] = []
+    if "data" in typed or not typed and raw.is_dir():
+        chosen.append(("raw set", raw))
+    if "cache" in typed or not typed and folder.is_dir():
+        chosen.append(("cache", folder))
+    if not chosen:
+        raise UnetError(f"Neither {raw.absolute()} nor {folder.absolute()} exists.", "Give a raw set with --data, or a cache with --cache.")
+    errors = 0
+    for kind, path in chosen:
+        report = task.check_raw(path, config) if kind == "raw set" else task.check_cache(path, config)
+        errors += len(report.errors)
+        print(report.text(f"{kind} {path}"))
+    return 1 if errors else 0

@@ -1,0 +1,23 @@
+"""config: the settings of `train` in force and where each comes from."""
+
+from __future__ import annotations
+
+from unet.config import Resolved
+from unet.options import flag
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Print a table of setting, value and source; what differs from the default stands first."""
+    rows = [(flag(name), value(getattr(resolved.config, name)), resolved.sources[name]) for name in resolved.names]
+    rows.sort(key=lambda row: row[2] == "default")
+    wide = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    print("\n".join(f"{name:<{wide[0]}}  {text:<{min(wide[1], 28)}}  {source}" for name, text, source in rows))
+    return 0
+
+
+def value(item: object) -> str:
+    if item is None or item == ():
+        return "-"
+    return " ".join(map(str, item)) if isinstance(item, tuple) else str(item)
+
+

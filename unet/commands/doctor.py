@@ -1,0 +1,53 @@
+"""doctor: what would be used here, why not the others, and what the machine grants."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import unet
+from unet import host
+from unet.config import Resolved, where
+from unet.devices import environment
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "nibabel", "matplotlib", "tqdm", "mlperf-logging")
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Print the report. Returns 0, or 1 where nothing can be used."""
+    config = resolved.config
+    total, available = host.memory()
+    lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]
+    usable = []
+    for name in environment.DEVICES:
+        device = environment.load(name)
+        why = device.missing(config)
+        lines.append(f"  {name:<6} {'usable' if not why else 'not usable: ' + why}")
+        usable += [] if why else [name]
+    for name in ("hpu", "mlu"):
+        lines.append(f"  {name:<6} not usable: version {unet.__version__} has no driver for it.")
+    rank = environment.find_rank(config)
+    if usable:
+        kind, _ = environment.choose(config)
+        environment.prepare(config, kind, rank)
+        device_now = kind(config, rank)
+        precisions = ", ".join(device_now.dtypes()) or "none"
+        lines += ["", f"Would be used: {device_now.describe()}", f"  precision {str(device_now.dtype).removeprefix('torch.')};"
+                  f" faster in hardware: {precisions}"]
+    lines += ["", "Machine", f"  cores      {host.cores()} of {os.cpu_count()} may be used",
+              f"  memory     {host.size(available)} free of {host.size(total)}"]
+    for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.out))):
+        state = "" if os.access(path if path.exists() else ".", os.W_OK) else ", NOT WRITABLE"
+        lines.append(f"  {title:<10} {host.size(host.disk(path.absolute()))} free on the disk of {path.absolute()}{state}")
+    raw = where(config.data, "data")
+    lines.append(f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}")
+    lines += ["", "Packages"]
+    for package in PACKAGES:
+        try:
+            lines.append(f"  {package:<16} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"  {package:<16} not installed; type: pip install -e .")
+    print("\n".join(lines))
+    return 0 if usable else 1

@@ -1,0 +1,30 @@
+"""preprocess: raw set -> cache. No torch is imported."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+
+from unet import host
+from unet.config import Resolved, where
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Make what is missing or changed; a second run does nothing, an interrupted one continues."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the pool has a process for each core
+    from unet.data import cache
+    from unet.tasks.base import create
+
+    config = resolved.config
+    task = create(config.task)
+    folder, raw = where(config.cache, "data"), where(config.data, "data")
+    start = time.perf_counter()
+    cases = task.index(config)
+    counts = cache.build(folder, cases, functools.partial(task.prepare, config=config), cache.make_manifest(task.name, task.settings(config)),
+                         config.rebuild_cache)
+    seconds = time.perf_counter() - start
+    slices = sum(case.shape[0] for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config))))
+    removed = f", {counts['removed']} removed" if counts["removed"] else ""
+    host.notice(f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {slices} slices from {raw}; {seconds:.1f} s")
+    return 0

@@ -1,0 +1,20 @@
+"""synthesize: a phantom set in the true layout of the task's raw data."""
+
+from __future__ import annotations
+
+from unet import host
+from unet.config import Resolved, where
+from unet.errors import UsageError
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Write the set into --data; a set made with the same settings is left as it is."""
+    from unet.data import synthetic
+
+    config = resolved.config
+    if resolved.sources["data"] == "default":
+        raise UsageError("synthesize writes into --data, which is not given.", "Type for example: python -m unet synthesize --data phantoms")
+    folder = where(config.data, "data")
+    synthetic.write_set(folder, config.patients, config.slices, config.side, config.seed, config.overwrite)
+    host.notice(f"{folder}: {config.patients} made patients; next: python -m unet train --data {folder} --cache {folder.name}_cache --run-name NAME")
+    return 0

@@ -1,0 +1,155 @@
+"""What listens to the loop: progress bar, logs, checkpoints, the picture of the curves. Methods are named like the loop's events."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.runtime import checkpoint, pictures
+from unet.runtime.engine import Progress, Run
+from unet.runtime.run_folder import RunFolder
+from unet.runtime.seeding import rng_state, set_rng_state
+
+
+class Bar:
+    """A bar of the epoch's steps at a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def epoch_begins(self, run: Run) -> None:
+        name = f"epoch {run.progress.epoch}/{run.config.epochs}"
+        self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step")
+        self.bar.update(run.progress.batch // run.config.accumulate)
+
+    def stepped(self, run: Run) -> None:
+        self.bar.update(1)
+
+    def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, lr: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} img/s, data wait {wait_fraction:.1%}", refresh=False)
+
+    def save(self, run: Run) -> None:
+        if run.stop.reason or run.progress.batch == 0:
+            self.bar.close()
+
+    def epoch_ends(self, run: Run, **rest: Any) -> None:
+        self.bar.close()
+
+
+class Log:
+    """metrics.jsonl (a JSON object a line) and run.log (words); the line of each epoch is also shown."""
+
+    def __init__(self, folder: RunFolder, score: str) -> None:
+        self.folder, self.score = folder, score
+
+    def write(self, run: Run, event: str, **values: Any) -> None:
+        line = {"event": event, "epoch": run.progress.epoch, "step": run.progress.step, "time": round(time.time(), 3), **values}
+        self.folder.append("metrics.jsonl", json.dumps(files.jsonable(line), allow_nan=False))
+        run.progress.lines += 1
+
+    def logged(self, run: Run, **values: float) -> None:
+        self.write(run, "step", **values)
+
+    def epoch_ends(self, run: Run, row: Mapping[str, Any], records: list[dict[str, Any]], better: bool) -> None:
+        self.write(run, "epoch", **{**row, "cases": {record["case"]: record[self.score] for record in records
+                                                     if self.score in record}})
+        words = f"epoch {row['epoch']:>3}/{run.config.epochs}  loss {row['loss']:.4f}  {row['train_seconds']:.1f} s"
+        if "score" in row:
+            words += f"  |  validation loss {row['eval_loss']:.4f}  {self.score.upper()} {row['score']:.4f}" + (" (best)" if better else "")
+        self.say(words)
+
+    def say(self, words: str) -> None:
+        """A line for run.log and for the user."""
+        self.folder.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
+        host.notice(words)
+
+
+class SeedLog:
+    """`<run-name>.txt`: the CSV log of the Argonne benchmark, whose analysis scripts read it.
+
+    Written whole after each epoch from the history, so a run that was resumed has one log.
+    """
+
+    def __init__(self, folder: RunFolder, command: str) -> None:
+        self.path, self.command = folder / f"{folder.name}.txt", command
+        self.init_seconds = 0.0
+
+    def epoch_ends(self, run: Run, **rest: Any) -> None:
+        files.write_text(self.path, self.text(run.progress, complete=False))
+
+    def finish(self, run: Run) -> None:
+        files.write_text(self.path, self.text(run.progress, complete=True))
+
+    def text(self, progress: Progress, complete: bool) -> str:
+        lines = [f"Command: {self.command}", "Begin CSV", "type,epoch,time,loss,dsc", f"loaders_init,,{self.init_seconds:.6f},,"]
+        for row in progress.history:
+            lines.append(f"train,{row['epoch']},{row['train_seconds']:.6f},{row['loss']:.6f},")
+            if "score" in row:
+                lines.append(f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{row['eval_loss']:.6f}, {row['score']:.6f}")
+        if complete:
+            epochs = len(progress.history)
+            lines.append(f"total_train_time,{epochs},{sum(row['train_seconds'] for row in progress.history):.6f},,")
+            lines.append(f"total_eval_time,{epochs},{sum(row.get('evaluate_seconds', 0.0) for row in progress.history):.6f},,")
+            if progress.best_score is not None:
+                lines.append(f"Best validation mean DSC: {progress.best_score:.6f}")
+            lines.append("End CSV")
+        return "\n".join(lines) + "\n"
+
+
+class Checkpoints:
+    """Best weights and the resumable state, each written whole. A state with a non-finite loss never replaces a good one."""
+
+    def __init__(self, weights: Path, state: Path, facts: Mapping[str, Any]) -> None:
+        self.weights, self.state, self.facts = weights, state, dict(facts)
+
+    def epoch_ends(self, run: Run, row: Mapping[str, Any], records: Any, better: bool) -> None:
+        if better and not run.losses.bad:
+            checkpoint.save(self.weights, {"format": checkpoint.WEIGHTS, **self.facts, "epoch": row["epoch"], "step": row["step"],
+                                           "score": row.get("score"), "model": run.model.state_dict()})
+
+    def save(self, run: Run) -> None:
+        if run.losses.bad:
+            return
+        start = time.perf_counter()
+        checkpoint.save(self.state, {"format": checkpoint.STATE, **self.facts, "model": run.model.state_dict(),
+                                     "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+                                     "rng": rng_state(run.device), "progress": dataclasses.asdict(run.progress)})
+        run.progress.seconds["save"] += time.perf_counter() - start
+
+
+def restore(run: Run, state: Path) -> None:
+    """Put a run where a saved state was. Raises CheckpointError where it does not fit."""
+    content = checkpoint.read(state)
+    if content.get("format") != checkpoint.STATE:
+        from unet.errors import CheckpointError
+
+        raise CheckpointError(f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
+                              "Give the *.state.pt file or the run's folder with --resume; weights alone: --load FILE.")
+    checkpoint.fit(run.model, content["model"], state)
+    run.optimizer.load_state_dict(content["optimizer"])
+    if content["scaler"]:
+        run.scaler.load_state_dict(content["scaler"])
+    set_rng_state(content["rng"], run.device)
+    for name, value in content["progress"].items():
+        setattr(run.progress, name, value)
+
+
+class Curves:
+    """progress.png, drawn at most every `every` seconds, and at the end."""
+
+    def __init__(self, folder: RunFolder, score: str, every: float = 60.0) -> None:
+        self.folder, self.score, self.every, self.drawn = folder, score, every, time.monotonic()
+
+    def epoch_ends(self, run: Run, **rest: Any) -> None:
+        if time.monotonic() - self.drawn > self.every:
+            self.finish(run)
+
+    def finish(self, run: Run) -> None:
+        self.drawn = time.monotonic()
+        if run.progress.history:
+            pictures.progress(run.progress.history, self.score, self.folder.name, self.folder / "progress.png")

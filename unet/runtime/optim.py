@@ -1,0 +1,49 @@
+"""Optimisers and the learning rate, a function of the position in the run: nothing to save, nothing to lose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from unet.config import Config
+from unet.devices.base import Device
+
+
+def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch.optim.Optimizer:
+    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise."""
+    how: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        how |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    fused = device.optimizer(config.optimizer, groups, **how)
+    if fused is not None:
+        return fused
+    kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    stock: torch.optim.Optimizer = kinds[config.optimizer](groups, **how)
+    return stock
+
+
+def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """The rate of optimiser step `step` (from 0), which lies in `epoch` (from 1).
+
+    Warm-up is linear per epoch, w + (lr - w) epoch / W for epoch <= W (as in the MLPerf reference). Then: constant;
+    cosine to 0; poly (1 - t)^0.9 (nnU-Net), both over the rest of the run; multistep times gamma after each milestone.
+    """
+    if epoch <= config.warmup_epochs:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / config.warmup_epochs
+    if config.schedule == "multistep":
+        return config.lr * config.lr_gamma ** sum(epoch > milestone for milestone in config.lr_milestones)
+    if config.schedule == "constant":
+        return config.lr
+    total = config.epochs * steps_per_epoch
+    if config.max_steps:
+        total = min(total, config.max_steps)
+    warm = config.warmup_epochs * steps_per_epoch
+    t = min(1.0, (step - warm) / max(1, total - warm))
+    return config.lr * ((1 + math.cos(math.pi * t)) / 2 if config.schedule == "cosine" else (1 - t) ** 0.9)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,37 @@
+"""Seeds and the state of every generator that a run may draw from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from unet.devices.base import Device
+
+
+def seed_all(number: int, device: Device) -> None:
+    """Seed python, numpy, torch and the device."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    device.seed(number)
+
+
+def rng_state(device: Device) -> dict[str, Any]:
+    """The state of all generators, in types that load with weights_only."""
+    version, inner, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {"python": [version, list(inner), gauss], "torch": torch.get_rng_state(), "device": device.rng_state(),
+            "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached]}
+
+
+def set_rng_state(state: dict[str, Any], device: Device) -> None:
+    """Restore what `rng_state` gave."""
+    version, inner, gauss = state["python"]
+    random.setstate((version, tuple(inner), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None:
+        device.set_rng_state(state["device"])
