@@ -1,4 +1,6 @@
-"""The command line: one table of commands, parsing, dispatch, the printing of errors, exit codes. No torch until a command runs."""
+"""The command line: one table of commands, parsing, dispatch, the printing of errors, exit codes. No torch until a
+command runs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from unet import __version__, config, host
+from unet import __version__, host
 from unet.config import (
     CommonOptions,
     DataOptions,
@@ -19,22 +21,26 @@ from unet.config import (
     NetworkOptions,
     PhantomOptions,
     PredictOptions,
-    Resolved,
     RunOptions,
     SaveOptions,
     SplitOptions,
     TalkOptions,
     TrainOptions,
     WeightsOptions,
+    check,
 )
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
 from unet.options import fold, parser, read
+from unet.resolve import Resolved
+from unet.resolve import resolve as layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A subcommand: what it does, an example, the groups of settings it takes. Its code is `unet/commands/<name>.py`."""
+    """A subcommand: what it does, an example, the groups of settings it takes. Its code is
+    `unet/commands/<name>.py`.
+    """
 
     help: str
     example: str
@@ -42,22 +48,70 @@ class Command:
     positional: str = ""
 
 
-TRAINING = (CommonOptions, RunOptions, DataOptions, SplitOptions, NetworkOptions, WeightsOptions, TrainOptions, SaveOptions,
-            DeviceOptions, DistributedOptions, EvalOptions, TalkOptions)
+TRAINING = (
+    CommonOptions,
+    RunOptions,
+    DataOptions,
+    SplitOptions,
+    NetworkOptions,
+    WeightsOptions,
+    TrainOptions,
+    SaveOptions,
+    DeviceOptions,
+    DistributedOptions,
+    EvalOptions,
+    TalkOptions,
+)
 COMMANDS = {
     "train": Command("train a network, and score it", "--data kaggle_3m --image-size 128 --run-name lgg-128", TRAINING),
-    "evaluate": Command("score weights, case by case", "--weights unet.pt",
-                        (CommonOptions, RunOptions, WeightsOptions, DataOptions, SplitOptions, NetworkOptions, DeviceOptions,
-                         DistributedOptions, EvalOptions, TalkOptions)),
-    "predict": Command("write masks of images, patients or whole sets", "--weights unet.pt kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-                       (PredictOptions, CommonOptions, WeightsOptions, DataOptions, NetworkOptions, DeviceOptions, DistributedOptions,
-                        EvalOptions, TalkOptions), " FILES|FOLDERS ..."),
-    "preprocess": Command("make the cache from a raw set", "--task lgg --data kaggle_3m --image-size 256 --cache kaggle_256_cache",
-                          (CommonOptions, DataOptions, TalkOptions)),
-    "check": Command("look a raw set or a cache over", "--data kaggle_3m", (CommonOptions, DataOptions, SplitOptions, TalkOptions)),
-    "synthesize": Command("make a phantom set in the true layout", "--data phantoms --patients 20",
-                          (CommonOptions, DataOptions, PhantomOptions, TalkOptions)),
-    "doctor": Command("what would be used here, and why not the others", "", (DataOptions, RunOptions, DeviceOptions, TalkOptions)),
+    "evaluate": Command(
+        "score weights, case by case",
+        "--weights unet.pt",
+        (
+            CommonOptions,
+            RunOptions,
+            WeightsOptions,
+            DataOptions,
+            SplitOptions,
+            NetworkOptions,
+            DeviceOptions,
+            DistributedOptions,
+            EvalOptions,
+            TalkOptions,
+        ),
+    ),
+    "predict": Command(
+        "write masks of images, patients or whole sets",
+        "--weights unet.pt kaggle_3m/TCGA_CS_4941_19960909 --overlay",
+        (
+            PredictOptions,
+            CommonOptions,
+            WeightsOptions,
+            DataOptions,
+            NetworkOptions,
+            DeviceOptions,
+            DistributedOptions,
+            EvalOptions,
+            TalkOptions,
+        ),
+        " FILES|FOLDERS ...",
+    ),
+    "preprocess": Command(
+        "make the cache from a raw set",
+        "--task lgg --data kaggle_3m --image-size 256 --cache kaggle_256_cache",
+        (CommonOptions, DataOptions, TalkOptions),
+    ),
+    "check": Command(
+        "look a raw set or a cache over", "--data kaggle_3m", (CommonOptions, DataOptions, SplitOptions, TalkOptions)
+    ),
+    "synthesize": Command(
+        "make a phantom set in the true layout",
+        "--data phantoms --patients 20",
+        (CommonOptions, DataOptions, PhantomOptions, TalkOptions),
+    ),
+    "doctor": Command(
+        "what would be used here, and why not the others", "", (DataOptions, RunOptions, DeviceOptions, TalkOptions)
+    ),
     "config": Command("the settings in force and where each comes from", "--recipe published --epochs 50", TRAINING),
 }
 
@@ -80,11 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = explain(error)
         failure.__cause__ = error
     except MemoryError as error:
-        failure = UnetError("This process ran out of memory.", "Type a smaller --batch-size, --image-size or --workers.")
+        failure = UnetError(
+            "This process ran out of memory.", "Type a smaller --batch-size, --image-size or --workers."
+        )
         failure.__cause__ = error
     except Exception as error:  # a defect of this program: still two lines, the traceback on request
-        failure = UnetError(f"Internal error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                            "This should not happen. Type the command again with -v for the traceback, and report it.")
+        failure = UnetError(
+            f"Internal error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "This should not happen. Type the command again with -v for the traceback, and report it.",
+        )
         failure.__cause__ = error
     if verbose:
         traceback.print_exception(failure.__cause__ or failure)
@@ -103,11 +161,16 @@ def dispatch(words: list[str]) -> int:
     implied = words[0].startswith("-")
     name = "train" if implied else words[0]
     if name not in COMMANDS:
-        raise UsageError(f"Unknown command {name!r}{nearest(name)}.", f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help")
+        raise UsageError(
+            f"Unknown command {name!r}{nearest(name)}.", f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help"
+        )
     resolved = resolve(name, words if implied else words[1:])
     mode = resolved.config.mode
     if mode and name not in ("train", "config"):
-        raise UsageError(f"--mode {mode} goes with train (or with no command), not with {name}.", f"Type: python -m unet {name}, without --mode.")
+        raise UsageError(
+            f"--mode {mode} goes with train (or with no command), not with {name}.",
+            f"Type: python -m unet {name}, without --mode.",
+        )
     if name == "train" and mode in ("evaluate", "predict"):
         name = mode
     host.set_quiet(resolved.config.quiet)
@@ -120,13 +183,17 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     """The settings of a command line. Raises UsageError with all that is wrong with it."""
     command = COMMANDS[name]
     program = f"python -m unet {name}"
-    text = parser(program, f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip(), command.groups,
-                  usage=f"{program} [options]{command.positional}")
+    text = parser(
+        program,
+        f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip(),
+        command.groups,
+        usage=f"{program} [options]{command.positional}",
+    )
     if any(word in ("-h", "--help") for word in words):
         text.print_help()
         raise SystemExit(0)
-    resolved = config.resolve(command.groups, read(text, command.groups, words))
-    config.check(resolved.config)
+    resolved = layers(command.groups, read(text, command.groups, words))
+    check(resolved.config)
     return resolved
 
 

@@ -7,15 +7,11 @@ defaults of tasks and recipes are data here. No torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unet.errors import UsageError
-from unet.files import jsonable, read_json
-from unet.options import convert_many, fields, flag, option
+from unet.options import option
 
 TASKS = ("lgg",)
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
@@ -28,7 +24,9 @@ class CommonOptions:
 
     task: str = option("lgg", "what is learnt", choices=TASKS)
     config: str | None = option(None, "settings from a JSON file; a run's config.json replays it", metavar="FILE")
-    recipe: str | None = option(None, "a named set of settings: published (256 px, batch 16, 100 epochs)", metavar="NAME")
+    recipe: str | None = option(
+        None, "a named set of settings: published (256 px, batch 16, 100 epochs)", metavar="NAME"
+    )
     seed: int = option(2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1)
     overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks")
 
@@ -38,9 +36,17 @@ class RunOptions:
     """Run"""
 
     run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
-    out: str = option("performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir"))
-    mode: str | None = option(None, "with train only: " + ", ".join(MODES), choices=MODES, metavar="MODE", aliases=("--exec_mode",),
-                              shown="train_and_evaluate")
+    out: str = option(
+        "performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir")
+    )
+    mode: str | None = option(
+        None,
+        "with train only: " + ", ".join(MODES),
+        choices=MODES,
+        metavar="MODE",
+        aliases=("--exec_mode",),
+        shown="train_and_evaluate",
+    )
     dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
 
 
@@ -57,20 +63,30 @@ class DataOptions:
     """Data"""
 
     data: str = option("kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path",))
-    cache: str = option("kaggle_cache", "preprocessed data: a path, or a name under data/", metavar="DIR", aliases=("--cache-path",))
+    cache: str = option(
+        "kaggle_cache", "preprocessed data: a path, or a name under data/", metavar="DIR", aliases=("--cache-path",)
+    )
     rebuild_cache: bool = option(False, "read the raw set and write the cache anew", aliases=("--im-cache",))
     synth_data: bool = option(False, "made data in the true layout (made once, then kept)")
     image_size: int = option(64, "side of a slice in pixels; a multiple of 2^layers", minimum=4, maximum=4096)
-    workers: str = option("auto", "processes that read and prepare; 0 = in this process", aliases=("--num-workers",), metavar="N")
+    workers: str = option(
+        "auto", "processes that read and prepare; 0 = in this process", aliases=("--num-workers",), metavar="N"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions:
     """Split into training and validation cases"""
 
-    split: str = option("published", "published (random.seed(42), sample), last (the seed's: last of the sorted names),"
-                                     " none, or a file (JSON, or validation cases one a line)", metavar="NAME|FILE")
-    held_out: int = option(10, "validation cases of published and last; a fifth of a set of 20 cases or fewer", minimum=1)
+    split: str = option(
+        "published",
+        "published (random.seed(42), sample), last (the seed's: last of the sorted names),"
+        " none, or a file (JSON, or validation cases one a line)",
+        metavar="NAME|FILE",
+    )
+    held_out: int = option(
+        10, "validation cases of published and last; a fifth of a set of 20 cases or fewer", minimum=1
+    )
     fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
     folds: int = option(5, "number of folds", minimum=2)
     max_cases: int | None = option(None, "use the first N cases only", minimum=1)
@@ -96,14 +112,18 @@ class TrainOptions:
     lr: float = option(1e-4, "learning rate", above=0, aliases=("--learning-rate",))
     momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0, maximum=1)
     weight_decay: float = option(0.0, "L2 penalty (adamw: decoupled)", minimum=0)
-    schedule: str = option("constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME")
+    schedule: str = option(
+        "constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
+    )
     warmup_epochs: int = option(0, "epochs of linear warm-up from --warmup-lr", minimum=0)
     warmup_lr: float = option(0.0, "learning rate at the start of the warm-up", minimum=0)
     lr_milestones: tuple[int, ...] = option((), "epochs after which multistep multiplies the rate", minimum=1)
     lr_gamma: float = option(0.1, "factor of multistep", above=0)
     clip: float | None = option(None, "clip the gradient's norm", above=0)
     augment: bool = option(True, "random scale, rotation and flip; --no-augment turns it off")
-    aug_scale: float = option(0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5)
+    aug_scale: float = option(
+        0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5
+    )
     aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180)
     target: float | None = option(None, "stop when the score reaches this; not reached: exit code 3")
     patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
@@ -118,18 +138,28 @@ class TrainOptions:
 class WeightsOptions:
     """Weights"""
 
-    weights: tuple[str, ...] = option(("unet.pt",), "best weights: a name goes to weights/, a path is taken as it is", metavar="FILE",
-                                      aliases=("--weights-file", "--weights-files"))
-    load: str | None = option(None, "start from these weights (own or published format)", metavar="FILE",
-                              aliases=("--checkpoint",))
+    weights: tuple[str, ...] = option(
+        ("unet.pt",),
+        "best weights: a name goes to weights/, a path is taken as it is",
+        metavar="FILE",
+        aliases=("--weights-file", "--weights-files"),
+    )
+    load: str | None = option(
+        None, "start from these weights (own or published format)", metavar="FILE", aliases=("--checkpoint",)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class SaveOptions:
     """Saving and going on"""
 
-    resume: str | None = option(None, "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
-                                bare="auto", metavar="PATH", aliases=("--resume-training",))
+    resume: str | None = option(
+        None,
+        "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
+        bare="auto",
+        metavar="PATH",
+        aliases=("--resume-training",),
+    )
     checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
     checkpoints: bool = option(True, "--no-checkpoints writes none", aliases=(("--disable-ckpt-saving", False),))
 
@@ -138,17 +168,38 @@ class SaveOptions:
 class DeviceOptions:
     """Device"""
 
-    device: str = option("auto", "where it runs: auto, cpu, cuda", metavar="NAME", choices=DEVICES, aliases=(
-        ("--hpu", "hpu"), ("--mlu", "mlu"), ("--cuda", "cuda"), ("--cpu", "cpu"), ("--no-hpu", "cpu"), ("--no-cuda", "cpu")))
+    device: str = option(
+        "auto",
+        "where it runs: auto, cpu, cuda",
+        metavar="NAME",
+        choices=DEVICES,
+        aliases=(
+            ("--hpu", "hpu"),
+            ("--mlu", "mlu"),
+            ("--cuda", "cuda"),
+            ("--cpu", "cpu"),
+            ("--no-hpu", "cpu"),
+            ("--no-cuda", "cpu"),
+        ),
+    )
     cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
     use_lazy_mode: bool = option(False, "lazy mode of an HPU")
-    precision: str = option("fp32", "arithmetic; auto (or bare --amp) = the best that the device has",
-                            choices=("fp32", "bf16", "fp16", "auto"), metavar="fp32|bf16|fp16|auto", bare="auto",
-                            aliases=("--amp", "--dtype"))
+    precision: str = option(
+        "fp32",
+        "arithmetic; auto (or bare --amp) = the best that the device has",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        metavar="fp32|bf16|fp16|auto",
+        bare="auto",
+        aliases=("--amp", "--dtype"),
+    )
     compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",))
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=("auto", "NCHW", "NHWC"))
-    deterministic: bool = option(False, "bit-identical repetition on the same device", aliases=("--cudnn-deterministic",))
-    data_on: str = option("disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device"))
+    deterministic: bool = option(
+        False, "bit-identical repetition on the same device", aliases=("--cudnn-deterministic",)
+    )
+    data_on: str = option(
+        "disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +218,9 @@ class DistributedOptions:
 class EvalOptions:
     """Evaluation"""
 
-    eval_batch_size: int = option(64, "slices in a forward pass; the result does not depend on it", minimum=1,
-                                  aliases=("--test-batch-size",))
+    eval_batch_size: int = option(
+        64, "slices in a forward pass; the result does not depend on it", minimum=1, aliases=("--test-batch-size",)
+    )
     eval_steps: int | None = option(None, "score at most N cases", minimum=1)
     bootstrap: int = option(10000, "resamples of the patients for the 95 % interval", minimum=100)
 
@@ -177,7 +229,9 @@ class EvalOptions:
 class PredictOptions:
     """Prediction"""
 
-    inputs: tuple[str, ...] = option((), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True)
+    inputs: tuple[str, ...] = option(
+        (), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True
+    )
     output: str = option("predictions", "folder of the masks", metavar="DIR")
     overlay: bool = option(False, "also write the outlines on the image, as PNG")
     probabilities: bool = option(False, "also write probabilities, as float TIFF")
@@ -193,8 +247,22 @@ class PhantomOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(CommonOptions, RunOptions, TalkOptions, DataOptions, SplitOptions, NetworkOptions, WeightsOptions, TrainOptions,
-             SaveOptions, DeviceOptions, DistributedOptions, EvalOptions, PredictOptions, PhantomOptions):
+class Config(
+    CommonOptions,
+    RunOptions,
+    TalkOptions,
+    DataOptions,
+    SplitOptions,
+    NetworkOptions,
+    WeightsOptions,
+    TrainOptions,
+    SaveOptions,
+    DeviceOptions,
+    DistributedOptions,
+    EvalOptions,
+    PredictOptions,
+    PhantomOptions,
+):
     """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""
 
     def replace(self, **changes: Any) -> Config:
@@ -203,122 +271,30 @@ class Config(CommonOptions, RunOptions, TalkOptions, DataOptions, SplitOptions, 
 
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {"lgg": {}}
 SYNTH_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lgg": {"data": "synthetic_kaggle_3m", "cache": "synthetic_cache", "epochs": 8, "batch_size": 16, "lr": 1e-3, "held_out": 5},
+    "lgg": {
+        "data": "synthetic_kaggle_3m",
+        "cache": "synthetic_cache",
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "held_out": 5,
+    },
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "lgg": {"published": {"image_size": 256, "batch_size": 16, "epochs": 100, "lr": 1e-4, "optimizer": "adam",
-                          "split": "published", "held_out": 10, "aug_scale": 0.05, "aug_angle": 15.0}},
+    "lgg": {
+        "published": {
+            "image_size": 256,
+            "batch_size": 16,
+            "epochs": 100,
+            "lr": 1e-4,
+            "optimizer": "adam",
+            "split": "published",
+            "held_out": 10,
+            "aug_scale": 0.05,
+            "aug_angle": 15.0,
+        }
+    },
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolved:
-    """The settings of a command and, by name, where each value comes from."""
-
-    config: Config
-    sources: Mapping[str, str]
-    names: tuple[str, ...]
-
-    def table(self) -> dict[str, dict[str, Any]]:
-        """name -> {"value", "source"} of the settings that the command has: the content of config.json."""
-        return {name: {"value": jsonable(getattr(self.config, name)), "source": self.sources[name]} for name in self.names}
-
-
-def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Resolved:
-    """Lay the layers over one another; `given` is what `options.read` returned. Raises UsageError."""
-    names = tuple(name for group in groups for name in fields(group))
-    values = {name: spec[3] for name, spec in fields(Config).items()}
-    sources = dict.fromkeys(values, "default")
-
-    def lay(layer: Mapping[str, Any], source: str) -> None:
-        for name, value in layer.items():
-            values[name], sources[name] = value, source
-
-    typed = {name: value for name, (value, _) in given.items()}
-    from_file = read_file(Path(typed["config"]), names) if typed.get("config") else {}
-    file_source = f"file {typed.get('config')}"
-    if typed.get("resume"):
-        folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", values["out"]))
-        from_file |= read_file(folder / "config.json", names) | {"run_name": folder.name, "out": str(folder.parent)}
-        file_source = f"run {folder.name}"
-    strong = {**from_file, **typed}
-    task = strong.get("task", values["task"])
-    lay(TASK_DEFAULTS[task], f"task {task}")
-    if strong.get("synth_data"):
-        lay(SYNTH_DEFAULTS[task], "made data")
-    recipe = strong.get("recipe")
-    if recipe:
-        known = RECIPES[task]
-        if recipe not in known:
-            raise UsageError(f"Unknown recipe {recipe!r} of task {task}.", f"Known: {', '.join(known)}.")
-        lay(known[recipe], f"recipe {recipe}")
-    lay(from_file, file_source)
-    for name, (value, spelling) in given.items():
-        values[name], sources[name] = value, f"flag {spelling}"
-    if sources["cache"] == "made data":
-        values["cache"] = f"{values['cache']}_{values['image_size']}"
-    return Resolved(Config(**values), sources, names)
-
-
-def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
-    """The folder of the run that --resume means: a run folder, a state file, the --run-name, or the latest run that is not done.
-
-    Raises UsageError where there is none.
-    """
-    parent = Path(out)
-    if resume != "auto":
-        path = Path(resume)
-        folders = [path, parent / resume, *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path.absolute())]
-    elif run_name:
-        folders = [parent / run_name]
-    else:
-        runs = [item.parent for item in parent.glob("*/status.json") if read_json(item).get("status") != "done"]
-        folders = sorted((run for run in runs if _state_of(run)), key=lambda run: (run / "status.json").stat().st_mtime, reverse=True)
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder
-    known = sorted(item.parent.name for item in parent.glob("*/config.json"))
-    raise UsageError(f"--resume: no run {resume if resume != 'auto' else run_name or 'that is not done'} in {parent.absolute()}"
-                     + (f" (runs: {', '.join(known[:6])})." if known else " (no runs)."),
-                     "Type --resume --run-name NAME, --resume PATH, or leave --resume out to start.")
-
-
-def _state_of(folder: Path) -> Path | None:
-    """The state file that a run's status names, if the run has one."""
-    state = read_json(folder / "status.json").get("state")
-    return Path(state).absolute() if state else None
-
-
-NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run"}
-
-
-def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Settings from a JSON file: {name: value}, or a run's config.json, whose run name, --resume and --overwrite are
-    left out. Names may be spelt with `-` or `_`. Raises UsageError with every mistake."""
-    content = read_json(path)
-    replay = isinstance(content, dict) and isinstance(content.get("settings"), dict)
-    if replay:
-        content = {name: item["value"] for name, item in content["settings"].items() if name not in NOT_REPLAYED}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds {type(content).__name__}, not a JSON object of settings.",
-                         'Write for example {"image-size": 128, "epochs": 50}.')
-    declared = fields(Config)
-    result: dict[str, Any] = {}
-    mistakes = []
-    for key, value in content.items():
-        name = key.lstrip("-").replace("-", "_")
-        if name not in declared:
-            near = difflib.get_close_matches(name, names, 1)
-            mistakes.append(f"unknown setting {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-            continue
-        spec, kind, many, _ = declared[name]
-        try:
-            result[name] = value if value is None else convert_many(key, spec, kind, many, value)
-        except ValueError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise UsageError(f"{path}: {'; '.join(mistakes)}.", "Mend the file; `python -m unet config` lists every setting.")
-    return result
 
 
 def check(config: Config) -> None:
@@ -327,7 +303,9 @@ def check(config: Config) -> None:
     if config.image_size % 2**config.layers:
         side = 2**config.layers
         low = max(side, config.image_size // side * side)
-        mistakes.append(f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}")
+        mistakes.append(
+            f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"
+        )
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
     if config.workers != "auto" and not (config.workers.isdigit() and int(config.workers) <= 256):
@@ -345,21 +323,16 @@ def check(config: Config) -> None:
     if config.run_name and (set(config.run_name) & set("/\\\0") or config.run_name.startswith(".")):
         mistakes.append(f"--run-name {config.run_name!r} is a name, without / and not starting with a dot")
     if config.world_size is not None and config.rank is not None and config.rank >= config.world_size:
-        mistakes.append(f"--rank {config.rank} is outside 0 to {config.world_size - 1} (--world-size {config.world_size})")
+        mistakes.append(
+            f"--rank {config.rank} is outside 0 to {config.world_size - 1} (--world-size {config.world_size})"
+        )
     if mistakes:
-        raise UsageError("; ".join(mistakes) + ".", "Change the named flags; `python -m unet config` shows what is in force and why.")
-
-
-def dumps(resolved: Resolved, command: str) -> str:
-    """The text of config.json."""
-    return json.dumps({"command": command, "settings": resolved.table()}, indent=1) + "\n"
+        raise UsageError(
+            "; ".join(mistakes) + ".", "Change the named flags; `python -m unet config` shows what is in force and why."
+        )
 
 
 def where(name: str, parent: str) -> Path:
     """A path as it is (absolute, with a separator, or existing); a bare name under `parent`."""
     path = Path(name).expanduser()
     return path if path.is_absolute() or len(path.parts) > 1 or name in (".", "..") else Path(parent) / path
-
-
-def flags_of(names: Sequence[str]) -> str:
-    return ", ".join(flag(name) for name in names)

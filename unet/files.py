@@ -25,12 +25,16 @@ def explain(error: OSError, path: Path | str | None = None) -> StorageError:
     name = os.fspath(path) if path is not None else str(error.filename or "a file")
     target = Path(name).absolute()
     if error.errno in _NO_SPACE:
-        return StorageError(f"{target}: cannot be written: {error.strerror} (no room on the disk, or a quota or limit).",
-                         "Free some room or name another folder (--out, --weights or --cache), then type the command again;"
-                         " a run goes on with --resume.")
+        return StorageError(
+            f"{target}: cannot be written: {error.strerror} (no room on the disk, or a quota or limit).",
+            "Free some room or name another folder (--out, --weights or --cache), then type the command again;"
+            " a run goes on with --resume.",
+        )
     if error.errno in _NO_RIGHT:
-        return StorageError(f"{target}: {error.strerror}.",
-                         "Make the folder writable, or name another one with --out, --weights, --cache or --data.")
+        return StorageError(
+            f"{target}: {error.strerror}.",
+            "Make the folder writable, or name another one with --out, --weights, --cache or --data.",
+        )
     return StorageError(f"{target}: {error.strerror or error}.", "Check the path; -v shows where it was needed.")
 
 
@@ -59,7 +63,7 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -147,7 +151,7 @@ def lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[N
     The file names its owner (host, process, since when); `waiting` is told once, in words, whom we wait for.
     """
     try:
-        stream = open(path, "a+")
+        stream = open(path, "a+")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise explain(error, path) from error
     with stream:

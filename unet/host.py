@@ -41,10 +41,13 @@ def memory() -> tuple[int, int]:
     """(total, available) bytes of memory for this process, the control group's limit included; zeros where unknown."""
     total = available = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
-        rows = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if ":" in line}
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        rows = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line}
         total, available = rows.get("MemTotal", 0), rows.get("MemAvailable", 0)
-    for limit_file, used_file in (("memory.max", "memory.current"),
-                                  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with contextlib.suppress(OSError, ValueError):
             base = Path("/sys/fs/cgroup")
             limit, used = int((base / limit_file).read_text()), int((base / used_file).read_text())
@@ -81,12 +84,23 @@ def notice(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def progress(iterable: Iterable[Any] | None = None, *, total: int | None = None, name: str = "", unit: str = "it") -> Any:
+def progress(
+    iterable: Iterable[Any] | None = None, *, total: int | None = None, name: str = "", unit: str = "it"
+) -> Any:
     """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done."""
     from tqdm import tqdm
 
-    return tqdm(iterable, total=total, desc=name, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr,
-                disable=_quiet or not sys.stderr.isatty(), mininterval=0.2)
+    return tqdm(
+        iterable,
+        total=total,
+        desc=name,
+        unit=unit,
+        leave=False,
+        dynamic_ncols=True,
+        file=sys.stderr,
+        disable=_quiet or not sys.stderr.isatty(),
+        mininterval=0.2,
+    )
 
 
 def size(count: float) -> str:

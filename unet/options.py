@@ -45,7 +45,9 @@ def flag(name: str) -> str:
 
 
 def shape(hint: Any) -> tuple[type, bool]:
-    """(element type, whether many) of a field's annotation: `int | None` -> (int, False), `tuple[int, ...]` -> (int, True)."""
+    """(element type, whether many) of a field's annotation: `int | None` -> (int, False), `tuple[int, ...]` -> (int,
+    True).
+    """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(item for item in typing.get_args(hint) if item is not type(None))
     if typing.get_origin(hint) is tuple:
@@ -57,13 +59,18 @@ def shape(hint: Any) -> tuple[type, bool]:
 def fields(group: type) -> dict[str, tuple[Option, type, bool, Any]]:
     """name -> (option, element type, whether many, default) of the options of a dataclass."""
     hints = typing.get_type_hints(group)
-    return {field.name: (field.metadata["option"], *shape(hints[field.name]), field.default)
-            for field in dataclasses.fields(group) if "option" in field.metadata}
+    return {
+        field.name: (field.metadata["option"], *shape(hints[field.name]), field.default)
+        for field in dataclasses.fields(group)
+        if "option" in field.metadata
+    }
 
 
 def convert(name: str, option: Option, kind: type, value: Any) -> Any:
-    """`value` (text, or an item of a settings file) as `kind`, within the option's bounds. Raises ValueError in words."""
-    if value is None or value == "none" and option.choices is None and kind is not str:
+    """`value` (text, or an item of a settings file) as `kind`, within the option's bounds. Raises ValueError in
+    words.
+    """
+    if value is None or (value == "none" and option.choices is None and kind is not str):
         return None
     if option.bare is not None and value == option.bare:
         return value
@@ -71,7 +78,7 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise ValueError(f"{name} takes true or false, not {value!r}")
-    if isinstance(value, bool) or isinstance(value, float) and kind is int and not value.is_integer():
+    if isinstance(value, bool) or (isinstance(value, float) and kind is int and not value.is_integer()):
         raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}")
     try:
         result = kind(value)
@@ -79,12 +86,17 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
         raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}") from None
     if option.choices and result not in option.choices:
         near = difflib.get_close_matches(str(result), [str(item) for item in option.choices], 1)
-        raise ValueError(f"{name} is one of {', '.join(map(str, option.choices))}, not {value!r}"
-                         + (f" (did you mean {near[0]}?)" if near else ""))
+        raise ValueError(
+            f"{name} is one of {', '.join(map(str, option.choices))}, not {value!r}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+        )
     if isinstance(result, float) and result != result:
         raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}")
-    for bound, wrong, word in ((option.minimum, lambda a, b: a < b, "at least"), (option.maximum, lambda a, b: a > b, "at most"),
-                               (option.above, lambda a, b: a <= b, "above")):
+    for bound, wrong, word in (
+        (option.minimum, lambda a, b: a < b, "at least"),
+        (option.maximum, lambda a, b: a > b, "at most"),
+        (option.above, lambda a, b: a <= b, "above"),
+    ):
         if bound is not None and wrong(result, bound):
             raise ValueError(f"{name} is {word} {bound:g}, not {value}")
     return result
@@ -100,7 +112,7 @@ class _Collect(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, spelling: str | None = None) -> None:
         if self.const is not None and (values is None or values == []):
             values = self.const[0]
-        getattr(namespace, "given").setdefault(self.dest, []).append((spelling or self.dest, values))
+        namespace.given.setdefault(self.dest, []).append((spelling or self.dest, values))
 
 
 class _Help(argparse.HelpFormatter):
@@ -113,10 +125,6 @@ class _Help(argparse.HelpFormatter):
         values = self._format_args(action, self._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
         return f"{action.option_strings[0]} {values}".strip()
 
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        lines = super()._split_lines(text, width)
-        return lines
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -124,9 +132,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(prog: str, description: str, groups: Sequence[type], usage: str | None = None) -> argparse.ArgumentParser:
-    """An argparse parser whose options are the fields of `groups`; the first line of a group's docstring is its title."""
-    result = _Parser(prog=prog, description=description, usage=usage or f"{prog} [options]", allow_abbrev=False,
-                     formatter_class=_Help, add_help=False)
+    """An argparse parser whose options are the fields of `groups`; the first line of a group's docstring is its
+    title.
+    """
+    result = _Parser(
+        prog=prog,
+        description=description,
+        usage=usage or f"{prog} [options]",
+        allow_abbrev=False,
+        formatter_class=_Help,
+        add_help=False,
+    )
     for index, group in enumerate(groups):
         section = result.add_argument_group((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip("."))
         if index == 0:
@@ -139,8 +155,12 @@ def parser(prog: str, description: str, groups: Sequence[type], usage: str | Non
 def _add(section: Any, name: str, option: Option, kind: type, many: bool, default: Any) -> None:
     spellings = [flag(name), *(alias for alias in option.aliases if isinstance(alias, str))]
     unique = list(dict.fromkeys(fold(item) for item in spellings))
-    how: dict[str, Any] = {"action": _Collect, "dest": name, "default": argparse.SUPPRESS,
-                           "help": _describe(option, kind, default, spellings[1:])}
+    how: dict[str, Any] = {
+        "action": _Collect,
+        "dest": name,
+        "default": argparse.SUPPRESS,
+        "help": _describe(option, kind, default, spellings[1:]),
+    }
     if option.positional:
         del how["dest"]
         section.add_argument(name, nargs="*", metavar=option.metavar, **how)
@@ -149,12 +169,16 @@ def _add(section: Any, name: str, option: Option, kind: type, many: bool, defaul
         section.add_argument(*unique, nargs=0, const=(True,), **how)
         section.add_argument("--no-" + unique[0][2:], nargs=0, const=(False,), **{**how, "help": argparse.SUPPRESS})
     else:
-        metavar = option.metavar or ("|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None)
+        metavar = option.metavar or (
+            "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
+        )
         if many:
             how["nargs"] = "+"
         elif option.bare is not None:
             how |= {"nargs": "?", "const": (option.bare,)}
-        section.add_argument(*unique, metavar=metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper()), **how)
+        section.add_argument(
+            *unique, metavar=metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper()), **how
+        )
     for alias in option.aliases:
         if not isinstance(alias, str):
             section.add_argument(fold(alias[0]), **{**how, "help": argparse.SUPPRESS, "nargs": 0, "const": (alias[1],)})
@@ -164,6 +188,8 @@ def _describe(option: Option, kind: type, default: Any, aliases: Sequence[str]) 
     text = option.help
     switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]
     also = [*aliases, *switches]
+    if option.choices and option.metavar and "|" not in option.metavar and str(option.choices[0]) not in text:
+        text += ": " + ", ".join(map(str, option.choices))
     if also:
         text += f" (also {', '.join(also)})"
     shown = option.shown or ("on" if default is True else None if default in (None, False, ()) else str(default))
@@ -200,8 +226,10 @@ def read(parser: argparse.ArgumentParser, groups: Sequence[type], argv: Sequence
             except ValueError as error:
                 mistakes.append(str(error))
         if len({repr(value) for value in values.values()}) > 1:
-            mistakes.append(f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"
-                            f" both set {flag(name)}")
+            mistakes.append(
+                f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"
+                f" both set {flag(name)}"
+            )
         if values:
             spelling = list(values)[-1]
             result[name] = (values[spelling], spelling)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unet.config import Resolved, where
+from unet.config import where
 from unet.errors import UnetError
+from unet.resolve import Resolved
 from unet.tasks.base import create
 
 
@@ -16,12 +17,15 @@ def run(resolved: Resolved, command: str) -> int:
     typed = {name for name in ("data", "cache") if not resolved.sources[name].startswith(("default", "task"))}
     raw, folder = where(config.data, "data"), where(config.cache, "data")
     chosen: list[tuple[str, Path]] = []
-    if "data" in typed or not typed and raw.is_dir():
+    if "data" in typed or (not typed and raw.is_dir()):
         chosen.append(("raw set", raw))
-    if "cache" in typed or not typed and folder.is_dir():
+    if "cache" in typed or (not typed and folder.is_dir()):
         chosen.append(("cache", folder))
     if not chosen:
-        raise UnetError(f"Neither {raw.absolute()} nor {folder.absolute()} exists.", "Give a raw set with --data, or a cache with --cache.")
+        raise UnetError(
+            f"Neither {raw.absolute()} nor {folder.absolute()} exists.",
+            "Give a raw set with --data, or a cache with --cache.",
+        )
     errors = 0
     for kind, path in chosen:
         report = task.check_raw(path, config) if kind == "raw set" else task.check_cache(path, config)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import Config, Resolved, where
+from unet.config import Config, where
 from unet.devices import environment
 from unet.errors import UnetError, UsageError
+from unet.resolve import Resolved
 from unet.tasks.base import Infer, Task, create
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def assemble(config: Config) -> Parts:
     device = kind(config, rank)
     device.deterministic(config.deterministic)
     if config.precision not in ("fp32", "auto") and config.precision not in device.dtypes():
-        host.notice(f"{config.precision} is not in the hardware of this device ({device.describe()}): it works, but slowly.")
+        host.notice(
+            f"{config.precision} is not in the hardware of this device ({device.describe()}): it works, but slowly."
+        )
     return Parts(config, create(config.task), device, rank, tuple(passed))
 
 
@@ -84,11 +87,17 @@ def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[di
     """
     facts = [read_weights(path)[0] for path in paths]
     settings = facts[0].get("settings", {})
-    changes = {name: settings[name] for name in ("image_size", "data", "cache", "synth_data")
-               if name in settings and resolved.sources[name] in ("default", f"task {resolved.config.task}", "made data")}
+    changes = {
+        name: settings[name]
+        for name in ("image_size", "data", "cache", "synth_data")
+        if name in settings and resolved.sources[name] in ("default", f"task {resolved.config.task}", "made data")
+    }
     sizes = {item.get("settings", {}).get("image_size") for item in facts}
     if len(sizes) > 1 and "image_size" in changes:
-        raise UsageError(f"The weights were trained at different image sizes: {', '.join(map(str, sizes))}.", "Give them one at a time.")
+        raise UsageError(
+            f"The weights were trained at different image sizes: {', '.join(map(str, sizes))}.",
+            "Give them one at a time.",
+        )
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
     return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
 
@@ -98,6 +107,9 @@ def advise_memory(error: BaseException, parts: Parts) -> UnetError | None:
     if not parts.device.is_out_of_memory(error):
         return None
     batch = parts.config.batch_size
-    return UnetError(f"The device ran out of memory with --batch-size {batch} at --image-size {parts.config.image_size}"
-                     f" (peak {host.size(parts.device.memory())}).",
-                     f"Type --batch-size {max(1, batch // 2)} with --accumulate {2 if batch > 1 else 1} for the same gradients, or --precision bf16.")
+    return UnetError(
+        f"The device ran out of memory with --batch-size {batch} at --image-size {parts.config.image_size}"
+        f" (peak {host.size(parts.device.memory())}).",
+        f"Type --batch-size {max(1, batch // 2)} with --accumulate {2 if batch > 1 else 1} for the same"
+        " gradients, or --precision bf16.",
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unet.config import Resolved
 from unet.options import flag
+from unet.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -19,5 +19,3 @@ def value(item: object) -> str:
     if item is None or item == ():
         return "-"
     return " ".join(map(str, item)) if isinstance(item, tuple) else str(item)
-
-

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import unet
 from unet import host
-from unet.config import Resolved, where
+from unet.config import where
 from unet.devices import environment
+from unet.resolve import Resolved
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "nibabel", "matplotlib", "tqdm", "mlperf-logging")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "matplotlib", "tqdm")
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -34,15 +35,26 @@ def run(resolved: Resolved, command: str) -> int:
         environment.prepare(config, kind, rank)
         device_now = kind(config, rank)
         precisions = ", ".join(device_now.dtypes()) or "none"
-        lines += ["", f"Would be used: {device_now.describe()}", f"  precision {str(device_now.dtype).removeprefix('torch.')};"
-                  f" faster in hardware: {precisions}"]
-    lines += ["", "Machine", f"  cores      {host.cores()} of {os.cpu_count()} may be used",
-              f"  memory     {host.size(available)} free of {host.size(total)}"]
+        lines += [
+            "",
+            f"Would be used: {device_now.describe()}",
+            f"  precision {str(device_now.dtype).removeprefix('torch.')}; faster in hardware: {precisions}",
+        ]
+    lines += [
+        "",
+        "Machine",
+        f"  cores      {host.cores()} of {os.cpu_count()} may be used",
+        f"  memory     {host.size(available)} free of {host.size(total)}",
+    ]
     for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.out))):
         state = "" if os.access(path if path.exists() else ".", os.W_OK) else ", NOT WRITABLE"
-        lines.append(f"  {title:<10} {host.size(host.disk(path.absolute()))} free on the disk of {path.absolute()}{state}")
+        lines.append(
+            f"  {title:<10} {host.size(host.disk(path.absolute()))} free on the disk of {path.absolute()}{state}"
+        )
     raw = where(config.data, "data")
-    lines.append(f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}")
+    lines.append(
+        f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}"
+    )
     lines += ["", "Packages"]
     for package in PACKAGES:
         try:

@@ -8,9 +8,9 @@ from typing import Any
 
 from unet import host
 from unet.commands import compose, scores
-from unet.config import Resolved, dumps
 from unet.errors import UsageError
 from unet.files import write_json, write_text
+from unet.resolve import Resolved, dumps
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -18,7 +18,9 @@ def run(resolved: Resolved, command: str) -> int:
     config = resolved.config
     names = (config.load,) if config.load else config.weights
     if len(names) > 1:
-        raise UsageError(f"evaluate scores one network, not {len(names)}.", "Type one --weights FILE; several are for predict.")
+        raise UsageError(
+            f"evaluate scores one network, not {len(names)}.", "Type one --weights FILE; several are for predict."
+        )
     path = compose.weights_path(names[0])
     resolved, facts = compose.with_facts(resolved, [path])
     config = resolved.config
@@ -31,7 +33,9 @@ def run(resolved: Resolved, command: str) -> int:
         return 0
     from unet.runtime.run_folder import RunFolder, environment
 
-    folder = RunFolder(Path(config.out) / (config.run_name or f"{config.task}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder = RunFolder(
+        Path(config.out) / (config.run_name or f"{config.task}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    )
     folder.create(config.overwrite)
     folder.status("running")
     write_text(folder / "config.json", dumps(resolved, command))
@@ -42,19 +46,29 @@ def run(resolved: Resolved, command: str) -> int:
     seconds = time.perf_counter() - start
     from unet.runtime import evaluation
 
-    write_json(folder / "summary.json", {"metric": task.best[0], "best_score": evaluation.mean(records, task.best[0]), "cases": len(records),
-                                         "seconds": {"evaluate": seconds}, "peak_memory_bytes": parts.device.memory(),
-                                         "images_per_second": sum(case.cost for case in cases) / seconds,
-                                         "paths": {"run": str(folder.path), "weights": str(path)}})
+    write_json(
+        folder / "summary.json",
+        {
+            "metric": task.best[0],
+            "best_score": evaluation.mean(records, task.best[0]),
+            "cases": len(records),
+            "seconds": {"evaluate": seconds},
+            "peak_memory_bytes": parts.device.memory(),
+            "images_per_second": sum(case.cost for case in cases) / seconds,
+            "paths": {"run": str(folder.path), "weights": str(path)},
+        },
+    )
     folder.status("done")
     print(scores.table(records, config.bootstrap))
-    print(f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}")
+    print(
+        f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
+    )
     return 0
 
 
 def chosen_cases(task: Any, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
-    """The cases to score: what --split or --fold says if typed; else the validation cases that the weights name; else the
-    default split. `--split none` scores every case."""
+    """The cases to score: what --split or --fold says if typed; else the validation cases that the weights name; else
+    the default split. `--split none` scores every case."""
     config = resolved.config
     cases = task.cases(config)
     typed = any(not resolved.sources[name].startswith(("default", "task", "made")) for name in ("split", "fold"))
@@ -62,8 +76,11 @@ def chosen_cases(task: Any, resolved: Resolved, facts: dict[str, Any]) -> list[A
         held = set(facts["validation"])
         missing = sorted(held - {case.id for case in cases})
         if missing:
-            raise UsageError(f"{len(missing)} of the {len(held)} validation cases of these weights are not in this set ({', '.join(missing[:2])}).",
-                             "Give the set they were trained on (--data, --cache), or --split none to score every case of this one.")
+            raise UsageError(
+                f"{len(missing)} of the {len(held)} validation cases of these weights are not in this set"
+                f" ({', '.join(missing[:2])}).",
+                "Give the set they were trained on (--data, --cache), or --split none to score every case of this one.",
+            )
     else:
         held = set(task.split(cases, config)["validation"]) or {case.id for case in cases}
-    return [case for case in cases if case.id in held][:config.eval_steps]
+    return [case for case in cases if case.id in held][: config.eval_steps]

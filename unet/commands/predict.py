@@ -8,8 +8,9 @@ from typing import Any
 
 from unet import files, host
 from unet.commands import compose
-from unet.config import Resolved, where
+from unet.config import where
 from unet.errors import DataError, UnetError, UsageError
+from unet.resolve import Resolved
 
 RECORD = "predictions.json"
 
@@ -19,20 +20,27 @@ def run(resolved: Resolved, command: str) -> int:
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
-    paths = [compose.weights_path(name) for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)]
+    paths = [
+        compose.weights_path(name)
+        for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)
+    ]
     resolved, _ = compose.with_facts(resolved, paths)
     config = resolved.config
     task = compose.create(config.task)
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
     output = Path(config.output)
     start_output(output, paths, resolved)
-    todo = {folder: wanted for folder, images in groups.items() if (wanted := missing(task, folder, images, output, config))}
+    todo = {
+        folder: wanted for folder, images in groups.items() if (wanted := missing(task, folder, images, output, config))
+    }
     done = sum(map(len, groups.values())) - sum(map(len, todo.values()))
     if todo:
         parts = compose.assemble(config)
         networks = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
         infer = functools.partial(average, members=networks)
-        host.notice(f"{', '.join(map(str, paths))} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients")
+        host.notice(
+            f"{', '.join(map(str, paths))} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients"
+        )
     faults = []
     for folder, images in host.progress(list(todo.items()), name="predict", unit="patient"):
         try:
@@ -40,10 +48,14 @@ def run(resolved: Resolved, command: str) -> int:
         except DataError as error:
             faults.append(error)
             host.notice(f"error: {error.message}")
-    written = sum(len(images) for images in todo.values()) - sum(len(todo[folder]) for folder in todo if any(str(folder) in e.message for e in faults))
+    written = sum(len(images) for images in todo.values()) - sum(
+        len(todo[folder]) for folder in todo if any(str(folder) in e.message for e in faults)
+    )
     host.notice(f"{output}/: {written} masks written, {done} were there already")
     if faults:
-        raise UnetError(f"{len(faults)} of {len(groups)} patients could not be predicted: {faults[0].message}", faults[0].hint)
+        raise UnetError(
+            f"{len(faults)} of {len(groups)} patients could not be predicted: {faults[0].message}", faults[0].hint
+        )
     return 0
 
 
@@ -62,8 +74,11 @@ def start_output(output: Path, paths: list[Path], resolved: Resolved) -> None:
     if record.exists() and not config.overwrite:
         before = files.read_json(record)
         if before != now:
-            raise UsageError(f"{output.absolute()}: holds masks of {', '.join(before['weights'])} at {before['image_size']} px (other weights or size).",
-                             "Name another --output, or replace them with --overwrite.")
+            raise UsageError(
+                f"{output.absolute()}: holds masks of {', '.join(before['weights'])} at {before['image_size']} px"
+                " (other weights or size).",
+                "Name another --output, or replace them with --overwrite.",
+            )
     files.write_json(record, now)
 
 
@@ -71,4 +86,8 @@ def missing(task: Any, folder: Path, images: list[Path], output: Path, config: A
     """The images of a patient whose mask (or overlay, or probabilities) is not written yet."""
     if config.overwrite:
         return images
-    return [image for image in images if not all(path.exists() for path in task.outputs(image, output / folder.name, config).values())]
+    return [
+        image
+        for image in images
+        if not all(path.exists() for path in task.outputs(image, output / folder.name, config).values())
+    ]

@@ -7,7 +7,8 @@ import os
 import time
 
 from unet import host
-from unet.config import Resolved, where
+from unet.config import where
+from unet.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -21,10 +22,20 @@ def run(resolved: Resolved, command: str) -> int:
     folder, raw = where(config.cache, "data"), where(config.data, "data")
     start = time.perf_counter()
     cases = task.index(config)
-    counts = cache.build(folder, cases, functools.partial(task.prepare, config=config), cache.make_manifest(task.name, task.settings(config)),
-                         config.rebuild_cache)
+    counts = cache.build(
+        folder,
+        cases,
+        functools.partial(task.prepare, config=config),
+        cache.make_manifest(task.name, task.settings(config)),
+        config.rebuild_cache,
+    )
     seconds = time.perf_counter() - start
-    slices = sum(case.shape[0] for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config))))
+    slices = sum(
+        case.shape[0] for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config)))
+    )
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
-    host.notice(f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {slices} slices from {raw}; {seconds:.1f} s")
+    host.notice(
+        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {slices} slices from {raw};"
+        f" {seconds:.1f} s"
+    )
     return 0

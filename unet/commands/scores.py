@@ -13,8 +13,14 @@ from unet.commands.compose import Parts
 from unet.files import write_text
 from unet.tasks.base import Infer
 
-COLUMNS = (("dsc", "DSC", "{:.4f}"), ("hd95", "HD95 px", "{:.2f}"), ("volume_error", "volume error", "{:+.1%}"), ("loss", "loss", "{:.4f}"))
-FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: larger of the two directed 95th percentiles of
+COLUMNS = (
+    ("dsc", "DSC", "{:.4f}"),
+    ("hd95", "HD95 px", "{:.2f}"),
+    ("volume_error", "volume error", "{:+.1%}"),
+    ("loss", "loss", "{:.4f}"),
+)
+FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: larger of the two directed 95th
+percentiles of
 surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as one; undefined (-) where
 one of the two is empty. Volume error: (predicted - true) / true; undefined (-) where only the truth is empty.
 Undefined values are left out of mean and median."""
@@ -29,7 +35,9 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     def keep(case: Any, arrays: dict[str, Any]) -> None:
         rows.append((case, parts.task.panel(case, arrays)))
 
-    records = evaluation.score(cases, functools.partial(parts.task.evaluate, infer=infer, full=True), "score", keep) or []
+    records = (
+        evaluation.score(cases, functools.partial(parts.task.evaluate, infer=infer, full=True), "score", keep) or []
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", *(key for key, _, _ in COLUMNS)])
@@ -39,8 +47,11 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     ordered = sorted(rows, key=lambda row: by_case[row[0].id]["dsc"])
     chosen = ordered if len(ordered) <= 6 else [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)]
     labelled = [(f"{case.id}\nDSC {by_case[case.id]['dsc']:.3f}", panel) for case, panel in chosen]
-    pictures.panels(labelled, f"{folder.name}: slice with most tumour of each patient, from worst to best DSC (truth green, prediction red)",
-                    folder / "predictions.png")
+    pictures.panels(
+        labelled,
+        f"{folder.name}: slice with most tumour of each patient, from worst to best DSC (truth green, prediction red)",
+        folder / "predictions.png",
+    )
     return records
 
 
@@ -56,7 +67,10 @@ def table(records: Sequence[dict[str, Any]], resamples: int) -> str:
     keys = [key for key, _, _ in COLUMNS]
     lines = [f"  {'patient':<28}" + "".join(f"{name:>13}" for _, name, _ in COLUMNS)]
     lines += [row(record["case"], record) for record in records]
-    lines += [row("mean", {key: evaluation.mean(records, key) for key in keys}), row("median", {key: evaluation.median(records, key) for key in keys})]
+    lines += [
+        row("mean", {key: evaluation.mean(records, key) for key in keys}),
+        row("median", {key: evaluation.median(records, key) for key in keys}),
+    ]
     if len(records) > 1:
         intervals = [bootstrap_interval([record[key] for record in records], resamples) for key in keys]
         for name, side in (("95 % interval, from", 0), ("to", 1)):

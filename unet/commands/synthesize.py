@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from unet import host
-from unet.config import Resolved, where
+from unet.config import where
 from unet.errors import UsageError
+from unet.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -13,8 +14,14 @@ def run(resolved: Resolved, command: str) -> int:
 
     config = resolved.config
     if resolved.sources["data"] == "default":
-        raise UsageError("synthesize writes into --data, which is not given.", "Type for example: python -m unet synthesize --data phantoms")
+        raise UsageError(
+            "synthesize writes into --data, which is not given.",
+            "Type for example: python -m unet synthesize --data phantoms",
+        )
     folder = where(config.data, "data")
     synthetic.write_set(folder, config.patients, config.slices, config.side, config.seed, config.overwrite)
-    host.notice(f"{folder}: {config.patients} made patients; next: python -m unet train --data {folder} --cache {folder.name}_cache --run-name NAME")
+    host.notice(
+        f"{folder}: {config.patients} made patients; next: python -m unet train --data {folder} --cache"
+        f" {folder.name}_cache --run-name NAME"
+    )
     return 0

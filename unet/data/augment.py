@@ -1,4 +1,6 @@
-"""Random changes of a batch: one form for CPU tensors and for a device; every random number from an explicit CPU generator."""
+"""Random changes of a batch: one form for CPU tensors and for a device; every random number from an explicit CPU
+generator.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def affine(image: Tensor, mask: Tensor, generator: torch.Generator, scale: float, angle: float) -> tuple[Tensor, Tensor]:
+def affine(
+    image: Tensor, mask: Tensor, generator: torch.Generator, scale: float, angle: float
+) -> tuple[Tensor, Tensor]:
     """Scale U(1-scale, 1+scale), rotate U(-angle, angle) degrees about the centre, flip left-right with p = 0.5.
 
     Image (N, C, H, W) bilinear, mask (N, 1, H, W) nearest; what comes from outside is 0. One resampling, where the
@@ -25,5 +29,7 @@ def affine(image: Tensor, mask: Tensor, generator: torch.Generator, scale: float
     theta[:, 0, 0], theta[:, 0, 1] = cos * mirror, -sin * height / width
     theta[:, 1, 0], theta[:, 1, 1] = sin * mirror * width / height, cos
     grid = F.affine_grid(theta.to(image.device), [count, 1, height, width], align_corners=False)
-    return (F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
-            F.grid_sample(mask, grid, mode="nearest", padding_mode="zeros", align_corners=False))
+    return (
+        F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
+        F.grid_sample(mask, grid, mode="nearest", padding_mode="zeros", align_corners=False),
+    )

@@ -78,7 +78,9 @@ def is_current(record: Mapping[str, Any], case: Case, folder: Path) -> bool:
     now = stamp(case)
     if record["sources"] == now:
         return True
-    same_sizes = {name: item[0] for name, item in record["sources"].items()} == {name: item[0] for name, item in now.items()}
+    same_sizes = {name: item[0] for name, item in record["sources"].items()} == {
+        name: item[0] for name, item in now.items()
+    }
     return same_sizes and record["digest"] == digest_of(case)
 
 
@@ -94,14 +96,23 @@ def require_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     if found["fingerprint"] == wanted["fingerprint"]:
         return
     both = {**found.get("settings", {}), **wanted["settings"]}
-    words = [f"{name} {found['settings'].get(name)} (asked: {wanted['settings'].get(name)})" for name in both
-             if found["settings"].get(name) != wanted["settings"].get(name)]
-    words += [f"{name} {found[name]} (now: {wanted[name]})" for name in ("task", "version") if found[name] != wanted[name]]
-    raise CacheError(f"{folder.absolute()}: the cache was made with {', '.join(words)}.",
-                     "Use its settings, name another --cache, or make it again with --rebuild-cache.")
+    words = [
+        f"{name} {found['settings'].get(name)} (asked: {wanted['settings'].get(name)})"
+        for name in both
+        if found["settings"].get(name) != wanted["settings"].get(name)
+    ]
+    words += [
+        f"{name} {found[name]} (now: {wanted[name]})" for name in ("task", "version") if found[name] != wanted[name]
+    ]
+    raise CacheError(
+        f"{folder.absolute()}: the cache was made with {', '.join(words)}.",
+        "Use its settings, name another --cache, or make it again with --rebuild-cache.",
+    )
 
 
-def build(folder: Path, cases: Sequence[Case], prepare: Prepare, wanted: dict[str, Any], rebuild: bool = False) -> dict[str, int]:
+def build(
+    folder: Path, cases: Sequence[Case], prepare: Prepare, wanted: dict[str, Any], rebuild: bool = False
+) -> dict[str, int]:
     """Make what is missing or changed. Returns counts: made, kept, removed.
 
     A case that cannot be read does not stop the others; all of them are named in one CacheError at the end, and what
@@ -128,8 +139,10 @@ def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any
     found = read_manifest(folder)
     if rebuild or found is None:
         if not rebuild and any(folder.glob("*.npy")):
-            raise CacheError(f"{folder.absolute()}: holds arrays of another program (no {MANIFEST}).",
-                             "Name another --cache, or replace it with --rebuild-cache.")
+            raise CacheError(
+                f"{folder.absolute()}: holds arrays of another program (no {MANIFEST}).",
+                "Name another --cache, or replace it with --rebuild-cache.",
+            )
         return wanted
     require_same(folder, found, wanted)
     return found
@@ -140,14 +153,19 @@ def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[s
     saved = time.monotonic()
     method = "spawn" if "torch" in sys.modules else "fork"
     with ProcessPoolExecutor(min(host.cores(), max(1, len(todo))), get_context(method)) as pool:
-        waiting: dict[Future[dict[str, Any]], Case] = {pool.submit(_make_one, folder, case, prepare): case for case in todo}
+        waiting: dict[Future[dict[str, Any]], Case] = {
+            pool.submit(_make_one, folder, case, prepare): case for case in todo
+        }
         try:
             for done in host.progress(as_completed(waiting), total=len(todo), name="preprocess", unit="case"):
                 try:
                     manifest["cases"][waiting[done].id] = done.result()
                 except BrokenProcessPool:
-                    raise CacheError(f"{folder.absolute()}: a worker process was killed (out of memory?); {len(manifest['cases'])}"
-                                     " cases are made.", "Type the command again: it goes on from there.") from None
+                    raise CacheError(
+                        f"{folder.absolute()}: a worker process was killed (out of memory?); {len(manifest['cases'])}"
+                        " cases are made.",
+                        "Type the command again: it goes on from there.",
+                    ) from None
                 except DataError as error:
                     faults.append(error)
                 if time.monotonic() - saved > 2:
@@ -160,8 +178,10 @@ def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[s
             _save(folder, manifest)
     if faults:
         more = f" (and {len(faults) - 2} more cases)" if len(faults) > 2 else ""
-        raise CacheError(" ".join(error.message for error in faults[:2]) + more,
-                         f"{faults[0].hint} The other {len(manifest['cases'])} cases are kept: type the command again after that.")
+        raise CacheError(
+            " ".join(error.message for error in faults[:2]) + more,
+            f"{faults[0].hint} The other {len(manifest['cases'])} cases are kept: type the command again after that.",
+        )
 
 
 def _save(folder: Path, manifest: dict[str, Any]) -> None:
@@ -176,8 +196,14 @@ def _make_one(folder: Path, case: Case, prepare: Prepare) -> dict[str, Any]:
     image, mask = paths_of(folder, case.id)
     write_npy(image, made["image"])
     write_npy(mask, made["mask"])
-    return {"sources": sources, "digest": content, "shape": list(made["image"].shape), "foreground": made["foreground"],
-            "geometry": made["geometry"].plain(), "intensity": dataclasses.asdict(made["intensity"])}
+    return {
+        "sources": sources,
+        "digest": content,
+        "shape": list(made["image"].shape),
+        "foreground": made["foreground"],
+        "geometry": made["geometry"].plain(),
+        "intensity": dataclasses.asdict(made["intensity"]),
+    }
 
 
 def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
@@ -192,13 +218,18 @@ def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
         shape = tuple(record["shape"])
         for path, expected in ((image, shape), (mask, (*shape[:3], 1))):
             if open_npy(path).shape != expected:
-                raise CacheError(f"{path.absolute()}: its shape is not the manifest's {expected}.", "Make it again with --rebuild-cache.")
+                raise CacheError(
+                    f"{path.absolute()}: its shape is not the manifest's {expected}.",
+                    "Make it again with --rebuild-cache.",
+                )
         result.append(CachedCase(case_id, image, mask, shape, tuple(record["foreground"])))
     return result
 
 
 def open_foreign(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
-    """A cache without manifest: flat `<case>.npy` (S, H, W, C) and `<case>_mask.npy` (S, H, W, 1) in {0, 1}, any float type."""
+    """A cache without manifest: flat `<case>.npy` (S, H, W, C) and `<case>_mask.npy` (S, H, W, 1) in {0, 1}, any
+    float type.
+    """
     size = wanted["settings"]["image_size"]
     images = sorted(path for path in folder.glob("*.npy") if not path.stem.endswith("_mask"))
     if not images:
@@ -211,23 +242,37 @@ def open_foreign(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
             raise CacheError(f"{image.absolute()}: has no {mask.name}.", "Restore the mask, or remove the case.")
         a, b = open_npy(image), open_npy(mask)
         if a.ndim != 4 or b.shape != (*a.shape[:3], 1) or a.dtype.kind != "f":
-            raise CacheError(f"{image.absolute()}: {a.shape} {a.dtype} with mask {b.shape} is not (slices, H, W, channels) floats"
-                             " with (slices, H, W, 1).", "Give a cache of this task, or build one from the raw set.")
+            raise CacheError(
+                f"{image.absolute()}: {a.shape} {a.dtype} with mask {b.shape} is not (slices, H, W, channels) floats"
+                " with (slices, H, W, 1).",
+                "Give a cache of this task, or build one from the raw set.",
+            )
         if a.shape[1:3] != (size, size):
-            raise CacheError(f"{folder.absolute()}: the cache holds slices of {a.shape[1]} x {a.shape[2]}, asked: --image-size {size}.",
-                             f"Type --image-size {a.shape[1]}, or name another --cache.")
+            raise CacheError(
+                f"{folder.absolute()}: the cache holds slices of {a.shape[1]} x {a.shape[2]}, asked: --image-size"
+                f" {size}.",
+                f"Type --image-size {a.shape[1]}, or name another --cache.",
+            )
         values = np.unique(b)
         if not set(values.tolist()) <= {0, 1}:
-            raise CacheError(f"{mask.absolute()}: holds values {values[:4].tolist()}; a mask is 0 and 1.", "Build the cache again.")
+            raise CacheError(
+                f"{mask.absolute()}: holds values {values[:4].tolist()}; a mask is 0 and 1.", "Build the cache again."
+            )
         result.append(CachedCase(case, image, mask, a.shape, tuple(int(item) for item in np.asarray(b).sum((1, 2, 3)))))
     host.notice(f"{folder}: a cache without {MANIFEST}; its shapes and types are right, its origin is not known.")
     return result
 
 
-def ensure(folder: Path, index: Callable[[], list[Case]], raw: Path, prepare: Prepare, wanted: dict[str, Any],
-           rebuild: bool = False) -> list[CachedCase]:
-    """The cases of a cache that fits: built where there is none, completed where a build was stopped, checked against the
-    raw set where that is at hand. Raises CacheError where sources have changed since."""
+def ensure(
+    folder: Path,
+    index: Callable[[], list[Case]],
+    raw: Path,
+    prepare: Prepare,
+    wanted: dict[str, Any],
+    rebuild: bool = False,
+) -> list[CachedCase]:
+    """The cases of a cache that fits: built where there is none, completed where a build was stopped, checked against
+    the raw set where that is at hand. Raises CacheError where sources have changed since."""
     found = None if rebuild else read_manifest(folder)
     if found is None and not rebuild and folder.is_dir() and any(folder.glob("*.npy")):
         return open_foreign(folder, wanted)
@@ -239,11 +284,14 @@ def ensure(folder: Path, index: Callable[[], list[Case]], raw: Path, prepare: Pr
         stale = outdated(folder, found, cases)
         changed = [case_id for case_id in stale if case_id in found["cases"]]
         if changed:
-            raise CacheError(f"{folder.absolute()}: {len(changed)} cases changed since the cache was made ({', '.join(changed[:3])}).",
-                             f"Type: python -m unet preprocess --data {raw} --cache {folder} --image-size {wanted['settings']['image_size']}")
+            raise CacheError(
+                f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
+                f" ({', '.join(changed[:3])}).",
+                f"Type: python -m unet preprocess --data {raw} --cache {folder} --image-size"
+                f" {wanted['settings']['image_size']}",
+            )
         if not stale:
             return open_cache(folder, wanted)
     host.notice(f"{'Rebuilding' if rebuild else 'Building'} the cache {folder} from {raw} ...")
     build(folder, index(), prepare, wanted, rebuild)
     return open_cache(folder, wanted)
-

@@ -34,14 +34,18 @@ class Report:
 
 
 def raw_lgg(root: Path, split_of: Any) -> Report:
-    """Missing masks, shapes, values, duplicates (a nested second copy, equal slices in two patients), leakage of the split
-    that `split_of(ids)` makes."""
+    """Missing masks, shapes, values, duplicates (a nested second copy, equal slices in two patients), leakage of the
+    split that `split_of(ids)` makes."""
     report = Report()
     folders = lgg.patient_folders(root)
-    nested = sorted({str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*.tif")}
-                    | {str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*/*.tif")})
+    nested = sorted(
+        {str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*.tif")}
+        | {str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*/*.tif")}
+    )
     if nested:
-        report.warnings.append(f"{', '.join(nested)}: a second copy of patients below the first; it is not read, and may be deleted")
+        report.warnings.append(
+            f"{', '.join(nested)}: a second copy of patients below the first; it is not read, and may be deleted"
+        )
     owners: dict[str, tuple[str, str]] = {}
     slices = tumours = pixels = foreground = 0
     shapes: set[tuple[int, ...]] = set()
@@ -68,8 +72,13 @@ def raw_lgg(root: Path, split_of: Any) -> Report:
         pixels += sum(mask.size for mask in masks.values())
         foreground += sum(int((mask > 0).sum()) for mask in masks.values())
     _duplicates(leaks, [folder.name for folder in folders], split_of, report)
-    report.facts = {"patients": len(folders), "slices": slices, "with tumour": tumours,
-                    "tumour pixels": f"{foreground / max(1, pixels):.2%}", "sizes": ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))}
+    report.facts = {
+        "patients": len(folders),
+        "slices": slices,
+        "with tumour": tumours,
+        "tumour pixels": f"{foreground / max(1, pixels):.2%}",
+        "sizes": ", ".join(sorted("x".join(map(str, shape)) for shape in shapes)),
+    }
     return report
 
 
@@ -93,7 +102,10 @@ def _masks(paths: Iterable[Path], report: Report) -> dict[Path, Any]:
             continue
         values = np.unique(result[path])
         if not set(values.tolist()) <= {0, 255} and not set(values.tolist()) <= {0, 1}:
-            report.warnings.append(f"{path}: mask values {values[:5].tolist()}{' ...' if len(values) > 5 else ''}; all above 0 count as tumour")
+            report.warnings.append(
+                f"{path}: mask values {values[:5].tolist()}{' ...' if len(values) > 5 else ''}; all above 0 count as"
+                " tumour"
+            )
     return result
 
 
@@ -105,13 +117,21 @@ def _compare(folder: Path, images: Mapping[Path, Any], masks: Mapping[Path, Any]
     for path, image in images.items():
         mask = masks.get(lgg.mask_of(path))
         if mask is not None and mask.shape != image.shape[:2]:
-            report.errors.append(f"{path}: {image.shape[0]}x{image.shape[1]}, its mask is {mask.shape[0]}x{mask.shape[1]}")
+            report.errors.append(
+                f"{path}: {image.shape[0]}x{image.shape[1]}, its mask is {mask.shape[0]}x{mask.shape[1]}"
+            )
     if images:
         volume = list(images.values())
-        equal = [name for channel, name in ((0, "pre-contrast"), (2, "post-contrast"))
-                 if all(np.array_equal(image[..., channel], image[..., 1]) for image in volume)]
+        equal = [
+            name
+            for channel, name in ((0, "pre-contrast"), (2, "post-contrast"))
+            if all(np.array_equal(image[..., channel], image[..., 1]) for image in volume)
+        ]
         if equal:
-            report.warnings.append(f"{folder.name}: {' and '.join(equal)} equal FLAIR (the set has ten such patients: the sequence is missing)")
+            report.warnings.append(
+                f"{folder.name}: {' and '.join(equal)} equal FLAIR (the set has ten such patients: the sequence is"
+                " missing)"
+            )
     if masks and not any(mask.any() for mask in masks.values()):
         report.warnings.append(f"{folder.name}: no tumour in any mask")
 
@@ -159,12 +179,19 @@ def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
         if not set(np.unique(mask).tolist()) <= {0, 1}:
             report.errors.append(f"{case.mask}: a mask is 0 and 1")
         elif tuple(int(count) for count in mask.sum((1, 2, 3))) != case.foreground:
-            report.errors.append(f"{case.mask}: tumour pixels differ from the manifest; make the cache again with --rebuild-cache")
+            report.errors.append(
+                f"{case.mask}: tumour pixels differ from the manifest; make the cache again with --rebuild-cache"
+            )
         twin = seen.setdefault(files.digest(np.ascontiguousarray(image).tobytes()), case.id)
         if twin != case.id:
             report.errors.append(f"duplicate: {twin} and {case.id} hold the same volume")
         foreground += int(mask.sum())
         voxels += mask.size
-    report.facts = {"cases": len(cases), "slices": sum(case.shape[0] for case in cases), "image size": own["settings"]["image_size"],
-                    "tumour pixels": f"{foreground / max(1, voxels):.2%}", "manifest": own.get("fingerprint") if manifest else "none"}
+    report.facts = {
+        "cases": len(cases),
+        "slices": sum(case.shape[0] for case in cases),
+        "image size": own["settings"]["image_size"],
+        "tumour pixels": f"{foreground / max(1, voxels):.2%}",
+        "manifest": own.get("fingerprint") if manifest else "none",
+    }
     return report

@@ -1,7 +1,8 @@
-"""The LGG set as it lies on disk (kaggle_3m layout): patients, slices in order, masks; reading; what can be wrong with it.
+"""The LGG set as it lies on disk (kaggle_3m layout): patients, slices in order, masks; reading; what can be wrong
+with it.
 
-    <root>/<patient>/<patient>_<n>.tif         H x W x 3 uint8: pre-contrast, FLAIR, post-contrast
-    <root>/<patient>/<patient>_<n>_mask.tif    H x W uint8 in {0, 255}
+<root>/<patient>/<patient>_<n>.tif         H x W x 3 uint8: pre-contrast, FLAIR, post-contrast
+<root>/<patient>/<patient>_<n>_mask.tif    H x W uint8 in {0, 255}
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ def patient_folders(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
-        raise DataError(f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
-                        "Give the raw set with --data PATH, or try made data with --synth-data.")
+        raise DataError(
+            f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
+            "Give the raw set with --data PATH, or try made data with --synth-data.",
+        )
     found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(is_image, folder.iterdir()))]
     if not found:
-        deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {root.parent for _ in filter(is_image, root.iterdir())}
+        deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
+            root.parent for _ in filter(is_image, root.iterdir())
+        }
         where = f"--data {min(deeper)}" if deeper else "--data PATH, a folder of patient folders with .tif slices"
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
@@ -79,8 +84,10 @@ def index(root: Path) -> list[Case]:
         faults += wrong
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
-        raise DataError("; ".join(faults[:2]) + more + ".",
-                        f"Complete the set or remove these patients; all faults: python -m unet check --data {root}")
+        raise DataError(
+            "; ".join(faults[:2]) + more + ".",
+            f"Complete the set or remove these patients; all faults: python -m unet check --data {root}",
+        )
     return cases
 
 
@@ -97,32 +104,44 @@ def read_masks(paths: Sequence[Path]) -> NDArray[np.uint8]:
 def _stack(images: list[NDArray[np.uint8]], paths: Sequence[Path]) -> NDArray[np.uint8]:
     for image, path in zip(images, paths, strict=True):
         if image.shape != images[0].shape:
-            raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}, but {paths[0].name} is"
-                            f" {' x '.join(map(str, images[0].shape))}: slices of a patient have one size.",
-                            "Copy the patient's files again, or remove the patient.")
+            raise DataError(
+                f"{path}: is {' x '.join(map(str, image.shape))}, but {paths[0].name} is"
+                f" {' x '.join(map(str, images[0].shape))}: slices of a patient have one size.",
+                "Copy the patient's files again, or remove the patient.",
+            )
     return np.stack(images)
 
 
 def prepare(case: Case, size: int) -> dict[str, Any]:
-    """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0, 1},
-    geometry, intensity, foreground (mask pixels of each slice).
+    """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0,
+    1}, geometry, intensity, foreground (mask pixels of each slice).
 
     Order as published: drop the first and the last slice, crop, square, resize, rescale. Raises DataError.
     """
     image, mask = read_images(case.images), read_masks(case.labels)
     if mask.shape != image.shape[:3]:
-        raise DataError(f"{case.labels[0]}: masks are {mask.shape[1]} x {mask.shape[2]}, images {image.shape[1]} x {image.shape[2]}.",
-                        "Copy the patient's files again, or remove the patient.")
+        raise DataError(
+            f"{case.labels[0]}: masks are {mask.shape[1]} x {mask.shape[2]}, images {image.shape[1]} x"
+            f" {image.shape[2]}.",
+            "Copy the patient's files again, or remove the patient.",
+        )
     volume, mask = preprocess.suppress(image[1:-1]), mask[1:-1]
     try:
         how = preprocess.geometry(volume, size)
         inner = slice(*how.box[0])
-        normalised, intensity = preprocess.normalise(preprocess.resize_image(preprocess.to_square(volume[inner], how), how))
+        normalised, intensity = preprocess.normalise(
+            preprocess.resize_image(preprocess.to_square(volume[inner], how), how)
+        )
     except DataError as error:
         raise DataError(f"{case.images[0].parent}: {error.message}", error.hint) from error
     binary = preprocess.resize_mask(preprocess.to_square(mask[inner], how), how).astype(np.uint8)
-    return {"image": np.ascontiguousarray(np.moveaxis(normalised, 1, 3)), "mask": binary[..., None],
-            "geometry": how, "intensity": intensity, "foreground": binary.sum((1, 2)).tolist()}
+    return {
+        "image": np.ascontiguousarray(np.moveaxis(normalised, 1, 3)),
+        "mask": binary[..., None],
+        "geometry": how,
+        "intensity": intensity,
+        "foreground": binary.sum((1, 2)).tolist(),
+    }
 
 
 def prepare_for_prediction(paths: Sequence[Path], size: int) -> tuple[NDArray[np.float32], preprocess.Geometry]:
@@ -160,8 +179,12 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
             for folder in [path] if own else patient_folders(path):
                 groups.setdefault(folder, set()).update(filter(is_image, folder.iterdir()))
         else:
-            raise DataError(f"{path.absolute()}: no such file or folder.", "Give .tif images, patient folders or a whole set.")
-    return {folder: sorted(paths, key=lambda item: (_number_or_zero(item), item.name)) for folder, paths in groups.items()}
+            raise DataError(
+                f"{path.absolute()}: no such file or folder.", "Give .tif images, patient folders or a whole set."
+            )
+    return {
+        folder: sorted(paths, key=lambda item: (_number_or_zero(item), item.name)) for folder, paths in groups.items()
+    }
 
 
 def _number_or_zero(path: Path) -> int:

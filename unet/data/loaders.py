@@ -23,9 +23,13 @@ Key = tuple[int, int]
 
 
 class Slices:
-    """The slices of some cases, flat: memory-mapped (`disk`), in memory (`ram`), or where `place` puts them (`device`)."""
+    """The slices of some cases, flat: memory-mapped (`disk`), in memory (`ram`), or where `place` puts them
+    (`device`).
+    """
 
-    def __init__(self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.cases = list(cases)
         self.starts = np.cumsum([0, *(case.shape[0] for case in cases)])
         self._maps: list[tuple[Any, Any]] | None = None
@@ -66,7 +70,10 @@ class Slices:
         for position, index in enumerate(indices):
             case = int(np.searchsorted(self.starts, int(index), "right")) - 1
             images, masks = self._maps[case]
-            image[position], mask[position] = images[int(index) - self.starts[case]], masks[int(index) - self.starts[case]]
+            image[position], mask[position] = (
+                images[int(index) - self.starts[case]],
+                masks[int(index) - self.starts[case]],
+            )
         return torch.from_numpy(image), torch.from_numpy(mask)
 
 
@@ -77,16 +84,25 @@ class EpochBatches(Dataset[Batch]):
     changes a batch. Raises DataError where the set does not fill one batch.
     """
 
-    def __init__(self, slices: Slices, batch_size: int, seed: int, augment: Callable[..., tuple[Tensor, Tensor]] | None,
-                 shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        slices: Slices,
+        batch_size: int,
+        seed: int,
+        augment: Callable[..., tuple[Tensor, Tensor]] | None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         self.slices, self.batch_size, self.seed, self.augment, self.shard = slices, batch_size, seed, augment, shard
         self.probabilities = slice_probabilities([case.foreground for case in slices.cases])
-        rank, world = shard
+        _, world = shard
         self.batches = len(slices) // (batch_size * world)
         self._epoch, self._draws = -1, torch.empty(0)
         if not self.batches:
-            raise DataError(f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
-                            f" training set of {len(slices)} slices.", f"Type --batch-size {max(1, len(slices) // world)} or less.")
+            raise DataError(
+                f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
+                f" training set of {len(slices)} slices.",
+                f"Type --batch-size {max(1, len(slices) // world)} or less.",
+            )
 
     def __len__(self) -> int:
         return self.batches
@@ -98,7 +114,7 @@ class EpochBatches(Dataset[Batch]):
             self._draws = draw(self.probabilities, len(self.slices), self.seed, epoch)
             self._epoch = epoch
         first = (number * world + rank) * self.batch_size
-        index = self._draws[first:first + self.batch_size]
+        index = self._draws[first : first + self.batch_size]
         image, mask = self.slices.get(index)
         if self.augment:
             image, mask = self.augment(image, mask, generator(self.seed, epoch, number + 1, rank))
@@ -125,8 +141,14 @@ class Loader:
         how: dict[str, Any] = dict(options or {})
         if not workers:
             how.pop("multiprocessing_context", None)
-        self._loader: DataLoader[Batch] = DataLoader(batches, batch_size=None, sampler=self._keys, num_workers=workers,  # type: ignore[arg-type]
-                                                     persistent_workers=workers > 0, **how)
+        self._loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            **how,
+        )
 
     def __len__(self) -> int:
         return len(self.batches)

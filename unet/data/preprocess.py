@@ -1,4 +1,5 @@
-"""The deterministic part of the data path: crop, square, resize, normalise, and the way back. NumPy and SciPy, no torch.
+"""The deterministic part of the data path: crop, square, resize, normalise, and the way back. NumPy and SciPy, no
+torch.
 
 Source: the published pipeline of brain-segmentation-pytorch (Buda et al. 2019), which resizes the whole
 (slices, H, W, channels) array as one 4-D spline. Only rows and columns change, and spline interpolation is separable,
@@ -100,7 +101,9 @@ def geometry(volume: Array, size: int) -> Geometry:
     height, width = (stop - start for start, stop in box[1:])
     side = max(height, width)
     slices, rows, columns = volume.shape[:3]
-    return Geometry((slices, rows, columns), (box[0], box[1], box[2]), side, ((side - height) // 2, (side - width) // 2), size)
+    return Geometry(
+        (slices, rows, columns), (box[0], box[1], box[2]), side, ((side - height) // 2, (side - width) // 2), size
+    )
 
 
 def to_square(volume: Array, how: Geometry) -> Array:
@@ -108,7 +111,7 @@ def to_square(volume: Array, how: Geometry) -> Array:
     _, (top, bottom), (left, right) = how.box
     result = np.zeros((len(volume), how.side, how.side, *volume.shape[3:]), volume.dtype)
     y, x = how.before
-    result[:, y:y + bottom - top, x:x + right - left] = volume[:, top:bottom, left:right]
+    result[:, y : y + bottom - top, x : x + right - left] = volume[:, top:bottom, left:right]
     return result
 
 
@@ -138,15 +141,21 @@ def normalise(volume: Array, how: Intensity | None = None) -> tuple[Array, Inten
     """
     low, high = (how.low, how.high) if how else _percentiles(volume)
     if not high > low:
-        raise DataError(f"percentiles 10 and 99 of the volume are both {low:g}: it has no contrast.",
-                        "Remove the case, or copy its files again.")
+        raise DataError(
+            f"percentiles 10 and 99 of the volume are both {low:g}: it has no contrast.",
+            "Remove the case, or copy its files again.",
+        )
     np.clip(volume, low, high, out=volume)
     if how is None:
         mean = volume.mean((0, 2, 3), dtype=np.float64)
         squares = [np.square(volume[:, c] - np.float32(mean[c])).mean(dtype=np.float64) for c in range(len(mean))]
         span = high - low
-        how = Intensity(low, high, tuple(float(item - low) / span for item in mean),
-                        tuple(math.sqrt(item) / span or 1.0 for item in squares))
+        how = Intensity(
+            low,
+            high,
+            tuple(float(item - low) / span for item in mean),
+            tuple(math.sqrt(item) / span or 1.0 for item in squares),
+        )
     for channel, (mean_c, deviation) in enumerate(zip(how.mean, how.deviation, strict=True)):
         plane = volume[:, channel]
         plane -= low + mean_c * (high - low)
@@ -159,6 +168,9 @@ def _percentiles(volume: Array) -> tuple[float, float]:
     ranks = [0.1 * (volume.size - 1), 0.99 * (volume.size - 1)]
     neighbours = sorted({min(int(rank) + step, volume.size - 1) for rank in ranks for step in (0, 1)})
     ordered = np.partition(volume, neighbours, axis=None)
-    low, high = (float(ordered[int(rank)]) + (rank - int(rank)) *
-                 (float(ordered[min(int(rank) + 1, volume.size - 1)]) - float(ordered[int(rank)])) for rank in ranks)
+    low, high = (
+        float(ordered[int(rank)])
+        + (rank - int(rank)) * (float(ordered[min(int(rank) + 1, volume.size - 1)]) - float(ordered[int(rank)]))
+        for rank in ranks
+    )
     return low, high

@@ -14,7 +14,9 @@ FEW = 20
 
 
 def held_out_count(cases: int, asked: int) -> int:
-    """`asked` validation cases; a fifth of a set of 20 cases or fewer, where the published ten would leave little to train on."""
+    """`asked` validation cases; a fifth of a set of 20 cases or fewer, where the published ten would leave little to
+    train on.
+    """
     return asked if cases > max(FEW, asked) else max(1, cases // 5)
 
 
@@ -28,20 +30,23 @@ def published(ids: Sequence[str], held_out: int = 10) -> Split:
 def last(ids: Sequence[str], held_out: int = 10) -> Split:
     """The last ten of the sorted names (the Argonne benchmark)."""
     ordered = sorted(ids)
-    return _split(ordered, ordered[-held_out_count(len(ordered), held_out):])
+    return _split(ordered, ordered[-held_out_count(len(ordered), held_out) :])
 
 
 def fold(ids: Sequence[str], number: int, folds: int, seed: int) -> Split:
     """Fold `number` of `folds` disjoint ones, whose sizes differ by at most one, over one seeded shuffle."""
     ordered = sorted(ids)
     if folds > len(ordered):
-        raise DataError(f"{folds} folds of {len(ordered)} cases: a fold would be empty.", f"Type --folds {len(ordered)} or less.")
+        raise DataError(
+            f"{folds} folds of {len(ordered)} cases: a fold would be empty.", f"Type --folds {len(ordered)} or less."
+        )
     shuffled = random.Random(seed).sample(ordered, k=len(ordered))
     return _split(ordered, shuffled[number::folds])
 
 
 def from_file(ids: Sequence[str], path: Path) -> Split:
-    """A split from a file: JSON {"train": [...], "validation": [...]} (a run's splits.json), or text, one validation case a line.
+    """A split from a file: JSON {"train": [...], "validation": [...]} (a run's splits.json), or text, one validation
+    case a line.
 
     Names that start an id uniquely (`CS_5393` for `TCGA_CS_5393_19990606`) count as that id. Raises DataError for names
     that are not in the set, or are in both parts.
@@ -49,18 +54,29 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     try:
         text = path.read_text()
     except OSError as error:
-        raise DataError(f"{path.absolute()}: {error.strerror}.", "Give published, last, none, or a file of names with --split.") from error
+        raise DataError(
+            f"{path.absolute()}: {error.strerror}.", "Give published, last, none, or a file of names with --split."
+        ) from error
     if text.lstrip().startswith("{"):
         try:
             content = json.loads(text)
             validation, train = list(content["validation"]), content.get("train")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path.absolute()}: not a split ({type(error).__name__}: {error}).",
-                            'Write {"train": [...], "validation": [...]}, or one validation case a line.') from error
+            raise DataError(
+                f"{path.absolute()}: not a split ({type(error).__name__}: {error}).",
+                'Write {"train": [...], "validation": [...]}, or one validation case a line.',
+            ) from error
     else:
-        validation, train = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")], None
+        validation, train = (
+            [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")],
+            None,
+        )
     held = [_match(name, ids, path) for name in validation]
-    kept = [_match(name, ids, path) for name in train] if train is not None else [item for item in sorted(ids) if item not in held]
+    kept = (
+        [_match(name, ids, path) for name in train]
+        if train is not None
+        else [item for item in sorted(ids) if item not in held]
+    )
     both = sorted(set(held) & set(kept))
     if both:
         raise DataError(f"{path.absolute()}: {', '.join(both[:3])} in both parts.", "Keep each case in one part.")
@@ -70,8 +86,11 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
 def _match(name: str, ids: Sequence[str], path: Path) -> str:
     found = [item for item in ids if item == name] or [item for item in ids if name in item]
     if len(found) != 1:
-        raise DataError(f"{path.absolute()}: {name!r} names {len(found)} cases of the set ({len(ids)} cases, first {sorted(ids)[:1]}).",
-                        "Write names as the patient folders have them.")
+        raise DataError(
+            f"{path.absolute()}: {name!r} names {len(found)} cases of the set ({len(ids)} cases, first"
+            f" {sorted(ids)[:1]}).",
+            "Write names as the patient folders have them.",
+        )
     return found[0]
 
 
@@ -90,8 +109,10 @@ def make(ids: Sequence[str], kind: str, held_out: int, fold_number: int | None, 
         result = (published if kind == "published" else last)(ids, held_out)
     else:
         result = from_file(ids, Path(kind))
-    if not result["train"] or not result["validation"] and kind != "none":
+    if not result["train"] or (not result["validation"] and kind != "none"):
         empty = "train" if not result["train"] else "validation"
-        raise DataError(f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}).",
-                        "Add cases, or type another --split, --held-out or --folds.")
+        raise DataError(
+            f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}).",
+            "Add cases, or type another --split, --held-out or --folds.",
+        )
     return result

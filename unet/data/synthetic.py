@@ -233,7 +233,8 @@ def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, ov
     if found != wanted and (found or others) and not overwrite:
         held = f"made patients with {found}" if found else f"{len(others)} folders of no made set ({others[0]}, ...)"
         raise DataError(f"{folder.absolute()}: holds {held}; asked for is {wanted}.",
-                        "Add --overwrite to replace made patients (other folders stay), or name another folder with --data.")
+                        "Add --overwrite to replace made patients (other folders stay), or name another folder with"
+                        " --data.")
     if found != wanted or overwrite:  # old slices go first: none may pass for new, should this call be interrupted
         for path in (record, begun, *(path for target in targets for path in target.glob(f"*{target.name}_*.tif*"))):
             path.unlink(missing_ok=True)

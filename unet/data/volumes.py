@@ -45,26 +45,36 @@ def read_tiff(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
             page = file.pages[0]
             shape, dtype = page.shape, page.dtype
             if math.prod(shape) * dtype.itemsize > LARGEST:
-                raise DataError(f"{path}: {' x '.join(map(str, shape))} {dtype} would take more than 2 GB.", "Remove the file.")
+                raise DataError(
+                    f"{path}: {' x '.join(map(str, shape))} {dtype} would take more than 2 GB.", "Remove the file."
+                )
             if dtype != np.uint8:
-                raise DataError(f"{path}: holds {dtype} values; 8-bit slices are expected.", "Convert it to 8 bits, or remove it.")
+                raise DataError(
+                    f"{path}: holds {dtype} values; 8-bit slices are expected.", "Convert it to 8 bits, or remove it."
+                )
             image = page.asarray()
     except DataError:
         raise
     except FileNotFoundError as error:
         raise explain(error, path) from error
     except Exception as error:  # tifffile raises many kinds on damaged files
-        raise DataError(f"{path}: cannot be read as TIFF ({type(error).__name__}: {str(error)[:80]}; {_bytes(path)}).",
-                        "Copy the file again from its source, or remove the case.") from error
+        raise DataError(
+            f"{path}: cannot be read as TIFF ({type(error).__name__}: {str(error)[:80]}; {_bytes(path)}).",
+            "Copy the file again from its source, or remove the case.",
+        ) from error
     if channels is None:
         if image.ndim == 3 and image.shape[2] == 1:
             image = image[..., 0]
         if image.ndim != 2:
-            raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}; a mask has one channel.",
-                            "Give a mask of one channel with values 0 and 255.")
+            raise DataError(
+                f"{path}: is {' x '.join(map(str, image.shape))}; a mask has one channel.",
+                "Give a mask of one channel with values 0 and 255.",
+            )
     elif image.ndim != 3 or image.shape[2] != channels:
-        raise DataError(f"{path}: is {' x '.join(map(str, image.shape))}; {channels} channels are expected (H x W x {channels}).",
-                        "Give an RGB image (pre-contrast, FLAIR, post-contrast).")
+        raise DataError(
+            f"{path}: is {' x '.join(map(str, image.shape))}; {channels} channels are expected (H x W x {channels}).",
+            "Give an RGB image (pre-contrast, FLAIR, post-contrast).",
+        )
     return image
 
 
@@ -104,5 +114,7 @@ def open_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise explain(error, path) from error
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as npy ({str(error)[:100]}; {_bytes(path)}).",
-                        "Delete the file, then build the cache again with --rebuild-cache.") from error
+        raise DataError(
+            f"{path}: cannot be read as npy ({str(error)[:100]}; {_bytes(path)}).",
+            "Delete the file, then build the cache again with --rebuild-cache.",
+        ) from error

@@ -1,4 +1,6 @@
-"""What an accelerator is to this program: one object. The defaults here are right on a CPU; a device overrides what differs."""
+"""What an accelerator is to this program: one object. The defaults here are right on a CPU; a device overrides what
+differs.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Device:
-    """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes` whether a new
-    shape costs a compilation."""
+    """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes`
+    whether a new shape costs a compilation."""
 
     name = "cpu"
     collective = "gloo"
@@ -102,7 +104,7 @@ class Device:
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network on the device, in its memory order."""
-        return module.to(self.device).to(memory_format=self.memory_format())  # type: ignore[call-overload, no-any-return]
+        return module.to(self.device).to(memory_format=self.memory_format())  # type: ignore[call-overload]
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor on the device, as it is."""
@@ -152,4 +154,6 @@ class Device:
         return host.peak_memory()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        return (
+            isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        )

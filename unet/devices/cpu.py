@@ -1,4 +1,6 @@
-"""The plain CPU: threads from the cores this process may use, channels last, fused optimisers, bf16 where the processor has it."""
+"""The plain CPU: threads from the cores this process may use, channels last, fused optimisers, bf16 where the
+processor has it.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +70,8 @@ def flags() -> set[str]:
 def processor() -> str:
     try:
         with open("/proc/cpuinfo") as stream:
-            return next((line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), "unknown processor")
+            return next(
+                (line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")), "unknown processor"
+            )
     except OSError:
         return "unknown processor"

@@ -1,9 +1,11 @@
-"""NVIDIA cards through torch.cuda: channels last, fused optimisers, pinned prefetch, TF32 only where the run does not say fp32."""
+"""NVIDIA cards through torch.cuda: channels last, fused optimisers, pinned prefetch, TF32 only where the run does not
+say fp32.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
@@ -44,7 +46,7 @@ class CUDA(Device):
 
     @classmethod
     def missing(cls, config: Config) -> str | None:
-        if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/proc/driver/nvidia/version"):
+        if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/proc/driver/nvidia/version")):
             return "no NVIDIA driver is loaded; install it, or start the container with the cards in it."
         import torch
 
@@ -83,7 +85,7 @@ class CUDA(Device):
     def channels_last(self) -> bool:
         import torch
 
-        return self.config.layout == "NHWC" or self.config.layout == "auto" and self.dtype != torch.float32
+        return self.config.layout == "NHWC" or (self.config.layout == "auto" and self.dtype != torch.float32)
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         import torch
@@ -92,7 +94,11 @@ class CUDA(Device):
         return kinds[name](groups, fused=True, **how) if name in kinds else None
 
     def loader_options(self) -> dict[str, Any]:
-        return {"workers": max(0, min(8, host.cores() - 1)), "pin_memory": True, "multiprocessing_context": "forkserver"}
+        return {
+            "workers": max(0, min(8, host.cores() - 1)),
+            "pin_memory": True,
+            "multiprocessing_context": "forkserver",
+        }
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The next batch is copied on a side stream while this one is worked on."""

@@ -43,12 +43,16 @@ def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank
             break
     asked = config.world_size
     if asked is not None and asked != found.world:
-        raise UsageError(f"--world-size {asked}, but {found.launcher if found.launcher != 'none' else 'no launcher'} runs"
-                         f" {found.world} process{'es' if found.world > 1 else ''}.",
-                         f"Type --world-size {found.world}, or leave it out.")
+        raise UsageError(
+            f"--world-size {asked}, but {found.launcher if found.launcher != 'none' else 'no launcher'} runs"
+            f" {found.world} process{'es' if found.world > 1 else ''}.",
+            f"Type --world-size {found.world}, or leave it out.",
+        )
     if found.world > 1:
-        raise UsageError(f"{found.launcher} runs {found.world} processes; version 0.1 trains on one device.",
-                         "Start one process, without the launcher.")
+        raise UsageError(
+            f"{found.launcher} runs {found.world} processes; version 0.1 trains on one device.",
+            "Start one process, without the launcher.",
+        )
     return found
 
 
@@ -60,17 +64,24 @@ def load(name: str) -> type[Device]:
 
 
 def choose(config: Config) -> tuple[type[Device], list[str]]:
-    """The device to use and, for each one passed over, why. Raises DeviceError where the one that is asked for cannot be used."""
+    """The device to use and, for each one passed over, why. Raises DeviceError where the one that is asked for cannot
+    be used.
+    """
     if config.device != "auto":
         if config.device not in DEVICES:
-            raise DeviceError(f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
-                              "Type --device cpu, or --device auto for the best that is usable here.")
+            raise DeviceError(
+                f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
+                "Type --device cpu, or --device auto for the best that is usable here.",
+            )
         device = load(config.device)
         why = device.missing(config)
         if why:
-            raise DeviceError(f"--device {config.device} cannot be used here: {why}", "Type --device cpu, or see: python -m unet doctor")
+            raise DeviceError(
+                f"--device {config.device} cannot be used here: {why}",
+                "Type --device cpu, or see: python -m unet doctor",
+            )
         return device, []
-    passed = []
+    passed: list[str] = []
     for name in DEVICES:
         device = load(name)
         why = device.missing(config)

@@ -19,6 +19,7 @@ _PART = {("conv", "1"): 0, ("norm", "1"): 1, ("conv", "2"): 3, ("norm", "2"): 4}
 
 def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
     """Keys without `module.` (data-parallel wrappers) and `_orig_mod.` (torch.compile), however nested."""
+
     def bare(key: str) -> str:
         while key.startswith(_PREFIXES):
             key = key.split(".", 1)[1]
@@ -33,8 +34,8 @@ def is_published_lgg(state: Mapping[str, Any]) -> bool:
 
 
 def from_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of brain-segmentation-pytorch (`encoder1.enc1conv1.weight`) or of the Argonne variant (`enc1.enc1conv1.weight`)
-    -> keys of `models.unet.UNet`. Raises CheckpointError for a key of neither."""
+    """Keys of brain-segmentation-pytorch (`encoder1.enc1conv1.weight`) or of the Argonne variant
+    (`enc1.enc1conv1.weight`) -> keys of `models.unet.UNet`. Raises CheckpointError for a key of neither."""
     levels = sum(1 for key in state if re.match(r"^upconv\d+\.weight$", key))
     result = {}
     for key, value in state.items():
@@ -53,11 +54,15 @@ def _own_key(key: str, levels: int) -> str:
         return f"ups.{levels - int(match[1])}.conv.{match[2]}"
     if match := re.match(r"^conv\.(weight|bias)$", key):
         return f"head.{match[1]}"
-    raise CheckpointError(f"Key {key!r} belongs to no known network.", "Give weights of the published LGG network or of this program.")
+    raise CheckpointError(
+        f"Key {key!r} belongs to no known network.", "Give weights of the published LGG network or of this program."
+    )
 
 
 def to_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of `models.unet.UNet` -> the published form, in the published order (encoders, bottleneck, ups and decoders)."""
+    """Keys of `models.unet.UNet` -> the published form, in the published order (encoders, bottleneck, ups and
+    decoders).
+    """
     levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
     names = {_own_key(key, levels): key for key in published_keys(levels)}
     found = {names[key]: value for key, value in state.items()}
@@ -66,10 +71,17 @@ def to_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def published_keys(levels: int) -> list[str]:
     """State-dict keys of the published network with `levels` levels, in its order."""
+
     def block(prefix: str, short: str) -> list[str]:
-        return [f"{prefix}.{short}{part}{i}.{leaf}" for i in (1, 2) for part, leaves in
-                (("conv", ("weight",)), ("norm", ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")))
-                for leaf in leaves]
+        return [
+            f"{prefix}.{short}{part}{i}.{leaf}"
+            for i in (1, 2)
+            for part, leaves in (
+                ("conv", ("weight",)),
+                ("norm", ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+            )
+            for leaf in leaves
+        ]
 
     keys = [key for i in range(1, levels + 1) for key in block(f"encoder{i}", f"enc{i}")]
     keys += block("bottleneck", "bottleneck")
@@ -86,6 +98,8 @@ def lgg_shape(state: Mapping[str, Tensor]) -> UNetShape:
         features = tuple(state[f"encoders.{level}.0.weight"].shape[0] for level in range(levels))
         bottom = state["bottleneck.0.weight"].shape[0]
     except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"These weights are not those of an LGG UNet: {error} is missing.",
-                              "Give weights of the published network or of `unet train --task lgg`.") from error
+        raise CheckpointError(
+            f"These weights are not those of an LGG UNet: {error} is missing.",
+            "Give weights of the published network or of `unet train --task lgg`.",
+        ) from error
     return UNetShape(inputs=first.shape[1], outputs=head.shape[0], features=features, bottleneck=bottom)

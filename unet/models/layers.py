@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,14 @@ from torch import Tensor, nn
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-NORMS = {"batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}, "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}}
-ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True)}
+NORMS: dict[str, dict[int, type[nn.Module]]] = {
+    "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+    "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+}
 
 
 def normalization(kind: str, dims: int, channels: int) -> list[nn.Module]:
@@ -29,12 +35,29 @@ class ConvBlock(nn.Sequential):
     Convolutions have a bias only where no norm follows.
     """
 
-    def __init__(self, dims: int, inputs: int, outputs: int, norm: str = "batch", activation: str = "relu",
-                 padding: str = "same", stride: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        norm: str = "batch",
+        activation: str = "relu",
+        padding: str = "same",
+        stride: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
         layers: list[nn.Module] = []
         for index, (a, b) in enumerate(((inputs, outputs), (outputs, outputs))):
-            layers.append(CONV[dims](a, b, 3, stride=stride if index == 0 else 1, padding=1 if padding == "same" else 0,
-                                     bias=norm == "none"))
+            layers.append(
+                CONV[dims](
+                    a,
+                    b,
+                    3,
+                    stride=stride if index == 0 else 1,
+                    padding=1 if padding == "same" else 0,
+                    bias=norm == "none",
+                )
+            )
             layers += normalization(norm, dims, b)
             layers.append(ACTIVATIONS[activation]())
         if dropout:
@@ -60,7 +83,9 @@ class Up(nn.Module):
 
 
 def crop(x: Tensor, sides: Sequence[int], at_start: bool = False) -> Tensor:
-    """Cut the spatial sides of `x` (N, C, *S) to `sides`, around the centre (floor of the margin first) or at the start."""
+    """Cut the spatial sides of `x` (N, C, *S) to `sides`, around the centre (floor of the margin first) or at the
+    start.
+    """
     for axis, side in enumerate(sides, 2):
         if x.shape[axis] != side:
             x = x.narrow(axis, 0 if at_start else (x.shape[axis] - side) // 2, side)

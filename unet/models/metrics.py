@@ -11,7 +11,8 @@ Mask = NDArray[np.bool_]
 
 
 def largest_component(mask: Mask) -> Mask:
-    """The largest connected component of a mask (face connectivity, so neighbouring slices connect); an empty mask stays empty.
+    """The largest connected component of a mask (face connectivity, so neighbouring slices connect); an empty mask
+    stays empty.
 
     Source: postprocessing of brain-segmentation-pytorch. Of components of equal size the first in array order stays.
     """

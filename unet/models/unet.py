@@ -1,4 +1,6 @@
-"""One UNet for all tasks: two or three dimensions, any norm, same or valid padding, pooled or strided down, kernel 2 or 3 up."""
+"""One UNet for all tasks: two or three dimensions, any norm, same or valid padding, pooled or strided down, kernel 2
+or 3 up.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class UNet(nn.Module):
     def __init__(self, shape: UNetShape) -> None:
         super().__init__()
         self.shape = shape
-        dims, rest = shape.dims, {"norm": shape.norm, "activation": shape.activation, "padding": shape.padding}
+        dims: int = shape.dims
+        rest: dict[str, Any] = {"norm": shape.norm, "activation": shape.activation, "padding": shape.padding}
         strided = shape.down == "stride"
         channels = shape.inputs
         self.encoders = nn.ModuleList()
@@ -52,7 +55,9 @@ class UNet(nn.Module):
             self.encoders.append(ConvBlock(dims, channels, width, **rest, stride=2 if strided and level else 1))
             channels = width
         self.pool = nn.Identity() if strided else POOL[dims](2)
-        self.bottleneck = ConvBlock(dims, channels, shape.bottleneck, **rest, stride=2 if strided else 1, dropout=shape.dropout)
+        self.bottleneck = ConvBlock(
+            dims, channels, shape.bottleneck, **rest, stride=2 if strided else 1, dropout=shape.dropout
+        )
         channels = shape.bottleneck
         self.ups = nn.ModuleList()
         self.decoders = nn.ModuleList()
@@ -80,5 +85,8 @@ def check_sides(sides: tuple[int, ...], step: int) -> None:
     """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are."""
     if any(side % step for side in sides):
         fitting = [-(-side // step) * step for side in sides]
-        raise UnetError(f"An input of {' x '.join(map(str, sides))} does not fit {step.bit_length() - 1} levels: sides must be"
-                        f" multiples of {step}.", f"Pad or resize to {' x '.join(map(str, fitting))}, or use fewer --layers.")
+        raise UnetError(
+            f"An input of {' x '.join(map(str, sides))} does not fit {step.bit_length() - 1} levels: sides must be"
+            f" multiples of {step}.",
+            f"Pad or resize to {' x '.join(map(str, fitting))}, or use fewer --layers.",
+        )

@@ -1,4 +1,6 @@
-"""What listens to the loop: progress bar, logs, checkpoints, the picture of the curves. Methods are named like the loop's events."""
+"""What listens to the loop: progress bar, logs, checkpoints, the picture of the curves. Methods are named like the
+loop's events.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Bar:
         self.bar.update(1)
 
     def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, lr: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} img/s, data wait {wait_fraction:.1%}", refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {loss:.4f}, {images_per_second:.0f} img/s, data wait {wait_fraction:.1%}", refresh=False
+        )
 
     def save(self, run: Run) -> None:
         if run.stop.reason or run.progress.batch == 0:
@@ -48,7 +52,13 @@ class Log:
         self.folder, self.score = folder, score
 
     def write(self, run: Run, event: str, **values: Any) -> None:
-        line = {"event": event, "epoch": run.progress.epoch, "step": run.progress.step, "time": round(time.time(), 3), **values}
+        line = {
+            "event": event,
+            "epoch": run.progress.epoch,
+            "step": run.progress.step,
+            "time": round(time.time(), 3),
+            **values,
+        }
         self.folder.append("metrics.jsonl", json.dumps(files.jsonable(line), allow_nan=False))
         run.progress.lines += 1
 
@@ -56,11 +66,16 @@ class Log:
         self.write(run, "step", **values)
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], records: list[dict[str, Any]], better: bool) -> None:
-        self.write(run, "epoch", **{**row, "cases": {record["case"]: record[self.score] for record in records
-                                                     if self.score in record}})
+        self.write(
+            run,
+            "epoch",
+            **{**row, "cases": {record["case"]: record[self.score] for record in records if self.score in record}},
+        )
         words = f"epoch {row['epoch']:>3}/{run.config.epochs}  loss {row['loss']:.4f}  {row['train_seconds']:.1f} s"
         if "score" in row:
-            words += f"  |  validation loss {row['eval_loss']:.4f}  {self.score.upper()} {row['score']:.4f}" + (" (best)" if better else "")
+            words += f"  |  validation loss {row['eval_loss']:.4f}  {self.score.upper()} {row['score']:.4f}" + (
+                " (best)" if better else ""
+            )
         self.say(words)
 
     def say(self, words: str) -> None:
@@ -86,15 +101,24 @@ class SeedLog:
         files.write_text(self.path, self.text(run.progress, complete=True))
 
     def text(self, progress: Progress, complete: bool) -> str:
-        lines = [f"Command: {self.command}", "Begin CSV", "type,epoch,time,loss,dsc", f"loaders_init,,{self.init_seconds:.6f},,"]
+        lines = [
+            f"Command: {self.command}",
+            "Begin CSV",
+            "type,epoch,time,loss,dsc",
+            f"loaders_init,,{self.init_seconds:.6f},,",
+        ]
         for row in progress.history:
             lines.append(f"train,{row['epoch']},{row['train_seconds']:.6f},{row['loss']:.6f},")
             if "score" in row:
-                lines.append(f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{row['eval_loss']:.6f}, {row['score']:.6f}")
+                lines.append(
+                    f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{row['eval_loss']:.6f}, {row['score']:.6f}"
+                )
         if complete:
             epochs = len(progress.history)
             lines.append(f"total_train_time,{epochs},{sum(row['train_seconds'] for row in progress.history):.6f},,")
-            lines.append(f"total_eval_time,{epochs},{sum(row.get('evaluate_seconds', 0.0) for row in progress.history):.6f},,")
+            lines.append(
+                f"total_eval_time,{epochs},{sum(row.get('evaluate_seconds', 0.0) for row in progress.history):.6f},,"
+            )
             if progress.best_score is not None:
                 lines.append(f"Best validation mean DSC: {progress.best_score:.6f}")
             lines.append("End CSV")
@@ -102,23 +126,43 @@ class SeedLog:
 
 
 class Checkpoints:
-    """Best weights and the resumable state, each written whole. A state with a non-finite loss never replaces a good one."""
+    """Best weights and the resumable state, each written whole. A state with a non-finite loss never replaces a good
+    one.
+    """
 
     def __init__(self, weights: Path, state: Path, facts: Mapping[str, Any]) -> None:
         self.weights, self.state, self.facts = weights, state, dict(facts)
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], records: Any, better: bool) -> None:
         if better and not run.losses.bad:
-            checkpoint.save(self.weights, {"format": checkpoint.WEIGHTS, **self.facts, "epoch": row["epoch"], "step": row["step"],
-                                           "score": row.get("score"), "model": run.model.state_dict()})
+            checkpoint.save(
+                self.weights,
+                {
+                    "format": checkpoint.WEIGHTS,
+                    **self.facts,
+                    "epoch": row["epoch"],
+                    "step": row["step"],
+                    "score": row.get("score"),
+                    "model": run.model.state_dict(),
+                },
+            )
 
     def save(self, run: Run) -> None:
         if run.losses.bad:
             return
         start = time.perf_counter()
-        checkpoint.save(self.state, {"format": checkpoint.STATE, **self.facts, "model": run.model.state_dict(),
-                                     "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-                                     "rng": rng_state(run.device), "progress": dataclasses.asdict(run.progress)})
+        checkpoint.save(
+            self.state,
+            {
+                "format": checkpoint.STATE,
+                **self.facts,
+                "model": run.model.state_dict(),
+                "optimizer": run.optimizer.state_dict(),
+                "scaler": run.scaler.state_dict(),
+                "rng": rng_state(run.device),
+                "progress": dataclasses.asdict(run.progress),
+            },
+        )
         run.progress.seconds["save"] += time.perf_counter() - start
 
 
@@ -128,8 +172,10 @@ def restore(run: Run, state: Path) -> None:
     if content.get("format") != checkpoint.STATE:
         from unet.errors import CheckpointError
 
-        raise CheckpointError(f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
-                              "Give the *.state.pt file or the run's folder with --resume; weights alone: --load FILE.")
+        raise CheckpointError(
+            f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
+            "Give the *.state.pt file or the run's folder with --resume; weights alone: --load FILE.",
+        )
     checkpoint.fit(run.model, content["model"], state)
     run.optimizer.load_state_dict(content["optimizer"])
     if content["scaler"]:

@@ -60,11 +60,15 @@ class Progress:
     images: int = 0
     first_images: int = 0
     first_seconds: float = 0.0
-    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0})
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0}
+    )
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def rate(self) -> float:
-        """Images a second of training; the stretch before the first log line of each start, which warms up, is left out."""
+        """Images a second of training; the stretch before the first log line of each start, which warms up, is left
+        out.
+        """
         images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
         if images <= 0:
             images, seconds = self.images, self.seconds["train"]
@@ -116,7 +120,9 @@ class Losses:
         self.pending.append((step, loss.detach(), index))
 
     def read(self) -> list[float]:
-        """The losses since the last call: the one read from the device. Raises UnetError after `limit` bad ones in a row."""
+        """The losses since the last call: the one read from the device. Raises UnetError after `limit` bad ones in a
+        row.
+        """
         if not self.pending:
             return []
         values: list[float] = torch.stack([loss for _, loss, _ in self.pending]).float().tolist()
@@ -124,18 +130,20 @@ class Losses:
             self.bad = [] if math.isfinite(value) else [*self.bad, (step, index)]
             if len(self.bad) == self.limit:
                 first, culprits = self.bad[0]
-                raise UnetError(f"The loss is not finite since step {first + 1}, {self.limit} batches in a row; the first batch:"
-                                f" {', '.join(self.names(culprits)[:8])}.",
-                                "The last good state is kept: type the command again with --resume and a lower --lr, with --clip 1,"
-                                " or --precision fp32.")
+                raise UnetError(
+                    f"The loss is not finite since step {first + 1}, {self.limit} batches in a row; the first batch:"
+                    f" {', '.join(self.names(culprits)[:8])}.",
+                    "The last good state is kept: type the command again with --resume and a lower --lr, with --clip 1,"
+                    " or --precision fp32.",
+                )
         self.pending.clear()
         return values
 
 
 @dataclasses.dataclass
 class Run:
-    """All that the loop works on. `network` is what is called (compiled, wrapped), `model` what is saved; `evaluate` gives one
-    record for each validation case, or None when it was stopped."""
+    """All that the loop works on. `network` is what is called (compiled, wrapped), `model` what is saved; `evaluate`
+    gives one record for each validation case, or None when it was stopped."""
 
     config: Config
     task: Learner
@@ -206,13 +214,15 @@ class Clock:
 def train(run: Run) -> str:
     """Train until the epochs or steps are done, the target is reached, patience ends or a stop is asked for.
 
-    Returns why it ended: "epochs", "max-steps", "target", "patience", or "stopped: ..." (then the state has been saved).
-    Raises UnetError where the loss stays non-finite.
+    Returns why it ended: "epochs", "max-steps", "target", "patience", or "stopped: ..." (then the state has been
+    saved). Raises UnetError where the loss stays non-finite.
     """
     progress, config = run.progress, run.config
     if not run.steps_per_epoch:
-        raise UnetError(f"--accumulate {config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
-                        f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.")
+        raise UnetError(
+            f"--accumulate {config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
+            f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
+        )
     while progress.epoch <= config.epochs and not run.out_of_steps and not progress.reached:
         run.emit("epoch_begins")
         scores = evaluate_epoch(run) if train_epoch(run) else None
@@ -260,7 +270,9 @@ def train_epoch(run: Run) -> bool:
 
 def optimizer_step(run: Run) -> None:
     """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
-    optim.set_rate(run.optimizer, optim.learning_rate(run.config, run.progress.epoch, run.progress.step, run.steps_per_epoch))
+    optim.set_rate(
+        run.optimizer, optim.learning_rate(run.config, run.progress.epoch, run.progress.step, run.steps_per_epoch)
+    )
     if run.config.clip is not None:
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
@@ -291,16 +303,28 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     run.progress.seconds["evaluate"] += seconds
     if records is None:
         return None
-    return {"evaluate_seconds": seconds, "score": mean(records, run.task.best[0]), "eval_loss": mean(records, "loss"), "records": records}
+    return {
+        "evaluate_seconds": seconds,
+        "score": mean(records, run.task.best[0]),
+        "eval_loss": mean(records, "loss"),
+        "records": records,
+    }
 
 
 def close_epoch(run: Run, scores: dict[str, Any]) -> None:
-    """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is complete."""
+    """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
+    complete.
+    """
     progress, config = run.progress, run.config
     records = scores.pop("records", [])
     before = sum(row["train_seconds"] for row in progress.history)
-    row = {"epoch": progress.epoch, "step": progress.step, "train_seconds": progress.seconds["train"] - before,
-           "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan, **scores}
+    row = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train_seconds": progress.seconds["train"] - before,
+        "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
+        **scores,
+    }
     progress.history.append(row)
     better = False
     if "score" in scores:

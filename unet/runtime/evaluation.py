@@ -1,4 +1,6 @@
-"""Scores by case: cases dealt to ranks by their cost, results gathered by id, so the mean is the same on any number of ranks."""
+"""Scores by case: cases dealt to ranks by their cost, results gathered by id, so the mean is the same on any number
+of ranks.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,16 @@ def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def score(cases: Sequence[Any], evaluate: Callable[[Any], tuple[dict[str, float], dict[str, Any]]], name: str = "evaluate",
-          keep: Callable[[Any, dict[str, Any]], None] | None = None, stop: Callable[[], bool] | None = None) -> list[Record] | None:
-    """One record {"case", numbers ...} for each case, by id; None when `stop` asked to stop. `keep` is given each case's arrays."""
+def score(
+    cases: Sequence[Any],
+    evaluate: Callable[[Any], tuple[dict[str, float], dict[str, Any]]],
+    name: str = "evaluate",
+    keep: Callable[[Any, dict[str, Any]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[Record] | None:
+    """One record {"case", numbers ...} for each case, by id; None when `stop` asked to stop. `keep` is given each
+    case's arrays.
+    """
     records = []
     for case in host.progress(cases, name=name, unit="case"):
         if stop and stop():

@@ -20,7 +20,7 @@ def slices(volume: Tensor, network: nn.Module, device: Device, batch: int) -> Te
     parts = []
     try:
         for first in range(0, len(volume), batch):
-            group = volume[first:first + batch]
+            group = volume[first : first + batch]
             count = len(group)
             if count < batch and (device.static_shapes or len(volume) > batch):
                 group = torch.cat((group, group[-1:].expand(batch - count, *group.shape[1:])))

@@ -19,7 +19,12 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch
     fused = device.optimizer(config.optimizer, groups, **how)
     if fused is not None:
         return fused
-    kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    kinds: dict[str, Any] = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adamax": torch.optim.Adamax,
+    }
     stock: torch.optim.Optimizer = kinds[config.optimizer](groups, **how)
     return stock
 

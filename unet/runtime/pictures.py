@@ -14,10 +14,18 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     plot = _pyplot()
     figure, axis = plot.subplots(figsize=(8, 4.5), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    axis.plot(epochs, [row["loss"] for row in history], color="tab:blue", label="training loss", marker=".", markersize=4)
+    axis.plot(
+        epochs, [row["loss"] for row in history], color="tab:blue", label="training loss", marker=".", markersize=4
+    )
     scored = [row for row in history if "score" in row]
-    axis.plot([row["epoch"] for row in scored], [row["eval_loss"] for row in scored], color="tab:orange", label="validation loss",
-              marker=".", markersize=4)
+    axis.plot(
+        [row["epoch"] for row in scored],
+        [row["eval_loss"] for row in scored],
+        color="tab:orange",
+        label="validation loss",
+        marker=".",
+        markersize=4,
+    )
     axis.set(xlabel="epoch", ylabel="loss", title=title)
     axis.set_ylim(bottom=0)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -25,10 +33,23 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     if scored:
         right = axis.twinx()
         values = [row["score"] for row in scored]
-        right.plot([row["epoch"] for row in scored], values, color="tab:green", label=f"validation {score.upper()}", marker=".", markersize=4)
+        right.plot(
+            [row["epoch"] for row in scored],
+            values,
+            color="tab:green",
+            label=f"validation {score.upper()}",
+            marker=".",
+            markersize=4,
+        )
         best = max(range(len(values)), key=values.__getitem__)
-        right.annotate(f"{values[best]:.3f}", (scored[best]["epoch"], values[best]), textcoords="offset points", xytext=(0, -14), ha="center",
-                       color="tab:green")
+        right.annotate(
+            f"{values[best]:.3f}",
+            (scored[best]["epoch"], values[best]),
+            textcoords="offset points",
+            xytext=(0, -14),
+            ha="center",
+            color="tab:green",
+        )
         right.set(ylabel=score.upper(), ylim=(0, 1))
         lines = [*lines, *right.get_lines()]
     axis.legend(handles=lines, loc="center right", frameon=True)
@@ -40,10 +61,14 @@ def panels(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path
     """One row of images for each (label, {name: (H, W) or (H, W, 3) array})."""
     plot = _pyplot()
     columns = list(rows[0][1])
-    figure, axes = plot.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.75 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = plot.subplots(
+        len(rows), len(columns), figsize=(2.6 * len(columns), 2.75 * len(rows)), squeeze=False, layout="constrained"
+    )
     for line, (label, images) in zip(axes, rows, strict=True):
         for axis, name in zip(line, columns, strict=True):
-            axis.imshow(images[name], cmap="gray", vmin=0, vmax=1 if images[name].ndim == 2 else None, interpolation="nearest")
+            axis.imshow(
+                images[name], cmap="gray", vmin=0, vmax=1 if images[name].ndim == 2 else None, interpolation="nearest"
+            )
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):

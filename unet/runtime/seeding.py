@@ -22,8 +22,12 @@ def rng_state(device: Device) -> dict[str, Any]:
     """The state of all generators, in types that load with weights_only."""
     version, inner, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {"python": [version, list(inner), gauss], "torch": torch.get_rng_state(), "device": device.rng_state(),
-            "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached]}
+    return {
+        "python": [version, list(inner), gauss],
+        "torch": torch.get_rng_state(),
+        "device": device.rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+    }
 
 
 def set_rng_state(state: dict[str, Any], device: Device) -> None:

@@ -51,8 +51,14 @@ class Task:
         """{"train": ids, "validation": ids}."""
         raise NotImplementedError
 
-    def batches(self, cases: Sequence[CachedCase], config: Config, shard: tuple[int, int], options: dict[str, Any],
-                place: Callable[[Tensor], Tensor]) -> Loader:
+    def batches(
+        self,
+        cases: Sequence[CachedCase],
+        config: Config,
+        shard: tuple[int, int],
+        options: dict[str, Any],
+        place: Callable[[Tensor], Tensor],
+    ) -> Loader:
         """Training batches of fixed shapes: dicts of CPU tensors (or device tensors with --data-on device).
 
         `shard` is (rank, world); `options` are the device's for a DataLoader, "workers" among them.
@@ -91,7 +97,9 @@ class Task:
         """The files that prediction writes for an image, "mask" among them."""
         raise NotImplementedError
 
-    def predict(self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config) -> None:
+    def predict(
+        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config
+    ) -> None:
         """Write the outputs of the `wanted` images of a case."""
         raise NotImplementedError
 

@@ -1,5 +1,6 @@
 """LGG brain tumours in MRI, 2D UNet: the system of the Argonne benchmark, with the published recipe of
-brain-segmentation-pytorch (Buda, Saha, Mazurowski, Computers in Biology and Medicine 2019) where that one's is defective."""
+brain-segmentation-pytorch (Buda, Saha, Mazurowski, Computers in Biology and Medicine 2019) where that one's is
+defective."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class LGG(Task):
             from unet.data import synthetic
 
             synthetic.write_set(where(config.data, "data"), config.patients, config.slices, config.side, PHANTOM_SEED)
-        return lgg.index(where(config.data, "data"))[:config.max_cases]
+        return lgg.index(where(config.data, "data"))[: config.max_cases]
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""
@@ -45,21 +46,36 @@ class LGG(Task):
         return lgg.prepare(case, config.image_size)
 
     def cases(self, config: Config) -> list[cache.CachedCase]:
-        found = cache.ensure(where(config.cache, "data"), functools.partial(self.index, config), where(config.data, "data"),
-                             functools.partial(lgg.prepare, size=config.image_size),
-                             cache.make_manifest(self.name, self.settings(config)), config.rebuild_cache)
-        return found[:config.max_cases]
+        found = cache.ensure(
+            where(config.cache, "data"),
+            functools.partial(self.index, config),
+            where(config.data, "data"),
+            functools.partial(lgg.prepare, size=config.image_size),
+            cache.make_manifest(self.name, self.settings(config)),
+            config.rebuild_cache,
+        )
+        return found[: config.max_cases]
 
     def split(self, cases: Sequence[cache.CachedCase], config: Config) -> splits.Split:
         ids = [case.id for case in cases]
         return splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed)
 
-    def batches(self, cases: Sequence[cache.CachedCase], config: Config, shard: tuple[int, int], options: dict[str, Any],
-                place: Callable[[Tensor], Tensor]) -> Loader:
+    def batches(
+        self,
+        cases: Sequence[cache.CachedCase],
+        config: Config,
+        shard: tuple[int, int],
+        options: dict[str, Any],
+        place: Callable[[Tensor], Tensor],
+    ) -> Loader:
         from unet.data import augment
         from unet.data.loaders import EpochBatches, Loader, Slices
 
-        change = functools.partial(augment.affine, scale=config.aug_scale, angle=config.aug_angle) if config.augment else None
+        change = (
+            functools.partial(augment.affine, scale=config.aug_scale, angle=config.aug_angle)
+            if config.augment
+            else None
+        )
         slices = Slices(cases, config.data_on, place)
         options = dict(options)
         workers = options.pop("workers") if config.workers == "auto" else int(config.workers)
@@ -78,9 +94,11 @@ class LGG(Task):
 
         return {"loss": batch_dice_loss(outputs.float().sigmoid(), batch["mask"])}
 
-    def evaluate(self, case: cache.CachedCase, infer: Infer, full: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
-        """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as one
-        pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
+    def evaluate(
+        self, case: cache.CachedCase, infer: Infer, full: bool = False
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as
+        one pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
         import torch
 
         from unet.models import metrics
@@ -93,7 +111,10 @@ class LGG(Task):
         prediction = metrics.largest_component(probability > LEVEL)
         numbers = {"loss": loss, "dsc": metrics.dice(prediction, target)}
         if full:
-            numbers |= {"hd95": metrics.hausdorff95(prediction, target), "volume_error": metrics.volume_error(prediction, target)}
+            numbers |= {
+                "hd95": metrics.hausdorff95(prediction, target),
+                "volume_error": metrics.volume_error(prediction, target),
+            }
         return numbers, {"probability": probability, "prediction": prediction, "target": target}
 
     def probability(self, image: Any, infer: Infer) -> Any:
@@ -105,7 +126,9 @@ class LGG(Task):
         return infer(volume).float().sigmoid()[:, 0].numpy()
 
     def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """FLAIR, truth, prediction and probability of the slice with most tumour, as images (H, W) or (H, W, 3) in [0, 1]."""
+        """FLAIR, truth, prediction and probability of the slice with most tumour, as images (H, W) or (H, W, 3) in
+        [0, 1].
+        """
         import numpy as np
 
         image, _ = case.arrays()
@@ -113,23 +136,29 @@ class LGG(Task):
         flair = np.asarray(image[number, ..., 1], dtype=np.float32)
         low, high = np.percentile(flair, (1, 99.5))
         grey = np.clip((flair - low) / max(high - low, 1e-6), 0, 1)
-        outlined = overlay((255 * np.repeat(grey[..., None], 3, 2)).astype(np.uint8), arrays["prediction"][number], arrays["target"][number])
+        outlined = overlay(
+            (255 * np.repeat(grey[..., None], 3, 2)).astype(np.uint8),
+            arrays["prediction"][number],
+            arrays["target"][number],
+        )
         return {"FLAIR": grey, "truth and prediction": outlined, "probability": arrays["probability"][number]}
 
     def restore(self, arrays: Any, raw: Geometry) -> Any:
-        """Probability (S, size, size) -> (S, H, W) on the raw slices: linear interpolation back to the square, then the crop
-        is put where it came from; 0 outside."""
+        """Probability (S, size, size) -> (S, H, W) on the raw slices: linear interpolation back to the square, then
+        the crop is put where it came from; 0 outside."""
         import numpy as np
         import torch
         from torch.nn import functional as F
 
         square = torch.from_numpy(arrays)[:, None]
         if raw.size != raw.side:
-            square = F.interpolate(square, size=(raw.side, raw.side), mode="bilinear", align_corners=False, antialias=raw.side < raw.size)
+            square = F.interpolate(
+                square, size=(raw.side, raw.side), mode="bilinear", align_corners=False, antialias=raw.side < raw.size
+            )
         _, (top, bottom), (left, right) = raw.box
         y, x = raw.before
         result = np.zeros((len(arrays), *raw.raw[1:]), np.float32)
-        result[:, top:bottom, left:right] = square[:, 0, y:y + bottom - top, x:x + right - left].numpy()
+        result[:, top:bottom, left:right] = square[:, 0, y : y + bottom - top, x : x + right - left].numpy()
         return result
 
     def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -143,9 +172,11 @@ class LGG(Task):
             found["probability"] = folder / f"{image.stem}_probability.tif"
         return found
 
-    def predict(self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config) -> None:
-        """Masks {0, 255} uint8 of the `wanted` slices of a patient whose slices are `images`; on request outlines (PNG; truth in
-        green where a mask lies beside the image) and probabilities (float32). Raises DataError."""
+    def predict(
+        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config
+    ) -> None:
+        """Masks {0, 255} uint8 of the `wanted` slices of a patient whose slices are `images`; on request outlines
+        (PNG; truth in green where a mask lies beside the image) and probabilities (float32). Raises DataError."""
         from unet.data.volumes import read_tiff, write_png, write_tiff
         from unet.models.metrics import largest_component
 
@@ -166,7 +197,9 @@ class LGG(Task):
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
-        return checks.raw_lgg(path, lambda ids: splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed))
+        return checks.raw_lgg(
+            path, lambda ids: splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed)
+        )
 
     def check_cache(self, path: Path, config: Config) -> checks.Report:
         return checks.cached(path, cache.make_manifest(self.name, self.settings(config)))

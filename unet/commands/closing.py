@@ -1,0 +1,105 @@
+"""How a run ends: the best weights scored in full, the summary, the block that says where everything is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from unet import host
+from unet.commands import compose, scores
+from unet.commands.opening import state_path
+from unet.errors import INTERRUPTED, TARGET_MISSED
+from unet.files import write_json
+from unet.resolve import Resolved
+
+
+def finish(
+    parts: compose.Parts,
+    folder: Any,
+    resolved: Resolved,
+    engine_run: Any,
+    weights: Path,
+    cases: list[Any],
+    split: dict[str, list[str]],
+    reason: str,
+) -> int:
+    """Score the best weights in full, write the summary, show the closing block. Returns the exit code."""
+    config, progress = parts.config, engine_run.progress
+    stopped = reason.startswith("stopped")
+    records = []
+    if not stopped and engine_run.evaluate and config.checkpoints:
+        validation = [case for case in cases if case.id in set(split["validation"])][: config.eval_steps]
+        engine_run.model.load_state_dict(compose.read_weights(weights)[1])
+        records = scores.full(parts, compose.infer(parts, engine_run.network), validation, folder)
+    missed = config.target is not None and not progress.reached and not stopped
+    summary = {
+        "metric": parts.task.best[0],
+        "best_score": progress.best_score,
+        "best_epoch": progress.best_epoch,
+        "ended": reason,
+        "epochs": len(progress.history),
+        "steps": progress.step,
+        "images_per_second": progress.rate(),
+        "data_wait_fraction": progress.wait_fraction(),
+        "peak_memory_bytes": parts.device.memory(),
+        "seconds": progress.seconds,
+        "target": config.target,
+        "target_reached": progress.reached,
+        "cases": len(records),
+        "device": parts.device.describe(),
+        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(state_path(weights))},
+    }
+    write_json(folder / "summary.json", summary)
+    folder.status("interrupted" if stopped else "done", reason)
+    print(block(parts, folder, weights, engine_run, records, reason, missed))
+    if config.mode == "train_and_predict" and not stopped:
+        from unet.commands import predict
+
+        predict.run(
+            dataclasses.replace(resolved, config=config.replace(inputs=(), weights=(str(weights.absolute()),))), ""
+        )
+    return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
+
+
+def block(
+    parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str, missed: bool
+) -> str:
+    """The block at the end: what came out, where everything is, what to type next."""
+    progress, config = engine_run.progress, parts.config
+    seconds = progress.seconds
+    lines = ["", f"Run {folder.name}: {reason} after {len(progress.history)} epochs, {progress.step} steps"]
+    if progress.best_score is not None:
+        lines.append(
+            f"  best       {parts.task.best[0].upper()} {progress.best_score:.4f} in epoch {progress.best_epoch}"
+            + (
+                f" (target {config.target} {'reached' if progress.reached else 'not reached'})"
+                if config.target is not None
+                else ""
+            )
+        )
+    lines += [
+        f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
+        f" peak memory {host.size(parts.device.memory())}",
+        f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
+        f" {seconds['save']:.1f} s",
+    ]
+    if records:
+        lines += ["", scores.table(records, config.bootstrap)]
+    lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
+    if config.checkpoints:
+        lines.append(f"  weights    {weights}   state {state_path(weights)}")
+    pictures = [name for name in ("progress.png", "predictions.png") if (folder / name).exists()]
+    if pictures:
+        lines.append(f"  pictures   {', '.join(str(folder / name) for name in pictures)}")
+    lines.append("")
+    data = compose.where(config.data, "data")
+    if reason.startswith("stopped"):
+        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}")
+    elif config.checkpoints:
+        shown = weights.name if weights.parent == Path("weights") else weights
+        lines += [
+            f"  score      python -m unet evaluate --weights {shown}",
+            f"  predict    python -m unet predict --weights {shown} {data} --overlay",
+        ]
+    return "\n".join(lines)
