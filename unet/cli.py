@@ -18,6 +18,7 @@ from unet.config import (
     DeviceOptions,
     DistributedOptions,
     EvalOptions,
+    InputOptions,
     NetworkOptions,
     PhantomOptions,
     PredictOptions,
@@ -48,52 +49,17 @@ class Command:
     positional: str = ""
 
 
-TRAINING = (
-    CommonOptions,
-    RunOptions,
-    DataOptions,
-    SplitOptions,
-    NetworkOptions,
-    WeightsOptions,
-    TrainOptions,
-    SaveOptions,
-    DeviceOptions,
-    DistributedOptions,
-    EvalOptions,
-    TalkOptions,
-)
+APPLYING = (WeightsOptions, DataOptions, NetworkOptions, DeviceOptions, DistributedOptions, EvalOptions, TalkOptions)
+TRAINING = (CommonOptions, RunOptions, SplitOptions, TrainOptions, SaveOptions, PredictOptions, *APPLYING)
 COMMANDS = {
     "train": Command("train a network, and score it", "--data kaggle_3m --image-size 128 --run-name lgg-128", TRAINING),
     "evaluate": Command(
-        "score weights, case by case",
-        "--weights unet.pt",
-        (
-            CommonOptions,
-            RunOptions,
-            WeightsOptions,
-            DataOptions,
-            SplitOptions,
-            NetworkOptions,
-            DeviceOptions,
-            DistributedOptions,
-            EvalOptions,
-            TalkOptions,
-        ),
+        "score weights, case by case", "--weights unet.pt", (CommonOptions, RunOptions, SplitOptions, *APPLYING)
     ),
     "predict": Command(
         "write masks of images, patients or whole sets",
-        "--weights unet.pt kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-        (
-            PredictOptions,
-            CommonOptions,
-            WeightsOptions,
-            DataOptions,
-            NetworkOptions,
-            DeviceOptions,
-            DistributedOptions,
-            EvalOptions,
-            TalkOptions,
-        ),
+        "--weights unet.pt data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
+        (InputOptions, PredictOptions, CommonOptions, *APPLYING),
         " FILES|FOLDERS ...",
     ),
     "preprocess": Command(
@@ -109,9 +75,7 @@ COMMANDS = {
         "--data phantoms --patients 20",
         (CommonOptions, DataOptions, PhantomOptions, TalkOptions),
     ),
-    "doctor": Command(
-        "what would be used here, and why not the others", "", (DataOptions, RunOptions, DeviceOptions, TalkOptions)
-    ),
+    "doctor": Command("what would be used here, and why not the others", "", (DataOptions, DeviceOptions, TalkOptions)),
     "config": Command("the settings in force and where each comes from", "--recipe published --epochs 50", TRAINING),
 }
 

@@ -226,12 +226,18 @@ class EvalOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Prediction"""
+class InputOptions:
+    """Input"""
 
     inputs: tuple[str, ...] = option(
         (), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Prediction"""
+
     output: str = option("predictions", "folder of the masks", metavar="DIR")
     overlay: bool = option(False, "also write the outlines on the image, as PNG")
     probabilities: bool = option(False, "also write probabilities, as float TIFF")
@@ -260,6 +266,7 @@ class Config(
     DeviceOptions,
     DistributedOptions,
     EvalOptions,
+    InputOptions,
     PredictOptions,
     PhantomOptions,
 ):
@@ -333,6 +340,11 @@ def check(config: Config) -> None:
 
 
 def where(name: str, parent: str) -> Path:
-    """A path as it is (absolute, with a separator, or existing); a bare name under `parent`."""
+    """A path (anything with a separator, `.` and `..`) as it is; a bare name under `parent`."""
     path = Path(name).expanduser()
-    return path if path.is_absolute() or len(path.parts) > 1 or name in (".", "..") else Path(parent) / path
+    return path if "/" in name or path.is_absolute() or name in (".", "..") else Path(parent) / path
+
+
+def spelt(path: Path) -> str:
+    """A path as a flag takes it: `./name`, since a bare name would mean one under data/ or weights/."""
+    return str(path) if len(path.parts) > 1 else f"./{path}"

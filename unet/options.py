@@ -110,7 +110,7 @@ class _Collect(argparse.Action):
     """Keep every (spelling, raw value) of a setting, in order: contradictions are told from repetitions later."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, spelling: str | None = None) -> None:
-        if self.const is not None and (values is None or values == []):
+        if self.const is not None and (values is self.const or values == []):
             values = self.const[0]
         namespace.given.setdefault(self.dest, []).append((spelling or self.dest, values))
 

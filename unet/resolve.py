@@ -100,7 +100,8 @@ def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
 
 def _state_of(folder: Path) -> Path | None:
     """The state file that a run's status names, if the run has one."""
-    state = read_json(folder / "status.json").get("state")
+    status = folder / "status.json"
+    state = read_json(status).get("state") if status.exists() else None
     return Path(state).absolute() if state else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import unet
 from unet import host
-from unet.config import where
+from unet.config import DEVICES, where
 from unet.devices import environment
 from unet.resolve import Resolved
 
@@ -27,7 +27,7 @@ def run(resolved: Resolved, command: str) -> int:
         why = device.missing(config)
         lines.append(f"  {name:<6} {'usable' if not why else 'not usable: ' + why}")
         usable += [] if why else [name]
-    for name in ("hpu", "mlu"):
+    for name in sorted(set(DEVICES) - set(environment.DEVICES) - {"auto"}):
         lines.append(f"  {name:<6} not usable: version {unet.__version__} has no driver for it.")
     rank = environment.find_rank(config)
     if usable:

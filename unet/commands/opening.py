@@ -62,12 +62,12 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
     state = state_path(weights)
     if config.overwrite:
         state.unlink(missing_ok=True)
+    write_text(folder / "config.json", dumps(resolved, command))
     folder.status(
         "running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **({"weights": str(weights), "state": str(state)} if config.checkpoints else {}),
     )
-    write_text(folder / "config.json", dumps(resolved, command))
     return folder, resolved, False
 
 
@@ -102,7 +102,7 @@ def free_weights(resolved: Resolved, run_name: str) -> tuple[Path, Resolved]:
     path = compose.weights_path(config.weights[0])
     if not config.checkpoints or config.overwrite or not (path.exists() or state_path(path).exists()):
         return path, resolved
-    if resolved.sources["weights"] != "default":
+    if resolved.sources["weights"].startswith("flag"):
         raise UsageError(
             f"{path.absolute()} exists.",
             "Give another --weights-file, replace it with --overwrite, or go on with --resume.",

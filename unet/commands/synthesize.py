@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unet import host
-from unet.config import where
+from unet.config import spelt, where
 from unet.errors import UsageError
 from unet.resolve import Resolved
 
@@ -21,7 +21,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder = where(config.data, "data")
     synthetic.write_set(folder, config.patients, config.slices, config.side, config.seed, config.overwrite)
     host.notice(
-        f"{folder}: {config.patients} made patients; next: python -m unet train --data {folder} --cache"
+        f"{folder}: {config.patients} made patients; next: python -m unet train --data {spelt(folder)} --cache"
         f" {folder.name}_cache --run-name NAME"
     )
     return 0

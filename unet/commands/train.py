@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import secrets
 import tempfile
 import time
@@ -79,114 +80,108 @@ def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
     began = time.perf_counter()
     task = compose.create(config.task)
     cases = task.cases(config)
-    split = (
-        files.read_json(folder / "splits.json")
-        if resuming and (folder / "splits.json").exists()
-        else task.split(cases, config)
-    )
-    write_json(folder / "splits.json", split)
+    saved = folder / "splits.json"
+    split = files.read_json(saved) if resuming and saved.exists() else task.split(cases, config)
+    write_json(saved, split)
     parts = compose.assemble(config)
-    engine_run, weights = build(parts, folder, resolved, cases, split, command)
-    if resuming:
-        opening.resume(engine_run, folder, opening.state_path(weights))
-    else:
-        start_weights(parts, engine_run, config)
     from unet.runtime import callbacks, engine
+    from unet.runtime.run_folder import environment
 
-    seed_log = next(item for item in engine_run.callbacks if isinstance(item, callbacks.SeedLog))
-    seed_log.init_seconds = time.perf_counter() - began
+    write_json(folder / "environment.json", environment(parts.device.describe()))
+    weights = compose.weights_path(config.weights[0])
+    run = build(parts, folder, cases, split, command)
+    if resuming:
+        opening.resume(run, folder, opening.state_path(weights))
+    else:
+        start_weights(parts, run, config)
+    for callback in run.callbacks:
+        if isinstance(callback, callbacks.SeedLog):
+            callback.init_seconds = time.perf_counter() - began
     folder.status("running")
     try:
-        with engine_run.stop.listen():
-            reason = engine.train(engine_run)
+        with run.stop.listen():
+            reason = engine.train(run)
     except (RuntimeError, MemoryError) as error:
         advice = compose.advise_memory(error, parts)
         if advice:
             raise advice from error
         raise
-    for callback in engine_run.callbacks:
-        if hasattr(callback, "finish"):
-            callback.finish(engine_run)
-    return closing.finish(parts, folder, resolved, engine_run, weights, cases, split, reason)
+    run.emit("finish")
+    return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
-def build(
-    parts: compose.Parts, folder: Any, resolved: Resolved, cases: list[Any], split: dict[str, list[str]], command: str
-) -> tuple[Any, Path]:
-    """The loop's Run with its callbacks, and where the weights go."""
-    import functools
-
-    from unet.runtime import callbacks, engine, evaluation, optim, seeding
-    from unet.runtime.run_folder import environment
+def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, list[str]], command: str) -> Any:
+    """The loop's Run, with its callbacks."""
+    from unet.runtime import engine, evaluation, optim, seeding
 
     config, task, device = parts.config, parts.task, parts.device
-    write_json(folder / "environment.json", environment(device.describe()))
-    by_id = {case.id: case for case in cases}
-    try:
-        training, validation = ([by_id[name] for name in split[part]] for part in ("train", "validation"))
-    except KeyError as error:
-        raise UnetError(
-            f"Case {error.args[0]} of the split is not in the cache.", "Restore it, or start a new run."
-        ) from error
+    training, validation = chosen(cases, split)
     seeding.seed_all(config.seed, device)
     model = device.place(task.model(config))
     network = device.compile(model) if config.compile else model
     shard = (parts.rank.rank, parts.rank.world)
     loader = task.batches(training, config, shard, device.loader_options(), device.put)
     stop = engine.Stop(config.max_time)
-    infer = compose.infer(parts, network)
-    scored = validation[: config.eval_steps]
-    evaluating = bool(scored) and config.mode not in ("train", "train_and_predict")
-    evaluate = functools.partial(
-        evaluation.score, scored, functools.partial(task.evaluate, infer=infer), stop=stop.asked
+    score = functools.partial(task.evaluate, infer=compose.infer(parts, network))
+    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked)
+    evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
+    optimizer = optim.build(config, task.groups(model), device)
+    run = engine.Run(
+        *(config, task, device, model, network, optimizer, device.scaler(), loader),
+        evaluate=evaluate if evaluating else None,
+        stop=stop,
+        callbacks=listeners(parts, folder, split["validation"], command),
     )
-    weights = compose.weights_path(config.weights[0])
-    facts = {
-        "task": task.name,
-        "run_name": folder.name,
-        "validation": split["validation"],
-        "settings": {
-            name: files.jsonable(getattr(config, name))
-            for name in ("image_size", "data", "cache", "synth_data", "layers", "width", "precision", "seed")
-        },
-    }
-    log = callbacks.Log(folder, task.best[0])
-    listeners: list[Any] = [
+    slices = sum(case.cost for case in training)
+    lines = [
+        f"{task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
+        f" {len(training)} training cases ({slices} slices),"
+        f" {len(validation)} validation cases; {run.steps_per_epoch} steps an epoch",
+        *(f"not used: {why}" for why in parts.passed),
+    ]
+    if not evaluating:
+        why = f"--mode {config.mode}" if validation else "the split has no validation cases"
+        lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")
+    log = next(item for item in run.callbacks if hasattr(item, "say"))
+    for line in lines:
+        log.say(line)
+    return run
+
+
+def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
+    """The training and validation cases of a split. Raises UnetError for a name that the cache lacks."""
+    by_id = {case.id: case for case in cases}
+    lost = [name for name in (*split["train"], *split["validation"]) if name not in by_id]
+    if lost:
+        raise UnetError(
+            f"{len(lost)} cases of the split are not in the cache ({', '.join(lost[:3])}).",
+            "Restore them, or start a new run.",
+        )
+    return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
+
+
+def listeners(parts: compose.Parts, folder: Any, validation: list[str], command: str) -> list[Any]:
+    """The callbacks: bar, logs, picture of the curves, checkpoints."""
+    from unet.runtime import callbacks
+
+    config, score = parts.config, parts.task.best[0]
+    result: list[Any] = [
         callbacks.Bar(),
-        log,
+        callbacks.Log(folder, score),
         callbacks.SeedLog(folder, command),
-        callbacks.Curves(folder, task.best[0]),
+        callbacks.Curves(folder, score),
     ]
     if config.checkpoints:
-        listeners.append(callbacks.Checkpoints(weights, opening.state_path(weights), facts))
-    run = engine.Run(
-        config,
-        task,
-        device,
-        model,
-        network,
-        optim.build(config, task.groups(model), device),
-        device.scaler(),
-        loader,
-        evaluate if evaluating else None,
-        stop,
-        listeners,
-    )
-    log.say(
-        f"{task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')}; {len(training)}"
-        " training cases"
-        f" ({sum(case.cost for case in training)} slices), {len(validation)} validation cases;"
-        f" {run.steps_per_epoch} steps an epoch"
-    )
-    for why in parts.passed:
-        log.say(f"not used: {why}")
-    if not evaluating:
-        log.say(
-            "nothing is evaluated: "
-            + ("the split has no validation cases" if not validation else f"--mode {config.mode}")
-            + "; the weights of the last epoch are kept"
-        )
-    return run, weights
+        weights = compose.weights_path(config.weights[0])
+        kept = ("image_size", "data", "cache", "synth_data", "layers", "width", "precision", "seed")
+        facts = {
+            "task": parts.task.name,
+            "run_name": folder.name,
+            "validation": validation,
+            "settings": {name: files.jsonable(getattr(config, name)) for name in kept},
+        }
+        result.append(callbacks.Checkpoints(weights, opening.state_path(weights), facts))
+    return result
 
 
 def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None:

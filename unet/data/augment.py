@@ -4,11 +4,18 @@ generator.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def affine_with(scale: float, angle: float) -> Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]:
+    """`affine` with its ranges set."""
+    return functools.partial(affine, scale=scale, angle=angle)
 
 
 def affine(

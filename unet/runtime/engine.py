@@ -80,10 +80,15 @@ class Progress:
 
 
 class Stop:
-    """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once."""
+    """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once.
+
+    The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
+    and resumed again and again still comes to its end.
+    """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.reason: str | None = None
+        self.worked = False
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
     @contextlib.contextmanager
@@ -103,7 +108,7 @@ class Stop:
         host.notice(f"{self.reason}: the step in hand is finished, then the run is saved.")
 
     def asked(self) -> bool:
-        if not self.reason and time.monotonic() > self.deadline:
+        if not self.reason and self.worked and time.monotonic() > self.deadline:
             self.reason = "--max-time"
         return self.reason is not None
 
@@ -254,6 +259,7 @@ def train_epoch(run: Run) -> bool:
         optimizer_step(run)
         device.flush()
         progress.step += 1
+        run.stop.worked = True
         run.emit("stepped")
         due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
@@ -303,6 +309,7 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     run.progress.seconds["evaluate"] += seconds
     if records is None:
         return None
+    run.stop.worked = True
     return {
         "evaluate_seconds": seconds,
         "score": mean(records, run.task.best[0]),

@@ -55,7 +55,7 @@ class RunFolder:
                     f"Go on with it: --resume --run-name {self.name}; start anew: --overwrite; or give another"
                     " --run-name.",
                 )
-            if not status:
+            if not status and not (self / "config.json").exists():
                 raise UsageError(
                     f"{self.path.absolute()} is not the folder of a run; it is not replaced.",
                     "Give another --run-name.",

@@ -71,14 +71,11 @@ class LGG(Task):
         from unet.data import augment
         from unet.data.loaders import EpochBatches, Loader, Slices
 
-        change = (
-            functools.partial(augment.affine, scale=config.aug_scale, angle=config.aug_angle)
-            if config.augment
-            else None
-        )
+        change = augment.affine_with(config.aug_scale, config.aug_angle) if config.augment else None
         slices = Slices(cases, config.data_on, place)
         options = dict(options)
-        workers = options.pop("workers") if config.workers == "auto" else int(config.workers)
+        suited = options.pop("workers")
+        workers = suited if config.workers == "auto" else int(config.workers)
         if config.data_on == "device":
             workers, options = 0, {}
         return Loader(EpochBatches(slices, config.batch_size, config.seed, change, shard), workers, options)

@@ -1,0 +1,111 @@
+"""Fixtures: made patients, real samples, the command line in this process or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unet.cli import main
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = ["--image-size", "16", "--layers", "2", "--width", "4", "--batch-size", "4", "--eval-batch-size", "8"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+
+
+@pytest.fixture(autouse=True)
+def restored_torch() -> Any:
+    """A command sets flags of torch for its process; the next test starts without them."""
+    import torch
+
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real samples; the test is skipped where UNET_REAL_DATA does not name one."""
+    name = os.environ.get("UNET_REAL_DATA")
+    if not name:
+        pytest.skip("UNET_REAL_DATA is not set (a folder with real samples)")
+    assert Path(name).is_dir(), f"UNET_REAL_DATA={name} is no folder"
+    return Path(name)
+
+
+@pytest.fixture(scope="session")
+def real_lgg(real_data: Path) -> Path:
+    return real_data / "lgg" / "kaggle_3m"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six made patients of 64 px in the raw layout; read only."""
+    from unet.data import synthetic
+
+    folder = tmp_path_factory.mktemp("phantoms") / "kaggle_3m"
+    synthetic.write_set(folder, patients=6, slices=8, side=64, seed=1)
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process, in the empty folder: (exit code, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def tiny(cli: Callable[..., tuple[int, str, str]], phantoms: Path) -> Callable[..., tuple[int, str, str]]:
+    """`train` of a very small network on made patients."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        return cli("train", "--data", phantoms, "--cache", "cache_16", "--device", "cpu", *TINY, *words)
+
+    return run
+
+
+def program(*words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **how.pop("env", {})}
+    return subprocess.run([sys.executable, "-m", "unet", *map(str, words)], cwd=cwd, capture_output=True, text=True,
+                          env=environment, **how)
+
+
+def error_of(result: tuple[int, str, str], code: int = 1) -> str:
+    """The error of a command that failed with `code`: exactly two lines, returned as one text."""
+    assert result[0] == code, result
+    lines = [line for line in result[2].splitlines() if line.strip()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("error: "))
+    two = lines[start:]
+    assert len(two) == 2, two
+    assert "Internal error" not in two[0], two
+    assert "Traceback" not in result[2]
+    return "\n".join(two)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

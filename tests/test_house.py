@@ -1,0 +1,99 @@
+"""The house rules: who imports whom, what is torch-free, where device words stand, how long files are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "unet"
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+BASE = {"errors", "files", "host", "options", "config", "resolve"}
+ALLOWED = {
+    "errors": set(), "files": {"errors"}, "host": set(), "options": {"errors"}, "config": BASE, "resolve": BASE,
+    "models": BASE | {"models"}, "data": BASE | {"data"}, "devices": BASE | {"devices"},
+    "tasks": BASE | {"tasks", "models", "data"},
+    "runtime": BASE | {"runtime", "devices.base"},
+    "commands": BASE | {"commands", "tasks", "models", "data", "devices", "runtime"},
+    "cli": BASE | {"commands"}, "__main__": {"cli"},
+}
+STANDARD_ONLY = {"errors", "files", "host", "options", "config", "resolve", "cli"}
+TORCH_FREE = ["cli", "options", "config", "resolve", "errors", "files", "host", "tasks.base", "tasks.lgg", "devices.environment",
+              "devices.base", "devices.cpu", "devices.cuda"]
+VENDORS = {"torch", "habana_frameworks", "torch_mlu"}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path: Path, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = part(path)
+    for name in imports(path):
+        if name == "unet" or not name.startswith("unet.") or name == "unet.__version__":
+            continue
+        target = name.removeprefix("unet.")
+        assert any(target == allowed or target.startswith(allowed + ".") for allowed in ALLOWED[own] | {own}), (
+            f"{path.name} ({own}) imports {name}")
+
+
+@pytest.mark.parametrize("path", [ROOT / f"{name}.py" for name in sorted(STANDARD_ONLY)], ids=lambda path: path.name)
+def test_the_base_is_standard_library(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"unet", "tqdm"}
+    assert not outside
+
+
+def test_nothing_imports_torch_before_a_command_runs() -> None:
+    blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(VENDORS))
+    code = blocked + "".join(f"import unet.{name}\n" for name in TORCH_FREE)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part(path) in ("tasks", "devices")], ids=lambda path: path.name)
+def test_tasks_and_devices_are_torch_free_at_their_top(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path, top_only=True)} & VENDORS
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_device_words_stand_in_devices_and_the_flag_table(path: Path) -> None:
+    if part(path) == "devices" or path.name == "config.py":
+        return
+    words = re.findall(r"\b(hpu|mlu|cuda)\b|torch\.(?:cuda|hpu|mlu)|habana_frameworks|torch_mlu", path.read_text(), re.IGNORECASE)
+    assert not words, f"{path} speaks of a device"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} has more than 60 lines"
+
+
+def test_no_path_of_the_data_is_written_down() -> None:
+    repository = ROOT.parent
+    listed = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        path = repository / name
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".json") and path.exists() and path != Path(__file__):
+            assert "/work" + "/" not in path.read_text(), name
