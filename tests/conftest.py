@@ -91,8 +91,14 @@ def tiny(cli: Callable[..., tuple[int, str, str]], phantoms: Path) -> Callable[.
 def program(*words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run a command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **how.pop("env", {})}
-    return subprocess.run([sys.executable, "-m", "unet", *map(str, words)], cwd=cwd, capture_output=True, text=True,
-                          env=environment, **how)
+    return subprocess.run(
+        [sys.executable, "-m", "unet", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+        **how,
+    )
 
 
 def error_of(result: tuple[int, str, str], code: int = 1) -> str:

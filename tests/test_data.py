@@ -16,9 +16,18 @@ from unet.data.cache import CachedCase
 from unet.data.loaders import EpochBatches, Loader, Slices
 from unet.errors import DataError
 
-GOLDEN_VALIDATION = ["TCGA_HT_7616_19940813", "TCGA_CS_6668_20011025", "TCGA_CS_4944_20010208", "TCGA_HT_7879_19981009",
-                     "TCGA_DU_7014_19860618", "TCGA_DU_6408_19860521", "TCGA_DU_6404_19850629", "TCGA_DU_5851_19950428",
-                     "TCGA_CS_6667_20011105", "TCGA_HT_7692_19960724"]
+GOLDEN_VALIDATION = [
+    "TCGA_HT_7616_19940813",
+    "TCGA_CS_6668_20011025",
+    "TCGA_CS_4944_20010208",
+    "TCGA_HT_7879_19981009",
+    "TCGA_DU_7014_19860618",
+    "TCGA_DU_6408_19860521",
+    "TCGA_DU_6404_19850629",
+    "TCGA_DU_5851_19950428",
+    "TCGA_CS_6667_20011105",
+    "TCGA_HT_7692_19960724",
+]
 
 
 def test_the_published_split_is_random_sample_of_seed_42() -> None:
@@ -42,7 +51,7 @@ def test_few_cases_keep_a_fifth() -> None:
 def test_folds_are_disjoint_and_complete() -> None:
     ids = [f"P{number}" for number in range(23)]
     parts = [splits.fold(ids, number, 5, seed=7)["validation"] for number in range(5)]
-    assert sorted(sum(parts, [])) == sorted(ids)
+    assert sorted([case for part in parts for case in part]) == sorted(ids)
     assert {len(part) for part in parts} == {4, 5}
 
 
@@ -72,7 +81,9 @@ def test_slices_are_drawn_by_patient_and_by_tumour() -> None:
     assert probabilities[3:].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3])
     drawn = sampling.draw(probabilities, 60000, seed=1, epoch=1)
     shares = torch.bincount(drawn, minlength=6) / 60000
-    assert shares.tolist() == pytest.approx(probabilities.tolist(), abs=0.01)  # three standard deviations at 60,000 draws
+    assert shares.tolist() == pytest.approx(
+        probabilities.tolist(), abs=0.01
+    )  # three standard deviations at 60,000 draws
 
 
 def make_cases(folder: Path, count: int = 3, slices: int = 5, size: int = 16) -> list[CachedCase]:
@@ -82,7 +93,9 @@ def make_cases(folder: Path, count: int = 3, slices: int = 5, size: int = 16) ->
         image, mask = folder / f"P{number}.npy", folder / f"P{number}_mask.npy"
         np.save(image, generator.normal(size=(slices, size, size, 3)).astype(np.float32))
         np.save(mask, (generator.random((slices, size, size, 1)) > 0.8).astype(np.uint8))
-        result.append(CachedCase(f"P{number}", image, mask, (slices, size, size, 3), tuple(np.load(mask).sum((1, 2, 3)).tolist())))
+        result.append(
+            CachedCase(f"P{number}", image, mask, (slices, size, size, 3), tuple(np.load(mask).sum((1, 2, 3)).tolist()))
+        )
     return result
 
 
@@ -181,7 +194,11 @@ def test_augmentation_without_change_is_identity_or_mirror() -> None:
 
 
 def test_generators_of_different_keys_differ() -> None:
-    seen = {torch.rand(1, generator=sampling.generator(seed, epoch, batch)).item()
-            for seed in range(5) for epoch in range(5) for batch in range(5)}
+    seen = {
+        torch.rand(1, generator=sampling.generator(seed, epoch, batch)).item()
+        for seed in range(5)
+        for epoch in range(5)
+        for batch in range(5)
+    }
     assert len(seen) == 125
     assert math.isclose(sum(seen) / 125, 0.5, abs_tol=0.1)

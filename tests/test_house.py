@@ -14,16 +14,37 @@ ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 BASE = {"errors", "files", "host", "options", "config", "resolve"}
 ALLOWED = {
-    "errors": set(), "files": {"errors"}, "host": set(), "options": {"errors"}, "config": BASE, "resolve": BASE,
-    "models": BASE | {"models"}, "data": BASE | {"data"}, "devices": BASE | {"devices"},
+    "errors": set(),
+    "files": {"errors"},
+    "host": set(),
+    "options": {"errors"},
+    "config": BASE,
+    "resolve": BASE,
+    "models": BASE | {"models"},
+    "data": BASE | {"data"},
+    "devices": BASE | {"devices"},
     "tasks": BASE | {"tasks", "models", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
     "commands": BASE | {"commands", "tasks", "models", "data", "devices", "runtime"},
-    "cli": BASE | {"commands"}, "__main__": {"cli"},
+    "cli": BASE | {"commands"},
+    "__main__": {"cli"},
 }
 STANDARD_ONLY = {"errors", "files", "host", "options", "config", "resolve", "cli"}
-TORCH_FREE = ["cli", "options", "config", "resolve", "errors", "files", "host", "tasks.base", "tasks.lgg", "devices.environment",
-              "devices.base", "devices.cpu", "devices.cuda"]
+TORCH_FREE = [
+    "cli",
+    "options",
+    "config",
+    "resolve",
+    "errors",
+    "files",
+    "host",
+    "tasks.base",
+    "tasks.lgg",
+    "devices.environment",
+    "devices.base",
+    "devices.cpu",
+    "devices.cuda",
+]
 VENDORS = {"torch", "habana_frameworks", "torch_mlu"}
 
 
@@ -51,7 +72,8 @@ def test_imports_go_one_way(path: Path) -> None:
             continue
         target = name.removeprefix("unet.")
         assert any(target == allowed or target.startswith(allowed + ".") for allowed in ALLOWED[own] | {own}), (
-            f"{path.name} ({own}) imports {name}")
+            f"{path.name} ({own}) imports {name}"
+        )
 
 
 @pytest.mark.parametrize("path", [ROOT / f"{name}.py" for name in sorted(STANDARD_ONLY)], ids=lambda path: path.name)
@@ -66,7 +88,9 @@ def test_nothing_imports_torch_before_a_command_runs() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if part(path) in ("tasks", "devices")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if part(path) in ("tasks", "devices")], ids=lambda path: path.name
+)
 def test_tasks_and_devices_are_torch_free_at_their_top(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path, top_only=True)} & VENDORS
 
@@ -75,7 +99,9 @@ def test_tasks_and_devices_are_torch_free_at_their_top(path: Path) -> None:
 def test_device_words_stand_in_devices_and_the_flag_table(path: Path) -> None:
     if part(path) == "devices" or path.name == "config.py":
         return
-    words = re.findall(r"\b(hpu|mlu|cuda)\b|torch\.(?:cuda|hpu|mlu)|habana_frameworks|torch_mlu", path.read_text(), re.IGNORECASE)
+    words = re.findall(
+        r"\b(hpu|mlu|cuda)\b|torch\.(?:cuda|hpu|mlu)|habana_frameworks|torch_mlu", path.read_text(), re.IGNORECASE
+    )
     assert not words, f"{path} speaks of a device"
 
 

@@ -23,7 +23,12 @@ def test_dice_by_sets() -> None:
     pairs = [set(map(tuple, np.argwhere(mask))) for mask in (a, b)]
     assert metrics.dice(a, b) == 2 * len(pairs[0] & pairs[1]) / (len(pairs[0]) + len(pairs[1]))
     empty = np.zeros_like(a)
-    assert (metrics.dice(a, a), metrics.dice(empty, empty), metrics.dice(a, empty), metrics.dice(empty, a)) == (1, 1, 0, 0)
+    assert (metrics.dice(a, a), metrics.dice(empty, empty), metrics.dice(a, empty), metrics.dice(empty, a)) == (
+        1,
+        1,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -96,7 +101,7 @@ def test_cases_are_dealt_by_cost_without_loss() -> None:
     costs = [40, 3, 3, 3, 20, 22, 1, 9]
     for ranks in (1, 2, 3):
         shares = evaluation.deal(costs, ranks)
-        assert sorted(sum(shares, [])) == list(range(8))
+        assert sorted([case for share in shares for case in share]) == list(range(8))
         loads = [sum(costs[index] for index in share) for share in shares]
         assert max(loads) <= max(40, sum(costs) / ranks * 4 / 3)
 

@@ -68,7 +68,12 @@ def test_forward_equals_the_published_network(published: UNet) -> None:
     probabilities = published(wave((2, 3, 64, 64), 0.013, 0.0)).sigmoid().detach().double()
     expected = REFERENCE["forward_64"]["probabilities"]
     assert list(probabilities.shape) == expected["shape"]
-    found = {"mean": probabilities.mean(), "std": probabilities.std(), "min": probabilities.min(), "max": probabilities.max()}
+    found = {
+        "mean": probabilities.mean(),
+        "std": probabilities.std(),
+        "min": probabilities.min(),
+        "max": probabilities.max(),
+    }
     for name, value in found.items():
         assert float(value) == pytest.approx(expected[name], rel=1e-4), name
     assert probabilities.flatten()[expected["flat_index"]].tolist() == pytest.approx(expected["values"], rel=1e-4)
@@ -89,19 +94,36 @@ def test_loss_and_three_adam_steps_equal_the_published_ones(published: UNet) -> 
         optimizer.step()
 
 
-@pytest.mark.parametrize(("width", "expected"), [(32, 7_763_041), (4, 122_093), (8, 486_553), (16, 1_942_577), (64, 31_037_633)])
+@pytest.mark.parametrize(
+    ("width", "expected"), [(32, 7_763_041), (4, 122_093), (8, 486_553), (16, 1_942_577), (64, 31_037_633)]
+)
 def test_parameters_of_lgg(width: int, expected: int) -> None:
     assert count(UNet(UNetShape(features=(width, 2 * width, 4 * width, 8 * width), bottleneck=16 * width))) == expected
 
 
 def test_the_same_class_is_the_other_unets() -> None:
     """Parameter counts of the UNet Medical benchmark (34,512,258; 572 -> 388) and of MLPerf's 3D UNet (31,190,243; 78 tensors)."""
-    em = UNet(UNetShape(inputs=1, outputs=2, features=(64, 128, 256, 512), bottleneck=1024, norm="none", padding="valid",
-                        up_kernel=3, up_activation="relu", dropout=0.5))
+    em = UNet(
+        UNetShape(
+            inputs=1,
+            outputs=2,
+            features=(64, 128, 256, 512),
+            bottleneck=1024,
+            norm="none",
+            padding="valid",
+            up_kernel=3,
+            up_activation="relu",
+            dropout=0.5,
+        )
+    )
     assert count(em) == 34_512_258
-    narrow = UNet(UNetShape(inputs=1, outputs=2, features=(2, 2, 2, 2), bottleneck=2, norm="none", padding="valid", up_kernel=3))
+    narrow = UNet(
+        UNetShape(inputs=1, outputs=2, features=(2, 2, 2, 2), bottleneck=2, norm="none", padding="valid", up_kernel=3)
+    )
     assert narrow(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
-    shape = UNetShape(dims=3, inputs=1, outputs=3, features=(32, 64, 128, 256, 320), bottleneck=320, norm="instance", down="stride")
+    shape = UNetShape(
+        dims=3, inputs=1, outputs=3, features=(32, 64, 128, 256, 320), bottleneck=320, norm="instance", down="stride"
+    )
     kits = UNet(shape)
     assert (count(kits), len(kits.state_dict())) == (31_190_243, 78)
     small = UNet(UNetShape(dims=3, inputs=1, outputs=3, features=(2, 2), bottleneck=2, norm="instance", down="stride"))
@@ -117,7 +139,7 @@ def test_kernel_three_up_is_the_definition() -> None:
     expected = torch.zeros(1, 1, 7, 9)
     for i in range(3):
         for j in range(4):
-            expected[0, 0, 2 * i:2 * i + 3, 2 * j:2 * j + 3] += image[0, 0, i, j] * weight[0, 0]
+            expected[0, 0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += image[0, 0, i, j] * weight[0, 0]
     expected = expected[:, :, :6, :8] + up.conv.bias.detach()
     torch.testing.assert_close(up(image).detach(), expected)
 
@@ -141,7 +163,9 @@ def test_foreign_checkpoints_load(published: UNet, prefix: str, spelling: str) -
     checkpoint.fit(network, own, GOLDEN)
     for (key, a), b in zip(network.state_dict().items(), published.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-    assert foreign.to_published_lgg(network.state_dict()).keys() == foreign.to_published_lgg(published.state_dict()).keys()
+    assert (
+        foreign.to_published_lgg(network.state_dict()).keys() == foreign.to_published_lgg(published.state_dict()).keys()
+    )
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])

@@ -24,7 +24,9 @@ CLOSE = {"rel": 0, "abs": 1e-5}  # stated in the issue that asked for parity wit
 @pytest.fixture(scope="module")
 def cache_256(real_lgg: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
-    done = program("preprocess", "--task", "lgg", "--data", real_lgg, "--image-size", 256, "--cache", folder / "cache", cwd=folder)
+    done = program(
+        "preprocess", "--task", "lgg", "--data", real_lgg, "--image-size", 256, "--cache", folder / "cache", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     return folder / "cache"
 
@@ -43,7 +45,9 @@ def test_all_patients_at_256_equal_the_published_pipeline(patient: str, cache_25
     assert image.mean((0, 1, 2)).tolist() == pytest.approx(expected["mean"], **CLOSE)
     assert image.std((0, 1, 2)).tolist() == pytest.approx(expected["std"], **CLOSE)
     assert [image.min(), image.max()] == pytest.approx([expected["min"], expected["max"]], **CLOSE)
-    for index, values in zip(expected["points"]["index (slice,row,column)"], expected["points"]["values (three channels)"], strict=True):
+    for index, values in zip(
+        expected["points"]["index (slice,row,column)"], expected["points"]["values (three channels)"], strict=True
+    ):
         assert image[tuple(index)].tolist() == pytest.approx(values, **CLOSE)
     assert int(mask.sum()) == expected["mask_voxels"]
     if "slice_mask_voxels" in expected:
@@ -83,7 +87,9 @@ def test_separable_resize_equals_scikit_image(size: int, side: int) -> None:
 def test_percentiles_are_numpys() -> None:
     for count in (2, 7, 100, 12345):
         values = np.random.default_rng(count).random(count).astype(np.float32)
-        assert preprocess._percentiles(values) == pytest.approx(np.percentile(values.astype(np.float64), (10, 99)).tolist(), rel=1e-6)
+        assert preprocess._percentiles(values) == pytest.approx(
+            np.percentile(values.astype(np.float64), (10, 99)).tolist(), rel=1e-6
+        )
 
 
 def test_slices_are_ordered_by_number_and_a_nested_copy_is_not_counted(phantoms: Path, tmp_path: Path) -> None:
@@ -106,7 +112,9 @@ def test_a_second_run_does_nothing_and_a_changed_source_is_made_again(cli, phant
     code, _, err = cli(*words)
     assert code == 0
     assert "0 cases made, 6 kept" in err
-    assert {path.name: path.stat().st_mtime_ns for path in Path("data/c").iterdir()} | {".lock": 0} == stamps | {".lock": 0}
+    assert {path.name: path.stat().st_mtime_ns for path in Path("data/c").iterdir()} | {".lock": 0} == stamps | {
+        ".lock": 0
+    }
     first = sorted(Path("raw").glob("*/"))[0]
     slice_file = sorted(first.glob("*_4.tif"))[0]
     content = bytearray(slice_file.read_bytes())
@@ -164,8 +172,16 @@ def test_a_bad_case_does_not_stop_the_others(cli, phantoms: Path) -> None:
 
 def test_two_builders_do_not_meet(phantoms: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "unet", "preprocess", "--data", str(phantoms), "--cache", "c", "--image-size", "64"]
-    both = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(Path(__file__).parent.parent),
-                                                                                       "PATH": "/usr/bin:/bin"}) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            words,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": "/usr/bin:/bin"},
+        )
+        for _ in range(2)
+    ]
     texts = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     assert sorted("6 cases made" in text for text in texts) == [False, True], texts
@@ -192,7 +208,21 @@ def foreign_cache(folder: Path, size: int = 32) -> None:
 
 def test_a_foreign_cache_is_read_with_one_warning(cli, workplace: Path) -> None:
     foreign_cache(Path("data/kaggle_cache"))
-    words = ("train", "--cache-path", "kaggle_cache", "--image-size", 32, "--epochs", 1, "--batch-size", 4, "--width", 2, "--device", "cpu")
+    words = (
+        "train",
+        "--cache-path",
+        "kaggle_cache",
+        "--image-size",
+        32,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--width",
+        2,
+        "--device",
+        "cpu",
+    )
     code, out, err = cli(*words, "--run-name", "a")
     assert code == 0, err
     assert err.count("without manifest.json") == 1
@@ -207,6 +237,10 @@ def test_a_foreign_cache_is_read_with_one_warning(cli, workplace: Path) -> None:
 
 
 def test_preprocess_imports_no_torch(phantoms: Path, tmp_path: Path) -> None:
-    code = ("import sys; sys.modules['torch'] = None; from unet.cli import main;"
-            f"sys.exit(main(['preprocess', '--data', {str(phantoms)!r}, '--cache', 'c', '--image-size', '32']))")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent.parent)})
+    code = (
+        "import sys; sys.modules['torch'] = None; from unet.cli import main;"
+        f"sys.exit(main(['preprocess', '--data', {str(phantoms)!r}, '--cache', 'c', '--image-size', '32']))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent.parent)}
+    )

@@ -20,8 +20,19 @@ from conftest import error_of, read_json
 from unet.config import Config
 from unet.runtime import optim
 
-RUN_FILES = {"config.json", "environment.json", "status.json", "metrics.jsonl", "run.log", "a.txt", "splits.json", "cases.csv",
-             "summary.json", "progress.png", "predictions.png"}
+RUN_FILES = {
+    "config.json",
+    "environment.json",
+    "status.json",
+    "metrics.jsonl",
+    "run.log",
+    "a.txt",
+    "splits.json",
+    "cases.csv",
+    "summary.json",
+    "progress.png",
+    "predictions.png",
+}
 
 
 def weights_of(name: str) -> dict[str, torch.Tensor]:
@@ -40,8 +51,18 @@ def test_a_run_leaves_what_is_promised(tiny) -> None:
     assert {path.name for path in folder.iterdir()} == RUN_FILES
     assert {path.name for path in Path("weights").iterdir()} == {"unet.pt", "unet.state.pt"}
     summary = read_json(folder / "summary.json")
-    assert set(summary) >= {"metric", "best_score", "best_epoch", "epochs", "steps", "images_per_second", "data_wait_fraction",
-                            "peak_memory_bytes", "seconds", "paths"}
+    assert set(summary) >= {
+        "metric",
+        "best_score",
+        "best_epoch",
+        "epochs",
+        "steps",
+        "images_per_second",
+        "data_wait_fraction",
+        "peak_memory_bytes",
+        "seconds",
+        "paths",
+    }
     assert summary["epochs"] == 3
     assert summary["images_per_second"] > 0
     assert 0 <= summary["data_wait_fraction"] < 1
@@ -66,15 +87,43 @@ def test_the_seeds_log(tiny) -> None:
     patterns = [rf"loaders_init,,{number},,"]
     for epoch in (1, 2):
         patterns += [rf"train,{epoch},{number},{number},", rf"eval,{epoch},{number},{number}, {number}"]
-    patterns += [rf"total_train_time,2,{number},,", rf"total_eval_time,2,{number},,", rf"Best validation mean DSC: {number}", "End CSV"]
+    patterns += [
+        rf"total_train_time,2,{number},,",
+        rf"total_eval_time,2,{number},,",
+        rf"Best validation mean DSC: {number}",
+        "End CSV",
+    ]
     assert len(lines) == 3 + len(patterns)
     for line, pattern in zip(lines[3:], patterns, strict=True):
         assert re.fullmatch(pattern, line), line
 
 
 def test_a_bare_command_line_means_train(cli, phantoms: Path) -> None:
-    code, _, err = cli("--data_path", phantoms, "--cache-path", "c", "--image_size", 16, "--layers", 2, "--width", 2, "--batch_size", 4,
-                       "--test-batch-size", 1, "--epochs", 1, "--run_name", "seed", "--weights-files", "s.pt", "--no_hpu", "--num_workers", 0)
+    code, _, err = cli(
+        "--data_path",
+        phantoms,
+        "--cache-path",
+        "c",
+        "--image_size",
+        16,
+        "--layers",
+        2,
+        "--width",
+        2,
+        "--batch_size",
+        4,
+        "--test-batch-size",
+        1,
+        "--epochs",
+        1,
+        "--run_name",
+        "seed",
+        "--weights-files",
+        "s.pt",
+        "--no_hpu",
+        "--num_workers",
+        0,
+    )
     assert code == 0, err
     assert Path("weights/s.pt").exists()
     assert Path("performance/seed/seed.txt").exists()
@@ -90,15 +139,24 @@ def test_the_same_seed_gives_the_same_bits(tiny) -> None:
 
 def test_workers_do_not_change_the_bits(tiny) -> None:
     for name, workers in (("a", 0), ("b", 2)):
-        assert tiny("--run-name", name, "--weights", f"{name}.pt", "--epochs", 1, "--deterministic", "--workers", workers)[0] == 0
+        assert (
+            tiny("--run-name", name, "--weights", f"{name}.pt", "--epochs", 1, "--deterministic", "--workers", workers)[
+                0
+            ]
+            == 0
+        )
     assert same(weights_of("a.pt"), weights_of("b.pt"))
 
 
-@pytest.mark.parametrize("extra", [(), ("--schedule", "cosine", "--accumulate", 2, "--optimizer", "adamw", "--clip", 1.0)])
+@pytest.mark.parametrize(
+    "extra", [(), ("--schedule", "cosine", "--accumulate", 2, "--optimizer", "adamw", "--clip", 1.0)]
+)
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[object, ...]) -> None:
     assert tiny("--run-name", "whole", "--weights", "whole.pt", "--epochs", 2, "--deterministic", *extra)[0] == 0
     steps = read_json(Path("performance/whole/summary.json"))["steps"]
-    code, out, _ = tiny("--run-name", "cut", "--weights", "cut.pt", "--epochs", 2, "--deterministic", "--max-time", 1e-6, *extra)
+    code, out, _ = tiny(
+        "--run-name", "cut", "--weights", "cut.pt", "--epochs", 2, "--deterministic", "--max-time", 1e-6, *extra
+    )
     stops = 0
     while code == 130:
         stops += 1
@@ -109,7 +167,10 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert stops >= steps - 1
     for name in ("", ".state"):
         assert same(weights_of(f"whole{name}.pt"), weights_of(f"cut{name}.pt"))
-    whole, cut = ([json.loads(line) for line in Path(f"performance/{name}/metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut"))
+    whole, cut = (
+        [json.loads(line) for line in Path(f"performance/{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
     losses = [[event["loss"] for event in events if event["event"] == "epoch"] for events in (whole, cut)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
@@ -273,7 +334,9 @@ def test_modes(tiny, cli, phantoms: Path) -> None:
     assert "95 % interval" in out or "mean" in out
     code, _, err = tiny("--mode", "predict", "--output", "masks")
     assert code == 0, err
-    assert len(list(Path("masks").glob("*/*.tif"))) == len([path for path in phantoms.glob("*/*.tif") if "mask" not in path.name])
+    assert len(list(Path("masks").glob("*/*.tif"))) == len(
+        [path for path in phantoms.glob("*/*.tif") if "mask" not in path.name]
+    )
     assert "--mode train goes with train" in error_of(cli("evaluate", "--mode", "train"), 2)
 
 
@@ -290,8 +353,19 @@ def test_data_on(tiny, where: str) -> None:
     assert math.isfinite(read_json(Path("performance/a/summary.json"))["best_score"])
 
 
-@pytest.mark.parametrize("extra", [("--precision", "bf16"), ("--amp",), ("--layout", "NCHW"), ("--no-augment",), ("--optimizer", "sgd"),
-                                   ("--optimizer", "adamax", "--warmup-epochs", 1), ("--no-checkpoints",), ("--fold", 1, "--folds", 3)])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--precision", "bf16"),
+        ("--amp",),
+        ("--layout", "NCHW"),
+        ("--no-augment",),
+        ("--optimizer", "sgd"),
+        ("--optimizer", "adamax", "--warmup-epochs", 1),
+        ("--no-checkpoints",),
+        ("--fold", 1, "--folds", 3),
+    ],
+)
 def test_settings_run(tiny, extra: tuple[object, ...]) -> None:
     code, _, err = tiny("--run-name", "a", "--epochs", 1, *extra)
     assert code == 0, err

@@ -62,7 +62,9 @@ class TalkOptions:
 class DataOptions:
     """Data"""
 
-    data: str = option("kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path",))
+    data: str = option(
+        "kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path", "--data_dir")
+    )
     cache: str = option(
         "kaggle_cache", "preprocessed data: a path, or a name under data/", metavar="DIR", aliases=("--cache-path",)
     )
@@ -105,9 +107,11 @@ class TrainOptions:
     """Training"""
 
     epochs: int = option(25, "passes over the training cases", minimum=1)
-    max_steps: int | None = option(None, "stop after N optimiser steps of the whole run", minimum=1)
+    max_steps: int | None = option(
+        None, "stop after N optimiser steps of the whole run", minimum=1, aliases=("--train_steps",)
+    )
     batch_size: int = option(64, "slices per step and device", minimum=1)
-    accumulate: int = option(1, "batches whose gradients make one step", minimum=1)
+    accumulate: int = option(1, "batches whose gradients make one step", minimum=1, aliases=("--ga_steps",))
     optimizer: str = option("adam", "optimiser", choices=("sgd", "adam", "adamw", "adamax"), metavar="NAME")
     lr: float = option(1e-4, "learning rate", above=0, aliases=("--learning-rate",))
     momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0, maximum=1)
@@ -125,10 +129,12 @@ class TrainOptions:
         0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5
     )
     aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180)
-    target: float | None = option(None, "stop when the score reaches this; not reached: exit code 3")
+    target: float | None = option(
+        None, "stop when the score reaches this; not reached: exit code 3", aliases=("--quality_threshold",)
+    )
     patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
     max_time: float | None = option(None, "stop after N minutes, save, exit 130", above=0, metavar="MIN")
-    evaluate_every: int = option(1, "epochs between evaluations; 0 = at the end", minimum=0)
+    evaluate_every: int = option(1, "epochs between evaluations; 0 = at the end", minimum=0, aliases=("--eval_every",))
     start_eval_at: int = option(1, "first epoch that is evaluated", minimum=1)
     log_every: int = option(10, "steps between log lines; the only reads from the device", minimum=1)
     nonfinite_limit: int = option(3, "stop when the loss is not finite N times in a row", minimum=1)
@@ -140,12 +146,16 @@ class WeightsOptions:
 
     weights: tuple[str, ...] = option(
         ("unet.pt",),
-        "best weights: a name goes to weights/, a path is taken as it is",
+        "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
         metavar="FILE",
-        aliases=("--weights-file", "--weights-files"),
+        repeated=True,
+        aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
     )
     load: str | None = option(
-        None, "start from these weights (own or published format)", metavar="FILE", aliases=("--checkpoint",)
+        None,
+        "start from these weights (own or published format)",
+        metavar="FILE",
+        aliases=("--load_ckpt_path", "--checkpoint"),
     )
 
 
@@ -173,6 +183,7 @@ class DeviceOptions:
         "where it runs: auto, cpu, cuda",
         metavar="NAME",
         choices=DEVICES,
+        synonyms=(("gpu", "cuda"),),
         aliases=(
             ("--hpu", "hpu"),
             ("--mlu", "mlu"),
@@ -244,6 +255,14 @@ class PredictOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TimingOptions:
+    """Timing"""
+
+    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1)
+    steps: int = option(10, "steps of each loop in a round", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class PhantomOptions:
     """Made data"""
 
@@ -268,6 +287,7 @@ class Config(
     EvalOptions,
     InputOptions,
     PredictOptions,
+    TimingOptions,
     PhantomOptions,
 ):
     """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""

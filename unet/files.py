@@ -134,14 +134,17 @@ def digest(*contents: bytes) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this host lives."""
+    """Whether a process of this host lives; one that has ended and waits to be reaped does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 @contextlib.contextmanager

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +106,36 @@ def progress(
         disable=_quiet or not sys.stderr.isatty(),
         mininterval=0.2,
     )
+
+
+def spread(
+    work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str
+) -> Iterator[tuple[Any, concurrent.futures.Future[Any]]]:
+    """Run `work(item)` for each item in processes, one a core, with a progress bar: (item, future) as they finish.
+
+    Leaving the loop early cancels what has not begun. Workers leave Ctrl-C to this process and end when it ends.
+    """
+    context = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
+    count = max(1, min(cores(), len(items)))
+    with concurrent.futures.ProcessPoolExecutor(count, context, _follow, (os.getpid(),)) as pool:
+        waiting = {pool.submit(work, item): item for item in items}
+        try:
+            for future in progress(concurrent.futures.as_completed(waiting), total=len(items), name=name, unit=unit):
+                yield waiting[future], future
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _follow(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it; workers of a killed parent would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def size(count: float) -> str:

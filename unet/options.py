@@ -20,8 +20,12 @@ from unet.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How one setting is spelt and checked. Aliases are spellings of the same setting; an alias that is a pair
-    (spelling, value) is a switch that sets that value. `bare` is the value of the flag when nothing follows it."""
+    """How one setting is spelt and checked.
+
+    Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
+    value. `synonyms` are other words for a value. `bare` is the value of the flag when nothing follows it. `shown` is
+    what the help gives as default. A `repeated` flag takes one value each time and keeps them all.
+    """
 
     help: str
     aliases: tuple[str | tuple[str, Any], ...] = ()
@@ -30,8 +34,10 @@ class Option:
     maximum: float | None = None
     above: float | None = None
     bare: Any = None
+    synonyms: tuple[tuple[str, Any], ...] = ()
     metavar: str | None = None
     positional: bool = False
+    repeated: bool = False
     shown: str | None = None
 
 
@@ -72,6 +78,7 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
     """
     if value is None or (value == "none" and option.choices is None and kind is not str):
         return None
+    value = dict(option.synonyms).get(value, value) if isinstance(value, str) else value
     if option.bare is not None and value == option.bare:
         return value
     if kind is bool:
@@ -172,7 +179,7 @@ def _add(section: Any, name: str, option: Option, kind: type, many: bool, defaul
         metavar = option.metavar or (
             "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
         )
-        if many:
+        if many and not option.repeated:
             how["nargs"] = "+"
         elif option.bare is not None:
             how |= {"nargs": "?", "const": (option.bare,)}
@@ -225,6 +232,10 @@ def read(parser: argparse.ArgumentParser, groups: Sequence[type], argv: Sequence
                 values[spelling] = convert_many(label, option, kind, many, raw)
             except ValueError as error:
                 mistakes.append(str(error))
+        if option.repeated:
+            values = {
+                "--" + name: tuple(item for _, raw in uses for item in convert_many(name, option, kind, many, raw))
+            }
         if len({repr(value) for value in values.values()}) > 1:
             mistakes.append(
                 f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +37,7 @@ class Parts:
 def assemble(config: Config) -> Parts:
     """Choose rank and device, set their variables, and only then import torch. Raises UnetError."""
     rank = environment.find_rank(config)
-    kind, passed = environment.choose(config)
-    environment.prepare(config, kind, rank)
+    kind, passed = environment.choose(config, rank)
     device = kind(config, rank)
     device.deterministic(config.deterministic)
     if config.precision not in ("fp32", "auto") and config.precision not in device.dtypes():
@@ -49,6 +50,15 @@ def assemble(config: Config) -> Parts:
 def weights_path(name: str) -> Path:
     """A name in weights/, or a path as it is."""
     return where(name, "weights")
+
+
+def run_path(config: Config, kind: str) -> Path:
+    """The folder of a run: its --run-name, or its kind and the time (counted on where that is taken)."""
+    if config.run_name:
+        return Path(config.out) / config.run_name
+    first = Path(config.out) / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], later) if not path.exists())
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

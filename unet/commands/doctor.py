@@ -31,8 +31,7 @@ def run(resolved: Resolved, command: str) -> int:
         lines.append(f"  {name:<6} not usable: version {unet.__version__} has no driver for it.")
     rank = environment.find_rank(config)
     if usable:
-        kind, _ = environment.choose(config)
-        environment.prepare(config, kind, rank)
+        kind, _ = environment.choose(config.replace(device=usable[0]), rank)
         device_now = kind(config, rank)
         precisions = ", ".join(device_now.dtypes()) or "none"
         lines += [

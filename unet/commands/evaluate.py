@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from unet import host
@@ -24,18 +23,16 @@ def run(resolved: Resolved, command: str) -> int:
     path = compose.weights_path(names[0])
     resolved, facts = compose.with_facts(resolved, [path])
     config = resolved.config
-    task = compose.create(config.task)
-    cases = chosen_cases(task, resolved, facts[0])
     parts = compose.assemble(config)
     network = compose.trained_network(parts, path, resolved)
+    task = parts.task
+    cases = chosen_cases(task, resolved, facts[0])
     if config.dry_run:
         print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
         return 0
     from unet.runtime.run_folder import RunFolder, environment
 
-    folder = RunFolder(
-        Path(config.out) / (config.run_name or f"{config.task}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
-    )
+    folder = RunFolder(compose.run_path(config, f"{config.task}-evaluate"))
     folder.create(config.overwrite)
     folder.status("running")
     write_text(folder / "config.json", dumps(resolved, command))

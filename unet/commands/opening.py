@@ -43,7 +43,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
     from unet.runtime.run_folder import RunFolder, is_running, read_status
 
     config = resolved.config
-    folder = RunFolder(Path(config.out) / (config.run_name or f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder = RunFolder(compose.run_path(config, config.task))
     if config.resume:
         status = read_status(folder.path)
         if is_running(status):

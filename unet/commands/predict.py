@@ -47,7 +47,7 @@ def run(resolved: Resolved, command: str) -> int:
             task.predict(groups[folder], images, output / folder.name, infer, config)
         except DataError as error:
             faults.append(error)
-            host.notice(f"error: {error.message}")
+            host.notice(f"left out: {error.message}")
     written = sum(len(images) for images in todo.values()) - sum(
         len(todo[folder]) for folder in todo if any(str(folder) in e.message for e in faults)
     )

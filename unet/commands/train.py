@@ -13,6 +13,7 @@ from typing import Any
 from unet import files, host
 from unet.commands import closing, compose, opening
 from unet.config import Config
+from unet.devices import environment
 from unet.errors import UnetError, UsageError
 from unet.files import write_json
 from unet.resolve import Resolved
@@ -78,16 +79,16 @@ def dry_run(resolved: Resolved) -> int:
 def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
     config = resolved.config
     began = time.perf_counter()
+    environment.choose(config, environment.find_rank(config))  # a device that cannot be used: before the cache is built
     task = compose.create(config.task)
     cases = task.cases(config)
     saved = folder / "splits.json"
     split = files.read_json(saved) if resuming and saved.exists() else task.split(cases, config)
     write_json(saved, split)
     parts = compose.assemble(config)
-    from unet.runtime import callbacks, engine
-    from unet.runtime.run_folder import environment
+    from unet.runtime import callbacks, engine, run_folder
 
-    write_json(folder / "environment.json", environment(parts.device.describe()))
+    write_json(folder / "environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
     run = build(parts, folder, cases, split, command)
     if resuming:

@@ -8,12 +8,10 @@ program's) is read after its shapes and types are checked.
 from __future__ import annotations
 
 import dataclasses
-import sys
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,31 +149,24 @@ def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any
 def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[str, Any]) -> None:
     faults: list[DataError] = []
     saved = time.monotonic()
-    method = "spawn" if "torch" in sys.modules else "fork"
-    with ProcessPoolExecutor(min(host.cores(), max(1, len(todo))), get_context(method)) as pool:
-        waiting: dict[Future[dict[str, Any]], Case] = {
-            pool.submit(_make_one, folder, case, prepare): case for case in todo
-        }
-        try:
-            for done in host.progress(as_completed(waiting), total=len(todo), name="preprocess", unit="case"):
-                try:
-                    manifest["cases"][waiting[done].id] = done.result()
-                except BrokenProcessPool:
-                    raise CacheError(
-                        f"{folder.absolute()}: a worker process was killed (out of memory?); {len(manifest['cases'])}"
-                        " cases are made.",
-                        "Type the command again: it goes on from there.",
-                    ) from None
-                except DataError as error:
-                    faults.append(error)
-                if time.monotonic() - saved > 2:
-                    _save(folder, manifest)
-                    saved = time.monotonic()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        finally:
-            _save(folder, manifest)
+    work = functools.partial(_make_one, folder, prepare=prepare)
+    try:
+        for case, done in host.spread(work, todo, "preprocess", "case"):
+            try:
+                manifest["cases"][case.id] = done.result()
+            except BrokenExecutor:
+                raise CacheError(
+                    f"{folder.absolute()}: a worker process was killed (out of memory?);"
+                    f" {len(manifest['cases'])} cases are made.",
+                    "Type the command again: it goes on from there.",
+                ) from None
+            except DataError as error:
+                faults.append(error)
+            if time.monotonic() - saved > 2:
+                _save(folder, manifest)
+                saved = time.monotonic()
+    finally:
+        _save(folder, manifest)
     if faults:
         more = f" (and {len(faults) - 2} more cases)" if len(faults) > 2 else ""
         raise CacheError(

@@ -7,14 +7,8 @@ bright as the tumour, so no threshold finds it; a network with some context lear
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +22,18 @@ from unet.files import atomic, make_folder, read_json, remove_leftovers, write_j
 Array = NDArray[Any]
 VERSION = 1
 # Grey values of (pre-contrast, FLAIR, post-contrast), before the patient's contrast, bias field and noise.
-TISSUES = {"fat": (186, 150, 178), "skull": (18, 14, 18), "fluid": (30, 20, 30), "grey": (70, 84, 76), "air": (4, 4, 4),
-           "white": (96, 66, 98), "muscle": (62, 50, 78), "vessel": (70, 50, 172), "cap": (74, 136, 76),
-           "lesion": (56, 136, 56)}
+TISSUES = {
+    "fat": (186, 150, 178),
+    "skull": (18, 14, 18),
+    "fluid": (30, 20, 30),
+    "grey": (70, 84, 76),
+    "air": (4, 4, 4),
+    "white": (96, 66, 98),
+    "muscle": (62, 50, 78),
+    "vessel": (70, 50, 172),
+    "cap": (74, 136, 76),
+    "lesion": (56, 136, 56),
+}
 POST = (2,)
 NAME = "TCGA_PH_{:04d}_20000101"  # PH: phantom
 
@@ -50,8 +53,10 @@ class _Head:
         self.radius = np.sqrt(self.x**2 + self.y**2 + np.abs(self.z) ** np.float32(2.6))
         self.image = np.zeros((3, *self.shape), np.float32)
         power, gain = rng.uniform(0.88, 1.14, 3), 255 * rng.uniform(0.75, 1.2, 3)
-        self.values = {tissue: ((np.array(grey) / 255) ** power * gain * rng.normal(1, 0.04, 3)).tolist()
-                       for tissue, grey in TISSUES.items()}
+        self.values = {
+            tissue: ((np.array(grey) / 255) ** power * gain * rng.normal(1, 0.04, 3)).tolist()
+            for tissue, grey in TISSUES.items()
+        }
 
     def field(self, *cells: int) -> Array:
         """Smooth random field (S, H, W) of unit variance: a cubic B-spline over noise on `cells` along each axis."""
@@ -88,8 +93,11 @@ class _Head:
 
 def _shell(head: _Head) -> Array:
     """Paint scalp, skull, fluid, folded cortex and white matter; returns the brain's opacity (S, H, W)."""
-    head.paint("fat", head.edge(1 - head.radius) * (1 - 0.6 * np.abs(head.z) ** 12),
-               flair=np.clip(1.05 + 0.22 * head.field(4, 7, 7), 0.75, 1.5))
+    head.paint(
+        "fat",
+        head.edge(1 - head.radius) * (1 - 0.6 * np.abs(head.z) ** 12),
+        flair=np.clip(1.05 + 0.22 * head.field(4, 7, 7), 0.75, 1.5),
+    )
     head.paint("skull", head.edge(0.92 - head.radius))
     head.paint("fluid", head.edge(0.855 - head.radius))
     depth = 0.84 - head.radius
@@ -139,12 +147,11 @@ def _lesion(head: _Head, brain: Array) -> Array:
     """Paint one irregular lesion with a soft edge, and a ring in it that takes contrast; returns its mask (S, H, W)."""
     from scipy import ndimage
 
-    rng = head.rng
-    share, aspect = rng.uniform(0.011, 0.019), rng.uniform(0.75, 1.3)  # part of all voxels; width to length
+    rng, share, aspect = head.rng, head.rng.uniform(0.011, 0.019), head.rng.uniform(0.75, 1.3)  # share of all voxels
     across, along = (float(np.sqrt(3 * share / np.pi * ratio)) / 0.39 for ratio in (aspect, 1 / aspect))
     x, y, z = int(rng.choice((-1, 1))) * rng.uniform(0.25, 0.42), rng.uniform(-0.35, 0.3), rng.uniform(-0.1, 0.2)
     level = ((head.x - x) / across) ** 2 + ((head.y - y) / along) ** 2 + ((head.z - z) / rng.uniform(0.36, 0.44)) ** 4
-    level += 0.3 * head.field(5, 8, 8) + 0.2 * head.field(8, 18, 18)
+    level += 0.4 * head.field(5, 8, 8) + 0.28 * head.field(8, 18, 18)
     count = int(share * level.size)
     level += 1 - np.partition(np.where(brain > 0.5, level, np.inf).ravel(), count)[count]
     parts, _ = ndimage.label((level < 1) & (brain > 0.5))
@@ -193,29 +200,15 @@ def _write_patient(folder: Path, seed: int, slices: int, side: int, index: int) 
             tifffile.imwrite(stream, array, photometric="rgb" if array.ndim == 3 else "minisblack", metadata=None)
 
 
-def _follow(parent: int) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it, since workers of a killed parent wait for ever."""
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None:
-    context = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
-    with ProcessPoolExecutor(max(1, min(host.cores(), len(indexes))), context, _follow, (os.getpid(),)) as pool:
-        done = as_completed([pool.submit(work, index) for index in indexes])
-        try:
-            for future in host.progress(done, total=len(indexes), name="making patients", unit="patient"):
-                future.result()
-        except BrokenExecutor as error:
-            raise UnetError(f"A process that makes patients has died: {error}",
-                            "Free some memory, then type the command again: it goes on where it stopped.") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    try:
+        for _, future in host.spread(work, indexes, "making patients", "patient"):
+            future.result()
+    except BrokenExecutor as error:
+        raise UnetError(
+            f"A process that makes patients has died: {error}",
+            "Free some memory, then type the command again: it goes on where it stopped.",
+        ) from error
 
 
 def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, overwrite: bool = False) -> None:
@@ -232,17 +225,21 @@ def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, ov
     others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path not in targets)
     if found != wanted and (found or others) and not overwrite:
         held = f"made patients with {found}" if found else f"{len(others)} folders of no made set ({others[0]}, ...)"
-        raise DataError(f"{folder.absolute()}: holds {held}; asked for is {wanted}.",
-                        "Add --overwrite to replace made patients (other folders stay), or name another folder with"
-                        " --data.")
+        raise DataError(
+            f"{folder.absolute()}: holds {held}; asked for is {wanted}.",
+            "Add --overwrite to replace made patients (other folders stay), or name another folder with --data.",
+        )
     if found != wanted or overwrite:  # old slices go first: none may pass for new, should this call be interrupted
         for path in (record, begun, *(path for target in targets for path in target.glob(f"*{target.name}_*.tif*"))):
             path.unlink(missing_ok=True)
         for target in targets:
             if target.is_dir() and not any(target.iterdir()):
                 target.rmdir()
-    missing = [index for index, target in enumerate(targets[:patients])
-               if not all((target / name).exists() for name in _files(seed, index, slices))]
+    missing = [
+        index
+        for index, target in enumerate(targets[:patients])
+        if not all((target / name).exists() for name in _files(seed, index, slices))
+    ]
     if missing or not record.exists():
         write_json(begun, wanted)
         _write_patients(functools.partial(_write_patient, folder, seed, slices, side), missing)

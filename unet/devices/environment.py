@@ -63,35 +63,24 @@ def load(name: str) -> type[Device]:
     return found
 
 
-def choose(config: Config) -> tuple[type[Device], list[str]]:
-    """The device to use and, for each one passed over, why. Raises DeviceError where the one that is asked for cannot
-    be used.
+def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
+    """The device to use and, for each one passed over, why; the variables it needs are set before it imports torch.
+
+    Raises DeviceError where the device that is asked for cannot be used.
     """
-    if config.device != "auto":
-        if config.device not in DEVICES:
-            raise DeviceError(
-                f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
-                "Type --device cpu, or --device auto for the best that is usable here.",
-            )
-        device = load(config.device)
-        why = device.missing(config)
-        if why:
-            raise DeviceError(
-                f"--device {config.device} cannot be used here: {why}",
-                "Type --device cpu, or see: python -m unet doctor",
-            )
-        return device, []
+    if config.device not in ("auto", *DEVICES):
+        raise DeviceError(
+            f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
+            "Type --device cpu, or --device auto for the best that is usable here.",
+        )
     passed: list[str] = []
-    for name in DEVICES:
+    for name in DEVICES if config.device == "auto" else [config.device]:
         device = load(name)
+        for variable, value in device.environment(config, rank).items():
+            os.environ.setdefault(variable, value)
         why = device.missing(config)
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
-    raise DeviceError("No device can be used: " + "; ".join(passed), "See: python -m unet doctor")
-
-
-def prepare(config: Config, device: type[Device], rank: Rank) -> None:
-    """Set the variables that a device needs before torch is imported."""
-    for name, value in device.environment(config, rank).items():
-        os.environ.setdefault(name, value)
+    asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
+    raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")

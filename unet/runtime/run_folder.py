@@ -41,7 +41,10 @@ class RunFolder:
         return self.path / name
 
     def create(self, overwrite: bool) -> None:
-        """Make the folder. Raises UsageError where a run of this name exists, with what can be done about it."""
+        """Make the folder. Raises UsageError where a run of this name exists, with what can be done about it.
+
+        A run that ended before its first step has nothing to lose and gives way.
+        """
         status = read_status(self.path)
         if self.path.exists() and any(self.path.iterdir()):
             if is_running(status):
@@ -49,7 +52,7 @@ class RunFolder:
                     f"Run {self.name!r} is running (process {status['pid']} on {status['host']}).",
                     "Wait for it, or give another --run-name.",
                 )
-            if not overwrite:
+            if not overwrite and any((self / name).exists() for name in ("metrics.jsonl", "summary.json")):
                 raise UsageError(
                     f"Run {self.name!r} exists in {self.path.absolute()} ({status.get('status', 'unknown state')}).",
                     f"Go on with it: --resume --run-name {self.name}; start anew: --overwrite; or give another"

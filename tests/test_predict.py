@@ -1,0 +1,297 @@
+"""evaluate and predict: scores that agree with one another, masks on the input's own grid."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import TINY, error_of, read_json
+
+from unet.data import lgg, preprocess
+from unet.models import metrics
+from unet.tasks.lgg import LGG
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of a network that has learnt something about 32-px phantoms."""
+    from conftest import program
+
+    folder = tmp_path_factory.mktemp("trained")
+    done = program(
+        "train",
+        "--data",
+        phantoms,
+        "--cache",
+        "c32",
+        "--device",
+        "cpu",
+        "--image-size",
+        32,
+        "--layers",
+        3,
+        "--width",
+        8,
+        "--batch-size",
+        8,
+        "--epochs",
+        25,
+        "--lr",
+        3e-3,
+        "--run-name",
+        "a",
+        "--evaluate-every",
+        5,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def use(trained: Path, cli: Run, workplace: Path) -> Run:
+    for name in ("data", "weights", "performance"):
+        shutil.copytree(trained / name, workplace / name)
+    return cli
+
+
+def test_evaluate_agrees_with_training(use: Run) -> None:
+    code, out, err = use("evaluate", "--weights", "unet.pt", "--run-name", "e")
+    assert code == 0, err
+    best = read_json(Path("performance/a/summary.json"))["best_score"]
+    assert read_json(Path("performance/e/summary.json"))["best_score"] == pytest.approx(best, abs=1e-9)
+    rows = list(csv.DictReader(Path("performance/e/cases.csv").open()))
+    assert [row["case"] for row in rows] == read_json(Path("performance/a/splits.json"))["validation"]
+    for words in ("mean", "median", "worst 1", "HD95", "where mask and prediction are empty"):
+        assert words in out
+    assert Path("performance/e/predictions.png").stat().st_size > 10_000
+
+
+def test_evaluate_every_case_does_not_depend_on_the_batch(use: Run) -> None:
+    scores = []
+    for batch in (1, 5, 64):
+        assert (
+            use(
+                "evaluate",
+                "--weights",
+                "unet.pt",
+                "--split",
+                "none",
+                "--test-batch-size",
+                batch,
+                "--run-name",
+                f"e{batch}",
+            )[0]
+            == 0
+        )
+        scores.append(read_json(Path(f"performance/e{batch}/summary.json")))
+    assert scores[0]["cases"] == 6
+    assert [item["best_score"] for item in scores] == pytest.approx([scores[0]["best_score"]] * 3, abs=1e-6)
+
+
+def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -> None:
+    """Slice by slice with plain torch: sigmoid, round at 0.5, largest component, 2 sum(pt) / (sum p + sum t)."""
+    from scipy import ndimage
+
+    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
+    rows = {row["case"]: float(row["dsc"]) for row in csv.DictReader(Path("performance/e/cases.csv").open())}
+    network, own = LGG().load(torch.load("weights/unet.pt", weights_only=True)["model"])
+    network.load_state_dict(own)
+    network.eval()
+    for name, dsc in rows.items():
+        image, mask = np.load(f"data/c32/{name}.npy"), np.load(f"data/c32/{name}_mask.npy")[..., 0]
+        with torch.no_grad():
+            p = np.stack(
+                [
+                    np.round(network(torch.from_numpy(item).permute(2, 0, 1)[None]).sigmoid()[0, 0].numpy())
+                    for item in image
+                ]
+            )
+        labels, count = ndimage.label(p)
+        if count:
+            p = labels == 1 + np.argmax([np.sum(labels == number) for number in range(1, count + 1)])
+        assert dsc == pytest.approx(2 * np.sum(p * mask) / (np.sum(p) + np.sum(mask)), abs=1e-6)
+
+
+def test_weights_of_the_published_form_are_evaluated(use: Run) -> None:
+    from unet.models import foreign
+
+    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "own")
+    state = torch.load("weights/unet.pt", weights_only=True)["model"]
+    torch.save(
+        {"module." + key: value for key, value in foreign.to_published_lgg(state).items()}, "weights/published.pt"
+    )
+    code, _, err = use(
+        "evaluate",
+        "--weights",
+        "published.pt",
+        "--cache",
+        "c32",
+        "--image-size",
+        32,
+        "--split",
+        "none",
+        "--run-name",
+        "p",
+    )
+    assert code == 0, err
+    own, published = (read_json(Path(f"performance/{name}/summary.json"))["best_score"] for name in ("own", "p"))
+    assert own == published
+
+
+def test_predict_a_whole_set(use: Run, phantoms: Path) -> None:
+    code, _, err = use("predict", "--weights", "unet.pt", phantoms, "--overlay", "--probabilities")
+    assert code == 0, err
+    inputs = sorted(path for path in phantoms.glob("*/*.tif") if "mask" not in path.name)
+    found = []
+    for path in inputs:
+        mask = tifffile.imread(Path("predictions") / path.parent.name / path.name)
+        assert mask.shape == (64, 64)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 255}
+        probability = tifffile.imread(Path("predictions") / path.parent.name / f"{path.stem}_probability.tif")
+        assert probability.dtype == np.float32
+        assert 0 <= probability.min() <= probability.max() <= 1
+        assert not ((mask > 0) & (probability <= 0.5)).any()
+        assert (Path("predictions") / path.parent.name / f"{path.stem}_overlay.png").exists()
+        found.append(mask)
+    folders = sorted({path.parent for path in inputs})
+    scores = []
+    for folder in folders:
+        volume = np.stack([mask for path, mask in zip(inputs, found, strict=True) if path.parent == folder]) > 0
+        truth = lgg.read_masks([lgg.mask_of(path) for path in inputs if path.parent == folder]) > 0
+        scores.append(metrics.dice(volume, truth))
+    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
+    assert np.mean(scores) == pytest.approx(read_json(Path("performance/e/summary.json"))["best_score"], abs=0.1)
+
+
+def test_predict_continues_where_it_stopped(use: Run, phantoms: Path) -> None:
+    use("predict", "--weights", "unet.pt", phantoms)
+    masks = sorted(Path("predictions").glob("*/*.tif"))
+    kept, lost = masks[0], masks[-1]
+    stamp = kept.stat().st_mtime_ns
+    lost.unlink()
+    code, _, err = use("predict", "--weights", "unet.pt", phantoms)
+    assert code == 0
+    assert f"1 masks written, {len(masks) - 1} were there already" in err
+    assert kept.stat().st_mtime_ns == stamp
+    shutil.copy("weights/unet.state.pt", "weights/other.pt")
+    assert "other weights" in error_of(use("predict", "--weights", "other.pt", phantoms), 2)
+    assert use("predict", "--weights", "other.pt", phantoms, "--overwrite")[0] == 0
+
+
+def test_a_patient_folder_and_a_single_image(use: Run, phantoms: Path) -> None:
+    folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
+    assert use("predict", "--weights", "unet.pt", folder)[0] == 0
+    slices = len(list(folder.glob("*[0-9].tif")))
+    assert len(list(Path("predictions").glob("*/*.tif"))) == slices
+    image = folder / f"{folder.name}_5.tif"
+    code, _, err = use("predict", "--weights", "unet.pt", image, "--output", "one")
+    assert code == 0
+    assert [path.name for path in Path("one").glob("*/*.tif")] == [image.name]
+    assert tifffile.imread(Path("one") / folder.name / image.name).shape == (64, 64)
+
+
+def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
+    folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
+    shutil.copy("weights/unet.pt", "weights/twin.pt")
+    for names, output in ((["unet.pt"], "a"), (["unet.pt", "twin.pt"], "b")):
+        assert (
+            use(
+                "predict",
+                *(word for name in names for word in ("--weights", name)),
+                folder,
+                "--output",
+                output,
+                "--probabilities",
+            )[0]
+            == 0
+        )
+    for path in Path("a").glob("*/*_probability.tif"):
+        np.testing.assert_allclose(tifffile.imread(path), tifffile.imread("b" / path.relative_to("a")), atol=1e-6)
+
+
+def test_a_bad_patient_in_the_middle_does_not_stop_the_others(use: Run, phantoms: Path) -> None:
+    shutil.copytree(phantoms, "raw")
+    bad = sorted(path for path in Path("raw").glob("*_0003_*/*_4.tif"))[0]
+    bad.write_bytes(b"no tiff")
+    error = error_of(use("predict", "--weights", "unet.pt", "./raw"))
+    assert "1 of 6 patients could not be predicted" in error
+    assert bad.name in error
+    assert len(list(Path("predictions").iterdir())) == 5 + 1  # folders and the record
+
+
+@pytest.mark.parametrize(("sides", "size"), [((64, 48), 32), ((40, 40), 64), ((50, 61), 48)])
+def test_what_was_cropped_and_resized_comes_back_where_it_was(sides: tuple[int, int], size: int) -> None:
+    """A disc through crop, square, resize and back, as a probability: its centre stays within half a pixel."""
+    rows, columns = np.mgrid[: sides[0], : sides[1]]
+    volume = np.zeros((5, *sides, 3), np.uint8)
+    volume[:, 4:-6, 3:-2] = 60
+    disc = (rows - 0.55 * sides[0]) ** 2 + (columns - 0.45 * sides[1]) ** 2 < (0.15 * min(sides)) ** 2
+    volume[:, disc] = 255
+    how = preprocess.geometry(volume, size)
+    small = preprocess.resize_image(preprocess.to_square((volume > 200).astype(np.uint8) * 255, how), how)[:, 0]
+    back = LGG().restore(small, how)
+    assert back.shape == (5, *sides)
+    found, expected = np.argwhere(back[2] > 0.5), np.argwhere(disc)
+    assert np.abs(found.mean(0) - expected.mean(0)).max() < 0.5
+    assert len(found) == pytest.approx(len(expected), rel=0.12)
+
+
+def test_a_pickle_with_code_is_refused(use: Run, workplace: Path) -> None:
+    import pickle
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, (f"touch {workplace}/owned",)
+
+    torch.save({"model": Attack()}, "weights/bad.pt")
+    Path("weights/raw.pt").write_bytes(pickle.dumps(Attack()))
+    for name in ("bad.pt", "raw.pt"):
+        for command in ("evaluate", "predict"):
+            error = error_of(use(command, "--weights", name))
+            assert "holds code" in error
+    assert not Path("owned").exists()
+
+
+def test_a_checkpoint_of_another_network(use: Run, tiny: Run) -> None:
+    error = error_of(use("evaluate", "--weights", "unet.pt", "--layers", 2, "--run-name", "e"))
+    assert "weights of another network" in error
+    error = error_of(tiny("--load", "unet.pt", "--run-name", "b", "--weights", "b.pt"))
+    assert "weights of another network" in error
+    torch.save({"a.weight": torch.zeros(3)}, "weights/alien.pt")
+    assert "not those of an LGG UNet" in error_of(use("evaluate", "--weights", "alien.pt"))
+    content = Path("weights/unet.pt").read_bytes()
+    Path("weights/short.pt").write_bytes(content[: len(content) // 2])
+    assert "cut short" in error_of(use("evaluate", "--weights", "short.pt"))
+    assert "no such file" in error_of(use("predict", "--weights", "none.pt"))
+
+
+def test_tiny_settings_are_what_the_fixture_says() -> None:
+    assert TINY[1] == "16"
+
+
+@pytest.mark.real
+def test_real_patients_go_through(cli: Run, real_lgg: Path, workplace: Path) -> None:
+    """Two patients of different crop, an untrained network: shapes and grids, the first and last slice included."""
+    from unet.models.unet import UNet, UNetShape
+
+    torch.save(UNet(UNetShape(features=(4, 8), bottleneck=16)).state_dict(), "w.pt")
+    folders = [real_lgg / "TCGA_DU_7018_19911220", real_lgg / "TCGA_HT_7860_19960513"]
+    code, _, err = cli("predict", "--weights", "./w.pt", *folders, "--image-size", 64)
+    assert code == 0, err
+    for folder in folders:
+        images = [path for path in folder.glob("*.tif") if "mask" not in path.name]
+        assert all(
+            tifffile.imread(Path("predictions") / folder.name / path.name).shape == (256, 256) for path in images
+        )
