@@ -31,7 +31,9 @@ GOLDEN_VALIDATION = [
 
 
 def test_the_published_split_is_random_sample_of_seed_42() -> None:
-    """Positions that random.seed(42); random.sample(range(110), 10) draws, by which the ten published names stand in 110."""
+    """Positions that random.seed(42); random.sample(range(110), 10) draws, by which the ten published names stand in
+    110.
+    """
     ids = [f"P{number:03}" for number in range(110)]
     expected = [81, 14, 3, 94, 35, 31, 28, 17, 13, 86]
     assert splits.published(ids)["validation"] == sorted(ids[number] for number in expected)

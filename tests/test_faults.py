@@ -1,4 +1,6 @@
-"""Bad luck and bad input: two lines each, nothing lost. The faults are real: bytes cut off, limits of the kernel, file modes."""
+"""Bad luck and bad input: two lines each, nothing lost. The faults are real: bytes cut off, limits of the kernel,
+file modes.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,9 @@ def test_a_read_only_output_folder(tiny, workplace: Path, nobody: None) -> None:
 
 
 def test_a_full_disk(phantoms: Path, tmp_path: Path) -> None:
-    """A file-size limit stops the state in the middle of its bytes: the run fails in two lines, the old state is whole."""
+    """A file-size limit stops the state in the middle of its bytes: the run fails in two lines, the old state is
+    whole.
+    """
     words = (
         "train",
         "--data",

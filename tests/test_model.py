@@ -26,7 +26,9 @@ def wave(shape: tuple[int, ...], a: float, b: float) -> Tensor:
 
 
 def formula_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the golden file: element i of tensor t is a sine, scaled by the kind of tensor (the file's `formula`)."""
+    """Weights of the golden file: element i of tensor t is a sine, scaled by the kind of tensor (the file's
+    `formula`).
+    """
     result = {}
     for number, (key, value) in enumerate(state.items()):
         if not value.is_floating_point():
@@ -102,7 +104,9 @@ def test_parameters_of_lgg(width: int, expected: int) -> None:
 
 
 def test_the_same_class_is_the_other_unets() -> None:
-    """Parameter counts of the UNet Medical benchmark (34,512,258; 572 -> 388) and of MLPerf's 3D UNet (31,190,243; 78 tensors)."""
+    """Parameter counts of the UNet Medical benchmark (34,512,258; 572 -> 388) and of MLPerf's 3D UNet (31,190,243; 78
+    tensors).
+    """
     em = UNet(
         UNetShape(
             inputs=1,
@@ -131,7 +135,9 @@ def test_the_same_class_is_the_other_unets() -> None:
 
 
 def test_kernel_three_up_is_the_definition() -> None:
-    """TensorFlow's "same" transposed convolution, stride 2: out[2i + k] += in[i] w[k], k = 0..2, cut to twice the input."""
+    """TensorFlow's "same" transposed convolution, stride 2: out[2i + k] += in[i] w[k], k = 0..2, cut to twice the
+    input.
+    """
     from unet.models.layers import Up
 
     up = Up(2, 1, 1, kernel=3)

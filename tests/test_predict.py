@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TINY, error_of, read_json
+from conftest import error_of, read_json
 
 from unet.data import lgg, preprocess
 from unet.models import metrics
 from unet.tasks.lgg import LGG
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as stream:
+        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def test_evaluate_agrees_with_training(use: Run) -> None:
     assert code == 0, err
     best = read_json(Path("performance/a/summary.json"))["best_score"]
     assert read_json(Path("performance/e/summary.json"))["best_score"] == pytest.approx(best, abs=1e-9)
-    rows = list(csv.DictReader(Path("performance/e/cases.csv").open()))
+    rows = rows_of(Path("performance/e/cases.csv"))
     assert [row["case"] for row in rows] == read_json(Path("performance/a/splits.json"))["validation"]
     for words in ("mean", "median", "worst 1", "HD95", "where mask and prediction are empty"):
         assert words in out
@@ -102,7 +107,7 @@ def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -
     from scipy import ndimage
 
     use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
-    rows = {row["case"]: float(row["dsc"]) for row in csv.DictReader(Path("performance/e/cases.csv").open())}
+    rows = {row["case"]: float(row["dsc"]) for row in rows_of(Path("performance/e/cases.csv"))}
     network, own = LGG().load(torch.load("weights/unet.pt", weights_only=True)["model"])
     network.load_state_dict(own)
     network.eval()
@@ -194,7 +199,7 @@ def test_a_patient_folder_and_a_single_image(use: Run, phantoms: Path) -> None:
     slices = len(list(folder.glob("*[0-9].tif")))
     assert len(list(Path("predictions").glob("*/*.tif"))) == slices
     image = folder / f"{folder.name}_5.tif"
-    code, _, err = use("predict", "--weights", "unet.pt", image, "--output", "one")
+    code, _, _ = use("predict", "--weights", "unet.pt", image, "--output", "one")
     assert code == 0
     assert [path.name for path in Path("one").glob("*/*.tif")] == [image.name]
     assert tifffile.imread(Path("one") / folder.name / image.name).shape == (64, 64)
@@ -275,10 +280,6 @@ def test_a_checkpoint_of_another_network(use: Run, tiny: Run) -> None:
     Path("weights/short.pt").write_bytes(content[: len(content) // 2])
     assert "cut short" in error_of(use("evaluate", "--weights", "short.pt"))
     assert "no such file" in error_of(use("predict", "--weights", "none.pt"))
-
-
-def test_tiny_settings_are_what_the_fixture_says() -> None:
-    assert TINY[1] == "16"
 
 
 @pytest.mark.real

@@ -223,7 +223,7 @@ def test_a_foreign_cache_is_read_with_one_warning(cli, workplace: Path) -> None:
         "--device",
         "cpu",
     )
-    code, out, err = cli(*words, "--run-name", "a")
+    code, _, err = cli(*words, "--run-name", "a")
     assert code == 0, err
     assert err.count("without manifest.json") == 1
     assert math.isfinite(read_json(Path("performance/a/summary.json"))["best_score"])

@@ -154,7 +154,7 @@ def test_workers_do_not_change_the_bits(tiny) -> None:
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[object, ...]) -> None:
     assert tiny("--run-name", "whole", "--weights", "whole.pt", "--epochs", 2, "--deterministic", *extra)[0] == 0
     steps = read_json(Path("performance/whole/summary.json"))["steps"]
-    code, out, _ = tiny(
+    code, _, err = tiny(
         "--run-name", "cut", "--weights", "cut.pt", "--epochs", 2, "--deterministic", "--max-time", 1e-6, *extra
     )
     stops = 0
@@ -162,7 +162,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
         stops += 1
         assert read_json(Path("performance/cut/status.json"))["status"] == "interrupted"
         assert stops <= 2 * steps + 4
-        code, out, err = tiny("--run-name", "cut", "--resume", "--max-time", 1e-6)
+        code, _, err = tiny("--run-name", "cut", "--resume", "--max-time", 1e-6)
     assert code == 0, err
     assert stops >= steps - 1
     for name in ("", ".state"):
@@ -173,6 +173,15 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     )
     losses = [[event["loss"] for event in events if event["event"] == "epoch"] for events in (whole, cut)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("how", [("--resume",), ("--resume", "performance/a"), ("--resume", "weights/unet.state.pt")])
+def test_what_resume_may_be_told(tiny, how: tuple[str, ...]) -> None:
+    assert tiny("--run-name", "a", "--epochs", 2, "--max-time", 1e-6)[0] == 130
+    code, out, err = tiny(*how)
+    assert code == 0, err
+    assert "resumed from weights/unet.state.pt" in err
+    assert "Run a: epochs" in out
 
 
 def test_two_epochs_and_two_more_are_four(tiny) -> None:
@@ -187,9 +196,6 @@ def test_two_epochs_and_two_more_are_four(tiny) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_finish_the_step_save_and_exit_130(tiny, number: signal.Signals) -> None:
     timer = threading.Timer(1.5, os.kill, (os.getpid(), number))
-
-    def start_timer_in_the_loop(event: str, args: Any) -> None:
-        return None
 
     from unet.runtime import engine
 

@@ -301,7 +301,7 @@ SYNTH_DEFAULTS: dict[str, dict[str, Any]] = {
     "lgg": {
         "data": "synthetic_kaggle_3m",
         "cache": "synthetic_cache",
-        "epochs": 8,
+        "epochs": 12,
         "batch_size": 16,
         "lr": 1e-3,
         "held_out": 5,

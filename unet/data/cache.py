@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import files, host
+from unet.config import spelt
 from unet.data.preprocess import VERSION
 from unet.data.volumes import Case, open_npy, write_npy
 from unet.errors import CacheError, DataError
@@ -278,7 +279,7 @@ def ensure(
             raise CacheError(
                 f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
                 f" ({', '.join(changed[:3])}).",
-                f"Type: python -m unet preprocess --data {raw} --cache {folder} --image-size"
+                f"Type: python -m unet preprocess --data {spelt(raw)} --cache {spelt(folder)} --image-size"
                 f" {wanted['settings']['image_size']}",
             )
         if not stale:

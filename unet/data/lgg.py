@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet.config import spelt
 from unet.data import preprocess
 from unet.data.volumes import Case, read_tiff
 from unet.errors import DataError
@@ -55,7 +56,9 @@ def patient_folders(root: Path) -> list[Path]:
         deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
             root.parent for _ in filter(is_image, root.iterdir())
         }
-        where = f"--data {min(deeper)}" if deeper else "--data PATH, a folder of patient folders with .tif slices"
+        where = (
+            f"--data {spelt(min(deeper))}" if deeper else "--data PATH, a folder of patient folders with .tif slices"
+        )
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
 
@@ -86,7 +89,7 @@ def index(root: Path) -> list[Case]:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
         raise DataError(
             "; ".join(faults[:2]) + more + ".",
-            f"Complete the set or remove these patients; all faults: python -m unet check --data {root}",
+            f"Complete the set or remove these patients; all faults: python -m unet check --data {spelt(root)}",
         )
     return cases
 

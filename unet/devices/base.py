@@ -33,6 +33,7 @@ class Device:
         self.config, self.rank = config, rank
         self.device = torch.device(self.name)
         self.dtype = self._dtype(config.precision)
+        self.static_shapes = self.static_shapes or config.compile
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:

@@ -4,14 +4,18 @@ processor has it.
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config
 from unet.devices.base import Device
+from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from unet.devices.environment import Rank
 
@@ -36,6 +40,15 @@ class CPU(Device):
         import torch
 
         return f"cpu, {processor()}, {torch.get_num_threads()} threads"
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            raise DeviceError(
+                f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
+                "Install one (Debian: apt-get install g++), or leave out --compile.",
+            )
+        return super().compile(module)
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",) if has_bf16() else ()

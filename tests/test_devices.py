@@ -1,0 +1,118 @@
+"""Devices: what is chosen and why, variables before torch, arithmetic, fixed shapes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unet import host
+from unet.config import Config
+from unet.devices import cpu, environment
+from unet.devices.environment import Rank
+from unet.errors import UsageError
+from unet.runtime import inference
+
+ROOT = Path(__file__).parent.parent
+
+
+def device(**settings: object) -> cpu.CPU:
+    return cpu.CPU(Config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+
+
+def test_variables_are_set_before_torch_can_be_imported() -> None:
+    """Defect of the seed's program: a variable that the import reads, set after it."""
+    code = (
+        "import os, sys\n"
+        "for name in ('torch', 'habana_frameworks', 'torch_mlu'): sys.modules[name] = None\n"
+        "os.environ.pop('OMP_NUM_THREADS', None)\n"
+        "from unet.config import Config\n"
+        "from unet.devices import environment\n"
+        "kind, _ = environment.choose(Config(device='cpu'), environment.Rank())\n"
+        "assert kind.name == 'cpu' and int(os.environ['OMP_NUM_THREADS']) >= 1\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_auto_says_why_the_others_are_passed_over() -> None:
+    kind, passed = environment.choose(Config(), Rank())
+    if kind.name == "cpu":
+        assert passed
+        assert passed[0].startswith("cuda: ")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Rank()),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Rank(0, 1, 0, "torch.distributed.run")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Rank(0, 1, 0, "SLURM")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Rank()),  # a batch script, not srun
+    ],
+)
+def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: Rank) -> None:
+    assert environment.find_rank(Config(), variables) == expected
+
+
+def test_several_processes_are_refused_and_contradictions_named() -> None:
+    with pytest.raises(UsageError, match="Open MPI runs 2 processes"):
+        environment.find_rank(Config(), {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="--world-size 2, but torch.distributed.run runs 4"):
+        environment.find_rank(Config(world_size=2), {"RANK": "1", "WORLD_SIZE": "4"})
+
+
+def test_threads_follow_the_affinity_of_the_process() -> None:
+    one = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{one}}}); from unet import host; assert host.cores() == 1"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert 1 <= host.cores() <= (os.cpu_count() or 1)
+
+
+def test_precisions() -> None:
+    assert device().dtype == torch.float32
+    assert device(precision="bf16").dtype == torch.bfloat16
+    assert device(precision="auto").dtype == (torch.bfloat16 if cpu.has_bf16() else torch.float32)
+    layer = torch.nn.Conv2d(3, 4, 3)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with device(precision=precision).autocast():
+            assert layer(torch.zeros(1, 3, 8, 8)).dtype == dtype
+
+
+def test_layouts() -> None:
+    image = torch.zeros(2, 3, 8, 8)
+    for layout, expected in (("auto", True), ("NHWC", True), ("NCHW", False)):
+        moved = device(layout=layout).to({"image": image, "index": torch.zeros(2)})
+        assert moved["image"].is_contiguous(memory_format=torch.channels_last) is expected
+
+
+@pytest.mark.parametrize(("slices", "static"), [(5, True), (5, False), (16, True), (19, False), (3, True)])
+def test_inference_has_one_shape_and_every_slice(slices: int, static: bool) -> None:
+    """Rule 6: the last group is padded, so a device that compiles for a shape does it once; the result does not show
+    it.
+    """
+    shapes = set()
+
+    class Double(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            shapes.add(tuple(x.shape))
+            return 2 * x
+
+    where = device()
+    where.static_shapes = static
+    network = Double().train()
+    volume = torch.rand(slices, 3, 4, 4)
+    assert torch.equal(inference.slices(volume, network, where, 8), 2 * volume)
+    assert len(shapes) == 1
+    assert not static or shapes == {(8, 3, 4, 4)}
+    assert network.training
+
+
+def test_an_out_of_memory_error_of_the_host_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert device().is_out_of_memory(caught.value)
+    assert not device().is_out_of_memory(RuntimeError("shapes differ"))
