@@ -61,7 +61,7 @@ def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: R
 def test_several_processes_are_refused_and_contradictions_named() -> None:
     with pytest.raises(UsageError, match="Open MPI runs 2 processes"):
         environment.find_rank(Config(), {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"})
-    with pytest.raises(UsageError, match="--world-size 2, but torch.distributed.run runs 4"):
+    with pytest.raises(UsageError, match=r"--world-size 2, but torch\.distributed\.run runs 4"):
         environment.find_rank(Config(world_size=2), {"RANK": "1", "WORLD_SIZE": "4"})
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -273,3 +274,27 @@ def test_out_of_memory_becomes_advice(tiny, monkeypatch: pytest.MonkeyPatch) -> 
     error = error_of(tiny("--run-name", "a", "--epochs", 1))
     assert "ran out of memory with --batch-size 4" in error
     assert "--batch-size 2" in error
+
+
+def test_a_loader_process_that_dies_becomes_advice(tiny) -> None:
+    """kill -9 of a worker in the middle of an epoch, as the kernel does when memory runs out."""
+    from unet.runtime import engine
+
+    def kill_a_worker(run: engine.Run) -> None:
+        if run.progress.step == 2:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+
+    original = engine.optimizer_step
+
+    def step(run: engine.Run) -> None:
+        original(run)
+        kill_a_worker(run)
+
+    engine.optimizer_step = step
+    try:
+        error = error_of(tiny("--run-name", "a", "--epochs", 50, "--workers", 2))
+    finally:
+        engine.optimizer_step = original
+    assert "A loader process died" in error
+    assert "--workers 1" in error

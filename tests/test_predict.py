@@ -205,6 +205,17 @@ def test_a_patient_folder_and_a_single_image(use: Run, phantoms: Path) -> None:
     assert tifffile.imread(Path("one") / folder.name / image.name).shape == (64, 64)
 
 
+def test_what_a_shell_pattern_gives(use: Run, phantoms: Path) -> None:
+    """folder/*.tif names masks too: they are passed over; what is no image is named."""
+    folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
+    assert use("predict", "--weights", "unet.pt", *folder.glob("*.tif"))[0] == 0
+    assert len(list(Path("predictions").glob("*/*.tif"))) == len(list(folder.glob("*[0-9].tif")))
+    assert "is no .tif image" in error_of(use("predict", "--weights", "unet.pt", "weights/unet.pt"))
+    assert "no such file or folder" in error_of(use("predict", "--weights", "unet.pt", "nowhere"))
+    shutil.copytree(folder, Path("other") / folder.name)
+    assert "would meet" in error_of(use("predict", "--weights", "unet.pt", folder, Path("other") / folder.name))
+
+
 def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
     shutil.copy("weights/unet.pt", "weights/twin.pt")

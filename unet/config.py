@@ -301,10 +301,9 @@ SYNTH_DEFAULTS: dict[str, dict[str, Any]] = {
     "lgg": {
         "data": "synthetic_kaggle_3m",
         "cache": "synthetic_cache",
-        "epochs": 12,
+        "epochs": 6,
         "batch_size": 16,
         "lr": 1e-3,
-        "held_out": 5,
     },
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {

@@ -105,7 +105,7 @@ def _state_of(folder: Path) -> Path | None:
     return Path(state).absolute() if state else None
 
 
-NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run"}
+NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run", "max_time"}
 
 
 def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -112,14 +112,22 @@ def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[di
     return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
 
 
-def advise_memory(error: BaseException, parts: Parts) -> UnetError | None:
-    """An out-of-memory error in two lines, or None for another error."""
+def advise(error: BaseException, parts: Parts) -> UnetError | None:
+    """Memory that ran out, or a loader process that died, in two lines; None for another error."""
+    config = parts.config
+    if "DataLoader worker" in str(error):
+        workers = parts.device.loader_options()["workers"] if config.workers == "auto" else int(config.workers)
+        return UnetError(
+            f"A loader process died: {str(error).splitlines()[0]} ({workers} workers,"
+            f" {host.size(host.memory()[1])} of memory free).",
+            f"Go on with --resume and --workers {workers // 2}: each worker takes memory of its own.",
+        )
     if not parts.device.is_out_of_memory(error):
         return None
-    batch = parts.config.batch_size
+    smaller = max(1, config.batch_size // 2)
     return UnetError(
-        f"The device ran out of memory with --batch-size {batch} at --image-size {parts.config.image_size}"
+        f"The device ran out of memory with --batch-size {config.batch_size} at --image-size {config.image_size}"
         f" (peak {host.size(parts.device.memory())}).",
-        f"Type --batch-size {max(1, batch // 2)} with --accumulate {2 if batch > 1 else 1} for the same"
-        " gradients, or --precision bf16.",
+        f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} for steps of as many images, or"
+        " --precision bf16.",
     )

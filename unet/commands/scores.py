@@ -19,11 +19,10 @@ COLUMNS = (
     ("volume_error", "volume error", "{:+.1%}"),
     ("loss", "loss", "{:.4f}"),
 )
-FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: larger of the two directed 95th
-percentiles of
-surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as one; undefined (-) where
-one of the two is empty. Volume error: (predicted - true) / true; undefined (-) where only the truth is empty.
-Undefined values are left out of mean and median."""
+FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
+percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
+one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
+where only the truth is empty. Undefined values are left out of mean and median."""
 
 
 def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:

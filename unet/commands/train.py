@@ -103,7 +103,7 @@ def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
         with run.stop.listen():
             reason = engine.train(run)
     except (RuntimeError, MemoryError) as error:
-        advice = compose.advise_memory(error, parts)
+        advice = compose.advise(error, parts)
         if advice:
             raise advice from error
         raise

@@ -169,27 +169,32 @@ def prepare_for_prediction(paths: Sequence[Path], size: int) -> tuple[NDArray[np
 
 
 def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Images, patient folders and whole sets -> {folder: its slices in order}, each slice once.
+    """Images, patient folders and whole sets -> {folder: its slices in order}, each slice once; masks are passed over.
 
-    Raises DataError for a path that does not exist or holds no slices.
+    Raises DataError for a path that does not exist or holds no slices, and for two folders of one name.
     """
     groups: dict[Path, set[Path]] = {}
     for path in inputs:
-        if path.is_file():
-            groups.setdefault(path.parent, set()).add(path)
-        elif path.is_dir():
+        if path.is_dir():
             own = [item for item in path.iterdir() if is_image(item)]
             for folder in [path] if own else patient_folders(path):
                 groups.setdefault(folder, set()).update(filter(is_image, folder.iterdir()))
+        elif path.is_file() and path.suffix.lower() in SUFFIXES:
+            if is_image(path):
+                groups.setdefault(path.parent, set()).add(path)
         else:
+            what = "is no .tif image" if path.is_file() else "no such file or folder"
+            raise DataError(f"{path.absolute()}: {what}.", "Give .tif images, patient folders or a whole set.")
+    names = [folder.name for folder in groups]
+    for folder in groups:
+        if names.count(folder.name) > 1:
             raise DataError(
-                f"{path.absolute()}: no such file or folder.", "Give .tif images, patient folders or a whole set."
+                f"{folder.absolute()}: another input folder is named {folder.name} too; their masks would meet.",
+                "Predict them one after the other, each with its own --output.",
             )
-    return {
-        folder: sorted(paths, key=lambda item: (_number_or_zero(item), item.name)) for folder, paths in groups.items()
-    }
+    return {folder: sorted(paths, key=_order) for folder, paths in groups.items()}
 
 
-def _number_or_zero(path: Path) -> int:
+def _order(path: Path) -> tuple[int, str]:
     match = re.search(r"(\d+)$", path.stem)
-    return int(match[1]) if match else 0
+    return int(match[1]) if match else 0, path.name

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet import host
 from unet.config import Config, where
 from unet.data import cache, checks, lgg, splits
 from unet.data.volumes import Case
@@ -177,6 +178,10 @@ class LGG(Task):
         from unet.data.volumes import read_tiff, write_png, write_tiff
         from unet.models.metrics import largest_component
 
+        if len(images) < 3:
+            host.notice(
+                f"{images[0].parent}: {len(images)} slices; their intensities are normalised without the others"
+            )
         volume, geometry = lgg.prepare_for_prediction(images, config.image_size)
         probability = self.restore(self.probability(volume, infer), geometry)
         mask = largest_component(probability > LEVEL)
