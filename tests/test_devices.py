@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, error_of
 
 from unet import host
 from unet.config import Config
@@ -116,3 +117,16 @@ def test_an_out_of_memory_error_of_the_host_is_known() -> None:
         torch.empty(2**50)
     assert device().is_out_of_memory(caught.value)
     assert not device().is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_a_device_of_ones_own(cli, phantoms: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "mydevice.py").write_text(
+        "from unet.devices.cpu import CPU\nclass Mine(CPU):\n    def describe(self): return 'my own device'\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    words = ("train", "--data", phantoms, "--cache", "c", *TINY, "--epochs", 1)
+    code, _, err = cli(*words, "--device-module", "mydevice:Mine")
+    assert code == 0, err
+    assert "lgg on my own device" in err
+    for name in ("nowhere:Mine", "mydevice:Other", "mydevice"):
+        assert "--device-module" in error_of(cli(*words, "--device-module", name))

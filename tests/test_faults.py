@@ -9,6 +9,9 @@ import resource
 import shutil
 import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -253,12 +256,16 @@ def test_atomic_writes_leave_the_old_or_the_new(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path: Path) -> None:
-    dead, living = tmp_path / ".a.pt.4194304.tmp", tmp_path / f".b.pt.{os.getppid()}.tmp"
+    mine = files._HOST
+    dead, living = tmp_path / f".a.pt.{mine}-4194304.tmp", tmp_path / f".b.pt.{mine}-{os.getppid()}.tmp"
+    elsewhere = tmp_path / ".c.pt.otherhost-4194304.tmp"
+    elsewhere.touch()
     dead.touch()
     living.touch()
     files.remove_leftovers(tmp_path)
     assert not dead.exists()
     assert living.exists()
+    assert elsewhere.exists()
 
 
 def test_out_of_memory_becomes_advice(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +279,7 @@ def test_out_of_memory_becomes_advice(tiny, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(UNet, "forward", forward)
     error = error_of(tiny("--run-name", "a", "--epochs", 1))
-    assert "ran out of memory with --batch-size 4" in error
+    assert "ran out of memory at --image-size 16 with --batch-size 4" in error
     assert "--batch-size 2" in error
 
 
@@ -298,3 +305,113 @@ def test_a_loader_process_that_dies_becomes_advice(tiny) -> None:
         engine.optimizer_step = original
     assert "A loader process died" in error
     assert "--workers 1" in error
+
+
+def test_a_second_benchmark_of_one_name_and_a_folder_that_is_no_run(tiny, cli, phantoms: Path) -> None:
+    words = (
+        "benchmark",
+        "--data",
+        phantoms,
+        "--cache",
+        "cache_16",
+        "--device",
+        "cpu",
+        *TINY,
+        "--rounds",
+        1,
+        "--steps",
+        1,
+    )
+    assert cli(*words, "--run-name", "b")[0] == 0
+    assert "--overwrite" in error_of(cli(*words, "--run-name", "b"), 2)
+    Path("performance/mine").mkdir()
+    Path("performance/mine/config.json").write_text("{}")
+    Path("performance/mine/model.safetensors").write_text("precious")
+    for extra in ((), ("--overwrite",)):
+        assert "holds more than a run" in error_of(tiny("--run-name", "mine", "--epochs", 1, *extra), 2)
+    assert Path("performance/mine/model.safetensors").exists()
+
+
+def test_evaluate_does_not_replace_a_training_run(tiny, cli) -> None:
+    tiny("--run-name", "a", "--epochs", 1)
+    for extra in ((), ("--overwrite",)):
+        assert "Give another --run-name" in error_of(cli("evaluate", "--run-name", "a", *extra), 2)
+    assert Path("performance/a/metrics.jsonl").exists()
+
+
+def test_another_set_does_not_empty_a_cache(tiny, cli, workplace: Path) -> None:
+    from unet.data import synthetic
+
+    tiny("--run-name", "a", "--epochs", 1)
+    synthetic.write_set(workplace / "other", patients=3, slices=6, side=64, seed=9)
+    for folder in sorted(path for path in (workplace / "other").iterdir() if path.is_dir()):
+        new = folder.with_name("NEW" + folder.name)
+        folder.rename(new)
+        for path in new.iterdir():
+            path.rename(path.with_name("NEW" + path.name))
+    before = sorted(path.name for path in Path("data/cache_16").glob("*.npy"))
+    for command in ("preprocess", "train", "evaluate"):
+        words = () if command == "preprocess" else ("--run-name", "b")
+        error = error_of(cli(command, "--data", "./other", "--cache", "cache_16", "--image-size", 16, *words))
+        assert "holds another set" in error
+        assert "another --cache" in error
+    assert sorted(path.name for path in Path("data/cache_16").glob("*.npy")) == before
+    code, _, err = cli("evaluate", "--data", "./other", "--cache", "other_cache", "--run-name", "e")
+    assert code == 0, err
+    assert read_json(Path("performance/e/summary.json"))["cases"] == 3
+
+
+def test_fewer_cases_of_a_whole_cache(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    assert tiny("--run-name", "b", "--epochs", 1, "--max-cases", 4)[0] == 0
+    assert sum(map(len, read_json(Path("performance/b/splits.json")).values())) == 4
+    assert len(list(Path("data/cache_16").glob("*_mask.npy"))) == 6
+
+
+def test_half_a_cache_without_its_raw_set(cli, raw: Path) -> None:
+    words = ("--data", "./raw", "--cache", "c", "--image-size", 16)
+    cli("preprocess", *words)
+    manifest = read_json(Path("data/c/manifest.json"))
+    manifest["cases"].popitem()
+    files.write_json("data/c/manifest.json", manifest)
+    shutil.rmtree("raw")
+    assert "5 of 6 cases are made" in error_of(cli("train", *words, "--layers", 2, "--batch-size", 4))
+
+
+def test_sigterm_to_the_whole_process_group_saves(phantoms: Path, tmp_path: Path) -> None:
+    """What a scheduler, `timeout` or a terminal does: the loader's workers get the signal too."""
+    words = (
+        "train",
+        "--data",
+        phantoms,
+        "--cache",
+        "c",
+        "--device",
+        "cpu",
+        *TINY,
+        "--epochs",
+        100000,
+        "--workers",
+        2,
+        "--run-name",
+        "a",
+        "--evaluate-every",
+        0,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", *map(str, words)],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while not (tmp_path / "weights/unet.state.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert read_json(tmp_path / "performance/a/status.json")["why"] == "stopped: SIGTERM"

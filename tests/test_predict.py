@@ -216,6 +216,62 @@ def test_what_a_shell_pattern_gives(use: Run, phantoms: Path) -> None:
     assert "would meet" in error_of(use("predict", "--weights", "unet.pt", folder, Path("other") / folder.name))
 
 
+def test_masks_are_never_written_over_images(use: Run, phantoms: Path) -> None:
+    shutil.copytree(phantoms, "set")
+    folder = sorted(path for path in Path("set").iterdir() if path.is_dir())[0]
+    before = {path: path.read_bytes() for path in Path("set").glob("*/*.tif")}
+    for words in (
+        ("./set", "--output", "set"),
+        (folder, "--output", "set"),
+        (next(folder.glob("*_4.tif")), "--output", "./set/"),
+    ):
+        assert "written over the images" in error_of(use("predict", "--weights", "unet.pt", *words, "--overwrite"), 2)
+    assert {path: path.read_bytes() for path in Path("set").glob("*/*.tif")} == before
+
+
+def test_a_black_patient_gets_empty_masks(use: Run) -> None:
+    Path("set/black").mkdir(parents=True)
+    for number in range(1, 5):
+        tifffile.imwrite(f"set/black/black_{number}.tif", np.zeros((50, 60, 3), np.uint8), photometric="rgb")
+    code, _, err = use("predict", "--weights", "unet.pt", "./set")
+    assert code == 0, err
+    assert "Its masks are empty" in err
+    assert all(tifffile.imread(path).shape == (50, 60) for path in Path("predictions/black").glob("*.tif"))
+
+
+def test_weights_trained_on_every_case_are_not_validated_on_them(use: Run, phantoms: Path) -> None:
+    code, _, err = use(
+        "train",
+        "--data",
+        phantoms,
+        "--cache",
+        "c32",
+        "--image-size",
+        32,
+        "--layers",
+        2,
+        "--width",
+        2,
+        "--batch-size",
+        4,
+        "--split",
+        "none",
+        "--epochs",
+        1,
+        "--run-name",
+        "all",
+        "--weights",
+        "all.pt",
+        "--device",
+        "cpu",
+    )
+    assert code == 0, err
+    assert "trained on every case" in error_of(use("evaluate", "--weights", "all.pt", "--run-name", "e"), 2)
+    code, _, err = use("evaluate", "--weights", "all.pt", "--run-name", "e", "--split", "none")
+    assert code == 0
+    assert "6 of the 6 cases were trained on" in err
+
+
 def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
     shutil.copy("weights/unet.pt", "weights/twin.pt")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, error_of, program, read_json
 
+from unet import files
 from unet.data import lgg, preprocess
 from unet.errors import DataError
 
@@ -153,7 +154,7 @@ def test_an_interrupted_build_continues(cli, phantoms: Path) -> None:
     for name in lost:
         del manifest["cases"][name]
     Path("data/c/manifest.json").write_text(json.dumps(manifest))
-    (Path("data/c") / f".{lost[0]}.npy.999999.tmp").write_bytes(b"half")
+    (Path("data/c") / f".{lost[0]}.npy.{files._HOST}-4194304.tmp").write_bytes(b"half")
     assert "2 cases made, 4 kept" in cli(*words)[2]
     assert not list(Path("data/c").glob("*.tmp")) + list(Path("data/c").glob(".*.tmp"))
 

@@ -89,14 +89,14 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bits(phantoms: Path, tmp_p
         process = start(*words, cwd=tmp_path)
         assert wait_for(lambda before=before: state_time(state) > before, process), f"the run ended after {kills} kills"
         if kills % 2:  # inside a save: the temporary file stands there
-            assert wait_for(lambda process=process: list(weights.glob(f".*.{process.pid}.tmp")), process)
+            assert wait_for(lambda process=process: list(weights.glob(f".*-{process.pid}.tmp")), process)
             time.sleep(dice.uniform(0, 0.002))
         else:
             time.sleep(dice.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
         kills += 1
-        in_save += bool(list(weights.glob(f".*.{process.pid}.tmp")))
+        in_save += bool(list(weights.glob(f".*-{process.pid}.tmp")))
         torch.load(state, weights_only=True)
         words = ("train", "--resume", "--run-name", "cut")
     assert in_save >= KILLS // 3, f"only {in_save} of {kills} kills fell inside a save"

@@ -180,8 +180,63 @@ def test_what_resume_may_be_told(tiny, how: tuple[str, ...]) -> None:
     assert tiny("--run-name", "a", "--epochs", 2, "--max-time", 1e-6)[0] == 130
     code, out, err = tiny(*how)
     assert code == 0, err
-    assert "resumed from weights/unet.state.pt" in err
+    assert f"resumed from {Path('weights/unet.state.pt').absolute()}" in err
     assert "Run a: epochs" in out
+
+
+def test_resume_from_another_folder(
+    tiny, cli, workplace: Path, monkeypatch: pytest.MonkeyPatch, phantoms: Path
+) -> None:
+    assert tiny("--run-name", "a", "--epochs", 2, "--max-time", 1e-6, "--cache", workplace / "cache")[0] == 130
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    code, _, err = cli("train", "--resume", workplace / "performance/a")
+    assert code == 0, err
+    assert f"resumed from {workplace / 'weights/unet.state.pt'}: epoch 1, batch 1" in err
+    (workplace / "weights/unet.state.pt").unlink()
+    assert "is gone" in error_of(cli("train", "--resume", workplace / "performance/a"))
+
+
+def test_what_was_typed_on_resuming_lasts(tiny) -> None:
+    tiny("--run-name", "a", "--epochs", 1)
+    assert tiny("--resume", "--run-name", "a", "--epochs", 4, "--max-time", 1e-6)[0] == 130
+    settings = read_json(Path("performance/a/config.json"))["settings"]
+    assert settings["epochs"] == {"value": 4, "source": "flag --epochs"}
+    assert settings["image_size"] == {"value": 16, "source": "flag --image-size"}
+    assert tiny("--resume", "--run-name", "a")[0] == 0
+    assert read_json(Path("performance/a/summary.json"))["epochs"] == 4
+
+
+def test_a_raised_target_is_not_reached(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 3, "--target", 0.0)[0] == 0
+    code, out, _ = tiny("--resume", "--run-name", "a", "--target", 0.9999)
+    assert code == 3
+    assert "target 0.9999 not reached" in out
+    assert read_json(Path("performance/a/summary.json"))["epochs"] == 3
+
+
+def test_a_run_that_rebuilt_its_cache_goes_on(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 2, "--im-cache", "--max-time", 1e-6)[0] == 130
+    assert tiny("--resume", "--run-name", "a")[0] == 0
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch's loss is finite, its gradients are not: the state of before stays."""
+    from unet.runtime import engine
+
+    tiny("--run-name", "a", "--epochs", 1)
+    before = Path("weights/unet.state.pt").read_bytes()
+    original = engine.optimizer_step
+
+    def step(run: Any) -> None:
+        if run.progress.batch == run.steps_per_epoch:
+            run.model.head.bias.grad.fill_(math.inf)
+        original(run)
+
+    monkeypatch.setattr(engine, "optimizer_step", step)
+    error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 2))
+    assert "Weights are not finite after step" in error
+    assert Path("weights/unet.state.pt").read_bytes() == before
 
 
 def test_two_epochs_and_two_more_are_four(tiny) -> None:

@@ -136,7 +136,7 @@ def dispatch(words: list[str]) -> int:
         )
     resolved = resolve(name, words if implied else words[1:])
     mode = resolved.config.mode
-    if mode and name not in ("train", "config"):
+    if mode and name not in ("train", "config") and resolved.sources["mode"].startswith("flag"):
         raise UsageError(
             f"--mode {mode} goes with train (or with no command), not with {name}.",
             f"Type: python -m unet {name}, without --mode.",
@@ -163,7 +163,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         text.print_help()
         raise SystemExit(0)
     resolved = layers(command.groups, read(text, command.groups, words))
-    check(resolved.config)
+    check(resolved.config, shaping=name in ("train", "benchmark", "config"))
     return resolved
 
 

@@ -7,6 +7,7 @@ defaults of tasks and recipes are data here. No torch.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ class SplitOptions:
         " none, or a file (JSON, or validation cases one a line)",
         metavar="NAME|FILE",
     )
-    held_out: int = option(
-        10, "validation cases of published and last; a fifth of a set of 20 cases or fewer", minimum=1
+    held_out: int | None = option(
+        None, "validation cases of published and last", minimum=1, shown="10; a fifth of a set of 20 cases or fewer"
     )
     fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
     folds: int = option(5, "number of folds", minimum=2)
@@ -195,6 +196,9 @@ class DeviceOptions:
     )
     cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
     use_lazy_mode: bool = option(False, "lazy mode of an HPU")
+    device_module: str | None = option(
+        None, "a device of your own: package.module:Class, a subclass of unet.devices.base.Device", metavar="NAME"
+    )
     precision: str = option(
         "fp32",
         "arithmetic; auto (or bare --amp) = the best that the device has",
@@ -315,7 +319,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 1e-4,
             "optimizer": "adam",
             "split": "published",
-            "held_out": 10,
             "aug_scale": 0.05,
             "aug_angle": 15.0,
         }
@@ -323,10 +326,13 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def check(config: Config) -> None:
-    """Settings that contradict one another. Raises one UsageError with all of them."""
+def check(config: Config, shaping: bool = True) -> None:
+    """Settings that contradict one another. Raises one UsageError with all of them.
+
+    `shaping`: the command makes a network, so the image size must fit its layers.
+    """
     mistakes = []
-    if config.image_size % 2**config.layers:
+    if shaping and config.image_size % 2**config.layers:
         side = 2**config.layers
         low = max(side, config.image_size // side * side)
         mistakes.append(
@@ -334,7 +340,7 @@ def check(config: Config) -> None:
         )
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
-    if config.workers != "auto" and not (config.workers.isdigit() and int(config.workers) <= 256):
+    if config.workers != "auto" and not (config.workers.isdecimal() and int(config.workers) <= 256):
         mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.workers!r}")
     if config.fold is not None and config.fold >= config.folds:
         mistakes.append(f"--fold {config.fold} is outside 0 to {config.folds - 1} (--folds {config.folds})")
@@ -366,4 +372,4 @@ def where(name: str, parent: str) -> Path:
 
 def spelt(path: Path) -> str:
     """A path as a flag takes it: `./name`, since a bare name would mean one under data/ or weights/."""
-    return str(path) if len(path.parts) > 1 else f"./{path}"
+    return shlex.quote(str(path) if len(path.parts) > 1 else f"./{path}")

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 
 from unet.errors import StorageError, UnetError
 
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -33,7 +35,8 @@ def explain(error: OSError, path: Path | str | None = None) -> StorageError:
     if error.errno in _NO_RIGHT:
         return StorageError(
             f"{target}: {error.strerror}.",
-            "Make the folder writable, or name another one with --out, --weights, --cache or --data.",
+            "Give this user the right to read or write there, or name another place with --out, --weights, --cache or"
+            " --data.",
         )
     return StorageError(f"{target}: {error.strerror or error}.", "Check the path; -v shows where it was needed.")
 
@@ -57,7 +60,7 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
     disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -113,9 +116,9 @@ def read_json(path: Path) -> Any:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process of this host left in `folder`."""
-    for path in folder.glob(".*.tmp"):
-        owner = path.name.rsplit(".", 2)[-2]
-        if owner.isdigit() and not alive(int(owner)):
+    for path in folder.glob(f".*.{_HOST}-*.tmp"):
+        owner = path.name.rsplit("-", 1)[1].removesuffix(".tmp")
+        if owner.isdecimal() and not alive(int(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -74,11 +74,11 @@ def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
     """
     parent = Path(out)
     if resume != "auto":
-        path = Path(resume)
+        path = Path(resume).absolute()
         folders = [
             path,
             parent / resume,
-            *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path.absolute()),
+            *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path),
         ]
     elif run_name:
         folders = [parent / run_name]
@@ -105,7 +105,7 @@ def _state_of(folder: Path) -> Path | None:
     return Path(state).absolute() if state else None
 
 
-NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run", "max_time"}
+NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"}
 
 
 def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -141,6 +141,6 @@ def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def dumps(resolved: Resolved, command: str) -> str:
-    """The text of config.json."""
-    return json.dumps({"command": command, "settings": resolved.table()}, indent=1) + "\n"
+def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None) -> str:
+    """The text of config.json; entries in `kept` (of a run that goes on) stay as they are, sources included."""
+    return json.dumps({"command": command, "settings": {**resolved.table(), **(kept or {})}}, indent=1) + "\n"

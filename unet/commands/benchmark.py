@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from unet.commands import compose
-from unet.files import write_json
-from unet.resolve import Resolved
+from unet.files import write_json, write_text
+from unet.resolve import Resolved, dumps
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -50,8 +50,9 @@ def run(resolved: Resolved, command: str) -> int:
         from unet.runtime.run_folder import RunFolder, environment
 
         folder = RunFolder(compose.run_path(config, "benchmark"))
-        folder.create(config.overwrite)
-        folder.status("done")
+        folder.create("benchmark", config.overwrite)
+        folder.status("done", kind="benchmark")
+        write_text(folder / "config.json", dumps(resolved, command))
         write_json(folder / "benchmark.json", result)
         write_json(folder / "environment.json", environment(parts.device.describe()))
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 from unet import host
 from unet.commands import compose, scores
 from unet.commands.opening import state_path
+from unet.config import spelt
 from unet.errors import INTERRUPTED, TARGET_MISSED
 from unet.files import write_json
 from unet.resolve import Resolved
@@ -53,11 +55,14 @@ def finish(
     write_json(folder / "summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
     print(block(parts, folder, weights, engine_run, records, reason, missed))
-    if config.mode == "train_and_predict" and not stopped:
+    if config.mode == "train_and_predict" and config.checkpoints and not stopped:
         from unet.commands import predict
 
         predict.run(
-            dataclasses.replace(resolved, config=config.replace(inputs=(), weights=(str(weights.absolute()),))), ""
+            dataclasses.replace(
+                resolved, config=config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
+            ),
+            "",
         )
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
@@ -95,11 +100,12 @@ def block(
     lines.append("")
     data = compose.where(config.data, "data")
     if reason.startswith("stopped"):
-        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}")
+        out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
+        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}{out}")
     elif config.checkpoints:
-        shown = weights.name if weights.parent == Path("weights") else weights
+        shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
         lines += [
             f"  score      python -m unet evaluate --weights {shown}",
-            f"  predict    python -m unet predict --weights {shown} {data} --overlay",
+            f"  predict    python -m unet predict --weights {shown} {shlex.quote(str(data))} --overlay",
         ]
     return "\n".join(lines)

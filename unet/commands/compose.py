@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def assemble(config: Config) -> Parts:
     rank = environment.find_rank(config)
     kind, passed = environment.choose(config, rank)
     device = kind(config, rank)
+    device.join()
     device.deterministic(config.deterministic)
     if config.precision not in ("fp32", "auto") and config.precision not in device.dtypes():
         host.notice(
@@ -97,11 +99,12 @@ def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[di
     """
     facts = [read_weights(path)[0] for path in paths]
     settings = facts[0].get("settings", {})
-    changes = {
-        name: settings[name]
-        for name in ("image_size", "data", "cache", "synth_data")
-        if name in settings and resolved.sources[name] in ("default", f"task {resolved.config.task}", "made data")
-    }
+    together = ("data", "cache", "synth_data")  # one place: parts of it from elsewhere would be another set
+    weak = ("default", f"task {resolved.config.task}", "made data")
+    names = ["image_size"] if resolved.sources["image_size"] in weak else []
+    if all(resolved.sources[name] in weak for name in together):
+        names += together
+    changes = {name: settings[name] for name in names if name in settings}
     sizes = {item.get("settings", {}).get("image_size") for item in facts}
     if len(sizes) > 1 and "image_size" in changes:
         raise UsageError(
@@ -126,8 +129,20 @@ def advise(error: BaseException, parts: Parts) -> UnetError | None:
         return None
     smaller = max(1, config.batch_size // 2)
     return UnetError(
-        f"The device ran out of memory with --batch-size {config.batch_size} at --image-size {config.image_size}"
-        f" (peak {host.size(parts.device.memory())}).",
-        f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} for steps of as many images, or"
-        " --precision bf16.",
+        f"The device ran out of memory at --image-size {config.image_size} with --batch-size {config.batch_size},"
+        f" --eval-batch-size {config.eval_batch_size} (peak {host.size(parts.device.memory())}).",
+        f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} (steps of as many images), a smaller"
+        " --eval-batch-size where it was scoring, or --precision bf16.",
     )
+
+
+@contextlib.contextmanager
+def advising(parts: Parts) -> Iterator[None]:
+    """Turn what `advise` knows into its two lines."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        advice = advise(error, parts)
+        if advice:
+            raise advice from error
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from unet import host
 from unet.config import DEVICES, where
 from unet.devices import environment
 from unet.resolve import Resolved
-
-PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "matplotlib", "tqdm")
+from unet.runtime.run_folder import versions
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -31,7 +29,7 @@ def run(resolved: Resolved, command: str) -> int:
         lines.append(f"  {name:<6} not usable: version {unet.__version__} has no driver for it.")
     rank = environment.find_rank(config)
     if usable:
-        kind, _ = environment.choose(config.replace(device=usable[0]), rank)
+        kind, _ = environment.choose(config if config.device != "auto" else config.replace(device=usable[0]), rank)
         device_now = kind(config, rank)
         precisions = ", ".join(device_now.dtypes()) or "none"
         lines += [
@@ -55,10 +53,7 @@ def run(resolved: Resolved, command: str) -> int:
         f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}"
     )
     lines += ["", "Packages"]
-    for package in PACKAGES:
-        try:
-            lines.append(f"  {package:<16} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            lines.append(f"  {package:<16} not installed; type: pip install -e .")
+    for package, version in versions().items():
+        lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
     print("\n".join(lines))
     return 0 if usable else 1

@@ -33,13 +33,14 @@ def run(resolved: Resolved, command: str) -> int:
     from unet.runtime.run_folder import RunFolder, environment
 
     folder = RunFolder(compose.run_path(config, f"{config.task}-evaluate"))
-    folder.create(config.overwrite)
-    folder.status("running")
+    folder.create("evaluate", config.overwrite)
+    folder.status("running", kind="evaluate")
     write_text(folder / "config.json", dumps(resolved, command))
     write_json(folder / "environment.json", environment(parts.device.describe()))
     host.notice(f"{path}: {len(cases)} cases at {config.image_size} px on {parts.device.describe()}")
     start = time.perf_counter()
-    records = scores.full(parts, compose.infer(parts, network), cases, folder)
+    with compose.advising(parts):
+        records = scores.full(parts, compose.infer(parts, network), cases, folder)
     seconds = time.perf_counter() - start
     from unet.runtime import evaluation
 
@@ -64,20 +65,32 @@ def run(resolved: Resolved, command: str) -> int:
 
 
 def chosen_cases(task: Any, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
-    """The cases to score: what --split or --fold says if typed; else the validation cases that the weights name; else
-    the default split. `--split none` scores every case."""
+    """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
+    that the weights name; of a set that has none of these, every case that was not trained on."""
     config = resolved.config
     cases = task.cases(config)
-    typed = any(not resolved.sources[name].startswith(("default", "task", "made")) for name in ("split", "fold"))
-    if facts.get("validation") and not typed:
+    ids = [case.id for case in cases]
+    typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
+    trained = set(facts.get("training", ()))
+    if typed or not facts:
+        held = set(task.split(ids, config, training=False)["validation"]) or set(ids)
+    else:
         held = set(facts["validation"])
-        missing = sorted(held - {case.id for case in cases})
-        if missing:
+        missing = sorted(held - set(ids))
+        if missing and len(missing) < len(held):
             raise UsageError(
                 f"{len(missing)} of the {len(held)} validation cases of these weights are not in this set"
                 f" ({', '.join(missing[:2])}).",
                 "Give the set they were trained on (--data, --cache), or --split none to score every case of this one.",
             )
-    else:
-        held = set(task.split(cases, config)["validation"]) or {case.id for case in cases}
+        held = held - set(missing) or set(ids) - trained
+        if not held:
+            raise UsageError(
+                "These weights were trained on every case of this set.",
+                "Give other cases with --data and --cache, or --split none to score the training cases all the same.",
+            )
+    if held & trained:
+        host.notice(f"{len(held & trained)} of the {len(held)} cases were trained on: their scores say little")
+    if len(held) < len(ids):
+        host.notice(f"{len(held)} of the {len(ids)} cases are scored; --split none scores all")
     return [case for case in cases if case.id in held][: config.eval_steps]

@@ -9,29 +9,19 @@ from typing import Any
 
 from unet import files, host
 from unet.commands import compose
-from unet.errors import UsageError
+from unet.config import DataOptions, NetworkOptions, SplitOptions, TrainOptions, spelt
+from unet.errors import CheckpointError, UsageError
 from unet.files import make_folder, write_text
+from unet.options import fields
 from unet.resolve import Resolved, dumps
 
-FIXED = (
-    "task",
-    "layers",
-    "width",
-    "image_size",
-    "batch_size",
-    "accumulate",
-    "optimizer",
-    "seed",
-    "split",
-    "held_out",
-    "fold",
-    "folds",
-    "max_cases",
-    "augment",
-    "data",
-    "cache",
-    "synth_data",
-)
+# What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
+COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions)
+FREE = {
+    *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
+    *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
+    *("workers", "log_every", "rebuild_cache"),
+}
 
 
 def state_path(weights: Path) -> Path:
@@ -40,25 +30,27 @@ def state_path(weights: Path) -> Path:
 
 def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
     """The run's folder, new or resumed, with its config.json. Raises UsageError for a name that is taken."""
-    from unet.runtime.run_folder import RunFolder, is_running, read_status
+    from unet.runtime.run_folder import RunFolder, read_status
 
     config = resolved.config
     folder = RunFolder(compose.run_path(config, config.task))
     if config.resume:
+        folder.require_stopped()
+        kept = _require_unchanged(folder.path, resolved)
         status = read_status(folder.path)
-        if is_running(status):
+        if "weights" not in status:
             raise UsageError(
-                f"Run {folder.name!r} is running (process {status['pid']} on {status['host']}).",
-                "Wait for it, or stop it.",
+                f"Run {folder.name!r} was made with --no-checkpoints: nothing was saved.", "Start a new run."
             )
-        _require_unchanged(folder.path, resolved)
+        resolved = dataclasses.replace(resolved, config=config.replace(weights=(status["weights"],)))
         files.remove_leftovers(folder.path)
+        write_text(folder / "config.json", dumps(resolved, command, kept))
         return folder, resolved, True
     weights, resolved = free_weights(resolved, folder.name)
     if config.checkpoints:
         make_folder(weights.parent)
     make_folder(Path(config.out))
-    folder.create(config.overwrite)
+    folder.create("train", config.overwrite)
     state = state_path(weights)
     if config.overwrite:
         state.unlink(missing_ok=True)
@@ -66,33 +58,33 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
     folder.status(
         "running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **({"weights": str(weights), "state": str(state)} if config.checkpoints else {}),
+        kind="train",
+        **({"weights": str(weights.absolute()), "state": str(state.absolute())} if config.checkpoints else {}),
     )
     return folder, resolved, False
 
 
-def _require_unchanged(folder: Path, resolved: Resolved) -> None:
-    """A resumed run keeps what decides its course; other settings may be typed anew. Raises UsageError."""
-    before = {name: item["value"] for name, item in files.read_json(folder / "config.json")["settings"].items()}
+def _require_unchanged(folder: Path, resolved: Resolved) -> dict[str, Any]:
+    """A resumed run keeps what decides its course. Returns the entries of config.json that stay as they are.
+
+    Raises UsageError for a setting that may not change; what may, and does, is said.
+    """
+    entries: dict[str, Any] = files.read_json(folder / "config.json")["settings"]
     now = resolved.table()
-    changed = [
-        f"{name} {before[name]} -> {now[name]['value']}"
-        for name in FIXED
-        if name in before and before[name] != now[name]["value"]
-    ]
-    if changed:
+    changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
+    course = {name for group in COURSE for name in fields(group)} - FREE | {"task", "seed", "deterministic"}
+    words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
+    if changed & course:
         raise UsageError(
-            f"--resume goes on exactly, but these settings were typed otherwise: {', '.join(changed)}.",
-            f"Leave them out; to start a new run from these weights: --load {resolved.config.weights[0]}"
+            f"--resume goes on exactly, but these settings were typed otherwise:"
+            f" {', '.join(words[name] for name in words if name in course)}.",
+            f"Leave them out; to start a new run from these weights: --load {spelt(Path(resolved.config.weights[0]))}"
             " --run-name NEW.",
         )
-    other = [
-        f"{name} {before[name]} -> {now[name]['value']}"
-        for name in ("lr", "epochs", "precision", "schedule", "clip", "target")
-        if name in before and before[name] != now[name]["value"]
-    ]
-    if other:
-        host.notice(f"Changed on resuming: {', '.join(other)}.")
+    said = [words[name] for name in words if name in FREE - {"max_time"}]
+    if said:
+        host.notice(f"Changed on resuming: {', '.join(said)}.")
+    return {name: entry for name, entry in entries.items() if name not in changed}
 
 
 def free_weights(resolved: Resolved, run_name: str) -> tuple[Path, Resolved]:
@@ -120,27 +112,30 @@ def free_weights(resolved: Resolved, run_name: str) -> tuple[Path, Resolved]:
     return compose.weights_path(name), renamed
 
 
-def resume(engine_run: Any, folder: Any, state: Path) -> None:
-    """Put the run where its state says, and cut its logs back to there; without a state (killed early) it starts
-    over.
-    """
+def resume(engine_run: Any, folder: Any, state: Path) -> bool:
+    """Put the run where its state says, and cut its logs back to there. Returns False where it was killed before its
+    first state; raises CheckpointError where a state was saved and is gone."""
     from unet.runtime import callbacks
 
     log = next(item for item in engine_run.callbacks if isinstance(item, callbacks.Log))
     files.remove_leftovers(state.parent)
     if not state.exists():
+        if '"event": "epoch"' in folder.text("metrics.jsonl"):
+            raise CheckpointError(
+                f"{state}: the state of run {folder.name!r} is gone.",
+                f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+            )
         folder.keep_lines("metrics.jsonl", 0)
         log.say("resumed: no state was saved yet, so the run starts over")
-        return
+        return False
     callbacks.restore(engine_run, state)
     progress = engine_run.progress
     folder.keep_lines("metrics.jsonl", progress.lines)
-    best = (
-        f"; best {engine_run.task.best[0].upper()} {progress.best_score:.4f} (epoch {progress.best_epoch})"
-        if progress.best_score is not None
-        else ""
-    )
+    score = progress.best_score
+    name = engine_run.task.best[0].upper()
+    best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
     log.say(
         f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
         " network, optimiser, scaler and generators restored"
     )
+    return True

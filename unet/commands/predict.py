@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +28,29 @@ def run(resolved: Resolved, command: str) -> int:
     task = compose.create(config.task)
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
     output = Path(config.output)
+    for folder in groups:
+        if (output / folder.name).resolve() == folder.resolve():
+            raise UsageError(f"The masks would be written over the images in {folder}.", "Name another --output.")
     start_output(output, paths, resolved)
     todo = {
         folder: wanted for folder, images in groups.items() if (wanted := missing(task, folder, images, output, config))
     }
     done = sum(map(len, groups.values())) - sum(map(len, todo.values()))
+    members = []
     if todo:
         parts = compose.assemble(config)
-        networks = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
-        infer = functools.partial(average, members=networks)
-        host.notice(
-            f"{', '.join(map(str, paths))} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients"
-        )
-    faults = []
+        members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
+        names = ", ".join(map(str, paths))
+        host.notice(f"{names} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients")
+    faults, written = [], 0
     for folder, images in host.progress(list(todo.items()), name="predict", unit="patient"):
         try:
-            task.predict(groups[folder], images, output / folder.name, infer, config)
+            with compose.advising(parts):
+                task.predict(groups[folder], images, output / folder.name, members, config)
+            written += len(images)
         except DataError as error:
             faults.append(error)
             host.notice(f"left out: {error.message}")
-    written = sum(len(images) for images in todo.values()) - sum(
-        len(todo[folder]) for folder in todo if any(str(folder) in e.message for e in faults)
-    )
     host.notice(f"{output}/: {written} masks written, {done} were there already")
     if faults:
         raise UnetError(
@@ -59,17 +59,12 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def average(volume: Any, members: list[Any]) -> Any:
-    """The mean of the networks' outputs."""
-    return sum(member(volume) for member in members) / len(members)
-
-
 def start_output(output: Path, paths: list[Path], resolved: Resolved) -> None:
     """Note what the folder's masks are made of; refuse to mix. Raises UsageError."""
     config = resolved.config
     files.make_folder(output)
     files.remove_leftovers(output)
-    now = {"weights": {path.name: files.digest(path.read_bytes()) for path in paths}, "image_size": config.image_size}
+    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, "image_size": config.image_size}
     record = output / RECORD
     if record.exists() and not config.overwrite:
         before = files.read_json(record)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import secrets
+import signal
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from unet import files, host
@@ -35,16 +38,34 @@ def run(resolved: Resolved, command: str) -> int:
         return dry_run(resolved)
     folder, resolved, resuming = opening.open_run(resolved, command)
     try:
-        return _run(folder, resolved, command, resuming)
+        with interruptible():
+            return _run(folder, resolved, command, resuming)
     except UnetError as error:
         _note(folder, "failed", error.message)
         raise
     except KeyboardInterrupt:
-        _note(folder, "interrupted", "before the first state was saved, or by a second Ctrl-C")
+        _note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
         raise
     except Exception as error:
         _note(folder, "failed", f"{type(error).__name__}: {error}")
         raise
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 outside the loop (while the cache is built, while the best weights are scored) are a
+    Ctrl-C.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _note(folder: Any, status: str, why: str) -> None:
@@ -70,8 +91,11 @@ def dry_run(resolved: Resolved) -> int:
             "target": None,
             "checkpoints": False,
         }
+        if config.mode == "train_and_predict":
+            changes["mode"] = None
         small = dataclasses.replace(resolved, config=config.replace(**changes))
-        run(small, "dry run")
+        with contextlib.redirect_stdout(io.StringIO()):  # its closing block speaks of what is deleted at once
+            run(small, "dry run")
     print("Dry run: settings, data, network and device are in order; one step was made and nothing was kept.")
     return 0
 
@@ -83,7 +107,7 @@ def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
     task = compose.create(config.task)
     cases = task.cases(config)
     saved = folder / "splits.json"
-    split = files.read_json(saved) if resuming and saved.exists() else task.split(cases, config)
+    split = files.read_json(saved) if resuming and saved.exists() else task.split([case.id for case in cases], config)
     write_json(saved, split)
     parts = compose.assemble(config)
     from unet.runtime import callbacks, engine, run_folder
@@ -91,24 +115,17 @@ def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
     write_json(folder / "environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
     run = build(parts, folder, cases, split, command)
-    if resuming:
-        opening.resume(run, folder, opening.state_path(weights))
-    else:
+    if not (resuming and opening.resume(run, folder, opening.state_path(weights))):
         start_weights(parts, run, config)
     for callback in run.callbacks:
         if isinstance(callback, callbacks.SeedLog):
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
-    try:
+    with compose.advising(parts):
         with run.stop.listen():
             reason = engine.train(run)
-    except (RuntimeError, MemoryError) as error:
-        advice = compose.advise(error, parts)
-        if advice:
-            raise advice from error
-        raise
-    run.emit("finish")
-    return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
+        run.emit("finish")
+        return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
 def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, list[str]], command: str) -> Any:
@@ -119,19 +136,19 @@ def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, 
     training, validation = chosen(cases, split)
     seeding.seed_all(config.seed, device)
     model = device.place(task.model(config))
-    network = device.compile(model) if config.compile else model
+    network = device.parallel(device.capture(device.compile(model) if config.compile else model))
     shard = (parts.rank.rank, parts.rank.world)
     loader = task.batches(training, config, shard, device.loader_options(), device.put)
     stop = engine.Stop(config.max_time)
     score = functools.partial(task.evaluate, infer=compose.infer(parts, network))
-    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked)
+    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, shard=shard)
     evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
     optimizer = optim.build(config, task.groups(model), device)
     run = engine.Run(
         *(config, task, device, model, network, optimizer, device.scaler(), loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
-        callbacks=listeners(parts, folder, split["validation"], command),
+        callbacks=listeners(parts, folder, split, command),
     )
     slices = sum(case.cost for case in training)
     lines = [
@@ -161,7 +178,7 @@ def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], li
     return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
 
 
-def listeners(parts: compose.Parts, folder: Any, validation: list[str], command: str) -> list[Any]:
+def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
     """The callbacks: bar, logs, picture of the curves, checkpoints."""
     from unet.runtime import callbacks
 
@@ -178,7 +195,8 @@ def listeners(parts: compose.Parts, folder: Any, validation: list[str], command:
         facts = {
             "task": parts.task.name,
             "run_name": folder.name,
-            "validation": validation,
+            "training": split["train"],
+            "validation": split["validation"],
             "settings": {name: files.jsonable(getattr(config, name)) for name in kept},
         }
         result.append(callbacks.Checkpoints(weights, opening.state_path(weights), facts))
@@ -189,6 +207,6 @@ def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None
     if config.load:
         from unet.runtime import checkpoint
 
-        path = Path(config.load) if Path(config.load).exists() else compose.weights_path(config.load)
+        path = compose.weights_path(config.load)
         _, own = parts.task.load(compose.read_weights(path)[1])
         checkpoint.fit(engine_run.model, own, path)

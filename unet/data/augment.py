@@ -35,7 +35,7 @@ def affine(
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = cos * mirror, -sin * height / width
     theta[:, 1, 0], theta[:, 1, 1] = sin * mirror * width / height, cos
-    grid = F.affine_grid(theta.to(image.device), [count, 1, height, width], align_corners=False)
+    grid = F.affine_grid(theta.to(image.device, non_blocking=True), [count, 1, height, width], align_corners=False)
     return (
         F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
         F.grid_sample(mask, grid, mode="nearest", padding_mode="zeros", align_corners=False),

@@ -52,8 +52,16 @@ def paths_of(folder: Path, case: str) -> tuple[Path, Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a cache, None where there is none. Raises CacheError for one that lacks its parts."""
     path = folder / MANIFEST
-    return files.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not {"fingerprint", "settings", "cases", "task", "version"} <= set(found):
+        raise CacheError(
+            f"{path.absolute()}: not the manifest of a cache.", "Make the cache again with --rebuild-cache."
+        )
+    return found
 
 
 def make_manifest(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +117,17 @@ def require_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     )
 
 
+def require_same_set(folder: Path, records: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Raise CacheError where a cache and a raw set share less than half of the cache's cases: they are two sets."""
+    shared = set(records) & {case.id for case in cases}
+    if len(shared) < len(records) / 2:
+        raise CacheError(
+            f"{folder.absolute()}: holds another set: {len(records)} cases ({min(records)} ...), of which this raw set"
+            f" has {len(shared)} (its first: {cases[0].id}).",
+            "Name another --cache for this set (or replace the cache with --rebuild-cache).",
+        )
+
+
 def build(
     folder: Path, cases: Sequence[Case], prepare: Prepare, wanted: dict[str, Any], rebuild: bool = False
 ) -> dict[str, int]:
@@ -122,6 +141,8 @@ def build(
         files.remove_leftovers(folder)
         manifest = _start(folder, wanted, rebuild)
         records = manifest["cases"]
+        require_same_set(folder, records, cases)
+        manifest["expected"] = len(cases)
         gone = sorted(set(records) - {case.id for case in cases})
         for case_id in gone:
             del records[case_id]
@@ -204,6 +225,11 @@ def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
     if manifest is None:
         return open_foreign(folder, wanted)
     require_same(folder, manifest, wanted)
+    made, expected = len(manifest["cases"]), manifest.get("expected", 0)
+    if made < expected:
+        raise CacheError(
+            f"{folder.absolute()}: {made} of {expected} cases are made.", "Complete it: python -m unet preprocess"
+        )
     result = []
     for case_id, record in sorted(manifest["cases"].items()):
         image, mask = paths_of(folder, case_id)
@@ -273,6 +299,7 @@ def ensure(
         if not raw.is_dir():
             return open_cache(folder, wanted)
         cases = index()
+        require_same_set(folder, found["cases"], cases)
         stale = outdated(folder, found, cases)
         changed = [case_id for case_id in stale if case_id in found["cases"]]
         if changed:

@@ -7,6 +7,7 @@ with it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ MASK = "_mask"
 
 
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.stem.endswith(MASK) and not path.name.startswith(".")
+    return _is_slice(path) and not path.stem.lower().endswith(MASK)
 
 
 def slice_number(path: Path) -> int:
@@ -36,8 +37,18 @@ def slice_number(path: Path) -> int:
     return int(match[1])
 
 
+def is_mask(path: Path) -> bool:
+    return _is_slice(path) and path.stem.lower().endswith(MASK)
+
+
+def _is_slice(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def mask_of(image: Path) -> Path:
-    return image.with_name(image.stem + MASK + image.suffix)
+    """The mask beside an image: <stem>_mask with the image's suffix, or with another one where that exists."""
+    names = [image.with_name(image.stem + MASK + suffix) for suffix in (image.suffix, *SUFFIXES)]
+    return next((name for name in names if name.exists()), names[0])
 
 
 def patient_folders(root: Path) -> list[Path]:
@@ -68,7 +79,7 @@ def read_case(folder: Path) -> tuple[Case, list[str]]:
     files = sorted(folder.iterdir())
     images = sorted(filter(is_image, files), key=slice_number)
     numbers = [slice_number(path) for path in images]
-    masks = {path for path in files if path.suffix.lower() in SUFFIXES and path.stem.endswith(MASK)}
+    masks = set(filter(is_mask, files))
     expected = {mask_of(path): path for path in images}
     faults = [f"{expected[path]}: has no mask {path.name}" for path in expected if path not in masks]
     faults += [f"{path}: is a mask without an image" for path in sorted(masks - set(expected))]
@@ -135,7 +146,7 @@ def prepare(case: Case, size: int) -> dict[str, Any]:
         normalised, intensity = preprocess.normalise(
             preprocess.resize_image(preprocess.to_square(volume[inner], how), how)
         )
-    except DataError as error:
+    except preprocess.BlankError as error:
         raise DataError(f"{case.images[0].parent}: {error.message}", error.hint) from error
     binary = preprocess.resize_mask(preprocess.to_square(mask[inner], how), how).astype(np.uint8)
     return {
@@ -151,18 +162,16 @@ def prepare_for_prediction(paths: Sequence[Path], size: int) -> tuple[NDArray[np
     """Slices of one patient in order -> (S, size, size, 3) float32 of every slice, and the geometry.
 
     Crop box and intensities come from the slices that training would use (all but the first and last, from three on);
-    the box is opened to all slices, so that each input gets a mask.
+    the box is opened to all slices, so that each input gets a mask. Raises DataError, and BlankError for a volume with
+    nothing in it.
     """
     image = read_images(paths)
     inner = image[1:-1] if len(image) > 2 else image
     volume = preprocess.suppress(inner)
     limit = preprocess.threshold(inner)
-    try:
-        how = preprocess.geometry(volume, size)
-        trained = slice(*how.box[0])
-        _, intensity = preprocess.normalise(preprocess.resize_image(preprocess.to_square(volume[trained], how), how))
-    except DataError as error:
-        raise DataError(f"{paths[0].parent}: {error.message}", error.hint) from error
+    how = preprocess.geometry(volume, size)
+    trained = slice(*how.box[0])
+    _, intensity = preprocess.normalise(preprocess.resize_image(preprocess.to_square(volume[trained], how), how))
     whole = preprocess.resize_image(preprocess.to_square(preprocess.suppress(image, limit), how), how)
     normalised, _ = preprocess.normalise(whole, intensity)
     return np.ascontiguousarray(np.moveaxis(normalised, 1, 3)), how
@@ -174,7 +183,7 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
     Raises DataError for a path that does not exist or holds no slices, and for two folders of one name.
     """
     groups: dict[Path, set[Path]] = {}
-    for path in inputs:
+    for path in (Path(os.path.abspath(item)) for item in inputs):  # noqa: PTH100 (resolve() would rename links)
         if path.is_dir():
             own = [item for item in path.iterdir() if is_image(item)]
             for folder in [path] if own else patient_folders(path):
@@ -184,12 +193,12 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
                 groups.setdefault(path.parent, set()).add(path)
         else:
             what = "is no .tif image" if path.is_file() else "no such file or folder"
-            raise DataError(f"{path.absolute()}: {what}.", "Give .tif images, patient folders or a whole set.")
+            raise DataError(f"{path}: {what}.", "Give .tif images, patient folders or a whole set.")
     names = [folder.name for folder in groups]
     for folder in groups:
         if names.count(folder.name) > 1:
             raise DataError(
-                f"{folder.absolute()}: another input folder is named {folder.name} too; their masks would meet.",
+                f"{folder}: another input folder is named {folder.name} too; their masks would meet.",
                 "Predict them one after the other, each with its own --output.",
             )
     return {folder: sorted(paths, key=_order) for folder, paths in groups.items()}

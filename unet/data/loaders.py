@@ -6,6 +6,7 @@ on at any batch without replaying the ones before.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class Slices:
         """Flat indices -> image (N, C, H, W) float32, channels last in memory, and mask (N, 1, H, W) float32."""
         if self._whole is not None:
             image, mask = self._whole
-            chosen = torch.as_tensor(indices, device=image.device)
+            chosen = torch.as_tensor(indices).to(image.device, non_blocking=True)
             image, mask = image[chosen], mask[chosen]
         else:
             image, mask = self._read(indices)
@@ -133,6 +134,12 @@ class _Keys:
         return self.stop - self.start
 
 
+def _leave_signals(worker: int) -> None:
+    """In a worker: a signal to the whole process group is the main process's to answer; it still needs its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Loader:
     """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader."""
 
@@ -147,6 +154,7 @@ class Loader:
             sampler=self._keys,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals,
             **how,
         )
 

@@ -22,6 +22,10 @@ Array = NDArray[Any]
 VERSION = 1
 
 
+class BlankError(DataError):
+    """A volume has nothing in it: one value, or no contrast."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """How a volume was cut and resized: enough to undo it. Boxes are half-open, in raw voxels (slice, row, column)."""
@@ -83,11 +87,11 @@ def suppress(volume: Array, limit: int | None = None) -> Array:
 def bounding_box(volume: Array) -> tuple[tuple[int, int], ...]:
     """Half-open box over (slice, row, column) of the non-zero voxels of (S, H, W, C), any channel.
 
-    Raises DataError for a volume of zeros, which has no foreground.
+    Raises BlankError for a volume of zeros, which has no foreground.
     """
     flat = functools.reduce(np.bitwise_or, (volume[..., channel] for channel in range(volume.shape[3])))
     if not flat.any():
-        raise DataError("every voxel of the volume is 0.", "Remove the case, or copy its files again.")
+        raise BlankError("every voxel of the volume is 0.", "Remove the case, or copy its files again.")
     box = []
     for axis in range(3):
         where = np.flatnonzero(np.bitwise_or.reduce(flat, tuple(other for other in range(3) if other != axis)))
@@ -136,12 +140,12 @@ def resize_mask(mask: Array, how: Geometry) -> Array:
 def normalise(volume: Array, how: Intensity | None = None) -> tuple[Array, Intensity]:
     """Clip (S, C, H, W) float32 to percentiles 10 and 99 of all voxels, map to [0, 1], z-score each channel, in place.
 
-    `how` takes the rescaling from elsewhere. Returns the volume and its rescaling. Raises DataError for a volume
-    without contrast.
+    `how` takes the rescaling from elsewhere. Returns the volume and its rescaling. Raises BlankError for a
+    volume without contrast.
     """
     low, high = (how.low, how.high) if how else _percentiles(volume)
     if not high > low:
-        raise DataError(
+        raise BlankError(
             f"percentiles 10 and 99 of the volume are both {low:g}: it has no contrast.",
             "Remove the case, or copy its files again.",
         )

@@ -10,24 +10,24 @@ from pathlib import Path
 from unet.errors import DataError
 
 Split = dict[str, list[str]]
-FEW = 20
+FEW, PUBLISHED = 20, 10
 
 
-def held_out_count(cases: int, asked: int) -> int:
-    """`asked` validation cases; a fifth of a set of 20 cases or fewer, where the published ten would leave little to
-    train on.
-    """
-    return asked if cases > max(FEW, asked) else max(1, cases // 5)
+def held_out_count(cases: int, asked: int | None) -> int:
+    """`asked` validation cases; where nothing is asked the published ten, or a fifth of a set of 20 cases or fewer."""
+    if asked is not None:
+        return min(asked, cases)
+    return PUBLISHED if cases > FEW else max(1, cases // 5)
 
 
-def published(ids: Sequence[str], held_out: int = 10) -> Split:
+def published(ids: Sequence[str], held_out: int | None = None) -> Split:
     """`random.seed(42); random.sample(sorted patients, k=10)` (brain-segmentation-pytorch)."""
     ordered = sorted(ids)
     validation = random.Random(42).sample(ordered, k=held_out_count(len(ordered), held_out))
     return _split(ordered, validation)
 
 
-def last(ids: Sequence[str], held_out: int = 10) -> Split:
+def last(ids: Sequence[str], held_out: int | None = None) -> Split:
     """The last ten of the sorted names (the Argonne benchmark)."""
     ordered = sorted(ids)
     return _split(ordered, ordered[-held_out_count(len(ordered), held_out) :])
@@ -48,7 +48,7 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     """A split from a file: JSON {"train": [...], "validation": [...]} (a run's splits.json), or text, one validation
     case a line.
 
-    Names that start an id uniquely (`CS_5393` for `TCGA_CS_5393_19990606`) count as that id. Raises DataError for names
+    A part of exactly one id (`CS_5393` of `TCGA_CS_5393_19990606`) counts as that id. Raises DataError for names
     that are not in the set, or are in both parts.
     """
     try:
@@ -71,9 +71,9 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
             [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")],
             None,
         )
-    held = [_match(name, ids, path) for name in validation]
+    held = list(dict.fromkeys(_match(name, ids, path) for name in validation))
     kept = (
-        [_match(name, ids, path) for name in train]
+        list(dict.fromkeys(_match(name, ids, path) for name in train))
         if train is not None
         else [item for item in sorted(ids) if item not in held]
     )
@@ -99,8 +99,17 @@ def _split(ordered: Sequence[str], validation: Sequence[str]) -> Split:
     return {"train": [item for item in ordered if item not in held], "validation": sorted(held)}
 
 
-def make(ids: Sequence[str], kind: str, held_out: int, fold_number: int | None, folds: int, seed: int) -> Split:
-    """The split that the settings ask for. Raises DataError where a part that is needed would be empty."""
+def make(
+    ids: Sequence[str],
+    kind: str,
+    held_out: int | None,
+    fold_number: int | None,
+    folds: int,
+    seed: int,
+    training: bool = True,
+) -> Split:
+    """The split that the settings ask for. Raises DataError where a part that is needed would be empty; training cases
+    are needed for `training`."""
     if fold_number is not None:
         result = fold(ids, fold_number, folds, max(seed, 0))
     elif kind == "none":
@@ -109,8 +118,9 @@ def make(ids: Sequence[str], kind: str, held_out: int, fold_number: int | None, 
         result = (published if kind == "published" else last)(ids, held_out)
     else:
         result = from_file(ids, Path(kind))
-    if not result["train"] or (not result["validation"] and kind != "none"):
-        empty = "train" if not result["train"] else "validation"
+    no_training = training and not result["train"]
+    if no_training or (not result["validation"] and kind != "none"):
+        empty = "train" if no_training else "validation"
         raise DataError(
             f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}).",
             "Add cases, or type another --split, --held-out or --folds.",

@@ -26,6 +26,7 @@ class Device:
     name = "cpu"
     collective = "gloo"
     static_shapes = False
+    fused: tuple[str, ...] = ()
 
     def __init__(self, config: Config, rank: Rank) -> None:
         import torch
@@ -126,9 +127,31 @@ class Device:
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
         return compiled
 
+    def capture(self, module: nn.Module) -> nn.Module:
+        """The network with its step recorded as one graph, where the device has such."""
+        return module
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The network wrapped for several processes; itself for one."""
+        if self.rank.world == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(module)
+
+    def join(self) -> None:
+        """Enter the process group of the run, with this device's collective."""
+        if self.rank.world > 1:
+            from torch import distributed
+
+            distributed.init_process_group(self.collective, rank=self.rank.rank, world_size=self.rank.world)
+
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """The fused optimiser of the device, or None: the stock one is right."""
-        return None
+        import torch
+
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        return kinds[name](groups, fused=True, **how) if name in self.fused else None
 
     def loader_options(self) -> dict[str, Any]:
         """Keyword arguments for DataLoader, and "workers": how many processes suit this device."""
@@ -153,6 +176,10 @@ class Device:
     def memory(self) -> int:
         """Peak bytes in use: of the device, or of this process where it is the host."""
         return host.peak_memory()
+
+    def power(self) -> float | None:
+        """Watts drawn now; None where the device does not say."""
+        return None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return (

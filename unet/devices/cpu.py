@@ -24,12 +24,14 @@ class CPU(Device):
     """Torch on the host."""
 
     name = "cpu"
+    fused = ("adam", "adamw", "sgd")
 
     def __init__(self, config: Config, rank: Rank) -> None:
         import torch
 
         super().__init__(config, rank)
-        torch.set_num_threads(host.cores())
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else host.cores())
         torch.set_flush_denormal(True)
 
     @classmethod

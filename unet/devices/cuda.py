@@ -13,7 +13,6 @@ from unet.config import Config
 from unet.devices.base import Device
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from unet.devices.environment import Rank
@@ -24,13 +23,14 @@ class CUDA(Device):
 
     name = "cuda"
     collective = "nccl"
+    fused = ("adam", "adamw", "sgd")
 
     def __init__(self, config: Config, rank: Rank) -> None:
         import torch
 
+        torch.cuda.set_device(rank.local)
         super().__init__(config, rank)
         self.device = torch.device("cuda", rank.local)
-        torch.cuda.set_device(self.device)
         exact = self.dtype == torch.float32
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
@@ -46,7 +46,9 @@ class CUDA(Device):
 
     @classmethod
     def missing(cls, config: Config) -> str | None:
-        if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/proc/driver/nvidia/version")):
+        if len(config.cuda_devices) > 1:
+            return f"--cuda-devices names {len(config.cuda_devices)} cards, but this is one process; name one."
+        if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")):
             return "no NVIDIA driver is loaded; install it, or start the container with the cards in it."
         import torch
 
@@ -64,7 +66,7 @@ class CUDA(Device):
     def dtypes(self) -> tuple[str, ...]:
         import torch
 
-        return ("bf16", "fp16") if torch.cuda.is_bf16_supported() else ("fp16",)
+        return ("bf16", "fp16") if torch.cuda.get_device_capability() >= (8, 0) else ("fp16",)
 
     def rng_state(self) -> Tensor | None:
         import torch
@@ -87,12 +89,6 @@ class CUDA(Device):
 
         return self.config.layout == "NHWC" or (self.config.layout == "auto" and self.dtype != torch.float32)
 
-    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
-        import torch
-
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-        return kinds[name](groups, fused=True, **how) if name in kinds else None
-
     def loader_options(self) -> dict[str, Any]:
         return {
             "workers": max(0, min(8, host.cores() - 1)),
@@ -107,13 +103,16 @@ class CUDA(Device):
         stream = torch.cuda.Stream(self.device)
         ahead: dict[str, Tensor] | None = None
         for batch in loader:
+            if batch["image"].is_cuda:  # --data-on device: made on the main stream, nothing to copy
+                yield self.to(batch)
+                continue
             with torch.cuda.stream(stream):
                 coming = self.to(batch)
             if ahead is not None:
                 yield ahead
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            for key, value in coming.items():
-                if key != "index" and value.is_cuda:
+            for value in coming.values():
+                if value.is_cuda:
                     value.record_stream(torch.cuda.current_stream(self.device))
             ahead = coming
         if ahead is not None:
@@ -132,4 +131,4 @@ class CUDA(Device):
     def is_out_of_memory(self, error: BaseException) -> bool:
         import torch
 
-        return isinstance(error, torch.OutOfMemoryError)
+        return isinstance(error, torch.cuda.OutOfMemoryError)

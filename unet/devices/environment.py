@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # name -> module:class; in the order in which --device auto tries them
 DEVICES = {"cuda": "unet.devices.cuda:CUDA", "cpu": "unet.devices.cpu:CPU"}
+TYPED = {"CUDA_VISIBLE_DEVICES"}  # variables that a typed flag sets: it is stronger than the environment
 LAUNCHERS = {
     "torch.distributed.run": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -68,6 +69,8 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
 
     Raises DeviceError where the device that is asked for cannot be used.
     """
+    if config.device_module:
+        return foreign(config.device_module, config, rank), []
     if config.device not in ("auto", *DEVICES):
         raise DeviceError(
             f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
@@ -77,10 +80,26 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
     for name in DEVICES if config.device == "auto" else [config.device]:
         device = load(name)
         for variable, value in device.environment(config, rank).items():
-            os.environ.setdefault(variable, value)
+            if variable not in os.environ or variable in TYPED:
+                os.environ[variable] = value
         why = device.missing(config)
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
     asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
     raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+
+
+def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
+    """The device class of --device-module package.module:Class, usable. Raises DeviceError."""
+    module, _, attribute = name.partition(":")
+    hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
+    try:
+        device: type[Device] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DeviceError(f"--device-module {name}: {type(error).__name__}: {error}.", hint) from error
+    os.environ.update(device.environment(config, rank))
+    why = device.missing(config)
+    if why:
+        raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
+    return device

@@ -30,10 +30,6 @@ class UNetShape:
     up_activation: str | None = None
     dropout: float = 0.0
 
-    def plain(self) -> dict[str, Any]:
-        """The fields as JSON types, to store beside weights."""
-        return {**dataclasses.asdict(self), "features": list(self.features)}
-
 
 class UNet(nn.Module):
     """(N, inputs, *S) -> logits (N, outputs, *S), sides smaller by the valid convolutions where padding is valid.

@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from unet import files, host
+from unet.errors import CheckpointError, UnetError
 from unet.runtime import checkpoint, pictures
-from unet.runtime.engine import Progress, Run
+from unet.runtime.engine import Progress, Run, target_reached
 from unet.runtime.run_folder import RunFolder
 from unet.runtime.seeding import rng_state, set_rng_state
 
@@ -151,27 +155,35 @@ class Checkpoints:
         if run.losses.bad:
             return
         start = time.perf_counter()
-        checkpoint.save(
-            self.state,
-            {
-                "format": checkpoint.STATE,
-                **self.facts,
-                "model": run.model.state_dict(),
-                "optimizer": run.optimizer.state_dict(),
-                "scaler": run.scaler.state_dict(),
-                "rng": rng_state(run.device),
-                "progress": dataclasses.asdict(run.progress),
-            },
-        )
+        state = run.model.state_dict()
+        require_finite(state, run.progress.step)
+        content = {
+            "format": checkpoint.STATE,
+            **self.facts,
+            "model": state,
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "rng": rng_state(run.device),
+            "progress": dataclasses.asdict(run.progress),
+        }
+        checkpoint.save(self.state, content)
         run.progress.seconds["save"] += time.perf_counter() - start
+
+
+def require_finite(state: Mapping[str, Tensor], step: int) -> None:
+    """Raise UnetError where a weight is not finite: gradients can be so while the loss still is not. One read."""
+    sums = torch.stack([value.float().sum() for value in state.values() if value.is_floating_point()])
+    if not bool(torch.isfinite(sums).all()):
+        raise UnetError(
+            f"Weights are not finite after step {step}; they were not saved.",
+            "The last good state is kept: type the command again with --resume and a lower --lr, or with --clip 1.",
+        )
 
 
 def restore(run: Run, state: Path) -> None:
     """Put a run where a saved state was. Raises CheckpointError where it does not fit."""
     content = checkpoint.read(state)
     if content.get("format") != checkpoint.STATE:
-        from unet.errors import CheckpointError
-
         raise CheckpointError(
             f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
             "Give the *.state.pt file or the run's folder with --resume; weights alone: --load FILE.",
@@ -183,6 +195,7 @@ def restore(run: Run, state: Path) -> None:
     set_rng_state(content["rng"], run.device)
     for name, value in content["progress"].items():
         setattr(run.progress, name, value)
+    run.progress.reached = target_reached(run)  # the target may have been typed anew
 
 
 class Curves:

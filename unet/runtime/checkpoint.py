@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
     except IsADirectoryError as error:
         raise CheckpointError(f"{path.absolute()}: is a folder.", "Give the file with the weights.") from error
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):  # zip or pickle
             raise CheckpointError(
                 f"{path.absolute()}: holds code or objects, not weights alone; it was not opened.",
                 "Save its state_dict() with torch.save, where you trust the file, and give that.",

@@ -318,6 +318,13 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     }
 
 
+def target_reached(run: Run) -> bool:
+    """Whether the best score so far meets the target."""
+    target, best = run.config.target, run.progress.best_score
+    sign = 1 if run.task.best[1] == "max" else -1
+    return target is not None and best is not None and sign * best >= sign * target
+
+
 def close_epoch(run: Run, scores: dict[str, Any]) -> None:
     """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
     complete.
@@ -340,7 +347,7 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> None:
         progress.stale = 0 if better else progress.stale + 1
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
-        progress.reached = config.target is not None and sign * scores["score"] >= sign * config.target
+        progress.reached = target_reached(run)
     epoch_is_complete = progress.batch == run.steps_per_epoch * config.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0

@@ -16,7 +16,8 @@ Record = dict[str, Any]
 
 def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of cases for each rank: the dearest first, to the rank that has least (longest-processing-time rule)."""
-    loads, shares = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[int]]]
+    loads = [0] * ranks
+    shares: list[list[int]] = [[] for _ in range(ranks)]
     for index in sorted(range(len(costs)), key=lambda item: -costs[item]):
         rank = loads.index(min(loads))
         loads[rank] += costs[index]
@@ -30,12 +31,15 @@ def score(
     name: str = "evaluate",
     keep: Callable[[Any, dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[Record] | None:
-    """One record {"case", numbers ...} for each case, by id; None when `stop` asked to stop. `keep` is given each
-    case's arrays.
+    """One record {"case", numbers ...} for each case of this rank's share, by id; None when `stop` asked to stop.
+
+    `keep` is given each case's arrays; `shard` is (rank, ranks).
     """
     records = []
-    for case in host.progress(cases, name=name, unit="case"):
+    share = deal([case.cost for case in cases], shard[1])[shard[0]]
+    for case in host.progress([cases[index] for index in sorted(share)], name=name, unit="case"):
         if stop and stop():
             return None
         numbers, arrays = evaluate(case)

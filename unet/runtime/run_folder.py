@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,14 @@ import unet
 from unet import files, host
 from unet.errors import UsageError
 
-NAMES = (
-    "config.json",
-    "environment.json",
-    "status.json",
-    "metrics.jsonl",
-    "run.log",
-    "splits.json",
-    "cases.csv",
-    "summary.json",
-    "progress.png",
-    "predictions.png",
-)
+OTHER_NAME = "Give another --run-name."
+RESULTS = ("metrics.jsonl", "summary.json", "benchmark.json")
+NAMES = {
+    *RESULTS,
+    *("config.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
+    *("progress.png", "predictions.png"),
+}
+PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")
 
 
 class RunFolder:
@@ -40,31 +37,37 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def create(self, overwrite: bool) -> None:
-        """Make the folder. Raises UsageError where a run of this name exists, with what can be done about it.
+    def create(self, kind: str, overwrite: bool) -> None:
+        """Make the folder of a new run of a command (`kind`).
 
-        A run that ended before its first step has nothing to lose and gives way.
+        A run that ended before its first result has nothing to lose and gives way. Raises UsageError where there are
+        results, unless `overwrite`; where the folder holds anything else than a run; where it is another command's.
         """
-        status = read_status(self.path)
         if self.path.exists() and any(self.path.iterdir()):
-            if is_running(status):
-                raise UsageError(
-                    f"Run {self.name!r} is running (process {status['pid']} on {status['host']}).",
-                    "Wait for it, or give another --run-name.",
-                )
-            if not overwrite and any((self / name).exists() for name in ("metrics.jsonl", "summary.json")):
-                raise UsageError(
-                    f"Run {self.name!r} exists in {self.path.absolute()} ({status.get('status', 'unknown state')}).",
-                    f"Go on with it: --resume --run-name {self.name}; start anew: --overwrite; or give another"
-                    " --run-name.",
-                )
-            if not status and not (self / "config.json").exists():
-                raise UsageError(
-                    f"{self.path.absolute()} is not the folder of a run; it is not replaced.",
-                    "Give another --run-name.",
-                )
+            status, place = read_status(self.path), self.path.absolute()
+            self.require_stopped()
+            strange = sorted(item.name for item in self.path.iterdir() if item.name not in {*NAMES, f"{self.name}.txt"})
+            if strange:
+                raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
+            if any((self / name).exists() for name in RESULTS):
+                before = status.get("kind", kind)
+                words = f"Run {self.name!r} exists in {place} ({before}, {status.get('status', 'state unknown')})."
+                if before != kind:
+                    raise UsageError(words, OTHER_NAME)
+                if not overwrite:
+                    go_on = f"Go on with it: --resume --run-name {self.name}; start" if kind == "train" else "Start"
+                    raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
             shutil.rmtree(self.path)
         files.make_folder(self.path)
+
+    def require_stopped(self) -> None:
+        """Raise UsageError while another process works on this run."""
+        status = read_status(self.path)
+        if is_running(status):
+            raise UsageError(
+                f"Run {self.name!r} is running (process {status['pid']} on {status['host']}).",
+                "Wait for it or stop it, or give another --run-name.",
+            )
 
     def status(self, status: str, why: str = "", **more: Any) -> None:
         """Write status.json: running, done, failed or interrupted, and why."""
@@ -90,6 +93,11 @@ class RunFolder:
             if len(lines) > count:
                 files.write_text(path, "".join(lines[:count]))
 
+    def text(self, name: str) -> str:
+        """The content of a log; empty where there is none."""
+        path = self / name
+        return path.read_text() if path.exists() else ""
+
     def append(self, name: str, text: str) -> None:
         """Add a line to a log. Raises UnetError where the disk is full."""
         try:
@@ -107,32 +115,36 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def is_running(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status is alive on this host."""
-    return (
-        status.get("status") == "running"
-        and status.get("host") == socket.gethostname()
-        and status.get("pid") != os.getpid()
-        and files.alive(int(status["pid"]))
-    )
+    """Whether the process that wrote a status is alive on this host (and is still this program: numbers are reused)."""
+    pid = status.get("pid")
+    here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
+    if not here or not files.alive(int(pid or 0)):
+        return False
+    try:
+        return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a run rests on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, machine and device: what a record needs beside its numbers."""
-    from importlib import metadata
-
-    packages = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "matplotlib")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     total, available = host.memory()
     relevant = ("CUDA_", "OMP_", "MKL_", "PT_HPU_", "TORCH", "NCCL_", "CN", "SLURM_JOB", "OMPI_COMM_WORLD_")
     return {
         "unet": unet.__version__,
         "python": sys.version.split()[0],
-        "packages": versions,
+        "packages": versions(),
         "platform": platform.platform(),
         "device": device,
         "cores": host.cores(),

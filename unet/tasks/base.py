@@ -29,7 +29,6 @@ class Task:
 
     name: str
     best: tuple[str, str] = ("dsc", "max")
-    raw_folder = "data"
 
     def index(self, config: Config) -> list[Case]:
         """The cases of the raw set."""
@@ -47,8 +46,8 @@ class Task:
         """What decides the content of the cache."""
         raise NotImplementedError
 
-    def split(self, cases: Sequence[CachedCase], config: Config) -> dict[str, list[str]]:
-        """{"train": ids, "validation": ids}."""
+    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> dict[str, list[str]]:
+        """{"train": ids, "validation": ids}; training cases are needed unless `training` is false."""
         raise NotImplementedError
 
     def batches(
@@ -98,9 +97,9 @@ class Task:
         raise NotImplementedError
 
     def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config
+        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, members: Sequence[Infer], config: Config
     ) -> None:
-        """Write the outputs of the `wanted` images of a case."""
+        """Write the outputs of the `wanted` images of a case: the mean of the `members`."""
         raise NotImplementedError
 
     def check_raw(self, path: Path, config: Config) -> Report:

@@ -37,7 +37,7 @@ class LGG(Task):
             from unet.data import synthetic
 
             synthetic.write_set(where(config.data, "data"), config.patients, config.slices, config.side, PHANTOM_SEED)
-        return lgg.index(where(config.data, "data"))[: config.max_cases]
+        return lgg.index(where(config.data, "data"))
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""
@@ -51,15 +51,16 @@ class LGG(Task):
             where(config.cache, "data"),
             functools.partial(self.index, config),
             where(config.data, "data"),
-            functools.partial(lgg.prepare, size=config.image_size),
+            functools.partial(self.prepare, config=config),
             cache.make_manifest(self.name, self.settings(config)),
             config.rebuild_cache,
         )
         return found[: config.max_cases]
 
-    def split(self, cases: Sequence[cache.CachedCase], config: Config) -> splits.Split:
-        ids = [case.id for case in cases]
-        return splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed)
+    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
+        return splits.make(
+            ids, config.split, config.held_out, config.fold, config.folds, config.seed, training=training
+        )
 
     def batches(
         self,
@@ -171,10 +172,16 @@ class LGG(Task):
         return found
 
     def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, infer: Infer, config: Config
+        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, members: Sequence[Infer], config: Config
     ) -> None:
-        """Masks {0, 255} uint8 of the `wanted` slices of a patient whose slices are `images`; on request outlines
-        (PNG; truth in green where a mask lies beside the image) and probabilities (float32). Raises DataError."""
+        """Mean probability of the `members` over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
+
+        On request outlines (PNG; truth in green where a mask lies beside the image) and probabilities (float32). A
+        patient with nothing in it gets empty masks. Raises DataError.
+        """
+        import numpy as np
+
+        from unet.data.preprocess import BlankError
         from unet.data.volumes import read_tiff, write_png, write_tiff
         from unet.models.metrics import largest_component
 
@@ -182,8 +189,13 @@ class LGG(Task):
             host.notice(
                 f"{images[0].parent}: {len(images)} slices; their intensities are normalised without the others"
             )
-        volume, geometry = lgg.prepare_for_prediction(images, config.image_size)
-        probability = self.restore(self.probability(volume, infer), geometry)
+        try:
+            volume, geometry = lgg.prepare_for_prediction(images, config.image_size)
+            each = [self.restore(self.probability(volume, infer), geometry) for infer in members]
+            probability: Any = np.mean(each, 0, dtype=np.float32)
+        except BlankError as error:
+            host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
+            probability = np.zeros((len(images), *read_tiff(images[0], 3).shape[:2]), np.float32)
         mask = largest_component(probability > LEVEL)
         make_folder(folder)
         for number, image in enumerate(images):
@@ -199,9 +211,7 @@ class LGG(Task):
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
-        return checks.raw_lgg(
-            path, lambda ids: splits.make(ids, config.split, config.held_out, config.fold, config.folds, config.seed)
-        )
+        return checks.raw_lgg(path, functools.partial(self.split, config=config))
 
     def check_cache(self, path: Path, config: Config) -> checks.Report:
         return checks.cached(path, cache.make_manifest(self.name, self.settings(config)))
