@@ -4,6 +4,8 @@ processor has it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ class CPU(Device):
         threads = os.environ.get("OMP_NUM_THREADS", "")
         torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else host.cores())
         torch.set_flush_denormal(True)
+        keep_memory()
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
@@ -63,6 +66,18 @@ class CPU(Device):
 
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         return kinds[name](groups, fused=True, **how) if name in kinds else None
+
+
+def keep_memory() -> None:
+    """Tell the C library to keep freed memory instead of handing it back and asking for it again in every step.
+
+    At 256 px that is a tenth of the step, spent in page faults. Does nothing where the library is not glibc.
+    """
+    trim_threshold, mmap_max = -1, -4  # parameters of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(trim_threshold, -1)
+        library.mallopt(mmap_max, 0)
 
 
 def has_bf16() -> bool:
