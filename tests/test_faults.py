@@ -125,6 +125,17 @@ def test_weights_of_another_run_are_not_overwritten(tiny) -> None:
     assert Path("weights/unet.pt").read_bytes() == before
 
 
+def test_overwriting_a_run_keeps_the_weights_of_the_others(tiny) -> None:
+    tiny("--run-name", "a", "--epochs", 1)
+    tiny("--run-name", "b", "--epochs", 1)
+    before = Path("weights/unet.pt").read_bytes()
+    assert tiny("--run-name", "b", "--epochs", 2, "--overwrite")[0] == 0
+    assert Path("weights/unet.pt").read_bytes() == before
+    assert read_json(Path("performance/b/summary.json"))["paths"]["weights"] == "weights/b.pt"
+    assert tiny("--run-name", "a", "--epochs", 2, "--overwrite")[0] == 0
+    assert {path.name for path in Path("weights").iterdir()} == {"unet.pt", "unet.state.pt", "b.pt", "b.state.pt"}
+
+
 def test_resume_without_a_run(tiny) -> None:
     assert "no run" in error_of(tiny("--resume"), 2)
     assert "no run nobody" in error_of(tiny("--resume", "--run-name", "nobody"), 2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from unet import files, host
 from unet.commands import compose
-from unet.config import DataOptions, NetworkOptions, SplitOptions, TrainOptions, spelt
+from unet.config import DataOptions, DeviceOptions, NetworkOptions, SplitOptions, TrainOptions, spelt
 from unet.errors import CheckpointError, UsageError
 from unet.files import make_folder, write_text
 from unet.options import fields
@@ -46,7 +46,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
         files.remove_leftovers(folder.path)
         write_text(folder / "config.json", dumps(resolved, command, kept))
         return folder, resolved, True
-    weights, resolved = free_weights(resolved, folder.name)
+    weights, resolved = free_weights(resolved, folder)
     if config.checkpoints:
         make_folder(weights.parent)
     make_folder(Path(config.out))
@@ -81,35 +81,38 @@ def _require_unchanged(folder: Path, resolved: Resolved) -> dict[str, Any]:
             f"Leave them out; to start a new run from these weights: --load {spelt(Path(resolved.config.weights[0]))}"
             " --run-name NEW.",
         )
-    said = [words[name] for name in words if name in FREE - {"max_time"}]
+    said = [words[name] for name in words if name in FREE - {"max_time"} | set(fields(DeviceOptions))]
     if said:
         host.notice(f"Changed on resuming: {', '.join(said)}.")
     return {name: entry for name, entry in entries.items() if name not in changed}
 
 
-def free_weights(resolved: Resolved, run_name: str) -> tuple[Path, Resolved]:
+def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
     """Where the best weights go. The default name, if another run has written it, gives way to the run's own name; a
-    typed name that is taken is an error (unless --overwrite)."""
+    typed name that is taken is an error. With --overwrite a typed name is replaced, and a run of the same name keeps
+    the name that it had; other runs' weights stay."""
+    from unet.runtime.run_folder import read_status
+
     config = resolved.config
     path = compose.weights_path(config.weights[0])
-    if not config.checkpoints or config.overwrite or not (path.exists() or state_path(path).exists()):
+    own = read_status(folder.path).get("weights") if config.overwrite else None
+    typed = resolved.sources["weights"].startswith("flag")
+    if not config.checkpoints or not _taken(path) or (typed and config.overwrite) or own == str(path.absolute()):
         return path, resolved
-    if resolved.sources["weights"].startswith("flag"):
+    name = f"{folder.name}.pt"
+    other = compose.weights_path(name)
+    if typed or (_taken(other) and own != str(other.absolute())):
         raise UsageError(
-            f"{path.absolute()} exists.",
-            "Give another --weights-file, replace it with --overwrite, or go on with --resume.",
+            f"{(path if typed else other).absolute()} exists.",
+            "Give another --weights-file, replace it with --weights-file and --overwrite, or go on with --resume.",
         )
-    name = f"{run_name}.pt"
-    host.notice(f"{path} belongs to an earlier run and is kept; this run writes {compose.weights_path(name)}.")
-    renamed = dataclasses.replace(
-        resolved, config=config.replace(weights=(name,)), sources={**resolved.sources, "weights": "run name"}
-    )
-    if compose.weights_path(name).exists():
-        raise UsageError(
-            f"{compose.weights_path(name).absolute()} exists.",
-            "Give another --weights-file, or replace it with --overwrite.",
-        )
-    return compose.weights_path(name), renamed
+    host.notice(f"{path} belongs to an earlier run and is kept; this run writes {other}.")
+    sources = {**resolved.sources, "weights": "run name"}
+    return other, dataclasses.replace(resolved, config=config.replace(weights=(name,)), sources=sources)
+
+
+def _taken(weights: Path) -> bool:
+    return weights.exists() or state_path(weights).exists()
 
 
 def resume(engine_run: Any, folder: Any, state: Path) -> bool:

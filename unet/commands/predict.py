@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run(resolved: Resolved, command: str) -> int:
     for folder in groups:
         if (output / folder.name).resolve() == folder.resolve():
             raise UsageError(f"The masks would be written over the images in {folder}.", "Name another --output.")
-    start_output(output, paths, resolved)
+    start_output(output, paths, groups, resolved)
     todo = {
         folder: wanted for folder, images in groups.items() if (wanted := missing(task, folder, images, output, config))
     }
@@ -59,22 +60,24 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def start_output(output: Path, paths: list[Path], resolved: Resolved) -> None:
-    """Note what the folder's masks are made of; refuse to mix. Raises UsageError."""
+def start_output(output: Path, paths: list[Path], groups: Iterable[Path], resolved: Resolved) -> None:
+    """Note what each patient's masks are made with; refuse to mix two makers within a patient. Raises UsageError."""
     config = resolved.config
     files.make_folder(output)
     files.remove_leftovers(output)
-    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, "image_size": config.image_size}
     record = output / RECORD
-    if record.exists() and not config.overwrite:
-        before = files.read_json(record)
-        if before != now:
+    made: dict[str, Any] = files.read_json(record) if record.exists() else {}
+    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, "image_size": config.image_size}
+    names = [folder.name for folder in groups]
+    for name in names:
+        before = made.get(name, now)
+        if before != now and not config.overwrite:
             raise UsageError(
-                f"{output.absolute()}: holds masks of {', '.join(before['weights'])} at {before['image_size']} px"
-                " (other weights or size).",
+                f"{(output / name).absolute()}: holds masks of {', '.join(before['weights'])} at"
+                f" {before['image_size']} px (other weights or size).",
                 "Name another --output, or replace them with --overwrite.",
             )
-    files.write_json(record, now)
+    files.write_json(record, {**made, **dict.fromkeys(names, now)})
 
 
 def missing(task: Any, folder: Path, images: list[Path], output: Path, config: Any) -> list[Path]:
