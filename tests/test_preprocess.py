@@ -242,6 +242,7 @@ def test_preprocess_imports_no_torch(phantoms: Path, tmp_path: Path) -> None:
         "import sys; sys.modules['torch'] = None; from unet.cli import main;"
         f"sys.exit(main(['preprocess', '--data', {str(phantoms)!r}, '--cache', 'c', '--image-size', '32']))"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent.parent)}
-    )
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "data/c").glob("*_mask.npy"))) == 6
