@@ -207,7 +207,7 @@ class LGG(Task):
             if config.overlay:
                 beside = lgg.mask_of(image)
                 truth = read_tiff(beside) > 0 if beside.exists() else None
-                write_png(paths["overlay"], overlay(read_tiff(image, 3), mask[number], truth))
+                write_png(paths["overlay"], overlay(flair(read_tiff(image, 3)), mask[number], truth))
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
@@ -226,6 +226,11 @@ class LGG(Task):
 
 
 TASK = LGG
+
+
+def flair(image: Any) -> Any:
+    """The FLAIR channel of (H, W, 3) as a grey image of the same shape: outlines are lost on false colours."""
+    return image[..., 1:2].repeat(3, axis=2)
 
 
 def overlay(image: Any, prediction: Any, target: Any | None = None) -> Any:
