@@ -155,6 +155,7 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # its own: each iterator draws a seed, and a resumed epoch makes one more
             **how,
         )
 
