@@ -167,6 +167,10 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert stops >= steps - 1
     for name in ("", ".state"):
         assert same(weights_of(f"whole{name}.pt"), weights_of(f"cut{name}.pt"))
+    generators = [
+        torch.load(f"weights/{name}.state.pt", weights_only=True)["rng"]["torch"] for name in ("whole", "cut")
+    ]
+    assert torch.equal(*generators), "a stopped run draws what a whole one draws"
     whole, cut = (
         [json.loads(line) for line in Path(f"performance/{name}/metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "cut")
