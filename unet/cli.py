@@ -108,16 +108,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             "This process ran out of memory.", "Type a smaller --batch-size, --image-size or --workers."
         )
         failure.__cause__ = error
-    except Exception as error:  # a defect of this program: still two lines, the traceback on request
-        failure = UnetError(
-            f"Internal error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "This should not happen. Type the command again with -v for the traceback, and report it.",
-        )
+    except Exception as error:  # still two lines, the traceback on request
+        failure = unexpected(error)
         failure.__cause__ = error
     if verbose:
         traceback.print_exception(failure.__cause__ or failure)
     print(f"error: {failure.message}\n  {failure.hint}", file=sys.stderr)
     return failure.exit_code
+
+
+def unexpected(error: Exception) -> UnetError:
+    """A loader process that died, which torch reports at any moment and place; or a defect of this program."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    if "DataLoader worker" in first:
+        return UnetError(
+            f"A loader process died: {first.strip()} ({host.size(host.memory()[1])} of memory free)",
+            "Type the command again with fewer --workers, each takes memory of its own; a run goes on with --resume.",
+        )
+    return UnetError(
+        f"Internal error: {type(error).__name__}: {first}",
+        "This should not happen. Type the command again with -v for the traceback, and report it.",
+    )
 
 
 def dispatch(words: list[str]) -> int:

@@ -116,15 +116,8 @@ def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[di
 
 
 def advise(error: BaseException, parts: Parts) -> UnetError | None:
-    """Memory that ran out, or a loader process that died, in two lines; None for another error."""
+    """Memory that ran out, in two lines; None for another error."""
     config = parts.config
-    if "DataLoader worker" in str(error):
-        workers = parts.device.loader_options()["workers"] if config.workers == "auto" else int(config.workers)
-        return UnetError(
-            f"A loader process died: {str(error).splitlines()[0]} ({workers} workers,"
-            f" {host.size(host.memory()[1])} of memory free).",
-            f"Go on with --resume and --workers {workers // 2}: each worker takes memory of its own.",
-        )
     if not parts.device.is_out_of_memory(error):
         return None
     smaller = max(1, config.batch_size // 2)

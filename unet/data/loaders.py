@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -135,9 +136,17 @@ class _Keys:
 
 
 def _leave_signals(worker: int) -> None:
-    """In a worker: a signal to the whole process group is the main process's to answer; it still needs its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker: a signal to the whole process group is the main process's to answer; it still needs its batches.
+
+    A worker that is told to end, and is not let go within a minute, ends: its parent may be waiting for that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_in_a_minute)
+
+
+def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
+    signal.alarm(60)
 
 
 class Loader:
