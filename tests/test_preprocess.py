@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,21 @@ def test_an_interrupted_build_continues(cli, phantoms: Path) -> None:
     (Path("data/c") / f".{lost[0]}.npy.{files._HOST}-4194304.tmp").write_bytes(b"half")
     assert "2 cases made, 4 kept" in cli(*words)[2]
     assert not list(Path("data/c").glob("*.tmp")) + list(Path("data/c").glob(".*.tmp"))
+
+
+def test_a_build_killed_at_its_first_array_is_no_foreign_cache(phantoms: Path, tmp_path: Path) -> None:
+    """kill -9 before anything else is written: what stands there must not pass for another program's whole cache."""
+    words = [sys.executable, "-m", "unet", "preprocess", "--data", str(phantoms), "--cache", "c", "--image-size", "64"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment)
+    while not list((tmp_path / "data/c").glob("*.npy")) and process.poll() is None:
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "data/c/manifest.json").exists()
+    done = program(*words[3:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read_json(tmp_path / "data/c/manifest.json")["cases"]) == 6
 
 
 def test_a_bad_case_does_not_stop_the_others(cli, phantoms: Path) -> None:

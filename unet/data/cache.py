@@ -172,6 +172,7 @@ def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[s
     faults: list[DataError] = []
     saved = time.monotonic()
     work = functools.partial(_make_one, folder, prepare=prepare)
+    _save(folder, manifest)  # before the first array: arrays without a manifest would pass for another program's cache
     try:
         for case, done in host.spread(work, todo, "preprocess", "case"):
             try:
