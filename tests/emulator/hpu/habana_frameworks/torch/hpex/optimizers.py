@@ -1,0 +1,70 @@
+"""Stand-in for the fused optimisers. AdamW's eps is 1e-6 unless given, and there is no coupled Adam."""
+
+from typing import Any as _Any
+
+import torch as _torch
+from emulator.device import no_more as _no_more
+from emulator.device import strict as _strict
+from emulator.optimizers import Adam as _Adam
+from emulator.optimizers import Lamb as _Lamb
+from emulator.optimizers import check_weights as _check_weights
+
+
+class FusedAdamW(_Adam):
+    """AdamW."""
+
+    def __init__(
+        self,
+        params: _Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        bias_correction: bool = True,
+        **other: _Any,
+    ) -> None:
+        _no_more("FusedAdamW", other)
+        how = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": bias_correction}
+        super().__init__(params, {**how, "adam_w_mode": True})
+        _check_weights(self)
+
+
+class FusedSGD(_torch.optim.SGD):
+    """SGD with momentum."""
+
+    def __init__(
+        self,
+        params: _Any,
+        lr: float,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        **other: _Any,
+    ) -> None:
+        _no_more("FusedSGD", other)
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov)
+        _check_weights(self)
+
+
+class FusedLamb(_Lamb):
+    """LAMB."""
+
+    def __init__(
+        self,
+        params: _Any,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        **other: _Any,
+    ) -> None:
+        _no_more("FusedLamb", other)
+        how = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
+        super().__init__(params, {**how, "bias_correction": bias_correction})
+        _check_weights(self)
+
+
+__getattr__ = _strict(__name__, "Gaudi")
