@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there(cli) -> None:
 def test_world_size_without_a_launcher(tiny) -> None:
     error = error_of(tiny("--world-size", 4), 2)
     assert "--world-size 4" in error
-    assert "1 process" in error
+    assert "--devices 4" in error
 
 
 def test_config_shows_sources(cli) -> None:

@@ -14,8 +14,7 @@ from conftest import TINY, error_of
 from unet import host
 from unet.config import Config
 from unet.devices import cpu, environment
-from unet.devices.environment import Rank
-from unet.errors import UsageError
+from unet.devices.launchers import Rank
 from unet.runtime import inference
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +31,8 @@ def test_variables_are_set_before_torch_can_be_imported() -> None:
         "for name in ('torch', 'habana_frameworks', 'torch_mlu'): sys.modules[name] = None\n"
         "os.environ.pop('OMP_NUM_THREADS', None)\n"
         "from unet.config import Config\n"
-        "from unet.devices import environment\n"
-        "kind, _ = environment.choose(Config(device='cpu'), environment.Rank())\n"
+        "from unet.devices import environment, launchers\n"
+        "kind, _ = environment.choose(Config(device='cpu'), launchers.Rank())\n"
         "assert kind.name == 'cpu' and int(os.environ['OMP_NUM_THREADS']) >= 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -43,27 +42,7 @@ def test_auto_says_why_the_others_are_passed_over() -> None:
     kind, passed = environment.choose(Config(), Rank())
     if kind.name == "cpu":
         assert passed
-        assert passed[0].startswith("cuda: ")
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, Rank()),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Rank(0, 1, 0, "torch.distributed.run")),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Rank(0, 1, 0, "SLURM")),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Rank()),  # a batch script, not srun
-    ],
-)
-def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: Rank) -> None:
-    assert environment.find_rank(Config(), variables) == expected
-
-
-def test_several_processes_are_refused_and_contradictions_named() -> None:
-    with pytest.raises(UsageError, match="Open MPI runs 2 processes"):
-        environment.find_rank(Config(), {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"})
-    with pytest.raises(UsageError, match=r"--world-size 2, but torch\.distributed\.run runs 4"):
-        environment.find_rank(Config(world_size=2), {"RANK": "1", "WORLD_SIZE": "4"})
+        assert [why.partition(":")[0] for why in passed] == ["hpu", "mlu", "cuda"]
 
 
 def test_threads_follow_the_affinity_of_the_process() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -95,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnetError as error:
         failure = error
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        from unet.commands import launch
+
+        if not launch.follows():
+            print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -111,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # still two lines, the traceback on request
         failure = unexpected(error)
         failure.__cause__ = error
+    from unet.commands import launch
+
+    if launch.silent(failure):
+        return failure.exit_code
     if verbose:
         traceback.print_exception(failure.__cause__ or failure)
     print(f"error: {failure.message}\n  {failure.hint}", file=sys.stderr)
@@ -155,9 +161,9 @@ def dispatch(words: list[str]) -> int:
     if name == "train" and mode in ("evaluate", "predict"):
         name = mode
     host.set_quiet(resolved.config.quiet)
-    command = importlib.import_module(f"unet.commands.{name}")
-    code: int = command.run(resolved, "python -m unet " + shlex.join(words))
-    return code
+    from unet.commands import launch
+
+    return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)
 
 
 def resolve(name: str, words: Sequence[str]) -> Resolved:

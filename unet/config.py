@@ -181,7 +181,7 @@ class DeviceOptions:
 
     device: str = option(
         "auto",
-        "where it runs: auto, cpu, cuda",
+        "where it runs: auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
         metavar="NAME",
         choices=DEVICES,
         synonyms=(("gpu", "cuda"),),
@@ -195,22 +195,35 @@ class DeviceOptions:
         ),
     )
     cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
-    use_lazy_mode: bool = option(False, "lazy mode of an HPU")
+    use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
     device_module: str | None = option(
         None, "a device of your own: package.module:Class, a subclass of unet.devices.base.Device", metavar="NAME"
     )
     precision: str = option(
         "fp32",
-        "arithmetic; auto (or bare --amp) = the best that the device has",
-        choices=("fp32", "bf16", "fp16", "auto"),
-        metavar="fp32|bf16|fp16|auto",
+        "arithmetic; tf32 = fp32 with TF32 products; auto (or bare --amp) = the best that the device has",
+        choices=("fp32", "tf32", "bf16", "fp16", "auto"),
+        metavar="fp32|tf32|bf16|fp16|auto",
         bare="auto",
         aliases=("--amp", "--dtype"),
     )
+    precision_ops: str | None = option(
+        None,
+        'JSON {"lower": [...], "fp32": [...]}: operators of each precision (HPU)',
+        metavar="FILE",
+        aliases=("--bf16_config_path",),
+    )
     compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",))
+    capture: str = option(
+        "auto",
+        "record the network as graphs that are replayed; auto = where the device gains by it (HPU in lazy mode)",
+        choices=("auto", "on", "off"),
+        bare="on",
+        metavar="auto|on|off",
+    )
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=("auto", "NCHW", "NHWC"))
     deterministic: bool = option(
-        False, "bit-identical repetition on the same device", aliases=("--cudnn-deterministic",)
+        False, "bit-identical repetition; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)
     )
     data_on: str = option(
         "disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
@@ -221,12 +234,19 @@ class DeviceOptions:
 class DistributedOptions:
     """Several processes (what the launcher says wins; a contradiction is an error)"""
 
-    distributed: bool = option(False, "run as one of several processes", aliases=("--use-horovod",))
+    devices: int | None = option(None, "start N processes on this machine, one a card", minimum=1, maximum=1024)
+    distributed: bool = option(
+        False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
+    )
     world_size: int | None = option(None, "number of processes", minimum=1)
     rank: int | None = option(None, "number of this process", minimum=0)
     local_rank: int | None = option(None, "number of this process on its node", minimum=0)
     dist_url: str = option("env://", "rendezvous", metavar="URL")
     process_per_node: int | None = option(None, "processes on each node", minimum=1)
+    dist_timeout: float = option(
+        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, metavar="S"
+    )
+    log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,6 +360,8 @@ def check(config: Config, shaping: bool = True) -> None:
         )
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
+    if config.use_lazy_mode and config.compile:
+        mistakes.append("--compile is for an HPU's eager mode, not for --use-lazy-mode (which has graphs: --capture)")
     if config.workers != "auto" and not (config.workers.isdecimal() and int(config.workers) <= 256):
         mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.workers!r}")
     if config.fold is not None and config.fold >= config.folds:

@@ -6,9 +6,11 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 
 class UnetError(Exception):
-    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns."""
+    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns; `shown` where
+    another process of the run tells the user."""
 
     exit_code = FAILED
+    shown = False
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)

@@ -24,9 +24,16 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def cores() -> int:
-    """Processor cores this process may use: its affinity mask, cut by the control group's quota (v1 and v2)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def is_quiet() -> bool:
+    return _quiet
+
+
+def cores(process: int = 0) -> int:
+    """Processor cores this process (or another) may use: its affinity mask, cut by this one's control group's quota (v1
+    and v2)."""
+    count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, AttributeError):
+        count = len(os.sched_getaffinity(process))
     quota = _cgroup_cores()
     return max(1, min(count, int(quota)) if quota else count)
 

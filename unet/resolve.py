@@ -105,7 +105,10 @@ def _state_of(folder: Path) -> Path | None:
     return Path(state).absolute() if state else None
 
 
-NOT_REPLAYED = {"config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"}
+NOT_REPLAYED = {
+    *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"),
+    *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
+}
 
 
 def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 from unet import host
 from unet.commands import compose
 from unet.config import Config
-from unet.devices import environment
-from unet.errors import UnetError
+from unet.devices import environment, launchers
+from unet.errors import UnetError, UsageError
 from unet.files import write_json, write_text
 from unet.resolve import Resolved, dumps
 
@@ -26,6 +26,12 @@ def run(resolved: Resolved, command: str) -> int:
     --run-name is given.
     """
     config = resolved.config
+    rank = launchers.find_rank(config)
+    if rank.world > 1:
+        raise UsageError(
+            f"benchmark times one process, and {rank.launcher} runs {rank.world}.",
+            "Start one process; a training run on several shows its images a second.",
+        )
     task = compose.create(config.task)
     cases = task.cases(config)
     parts = compose.assemble(config)
@@ -140,7 +146,7 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any
 
     config, device = parts.config, parts.device
     model = device.place(parts.task.model(config))
-    network = device.compile(model) if config.compile else model
+    network = device.capture(device.compile(model) if config.compile else model)
     optimizer, scaler = optim.build(config, parts.task.groups(model), device), device.scaler()
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
 
@@ -161,7 +167,7 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any
 
 def plain_step(config: Config, batch: Mapping[str, Any]) -> Callable[[], Any]:
     """fp32, NCHW, eager, torch's own Adam: what a first script does. Gives the loss, unread."""
-    kind, _ = environment.choose(config, environment.find_rank(config))
+    kind, _ = environment.choose(config, launchers.find_rank(config))
     import torch
 
     task = compose.create(config.task)

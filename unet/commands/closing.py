@@ -12,7 +12,6 @@ from unet.commands import compose, scores
 from unet.commands.opening import state_path
 from unet.config import spelt
 from unet.errors import INTERRUPTED, TARGET_MISSED
-from unet.files import write_json
 from unet.resolve import Resolved
 
 
@@ -32,8 +31,11 @@ def finish(
     records = []
     if not stopped and engine_run.evaluate and config.checkpoints:
         validation = [case for case in cases if case.id in set(split["validation"])][: config.eval_steps]
-        engine_run.model.load_state_dict(compose.read_weights(weights)[1])
-        records = scores.full(parts, compose.infer(parts, engine_run.network), validation, folder)
+        if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
+            engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
+        best = parts.group.first(lambda: compose.read_weights(weights)[1])
+        engine_run.model.load_state_dict(best)
+        records = scores.full(parts, compose.infer(parts, engine_run.applied), validation, folder)
     missed = config.target is not None and not progress.reached and not stopped
     summary = {
         "metric": parts.task.best[0],
@@ -44,7 +46,8 @@ def finish(
         "steps": progress.step,
         "images_per_second": progress.rate(),
         "data_wait_fraction": progress.wait_fraction(),
-        "peak_memory_bytes": parts.device.memory(),
+        "peak_memory_bytes": max(parts.group.gather(parts.device.memory())),
+        "ranks": parts.group.world,
         "seconds": progress.seconds,
         "target": config.target,
         "target_reached": progress.reached,
@@ -52,9 +55,10 @@ def finish(
         "device": parts.device.describe(),
         "paths": {"run": str(folder.path), "weights": str(weights), "state": str(state_path(weights))},
     }
-    write_json(folder / "summary.json", summary)
+    folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
-    print(block(parts, folder, weights, engine_run, records, reason, missed))
+    if parts.group.leads:
+        print(block(parts, folder, weights, engine_run, records, reason, missed))
     if config.mode == "train_and_predict" and config.checkpoints and not stopped:
         from unet.commands import predict
 
@@ -88,6 +92,7 @@ def block(
         f" peak memory {host.size(parts.device.memory())}",
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
+        *(f"  device     {line}" for line in parts.device.report()),
     ]
     if records:
         lines += ["", scores.table(records, config.bootstrap)]
@@ -101,7 +106,11 @@ def block(
     data = compose.where(config.data, "data")
     if reason.startswith("stopped"):
         out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
-        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}{out}")
+        rank = parts.device.rank
+        again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
+        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}{out}{again}")
+        if rank.world > 1 and not again:
+            lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.checkpoints:
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
         lines += [

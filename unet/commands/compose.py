@@ -6,14 +6,16 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.devices import environment
+from unet.devices import environment, launchers
 from unet.errors import UnetError, UsageError
 from unet.resolve import Resolved
 from unet.tasks.base import Infer, Task, create
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unet.devices.base import Device
+    from unet.runtime.distributed import Group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +34,54 @@ class Parts:
     config: Config
     task: Task
     device: Device
-    rank: environment.Rank
+    group: Group
     passed: tuple[str, ...]
 
 
 def assemble(config: Config) -> Parts:
-    """Choose rank and device, set their variables, and only then import torch. Raises UnetError."""
-    rank = environment.find_rank(config)
+    """Choose rank and device, set their variables, only then import torch, and meet the other ranks. Raises
+    UnetError."""
+    rank = launchers.find_rank(config)
     kind, passed = environment.choose(config, rank)
     device = kind(config, rank)
-    device.join()
+    group = meet(config, device)
     device.deterministic(config.deterministic)
-    if config.precision not in ("fp32", "auto") and config.precision not in device.dtypes():
+    if config.precision not in ("fp32", "tf32", "auto") and config.precision not in device.dtypes():
         host.notice(
             f"{config.precision} is not in the hardware of this device ({device.describe()}): it works, but slowly."
         )
-    return Parts(config, create(config.task), device, rank, tuple(passed))
+    return Parts(config, create(config.task), device, group, tuple(passed))
+
+
+def meet(config: Config, device: Device) -> Group:
+    """The processes of this run, together. Raises UsageError where they do not drive the same device."""
+    import torch
+
+    from unet.runtime import distributed
+
+    rank = device.rank
+    if rank.world == 1 or distributed.group().world > 1:
+        return distributed.group()
+    address, port = launchers.meeting(config, rank)
+    interface = "lo" if rank.one_node else launchers.interface(address)
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    group = distributed.join(device, address, port, config.dist_timeout)
+    each = group.gather(f"{device.name} with torch {torch.__version__}")
+    if len(set(each)) > 1:
+        number = next(number for number, item in enumerate(each) if item != each[0])
+        raise UsageError(
+            f"Rank 0 runs on {each[0]}, rank {number} on {each[number]}.",
+            "Type --device, and start all processes in the same environment.",
+        )
+    return group
+
+
+def all_cases(parts: Parts) -> list[Any]:
+    """Every cached case; rank 0 builds or rebuilds the cache, the others find it."""
+    once = parts.config if parts.group.leads else parts.config.replace(rebuild_cache=False)
+    found: list[Any] = parts.group.in_turn(lambda: parts.task.cases(once))
+    return found
 
 
 def weights_path(name: str) -> Path:
@@ -82,7 +117,8 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
         network = parts.task.model(parts.config)
     checkpoint.fit(network, own, path)
     placed = parts.device.place(network)
-    return parts.device.compile(placed) if parts.config.compile else placed
+    compiled = parts.device.compile(placed) if parts.config.compile else placed
+    return parts.device.capture(compiled, training=False)
 
 
 def infer(parts: Parts, network: nn.Module) -> Infer:
@@ -115,18 +151,68 @@ def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[di
     return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
 
 
-def advise(error: BaseException, parts: Parts) -> UnetError | None:
-    """Memory that ran out, in two lines; None for another error."""
-    config = parts.config
-    if not parts.device.is_out_of_memory(error):
+def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | None:
+    """Memory that ran out, in two lines, with the largest batch that fits where a run was training; None for another
+    error."""
+    config, device = parts.config, parts.device
+    if not device.is_out_of_memory(error):
         return None
-    smaller = max(1, config.batch_size // 2)
+    if config.verbose:
+        traceback.print_exception(error)
+    error.__traceback__ = None  # its frames hold the tensors of the step that failed
+    peak = host.size(device.memory())
+    where = f"--image-size {config.image_size}"
+    if run is None or not run.training or not device.own_memory or parts.group.world > 1:
+        smaller = max(1, config.batch_size // 2)
+        return UnetError(
+            f"The device ran out of memory at {where} with --batch-size {config.batch_size}, --eval-batch-size"
+            f" {config.eval_batch_size} (peak {peak}).",
+            f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} (steps of as many images), a smaller"
+            " --eval-batch-size where it was scoring, or --precision bf16.",
+        )
+    fits = largest_batch(run)
+    told = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
+    half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
+    hint = f"Type a smaller --image-size or --width, or {half}."
+    if fits:
+        accumulate = -(-config.batch_size * config.accumulate // fits)
+        hint = f"Type --batch-size {fits} --accumulate {accumulate} (steps of as many images), or {half}."
     return UnetError(
-        f"The device ran out of memory at --image-size {config.image_size} with --batch-size {config.batch_size},"
-        f" --eval-batch-size {config.eval_batch_size} (peak {host.size(parts.device.memory())}).",
-        f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} (steps of as many images), a smaller"
-        " --eval-batch-size where it was scoring, or --precision bf16.",
+        f"The device ran out of memory at {where} with --batch-size {config.batch_size} (peak {peak}); {told}.", hint
     )
+
+
+def largest_batch(run: Any) -> int:
+    """The largest batch, smaller than the run's, with which a whole step fits into the device's memory; 0 for none.
+
+    The run's own network and optimiser make the trial steps: this is for a run that ends.
+    """
+    device = run.device
+    whole = next(run.loader.epoch(run.progress.epoch))
+
+    def fits(batch: int) -> bool:
+        run.optimizer.zero_grad(set_to_none=True)
+        device.release()
+        try:
+            moved = device.to({key: value[:batch] for key, value in whole.items()})
+            with device.autocast():
+                loss = run.task.loss(run.model, run.model(moved["image"]), moved)["loss"]
+            loss.backward()
+            device.flush()
+            run.optimizer.step()
+            device.flush()
+            loss.item()
+        except RuntimeError as error:
+            if not device.is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    low, high = 0, run.config.batch_size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import unet
 from unet import host
-from unet.config import DEVICES, where
-from unet.devices import environment
+from unet.config import where
+from unet.devices import environment, launchers
 from unet.resolve import Resolved
 from unet.runtime.run_folder import versions
 
@@ -20,23 +20,26 @@ def run(resolved: Resolved, command: str) -> int:
     total, available = host.memory()
     lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]
     usable = []
+    rank = launchers.find_rank(config)
     for name in environment.DEVICES:
         device = environment.load(name)
-        why = device.missing(config)
-        lines.append(f"  {name:<6} {'usable' if not why else 'not usable: ' + why}")
+        why = environment.usable(device, config, rank)
+        cards = None if why else device.cards()
+        lines.append(
+            f"  {name:<6} {'usable' if not why else 'not usable: ' + why}" + (f", {cards} cards" if cards else "")
+        )
         usable += [] if why else [name]
-    for name in sorted(set(DEVICES) - set(environment.DEVICES) - {"auto"}):
-        lines.append(f"  {name:<6} not usable: version {unet.__version__} has no driver for it.")
-    rank = environment.find_rank(config)
-    if usable:
-        kind, _ = environment.choose(config if config.device != "auto" else config.replace(device=usable[0]), rank)
-        device_now = kind(config, rank)
+    wanted = [name for name in usable if config.device in ("auto", name)]
+    if wanted:
+        device_now = environment.load(wanted[0])(config, rank)
         precisions = ", ".join(device_now.dtypes()) or "none"
         lines += [
             "",
             f"Would be used: {device_now.describe()}",
             f"  precision {str(device_now.dtype).removeprefix('torch.')}; faster in hardware: {precisions}",
         ]
+    else:
+        lines += ["", f"--device {config.device} cannot be used here."]
     lines += [
         "",
         "Machine",
@@ -56,4 +59,4 @@ def run(resolved: Resolved, command: str) -> int:
     for package, version in versions().items():
         lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
     print("\n".join(lines))
-    return 0 if usable else 1
+    return 0 if wanted else 1

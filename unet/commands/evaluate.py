@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 from unet import host
 from unet.commands import compose, scores
 from unet.errors import UsageError
-from unet.files import write_json, write_text
 from unet.resolve import Resolved, dumps
 
 
@@ -21,42 +21,48 @@ def run(resolved: Resolved, command: str) -> int:
             f"evaluate scores one network, not {len(names)}.", "Type one --weights FILE; several are for predict."
         )
     path = compose.weights_path(names[0])
+    parts = compose.assemble(config)
     resolved, facts = compose.with_facts(resolved, [path])
     config = resolved.config
-    parts = compose.assemble(config)
+    parts = dataclasses.replace(parts, config=config)
     network = compose.trained_network(parts, path, resolved)
     task = parts.task
-    cases = chosen_cases(task, resolved, facts[0])
+    cases = chosen_cases(parts, resolved, facts[0])
     if config.dry_run:
-        print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
+        if parts.group.leads:
+            print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
         return 0
     from unet.runtime.run_folder import RunFolder, environment
 
-    folder = RunFolder(compose.run_path(config, f"{config.task}-evaluate"))
-    folder.create("evaluate", config.overwrite)
+    folder = RunFolder(compose.run_path(config, f"{config.task}-evaluate"), parts.group.leads)
+    parts.group.first(lambda: folder.create("evaluate", config.overwrite))
     folder.status("running", kind="evaluate")
-    write_text(folder / "config.json", dumps(resolved, command))
-    write_json(folder / "environment.json", environment(parts.device.describe()))
+    folder.write("config.json", dumps(resolved, command))
+    folder.write("environment.json", environment(parts.device.describe()))
     host.notice(f"{path}: {len(cases)} cases at {config.image_size} px on {parts.device.describe()}")
     start = time.perf_counter()
     with compose.advising(parts):
         records = scores.full(parts, compose.infer(parts, network), cases, folder)
     seconds = time.perf_counter() - start
+    memory = parts.group.gather(parts.device.memory())
     from unet.runtime import evaluation
 
-    write_json(
-        folder / "summary.json",
+    folder.write(
+        "summary.json",
         {
             "metric": task.best[0],
             "best_score": evaluation.mean(records, task.best[0]),
             "cases": len(records),
             "seconds": {"evaluate": seconds},
-            "peak_memory_bytes": parts.device.memory(),
+            "peak_memory_bytes": max(memory),
+            "ranks": parts.group.world,
             "images_per_second": sum(case.cost for case in cases) / seconds,
             "paths": {"run": str(folder.path), "weights": str(path)},
         },
     )
     folder.status("done")
+    if not parts.group.leads:
+        return 0
     print(scores.table(records, config.bootstrap))
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
@@ -64,11 +70,11 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def chosen_cases(task: Any, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
+def chosen_cases(parts: compose.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
     """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
     that the weights name; of a set that has none of these, every case that was not trained on."""
-    config = resolved.config
-    cases = task.cases(config)
+    config, task = resolved.config, parts.task
+    cases = compose.all_cases(parts)
     ids = [case.id for case in cases]
     typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
     trained = set(facts.get("training", ()))

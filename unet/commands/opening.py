@@ -120,16 +120,18 @@ def resume(engine_run: Any, folder: Any, state: Path) -> bool:
     first state; raises CheckpointError where a state was saved and is gone."""
     from unet.runtime import callbacks
 
-    log = next(item for item in engine_run.callbacks if isinstance(item, callbacks.Log))
-    files.remove_leftovers(state.parent)
-    if not state.exists():
+    def there() -> bool:
+        files.remove_leftovers(state.parent)
+        return state.exists()
+
+    if not engine_run.group.first(there):
         if '"event": "epoch"' in folder.text("metrics.jsonl"):
             raise CheckpointError(
                 f"{state}: the state of run {folder.name!r} is gone.",
                 f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
             )
         folder.keep_lines("metrics.jsonl", 0)
-        log.say("resumed: no state was saved yet, so the run starts over")
+        folder.say("resumed: no state was saved yet, so the run starts over")
         return False
     callbacks.restore(engine_run, state)
     progress = engine_run.progress
@@ -137,8 +139,13 @@ def resume(engine_run: Any, folder: Any, state: Path) -> bool:
     score = progress.best_score
     name = engine_run.task.best[0].upper()
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
-    log.say(
+    folder.say(
         f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
         " network, optimiser, scaler and generators restored"
+        + (
+            f"; saved by {engine_run.ranks_before} processes"
+            if engine_run.ranks_before != engine_run.group.world
+            else ""
+        )
     )
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,44 +21,56 @@ def run(resolved: Resolved, command: str) -> int:
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
+    parts = compose.assemble(resolved.config)
     paths = [
         compose.weights_path(name)
         for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)
     ]
     resolved, _ = compose.with_facts(resolved, paths)
-    config = resolved.config
-    task = compose.create(config.task)
+    config, task, group = resolved.config, parts.task, parts.group
+    parts = dataclasses.replace(parts, config=config)
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
     output = Path(config.output)
     for folder in groups:
         if (output / folder.name).resolve() == folder.resolve():
             raise UsageError(f"The masks would be written over the images in {folder}.", "Name another --output.")
-    start_output(output, paths, groups, resolved)
-    todo = {
-        folder: wanted for folder, images in groups.items() if (wanted := missing(task, folder, images, output, config))
-    }
+
+    def begin() -> dict[Path, list[Path]]:
+        start_output(output, paths, groups, resolved)
+        found = {folder: missing(task, folder, images, output, config) for folder, images in groups.items()}
+        return {folder: wanted for folder, wanted in found.items() if wanted}
+
+    todo = group.first(begin)
     done = sum(map(len, groups.values())) - sum(map(len, todo.values()))
     members = []
     if todo:
-        parts = compose.assemble(config)
         members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
         names = ", ".join(map(str, paths))
         host.notice(f"{names} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients")
+    mine = share(todo, group.rank, group.world)
     faults, written = [], 0
-    for folder, images in host.progress(list(todo.items()), name="predict", unit="patient"):
+    for folder, images in host.progress(list(mine.items()), name="predict", unit="patient"):
         try:
             with compose.advising(parts):
                 task.predict(groups[folder], images, output / folder.name, members, config)
             written += len(images)
         except DataError as error:
-            faults.append(error)
+            faults.append((error.message, error.hint))
             host.notice(f"left out: {error.message}")
-    host.notice(f"{output}/: {written} masks written, {done} were there already")
+    faults = [fault for each in group.gather(faults) for fault in each]
+    host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
     if faults:
-        raise UnetError(
-            f"{len(faults)} of {len(groups)} patients could not be predicted: {faults[0].message}", faults[0].hint
-        )
+        message, hint = faults[0]
+        raise UnetError(f"{len(faults)} of {len(groups)} patients could not be predicted: {message}", hint)
     return 0
+
+
+def share(todo: dict[Path, list[Path]], rank: int, world: int) -> dict[Path, list[Path]]:
+    """The patients of one rank, by their number of images."""
+    from unet.runtime.evaluation import deal
+
+    folders = list(todo)
+    return {folders[index]: todo[folders[index]] for index in deal([len(todo[name]) for name in folders], world)[rank]}
 
 
 def start_output(output: Path, paths: list[Path], groups: Iterable[Path], resolved: Resolved) -> None:

@@ -34,9 +34,12 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     def keep(case: Any, arrays: dict[str, Any]) -> None:
         rows.append((case, parts.task.panel(case, arrays)))
 
-    records = (
-        evaluation.score(cases, functools.partial(parts.task.evaluate, infer=infer, full=True), "score", keep) or []
-    )
+    parts.group.mark("scoring", patient=True)
+    score = functools.partial(parts.task.evaluate, infer=infer, full=True)
+    records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
+    rows = [row for share in parts.group.gather(rows) for row in share]
+    if not parts.group.leads:
+        return records
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", *(key for key, _, _ in COLUMNS)])

@@ -16,9 +16,7 @@ from typing import Any
 from unet import files, host
 from unet.commands import closing, compose, opening
 from unet.config import Config
-from unet.devices import environment
-from unet.errors import UnetError, UsageError
-from unet.files import write_json
+from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.resolve import Resolved
 
 
@@ -36,19 +34,23 @@ def run(resolved: Resolved, command: str) -> int:
         )
     if resolved.config.dry_run:
         return dry_run(resolved)
-    folder, resolved, resuming = opening.open_run(resolved, command)
+    parts = compose.assemble(resolved.config)
+    folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
+    parts = dataclasses.replace(parts, config=resolved.config)
+    folder.writes = parts.group.leads
     try:
         with interruptible():
-            return _run(folder, resolved, command, resuming)
-    except UnetError as error:
-        _note(folder, "failed", error.message)
-        raise
+            return _run(parts, folder, resolved, command, resuming)
     except KeyboardInterrupt:
         _note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
         raise
     except Exception as error:
-        _note(folder, "failed", f"{type(error).__name__}: {error}")
-        raise
+        found = parts.group.explain(error)
+        words = found.message if isinstance(found, UnetError) else f"{type(found).__name__}: {found}"
+        _note(folder, "failed", words)
+        if found is error:
+            raise
+        raise found from error
 
 
 @contextlib.contextmanager
@@ -95,24 +97,28 @@ def dry_run(resolved: Resolved) -> int:
             changes["mode"] = None
         small = dataclasses.replace(resolved, config=config.replace(**changes))
         with contextlib.redirect_stdout(io.StringIO()):  # its closing block speaks of what is deleted at once
-            run(small, "dry run")
-    print("Dry run: settings, data, network and device are in order; one step was made and nothing was kept.")
+            code = run(small, "dry run")
+    if code == INTERRUPTED:
+        return code
+    from unet.runtime import distributed
+
+    if distributed.group().leads:
+        print("Dry run: settings, data, network and device are in order; one step was made and nothing was kept.")
     return 0
 
 
-def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
-    config = resolved.config
-    began = time.perf_counter()
-    environment.choose(config, environment.find_rank(config))  # a device that cannot be used: before the cache is built
-    task = compose.create(config.task)
-    cases = task.cases(config)
-    saved = folder / "splits.json"
-    split = files.read_json(saved) if resuming and saved.exists() else task.split([case.id for case in cases], config)
-    write_json(saved, split)
-    parts = compose.assemble(config)
+def _run(parts: compose.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
     from unet.runtime import callbacks, engine, run_folder
 
-    write_json(folder / "environment.json", run_folder.environment(parts.device.describe()))
+    config, task, group = parts.config, parts.task, parts.group
+    began = time.perf_counter()
+    cases = compose.all_cases(parts)
+    saved = folder / "splits.json"
+    split = group.first(
+        lambda: files.read_json(saved) if resuming and saved.exists() else task.split([c.id for c in cases], config)
+    )
+    folder.write("splits.json", split)
+    folder.write("environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
     run = build(parts, folder, cases, split, command)
     if not (resuming and opening.resume(run, folder, opening.state_path(weights))):
@@ -121,10 +127,17 @@ def _run(folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
         if isinstance(callback, callbacks.SeedLog):
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
-    with compose.advising(parts):
+    group.on_death(functools.partial(_note, folder, "failed"))
+    try:
         with run.stop.listen():
             reason = engine.train(run)
-        run.emit("finish")
+    except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
+        advice = compose.advise(error, parts, run)
+        if advice:
+            raise advice from error
+        raise
+    run.emit("finish")
+    with compose.advising(parts):
         return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
@@ -132,38 +145,52 @@ def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, 
     """The loop's Run, with its callbacks."""
     from unet.runtime import engine, evaluation, optim, seeding
 
-    config, task, device = parts.config, parts.task, parts.device
+    config, task, device, group = parts.config, parts.task, parts.device, parts.group
     training, validation = chosen(cases, split)
     seeding.seed_all(config.seed, device)
     model = device.place(task.model(config))
-    network = device.parallel(device.capture(device.compile(model) if config.compile else model))
-    shard = (parts.rank.rank, parts.rank.world)
-    loader = task.batches(training, config, shard, device.loader_options(), device.put)
+    compiled = device.compile(model) if config.compile else model
+    applied = device.capture(compiled, training=False)
+    network = device.parallel(device.capture(compiled))
+    loader = task.batches(training, config, (group.rank, group.world), device.loader_options(), device.put)
     stop = engine.Stop(config.max_time)
-    score = functools.partial(task.evaluate, infer=compose.infer(parts, network))
-    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, shard=shard)
+    score = functools.partial(task.evaluate, infer=compose.infer(parts, applied))
+    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
     evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
     optimizer = optim.build(config, task.groups(model), device)
     run = engine.Run(
-        *(config, task, device, model, network, optimizer, device.scaler(), loader),
+        *(config, task, device, model, network, applied, optimizer, device.scaler(), loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
         callbacks=listeners(parts, folder, split, command),
+        group=group,
     )
+    for line in opening_lines(parts, run, training, validation):
+        folder.say(line)
+    return run
+
+
+def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
+    """What a user reads before the first step."""
+    config, device, world = parts.config, parts.device, parts.group.world
     slices = sum(case.cost for case in training)
     lines = [
-        f"{task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
+        f"{parts.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
         f" {len(training)} training cases ({slices} slices),"
         f" {len(validation)} validation cases; {run.steps_per_epoch} steps an epoch",
         *(f"not used: {why}" for why in parts.passed),
     ]
-    if not evaluating:
+    if world > 1:
+        rank = device.rank
+        lines.append(
+            f"{world} processes by {rank.launcher}, {rank.local_world} on this node, over {device.collective}; a step"
+            f" is {config.batch_size} x {config.accumulate} x {world} slices; batch statistics are each process's,"
+            " running ones averaged"
+        )
+    if run.evaluate is None:
         why = f"--mode {config.mode}" if validation else "the split has no validation cases"
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")
-    log = next(item for item in run.callbacks if hasattr(item, "say"))
-    for line in lines:
-        log.say(line)
-    return run
+    return lines
 
 
 def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
@@ -182,8 +209,12 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
     """The callbacks: bar, logs, picture of the curves, checkpoints."""
     from unet.runtime import callbacks
 
-    config, score = parts.config, parts.task.best[0]
+    config, score, group = parts.config, parts.task.best[0], parts.group
+    workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.log_all_workers else []
+    if not group.leads:
+        return workers
     result: list[Any] = [
+        *workers,
         callbacks.Bar(),
         callbacks.Log(folder, score),
         callbacks.SeedLog(folder, command),
@@ -208,5 +239,5 @@ def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None
         from unet.runtime import checkpoint
 
         path = compose.weights_path(config.load)
-        _, own = parts.task.load(compose.read_weights(path)[1])
+        _, own = parts.task.load(parts.group.first(lambda: compose.read_weights(path))[1])
         checkpoint.fit(engine_run.model, own, path)

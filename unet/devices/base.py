@@ -5,46 +5,82 @@ differs.
 from __future__ import annotations
 
 import contextlib
+import datetime
+import importlib.util
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config
+from unet.devices import launchers
+from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from unet.devices.environment import Rank
+    from unet.devices.launchers import Rank
 
 
 class Device:
     """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes`
-    whether a new shape costs a compilation."""
+    whether a new shape costs a compilation, `has_tf32`, `graphs` and `operator_lists` what --precision tf32, --capture
+    and --precision-ops need. `vendor` is the package that brings the device to torch, `forced` the
+    variables that the flags set even where they are set already, `own_memory` whether it has memory beside the
+    host's."""
 
     name = "cpu"
     collective = "gloo"
+    vendor = "torch"
     static_shapes = False
+    own_memory = False
+    has_tf32 = graphs = operator_lists = False
     fused: tuple[str, ...] = ()
+    forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
     def __init__(self, config: Config, rank: Rank) -> None:
         import torch
 
         self.config, self.rank = config, rank
+        torch.set_num_threads(launchers.threads(rank))
         self.device = torch.device(self.name)
+        self.require(config)
         self.dtype = self._dtype(config.precision)
         self.static_shapes = self.static_shapes or config.compile
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
         """Variables to set before torch is imported."""
-        return {}
+        return {"OMP_NUM_THREADS": str(launchers.threads(rank))}
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether the package that brings this device is there; it is not imported."""
+        return cls.vendor == "torch" or importlib.util.find_spec(cls.vendor) is not None
 
     @classmethod
     def missing(cls, config: Config) -> str | None:
         """None, or one sentence: why it cannot be used and what to do."""
         return None
+
+    @classmethod
+    def cards(cls) -> int | None:
+        """How many of it this node has; None where any number of processes may share it."""
+        return None
+
+    def require(self, config: Config) -> None:
+        """Raise DeviceError for settings that this device cannot follow."""
+        if config.precision == "tf32" and not self.has_tf32:
+            raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
+        if config.precision_ops and not self.operator_lists:
+            raise DeviceError(
+                f"--precision-ops: the operator lists of {self.name} are torch's own and fixed.",
+                "Leave it out, or run on an HPU.",
+            )
+        if config.capture == "on" and not self.graphs:
+            raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
 
     def describe(self) -> str:
         """The device in words, for logs."""
@@ -58,7 +94,7 @@ class Device:
         import torch
 
         chosen = (self.dtypes() or ("fp32",))[0] if precision == "auto" else precision
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+        return {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
 
     def seed(self, number: int) -> None:
         """Seed the device's default generator (and the CPU's)."""
@@ -127,24 +163,37 @@ class Device:
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
         return compiled
 
-    def capture(self, module: nn.Module) -> nn.Module:
-        """The network with its step recorded as one graph, where the device has such."""
+    def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
+        """The network recorded as a graph that is replayed, for training or for inference, where --capture asks for
+        it and the device has such; else itself.
+        """
         return module
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The network wrapped for several processes; itself for one."""
+        """The network wrapped so that gradients are averaged over the processes; itself for one process.
+
+        Running statistics of batch normalisation stay each rank's own while training, and are averaged before every
+        evaluation and save (`runtime.distributed`).
+        """
         if self.rank.world == 1:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(module)
+        with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.4 knows no other name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False, **self.parallel_options())
 
-    def join(self) -> None:
+    def parallel_options(self) -> dict[str, Any]:
+        """What the vendor wants of DistributedDataParallel."""
+        return {"gradient_as_bucket_view": True}
+
+    def join(self, store: Any, timeout: datetime.timedelta) -> None:
         """Enter the process group of the run, with this device's collective."""
-        if self.rank.world > 1:
-            from torch import distributed
+        from torch import distributed
 
-            distributed.init_process_group(self.collective, rank=self.rank.rank, world_size=self.rank.world)
+        distributed.init_process_group(
+            self.collective, store=store, rank=self.rank.rank, world_size=self.rank.world, timeout=timeout
+        )
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """The fused optimiser of the device, or None: the stock one is right."""
@@ -177,11 +226,28 @@ class Device:
         """Peak bytes in use: of the device, or of this process where it is the host."""
         return host.peak_memory()
 
+    def report(self) -> list[str]:
+        """What a user of this device wants to read at the end of a run, in words."""
+        return []
+
+    def release(self) -> None:
+        """Give cached memory back, after an error, so that a smaller step can be tried."""
+        import gc
+
+        gc.collect()
+
     def power(self) -> float | None:
         """Watts drawn now; None where the device does not say."""
         return None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return (
-            isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
-        )
+        """Whether an error means that memory ran out: the device's or the host's."""
+        words = ("can't allocate memory", "not enough memory", "out of memory")
+        known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        return known or isinstance(error, MemoryError)
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error, for a sentence."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

@@ -8,18 +8,14 @@ import contextlib
 import ctypes
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unet import host
 from unet.config import Config
 from unet.devices.base import Device
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from unet.devices.environment import Rank
+    from unet.devices.launchers import Rank
 
 
 class CPU(Device):
@@ -32,40 +28,28 @@ class CPU(Device):
         import torch
 
         super().__init__(config, rank)
-        threads = os.environ.get("OMP_NUM_THREADS", "")
-        torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else host.cores())
         torch.set_flush_denormal(True)
         keep_memory()
-
-    @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(host.cores())}
 
     def describe(self) -> str:
         import torch
 
         return f"cpu, {processor()}, {torch.get_num_threads()} threads"
 
-    def compile(self, module: nn.Module) -> nn.Module:
+    def require(self, config: Config) -> None:
+        super().require(config)
         compiler = os.environ.get("CXX", "g++")
-        if not shutil.which(compiler):
+        if config.compile and not shutil.which(compiler):
             raise DeviceError(
                 f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
                 "Install one (Debian: apt-get install g++), or leave out --compile.",
             )
-        return super().compile(module)
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",) if has_bf16() else ()
 
     def channels_last(self) -> bool:
         return self.config.layout != "NCHW"
-
-    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
-        import torch
-
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-        return kinds[name](groups, fused=True, **how) if name in kinds else None
 
 
 def keep_memory() -> None:

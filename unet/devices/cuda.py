@@ -8,30 +8,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import host
 from unet.config import Config
+from unet.devices import launchers
 from unet.devices.base import Device
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from unet.devices.environment import Rank
+    from unet.devices.launchers import Rank
 
 
 class CUDA(Device):
     """One NVIDIA card."""
 
     name = "cuda"
+    own_memory = has_tf32 = graphs = True
     collective = "nccl"
     fused = ("adam", "adamw", "sgd")
+    forced = Device.forced | {"CUDA_VISIBLE_DEVICES"}
 
     def __init__(self, config: Config, rank: Rank) -> None:
         import torch
 
-        torch.cuda.set_device(rank.local)
+        index = rank.local % torch.cuda.device_count()
+        torch.cuda.set_device(index)
         super().__init__(config, rank)
-        self.device = torch.device("cuda", rank.local)
-        exact = self.dtype == torch.float32
+        self.device = torch.device("cuda", index)
+        exact = self.dtype == torch.float32 and config.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cudnn.benchmark = not config.deterministic
@@ -39,15 +42,15 @@ class CUDA(Device):
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        result = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.deterministic else {}
+        result = super().environment(config, rank)
+        if config.deterministic:
+            result["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         if config.cuda_devices:
             result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.cuda_devices))
         return result
 
     @classmethod
     def missing(cls, config: Config) -> str | None:
-        if len(config.cuda_devices) > 1:
-            return f"--cuda-devices names {len(config.cuda_devices)} cards, but this is one process; name one."
         if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")):
             return "no NVIDIA driver is loaded; install it, or start the container with the cards in it."
         import torch
@@ -57,6 +60,12 @@ class CUDA(Device):
         if not torch.cuda.is_available():
             return "torch.cuda.is_available() is false; compare the driver's version with torch.version.cuda."
         return None
+
+    @classmethod
+    def cards(cls) -> int | None:
+        import torch
+
+        return torch.cuda.device_count()
 
     def describe(self) -> str:
         import torch
@@ -89,9 +98,28 @@ class CUDA(Device):
 
         return self.config.layout == "NHWC" or (self.config.layout == "auto" and self.dtype != torch.float32)
 
+    def compile(self, module: nn.Module) -> nn.Module:
+        import torch
+
+        how = {"mode": "reduce-overhead"} if self.config.capture == "on" else {}
+        compiled: nn.Module = torch.compile(module, dynamic=False, **how)  # type: ignore[call-overload]
+        return compiled
+
+    def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
+        """CUDA graphs by torch's own recorder; with --compile the compiler records them (`reduce-overhead`)."""
+        import torch
+
+        if self.config.capture != "on" or self.config.compile:
+            return module
+        captured: nn.Module = torch.compile(module, backend="cudagraphs", dynamic=False)  # type: ignore[assignment]
+        return captured
+
+    def parallel_options(self) -> dict[str, Any]:
+        return super().parallel_options() | {"device_ids": [self.device.index]}
+
     def loader_options(self) -> dict[str, Any]:
         return {
-            "workers": max(0, min(8, host.cores() - 1)),
+            "workers": max(0, min(8, launchers.cores(self.rank) - 1)),
             "pin_memory": True,
             "multiprocessing_context": "forkserver",
         }
@@ -131,4 +159,10 @@ class CUDA(Device):
     def is_out_of_memory(self, error: BaseException) -> bool:
         import torch
 
-        return isinstance(error, torch.cuda.OutOfMemoryError)
+        return super().is_out_of_memory(error) or isinstance(error, torch.cuda.OutOfMemoryError)
+
+    def release(self) -> None:
+        import torch
+
+        super().release()
+        torch.cuda.empty_cache()

@@ -1,60 +1,30 @@
-"""Which process this is and which device it runs on, decided from variables and flags before torch is imported."""
+"""Which device this process runs on, decided from flags and variables; what the device needs is set before torch is
+imported.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from unet.config import Config
-from unet.errors import DeviceError, UsageError
+from unet.devices.launchers import Rank
+from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     from unet.devices.base import Device
 
 # name -> module:class; in the order in which --device auto tries them
-DEVICES = {"cuda": "unet.devices.cuda:CUDA", "cpu": "unet.devices.cpu:CPU"}
-TYPED = {"CUDA_VISIBLE_DEVICES"}  # variables that a typed flag sets: it is stronger than the environment
-LAUNCHERS = {
-    "torch.distributed.run": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+DEVICES = {
+    "hpu": "unet.devices.hpu:HPU",
+    "mlu": "unet.devices.mlu:MLU",
+    "cuda": "unet.devices.cuda:CUDA",
+    "cpu": "unet.devices.cpu:CPU",
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class Rank:
-    """This process among those of the run."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    launcher: str = "none"
-
-
-def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank:
-    """The rank from the launcher's variables, checked against the flags. Raises UsageError where they contradict."""
-    found = Rank()
-    for launcher, (rank, world, local) in LAUNCHERS.items():
-        if rank in variables and world in variables and (launcher != "SLURM" or "SLURM_STEP_ID" in variables):
-            found = Rank(int(variables[rank]), int(variables[world]), int(variables.get(local, "0")), launcher)
-            break
-    asked = config.world_size
-    if asked is not None and asked != found.world:
-        raise UsageError(
-            f"--world-size {asked}, but {found.launcher if found.launcher != 'none' else 'no launcher'} runs"
-            f" {found.world} process{'es' if found.world > 1 else ''}.",
-            f"Type --world-size {found.world}, or leave it out.",
-        )
-    if found.world > 1:
-        raise UsageError(
-            f"{found.launcher} runs {found.world} processes; version 0.1 trains on one device.",
-            "Start one process, without the launcher.",
-        )
-    return found
+# set where a scheduler or an affinity script gives every process a card of its own and shows it no other
+OWN_CARD = {"SLURM_GPUS_PER_TASK", "SLURM_STEP_GPUS", "PALS_LOCAL_RANKID"}
 
 
 def load(name: str) -> type[Device]:
@@ -71,23 +41,40 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
     """
     if config.device_module:
         return foreign(config.device_module, config, rank), []
-    if config.device not in ("auto", *DEVICES):
-        raise DeviceError(
-            f"--device {config.device}: version 0.1 drives {' and '.join(DEVICES)}, not {config.device}.",
-            "Type --device cpu, or --device auto for the best that is usable here.",
-        )
     passed: list[str] = []
     for name in DEVICES if config.device == "auto" else [config.device]:
         device = load(name)
-        for variable, value in device.environment(config, rank).items():
-            if variable not in os.environ or variable in TYPED:
-                os.environ[variable] = value
-        why = device.missing(config)
+        why = usable(device, config, rank)
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
     asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
-    raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+    error = DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+    error.shown = rank.local > 0
+    raise error
+
+
+def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
+    """None, or why a device cannot be used; the variables of the flags win over those that are set. Raises DeviceError
+    where it can, but there are fewer cards than processes."""
+    if device.installed():
+        for variable, value in device.environment(config, rank).items():
+            if variable not in os.environ or variable in device.forced:
+                os.environ[variable] = value
+    why = device.missing(config)
+    cards = None if why else device.cards()
+    if cards == 1 and OWN_CARD & set(os.environ):
+        cards = None
+    needed = rank.local + 1 if rank.guessed else rank.local_world
+    if cards is not None and needed > cards:
+        error = DeviceError(
+            f"{rank.launcher} runs {rank.local_world} processes on this node, but it has {cards} {device.name}"
+            f" card{'s' if cards > 1 else ''}.",
+            f"Start {cards} process{'es' if cards > 1 else ''} on each node.",
+        )
+        error.shown = rank.local > 0 and not rank.guessed  # the first process of the node says the same
+        raise error
+    return why
 
 
 def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
@@ -98,8 +85,7 @@ def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
         device: type[Device] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise DeviceError(f"--device-module {name}: {type(error).__name__}: {error}.", hint) from error
-    os.environ.update(device.environment(config, rank))
-    why = device.missing(config)
+    why = usable(device, config, rank)
     if why:
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
     return device

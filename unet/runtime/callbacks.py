@@ -80,12 +80,34 @@ class Log:
             words += f"  |  validation loss {row['eval_loss']:.4f}  {self.score.upper()} {row['score']:.4f}" + (
                 " (best)" if better else ""
             )
-        self.say(words)
+        self.folder.say(words)
 
-    def say(self, words: str) -> None:
-        """A line for run.log and for the user."""
-        self.folder.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
-        host.notice(words)
+
+class WorkerLog:
+    """`worker_N.log`: what one rank did, its own numbers (--log-all-workers)."""
+
+    def __init__(self, folder: RunFolder, rank: int) -> None:
+        self.folder, self.name = RunFolder(folder.path), f"worker_{rank}.log"
+
+    def write(self, words: str) -> None:
+        self.folder.append(self.name, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
+
+    def epoch_begins(self, run: Run) -> None:
+        self.write(f"epoch {run.progress.epoch} begins at batch {run.progress.batch} on {run.device.describe()}")
+
+    def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, lr: float) -> None:
+        own = ", ".join(f"{value:.4f}" for value in run.losses.own)
+        self.write(
+            f"step {run.progress.step}: own losses {own}; {images_per_second / run.group.world:.1f} images/s, data wait"
+            f" {wait_fraction:.1%}, peak memory {host.size(run.device.memory())}"
+        )
+
+    def epoch_ends(self, run: Run, row: Mapping[str, Any], **rest: Any) -> None:
+        self.write(f"epoch {row['epoch']} ends after {row['train_seconds']:.2f} s of training; step {row['step']}")
+
+    def finish(self, run: Run) -> None:
+        for line in run.device.report():
+            self.write(line)
 
 
 class SeedLog:
@@ -139,17 +161,13 @@ class Checkpoints:
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], records: Any, better: bool) -> None:
         if better and not run.losses.bad:
-            checkpoint.save(
-                self.weights,
-                {
-                    "format": checkpoint.WEIGHTS,
-                    **self.facts,
-                    "epoch": row["epoch"],
-                    "step": row["step"],
-                    "score": row.get("score"),
-                    "model": run.model.state_dict(),
-                },
-            )
+            self.keep(run, row)
+
+    def keep(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Write the weights as they are now."""
+        about = {name: row.get(name) for name in ("epoch", "step", "score")}
+        content = {"format": checkpoint.WEIGHTS, **self.facts, **about, "model": run.model.state_dict()}
+        checkpoint.save(self.weights, content)
 
     def save(self, run: Run) -> None:
         if run.losses.bad:
@@ -164,6 +182,7 @@ class Checkpoints:
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_state(run.device),
+            "ranks": run.group.world,
             "progress": dataclasses.asdict(run.progress),
         }
         checkpoint.save(self.state, content)
@@ -182,7 +201,7 @@ def require_finite(state: Mapping[str, Tensor], step: int) -> None:
 
 def restore(run: Run, state: Path) -> None:
     """Put a run where a saved state was. Raises CheckpointError where it does not fit."""
-    content = checkpoint.read(state)
+    content = run.group.first(lambda: checkpoint.read(state))
     if content.get("format") != checkpoint.STATE:
         raise CheckpointError(
             f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
@@ -195,6 +214,11 @@ def restore(run: Run, state: Path) -> None:
     set_rng_state(content["rng"], run.device)
     for name, value in content["progress"].items():
         setattr(run.progress, name, value)
+    run.ranks_before = ranks = content.get("ranks", 1)
+    if ranks != run.group.world:  # the same images, counted in batches of as many ranks as there are now
+        group = run.config.accumulate
+        done = run.progress.batch * ranks // run.group.world // group * group
+        run.progress.batch = min(done, run.steps_per_epoch * group)
     run.progress.reached = target_reached(run)  # the target may have been typed anew
 
 

@@ -19,9 +19,19 @@ KEYS_OF_FOREIGN = ("best_model_state_dict", "model_state_dict", "state_dict", "m
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, atomically."""
+    """Write tensors and plain values, atomically; tensors as the host's, so that any machine can read the file."""
     with atomic(path) as stream:
-        torch.save(dict(content), stream)
+        torch.save(_on_host(dict(content)), stream)
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_host(item) for item in value)
+    return value
 
 
 def read(path: Path) -> dict[str, Any]:

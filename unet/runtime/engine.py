@@ -24,6 +24,7 @@ from unet.config import Config
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime import optim
+from unet.runtime.distributed import Group
 from unet.runtime.evaluation import mean
 
 
@@ -114,12 +115,14 @@ class Stop:
 
 
 class Losses:
-    """Losses that stay on the device until somebody asks; finds the first of a row that are not finite."""
+    """Losses that stay on the device until somebody asks; finds the first of a row that are not finite. A loss is the
+    mean over the ranks; `own` are this rank's of the last read."""
 
-    def __init__(self, limit: int, names: Callable[[Tensor], list[str]]) -> None:
-        self.limit, self.names = limit, names
+    def __init__(self, limit: int, names: Callable[[Tensor], list[str]], group: Group) -> None:
+        self.limit, self.names, self.group = limit, names, group
         self.pending: list[tuple[int, Tensor, Tensor]] = []
-        self.bad: list[tuple[int, Tensor]] = []
+        self.bad: list[tuple[int, list[str]]] = []
+        self.own: list[float] = []
 
     def add(self, step: int, loss: Tensor, index: Tensor) -> None:
         self.pending.append((step, loss.detach(), index))
@@ -130,14 +133,17 @@ class Losses:
         """
         if not self.pending:
             return []
-        values: list[float] = torch.stack([loss for _, loss, _ in self.pending]).float().tolist()
-        for (step, _, index), value in zip(self.pending, values, strict=True):
-            self.bad = [] if math.isfinite(value) else [*self.bad, (step, index)]
+        self.own = torch.stack([loss for _, loss, _ in self.pending]).float().tolist()
+        values = self.group.mean(self.own)
+        for (step, _, index), own, value in zip(self.pending, self.own, values, strict=True):
+            culprits = [] if math.isfinite(own) else self.names(index)
+            self.bad = [] if math.isfinite(value) else [*self.bad, (step, culprits)]
             if len(self.bad) == self.limit:
                 first, culprits = self.bad[0]
+                names = [name for names in self.group.gather(culprits) for name in names]
                 raise UnetError(
                     f"The loss is not finite since step {first + 1}, {self.limit} batches in a row; the first batch:"
-                    f" {', '.join(self.names(culprits)[:8])}.",
+                    f" {', '.join(names[:8])}.",
                     "The last good state is kept: type the command again with --resume and a lower --lr, with --clip 1,"
                     " or --precision fp32.",
                 )
@@ -147,14 +153,16 @@ class Losses:
 
 @dataclasses.dataclass
 class Run:
-    """All that the loop works on. `network` is what is called (compiled, wrapped), `model` what is saved; `evaluate`
-    gives one record for each validation case, or None when it was stopped."""
+    """All that the loop works on. `network` is what is trained (compiled, captured, wrapped), `applied` what scores,
+    `model` what is saved: the same weights; `evaluate` gives one record for each validation case, or None when it was
+    stopped."""
 
     config: Config
     task: Learner
     device: Device
     model: nn.Module
     network: nn.Module
+    applied: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
@@ -162,14 +170,23 @@ class Run:
     stop: Stop
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     progress: Progress = dataclasses.field(default_factory=Progress)
+    group: Group = dataclasses.field(default_factory=Group)
 
     def __post_init__(self) -> None:
-        self.losses = Losses(self.config.nonfinite_limit, self.loader.names)
-        self.clock = Clock(self.progress, self.device)
+        self.training, self.ranks_before = True, self.group.world
+        self.losses = Losses(self.config.nonfinite_limit, self.loader.names, self.group)
+        self.clock = Clock(self.progress, self.device, self.group)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.loader) // self.config.accumulate
+
+    @property
+    def position(self) -> int:
+        """Steps before the one in hand, as this run counts them: after a resume on another number of ranks an epoch has
+        another number of steps, and the learning rate follows the epochs."""
+        progress = self.progress
+        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.accumulate
 
     @property
     def out_of_steps(self) -> bool:
@@ -183,27 +200,31 @@ class Run:
 
 
 class Clock:
-    """Times of a stretch of training (between two log lines), and of it waiting for batches."""
+    """Times of a stretch of training (between two log lines), and of it waiting for batches; images of all ranks."""
 
-    def __init__(self, progress: Progress, device: Device) -> None:
-        self.progress, self.device, self.first = progress, device, True
+    def __init__(self, progress: Progress, device: Device, group: Group) -> None:
+        self.progress, self.device, self.group, self.first = progress, device, group, True
 
     def start(self) -> None:
-        self.since, self.waited, self.images = self.device.now(), 0.0, 0
+        self.since, self.waited, self.images, self.batches = self.device.now(), 0.0, 0, 0
 
     def waits(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, the wait for each one timed."""
         while True:
+            self.group.mark("waiting for a batch", patient=self.first)
             before = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - before
+            self.group.mark("in a step", patient=self.first)  # a first step compiles
             if batch is None:
                 return
-            self.images += len(batch["image"])
+            self.images += len(batch["image"]) * self.group.world
+            self.batches += 1
             yield batch
 
     def lap(self) -> dict[str, float]:
         """Close the stretch and start the next: its rate and share of waiting."""
+        self.group.pace((time.perf_counter() - self.since) / max(1, self.batches))
         seconds, images, waited = max(self.device.now() - self.since, 1e-9), self.images, self.waited
         self.progress.seconds["train"] += seconds
         self.progress.seconds["wait"] += waited
@@ -232,10 +253,11 @@ def train(run: Run) -> str:
         run.emit("epoch_begins")
         scores = evaluate_epoch(run) if train_epoch(run) else None
         if scores is None:
-            run.emit("save")
-            return f"stopped: {run.stop.reason}"
+            save(run)
+            return f"stopped: {run.stop.reason or 'another process was asked to'}"
+        run.group.mark("closing the epoch", patient=True)
         close_epoch(run, scores)
-        run.emit("save")
+        save(run)
         if config.patience and progress.stale >= config.patience:
             return "patience"
     return "target" if progress.reached else "max-steps" if run.out_of_steps else "epochs"
@@ -245,16 +267,19 @@ def train_epoch(run: Run) -> bool:
     """The rest of the current epoch. Returns False when a stop was asked for before its end."""
     config, device, progress = run.config, run.device, run.progress
     last = run.steps_per_epoch * config.accumulate
+    run.training = True
     run.network.train()
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
-        with device.autocast():
-            losses = run.task.loss(run.model, run.network(batch["image"]), batch)
-        run.scaler.scale(losses["loss"] / config.accumulate).backward()
+        steps = (progress.batch + 1) % config.accumulate == 0
+        with run.group.syncing(run.network, needed=steps):
+            with device.autocast():
+                losses = run.task.loss(run.model, run.network(batch["image"]), batch)
+            run.scaler.scale(losses["loss"] / config.accumulate).backward()
         device.flush()
         run.losses.add(progress.step, losses["loss"], batch["index"])
         progress.batch += 1
-        if progress.batch % config.accumulate:
+        if not steps:
             continue
         optimizer_step(run)
         device.flush()
@@ -263,21 +288,28 @@ def train_epoch(run: Run) -> bool:
         run.emit("stepped")
         due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
-        stopping = not ending and run.stop.asked()
+        stopping = run.group.agree(run.stop.asked()) and not ending
         if ending or stopping or due or progress.step % config.log_every == 0:
             log(run)
         if ending or stopping:
             return not stopping
         if due:
-            run.emit("save")
+            save(run)
             run.clock.start()
     return True
+
+
+def save(run: Run) -> None:
+    """Save the state, the running statistics being those of all ranks."""
+    run.group.mark("saving", patient=True)
+    run.group.average_statistics(run.model)
+    run.emit("save")
 
 
 def optimizer_step(run: Run) -> None:
     """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
     optim.set_rate(
-        run.optimizer, optim.learning_rate(run.config, run.progress.epoch, run.progress.step, run.steps_per_epoch)
+        run.optimizer, optim.learning_rate(run.config, run.progress.epoch, run.position, run.steps_per_epoch)
     )
     if run.config.clip is not None:
         run.scaler.unscale_(run.optimizer)
@@ -304,6 +336,9 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     if run.evaluate is None or not (due or epoch == config.epochs or run.out_of_steps):
         return {}
     start = time.perf_counter()
+    run.training = False
+    run.group.mark("scoring", patient=True)
+    run.group.average_statistics(run.model)
     records = run.evaluate()
     seconds = time.perf_counter() - start
     run.progress.seconds["evaluate"] += seconds

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from unet import host
+from unet.runtime.distributed import Group
 
 Record = dict[str, Any]
 
@@ -31,22 +32,29 @@ def score(
     name: str = "evaluate",
     keep: Callable[[Any, dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    shard: tuple[int, int] = (0, 1),
+    group: Group | None = None,
 ) -> list[Record] | None:
-    """One record {"case", numbers ...} for each case of this rank's share, by id; None when `stop` asked to stop.
+    """One record {"case", numbers ...} for each case, by id, the same in every rank; None when `stop` asked any rank
+    to stop.
 
-    `keep` is given each case's arrays; `shard` is (rank, ranks).
+    Each rank scores its share; `keep` is given the arrays of those.
     """
+    group = group or Group()
     records = []
-    share = deal([case.cost for case in cases], shard[1])[shard[0]]
+    stopped = False
+    share = deal([case.cost for case in cases], group.world)[group.rank]
     for case in host.progress([cases[index] for index in sorted(share)], name=name, unit="case"):
-        if stop and stop():
-            return None
+        stopped = bool(stop and stop())
+        if stopped:
+            break
         numbers, arrays = evaluate(case)
         records.append({"case": case.id, **numbers})
         if keep:
             keep(case, arrays)
-    return sorted(records, key=lambda record: str(record["case"]))
+    shares = group.gather(None if stopped else records)
+    if any(items is None for items in shares):
+        return None
+    return sorted((record for items in shares for record in items or ()), key=lambda record: str(record["case"]))
 
 
 def mean(records: Iterable[Record], key: str) -> float:

@@ -12,11 +12,14 @@ from unet.devices.base import Device
 
 
 def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch.optim.Optimizer:
-    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise."""
+    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise.
+
+    With --deterministic torch's: then fp32 weights are the same bits on devices whose kernels are.
+    """
     how: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         how |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    fused = device.optimizer(config.optimizer, groups, **how)
+    fused = None if config.deterministic else device.optimizer(config.optimizer, groups, **how)
     if fused is not None:
         return fused
     kinds: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -29,10 +30,10 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "ma
 
 
 class RunFolder:
-    """`performance/<run-name>/` and the files in it."""
+    """`performance/<run-name>/` and the files in it; with `writes` false (ranks that do not lead) only its name."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.name, self.writes = path, path.name, writes
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -46,7 +47,10 @@ class RunFolder:
         if self.path.exists() and any(self.path.iterdir()):
             status, place = read_status(self.path), self.path.absolute()
             self.require_stopped()
-            strange = sorted(item.name for item in self.path.iterdir() if item.name not in {*NAMES, f"{self.name}.txt"})
+            known = re.compile(rf"{re.escape(self.name)}\.txt|worker_\d+\.log")
+            strange = sorted(
+                item.name for item in self.path.iterdir() if item.name not in NAMES and not known.fullmatch(item.name)
+            )
             if strange:
                 raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
             if any((self / name).exists() for name in RESULTS):
@@ -71,9 +75,11 @@ class RunFolder:
 
     def status(self, status: str, why: str = "", **more: Any) -> None:
         """Write status.json: running, done, failed or interrupted, and why."""
+        if not self.writes:
+            return
         before = read_status(self.path)
-        files.write_json(
-            self / "status.json",
+        self.write(
+            "status.json",
             {
                 **before,
                 **more,
@@ -85,10 +91,20 @@ class RunFolder:
             },
         )
 
+    def write(self, name: str, value: Any) -> None:
+        """Write a file whole: text as it is, anything else as JSON."""
+        if self.writes:
+            (files.write_text if isinstance(value, str) else files.write_json)(self / name, value)
+
+    def say(self, words: str) -> None:
+        """A line for run.log and for the user."""
+        self.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
+        host.notice(words)
+
     def keep_lines(self, name: str, count: int) -> None:
         """Cut a log back to its first `count` lines: what a stopped run wrote after the state it goes on from."""
         path = self / name
-        if path.exists():
+        if self.writes and path.exists():
             lines = path.read_text().splitlines(keepends=True)
             if len(lines) > count:
                 files.write_text(path, "".join(lines[:count]))
@@ -100,6 +116,8 @@ class RunFolder:
 
     def append(self, name: str, text: str) -> None:
         """Add a line to a log. Raises UnetError where the disk is full."""
+        if not self.writes:
+            return
         try:
             with open(self / name, "a") as stream:
                 stream.write(text + "\n")
@@ -140,7 +158,20 @@ def versions() -> dict[str, str]:
 def environment(device: str) -> dict[str, Any]:
     """Versions, machine and device: what a record needs beside its numbers."""
     total, available = host.memory()
-    relevant = ("CUDA_", "OMP_", "MKL_", "PT_HPU_", "TORCH", "NCCL_", "CN", "SLURM_JOB", "OMPI_COMM_WORLD_")
+    relevant: tuple[str, ...] = (
+        "CUDA_",
+        "OMP_",
+        "MKL_",
+        "PT_HPU_",
+        "HLS_",
+        "HABANA_",
+        "MLU_",
+        "TORCH",
+        "NCCL_",
+        "CN",
+        "GLOO_",
+    )
+    relevant += ("SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE")
     return {
         "unet": unet.__version__,
         "python": sys.version.split()[0],

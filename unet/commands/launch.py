@@ -1,0 +1,134 @@
+"""Running a command: in this process, as one rank among those that a launcher started, or as --devices N processes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from unet import host
+from unet.devices import launchers
+from unet.errors import FAILED, UnetError, UsageError
+from unet.resolve import Resolved
+
+PATIENCE = 15.0  # seconds for the other processes to end by themselves after one has failed
+ENDS = (0, 3, 130)  # exit codes of a process that did what it was asked
+SEVERAL = ("train", "evaluate", "predict")  # commands that several processes share
+
+
+def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
+    """Run a command's module; where --devices asks for several processes and no launcher runs, start them instead."""
+    config = resolved.config
+    found = launchers.launched(os.environ)
+    if (config.devices or 1) > 1 and not (found and found.world > 1) and command.__name__.rpartition(".")[2] in SEVERAL:
+        return start(config.devices or 1, words)
+    try:
+        code: int = command.run(resolved, "python -m unet " + shlex.join(words))
+    except BaseException as error:
+        lost = part(error)
+        if lost is error:
+            raise
+        raise lost from error
+    lost = part(None)
+    if lost:
+        raise lost
+    return code
+
+
+def part(error: BaseException | None) -> Any:
+    """Leave the other ranks, if this process has met any. Returns the error to raise: the death of another rank where
+    that is what lies behind it."""
+    distributed = sys.modules.get("unet.runtime.distributed")
+    if distributed is None:
+        return error
+    found = distributed.group().explain(error) if error else None
+    return distributed.leave(found) or found
+
+
+def silent(error: UnetError) -> bool:
+    """Whether another process tells the user the same: a mistake in the flags is everybody's, and rank 0 names it."""
+    return error.shown or (isinstance(error, UsageError) and follows())
+
+
+def follows() -> bool:
+    """Whether this process is one of several, and not the first of its node."""
+    with contextlib.suppress(UsageError):
+        found = launchers.launched(os.environ)
+        return found is not None and found.local > 0
+    return False
+
+
+def start(count: int, words: Sequence[str]) -> int:
+    """Run this command line in `count` processes of this machine; signals are passed on. Returns the worst exit code.
+
+    Where one fails, the others end by themselves, since they watch each other; who does not is ended.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), launchers.STARTER: f"--devices {count}"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for number in range(count):
+        own = {**os.environ, **common, "RANK": str(number), "LOCAL_RANK": str(number)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "unet", *words],
+                env=own,
+                start_new_session=True,  # Ctrl-C comes from this process alone, once
+                preexec_fn=_end_with_parent,
+            )
+        )
+    with _passing_on(processes):
+        return _wait(processes)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    failed_at: float | None = None
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.1)
+        for number, process in enumerate(processes):
+            if failed_at is None and process.poll() not in (None, *ENDS):
+                failed_at = time.monotonic()
+                code = process.returncode
+                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                host.notice(f"Process {number} of {len(processes)} was the first to end, {how}.")
+        if failed_at is not None and time.monotonic() - failed_at > PATIENCE:
+            for process in processes:
+                process.kill()
+    codes = [process.returncode for process in processes]
+    if all(code == codes[0] for code in codes) and codes[0] >= 0:
+        return codes[0]
+    return next((code for code in codes if code > 0 and code not in ENDS), FAILED)
+
+
+@contextlib.contextmanager
+def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """In a new process: a SIGTERM when the starting process dies, so that none is left behind (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,215 @@
+"""Habana Gaudi through Intel's bridge (habana_frameworks): lazy or eager decided before torch is imported, a graph
+boundary after backward and after the optimiser, HPU graphs in lazy mode, hpu_backend in eager.
+
+Written against the bridge 1.19.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unet import files
+from unet.config import Config
+from unet.devices import launchers
+from unet.devices.base import Device, first_line
+from unet.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import datetime
+
+    import torch
+    from torch import Tensor, nn
+
+    from unet.devices.launchers import Rank
+
+LISTS = {
+    "lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST",
+    "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST",
+}
+
+
+class HPU(Device):
+    """One Gaudi card; a process has one, and torch calls it plain `hpu`."""
+
+    name = "hpu"
+    own_memory = graphs = operator_lists = True
+    collective = "hccl"
+    vendor = "habana_frameworks"
+    static_shapes = True
+    forced = Device.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        super().__init__(config, rank)
+        self.lazy = config.use_lazy_mode
+        self._core = importlib.import_module("habana_frameworks.torch.core")
+        self._api.reset_peak_memory_stats()
+
+    @classmethod
+    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+        result = super().environment(config, rank)
+        result["PT_HPU_LAZY_MODE"] = "1" if config.use_lazy_mode else "0"
+        modules = os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
+        if modules != [""] and rank.local < len(modules):
+            result["HLS_MODULE_ID"] = modules[rank.local].strip()
+        elif rank.world > 1:
+            result["HLS_MODULE_ID"] = str(rank.local)
+        if config.precision_ops:
+            result |= write_lists(Path(config.precision_ops))
+        return result
+
+    @classmethod
+    def missing(cls, config: Config) -> str | None:
+        if not cls.installed():
+            return "habana_frameworks is not installed; start Intel's Gaudi container, which has it."
+        version = importlib.metadata.version("torch")
+        if config.use_lazy_mode and not version.partition("+")[2].startswith("git"):
+            return (
+                f"lazy mode needs Intel's build of torch, and this is {version}; use the torch of the Gaudi container,"
+                " or leave out --use-lazy-mode."
+            )
+        try:
+            import torch
+
+            importlib.import_module("habana_frameworks.torch")
+            is_lazy = importlib.import_module("habana_frameworks.torch.utils.internal").is_lazy()
+        except (ImportError, OSError, AssertionError) as error:
+            return f"habana_frameworks does not load ({first_line(error)}); its version must fit torch {version}."
+        if bool(is_lazy) != config.use_lazy_mode:
+            now, asked = ("lazy", "eager") if is_lazy else ("eager", "lazy")
+            return (
+                f"the bridge was loaded in {now} mode before this program could ask for {asked} mode; type:"
+                f" export PT_HPU_LAZY_MODE={int(config.use_lazy_mode)}"
+            )
+        if not torch.hpu.is_available():  # type: ignore[attr-defined]
+            return "no Gaudi card answers; compare hl-smi, and start the container with the Habana runtime."
+        return None
+
+    @classmethod
+    def cards(cls) -> int | None:
+        import torch
+
+        return int(torch.hpu.device_count())  # type: ignore[attr-defined]
+
+    def require(self, config: Config) -> None:
+        super().require(config)
+        if config.capture == "on" and not config.use_lazy_mode:
+            raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
+        if config.precision == "fp16":
+            raise DeviceError("--precision fp16: this program drives an HPU in bf16.", "Type --precision bf16.")
+
+    @property
+    def _api(self) -> Any:
+        import torch
+
+        return torch.hpu  # type: ignore[attr-defined]
+
+    def describe(self) -> str:
+        mode = "lazy mode" if self.lazy else "eager mode"
+        module = os.environ.get("HLS_MODULE_ID")
+        return f"hpu, {self._api.get_device_name()}, {mode}" + (f", module {module}" if module else "")
+
+    def dtypes(self) -> tuple[str, ...]:
+        return ("bf16",)
+
+    def rng_state(self) -> Tensor | None:
+        state: Tensor = self._api.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Tensor) -> None:
+        self._api.set_rng_state(state)
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        import torch
+
+        torch._dynamo.config.optimize_ddp = False
+        compiled: nn.Module = torch.compile(module, backend="hpu_backend", dynamic=False)  # type: ignore[assignment]
+        return compiled
+
+    def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
+        if not self.lazy or self.config.capture == "off":
+            return module
+        graphs = importlib.import_module("habana_frameworks.torch.hpu.graphs")
+        if training:
+            captured: nn.Module = graphs.ModuleCacher(max_graphs=2)(
+                module, allow_unused_input=True, have_grad_accumulation=self.config.accumulate > 1
+            )
+        else:
+            captured = graphs.wrap_in_hpu_graph(copy.copy(module))  # a wrapper of its own around the same weights
+        return captured
+
+    def join(self, store: Any, timeout: datetime.timedelta) -> None:
+        own = {"RANK": self.rank.rank, "WORLD_SIZE": self.rank.world, "LOCAL_RANK": self.rank.local}
+        own["LOCAL_WORLD_SIZE"] = self.rank.local_world
+        os.environ.update({name: str(number) for name, number in own.items()})  # before the bridge sets its own
+        importlib.import_module("habana_frameworks.torch.distributed.hccl")  # registers the backend
+        super().join(store, timeout)
+
+    def parallel_options(self) -> dict[str, Any]:
+        return {"gradient_as_bucket_view": True, "bucket_cap_mb": 100, "static_graph": self.config.accumulate == 1}
+
+    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
+        """Fused AdamW and SGD; there is no fused Adam, whose L2 penalty is coupled."""
+        if name not in ("adamw", "sgd"):
+            return None
+        fused = importlib.import_module("habana_frameworks.torch.hpex.optimizers")
+        made: torch.optim.Optimizer = (
+            fused.FusedAdamW(groups, eps=1e-8, **how) if name == "adamw" else fused.FusedSGD(groups, **how)
+        )
+        return made
+
+    def loader_options(self) -> dict[str, Any]:
+        workers = max(0, min(8, launchers.cores(self.rank) - 1))
+        return {"workers": workers, "multiprocessing_context": "forkserver"}  # fork is unsafe beside a card
+
+    def flush(self) -> None:
+        if self.lazy:
+            self._core.mark_step()
+
+    def synchronize(self) -> None:
+        self._api.synchronize()
+
+    def memory(self) -> int:
+        return int(self._api.max_memory_allocated())
+
+    def report(self) -> list[str]:
+        """Graph compilations and fallbacks to the CPU: both should be few."""
+        metric = importlib.import_module("habana_frameworks.torch.hpu.metrics").metric_global
+        counts = {
+            name: dict(metric(name).stats()).get("TotalNumber", 0) for name in ("graph_compilation", "cpu_fallback")
+        }
+        return [f"{counts['graph_compilation']} graph compilations, {counts['cpu_fallback']} fallbacks to the CPU"]
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return super().is_out_of_memory(error) or "Allocation failed for size" in str(error)
+
+
+def write_lists(path: Path) -> dict[str, str]:
+    """The two operator lists of --precision-ops as the bridge reads them, text files of one name a line: variable ->
+    path. Raises UsageError."""
+    lists = files.read_json(path)
+    if not isinstance(lists, Mapping) or not set(lists) <= set(LISTS) or not all(map(_names, lists.values())):
+        raise UsageError(
+            f"--precision-ops {path}: not lists of operators by precision.",
+            'Write for example {"lower": ["conv2d", "matmul"], "fp32": ["mul", "mean"]}.',
+        )
+    both = set(lists.get("lower", ())) & set(lists.get("fp32", ()))
+    if both:
+        raise UsageError(
+            f"--precision-ops {path}: in both lists: {', '.join(sorted(both)[:3])}.", "Leave each in one list."
+        )
+    folder = Path(tempfile.gettempdir()) / f"unet-operators-{os.getuid()}-{files.fingerprint(dict(lists))}"
+    files.make_folder(folder)
+    for name, names in lists.items():
+        files.write_text(folder / f"{name}.txt", "".join(f"{item}\n" for item in names))
+    return {LISTS[name]: str(folder / f"{name}.txt") for name in lists}
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)

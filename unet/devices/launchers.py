@@ -1,0 +1,340 @@
+"""Which process this is among those of the run, who started it, and where they meet: from the launcher's variables,
+before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import re
+import socket
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from unet import host
+from unet.config import Config
+from unet.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """The variables of one launcher; of `local` and `local_world` the first that is set counts. `job` names the run,
+    the same in all of its processes."""
+
+    name: str
+    rank: str
+    world: str
+    local: tuple[str, ...]
+    local_world: tuple[str, ...]
+    job: tuple[str, ...] = ()
+
+
+BY_HAND = "the environment"
+# in order of precedence: torch.distributed.run may itself be started by mpirun or srun, mpirun by srun
+LAUNCHERS = (
+    Launcher("torch.distributed.run", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
+    Launcher(
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+        ("PMIX_NAMESPACE",),
+    ),
+    Launcher(
+        "MPICH",
+        "PMI_RANK",
+        "PMI_SIZE",
+        ("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"),
+        ("MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
+        ("PALS_APID",),
+    ),
+    Launcher("SLURM", "SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID",), (), ("SLURM_JOB_ID", "SLURM_STEP_ID")),
+)
+STARTER = "UNET_STARTER"  # set by --devices
+ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """This process among the `world` of the run, and among the `local_world` of its node (`guessed` where nobody has
+    said how many those are)."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    local_world: int = 1
+    launcher: str = "none"
+    guessed: bool = False
+
+    @property
+    def one_node(self) -> bool:
+        """Whether all processes are known to be on this node."""
+        return self.local_world == self.world and not self.guessed
+
+
+def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank:
+    """The rank from the launcher's variables, or from typed flags. Raises UsageError where something is missing or
+    contradicts."""
+    rank = launched(variables)
+    if not rank:
+        return _from_flags(config, variables)
+    _require(config, rank)
+    return rank
+
+
+def launched(variables: Mapping[str, str]) -> Rank | None:
+    """The rank that a launcher gave this process; None where none did. Raises UsageError where the variables
+    contradict."""
+    found = [rank for rank in (_from(launcher, variables) for launcher in LAUNCHERS) if rank]
+    if not found:
+        return None
+    rank = found[0]
+    if rank.launcher == BY_HAND and len(found) > 1 and (rank.rank, rank.world) != (found[1].rank, found[1].world):
+        raise UsageError(
+            f"RANK={rank.rank} and WORLD_SIZE={rank.world} are set, but {found[1].launcher} says rank {found[1].rank}"
+            f" of {found[1].world}.",
+            f"Type: unset RANK WORLD_SIZE LOCAL_RANK, or start without {found[1].launcher}.",
+        )
+    return rank
+
+
+def _from(launcher: Launcher, variables: Mapping[str, str]) -> Rank | None:
+    """The rank by one launcher's variables; None where it did not start this process."""
+    step = variables.get("SLURM_STEP_ID", "")
+    if launcher.name == "SLURM" and (not step.isdecimal() or int(step) >= 0xFFFFFFF0):
+        return None  # a batch script or salloc's shell, not a task of srun
+    there = [name for name in (launcher.rank, launcher.world) if name in variables]
+    if not there:
+        return None
+    name = launcher.name
+    if launcher.rank == "RANK" and ELASTIC not in variables:
+        name = variables.get(STARTER, BY_HAND)
+    hint = f"Start all processes with one launcher, or type: unset {' '.join(there)}"
+    if len(there) == 1:
+        lost = launcher.world if there[0] == launcher.rank else launcher.rank
+        raise UsageError(f"{there[0]}={variables[there[0]]} is set, but {lost} is not.", hint)
+    rank, world = (_number(variables, key, hint) for key in (launcher.rank, launcher.world))
+    local_key = next((key for key in launcher.local if key in variables), None)
+    if local_key is None and world > 1:
+        raise UsageError(
+            f"{launcher.rank}={rank} and {launcher.world}={world} are set, but {launcher.local[0]} is not: which card"
+            " is this process's?",
+            f"Set {launcher.local[0]} to the number of the process on its node.",
+        )
+    local = _number(variables, local_key, hint) if local_key else 0
+    size_key = next((key for key in launcher.local_world if key in variables), None)
+    here = _number(variables, size_key, hint) if size_key else tasks_here(variables)
+    size = here or (world if _is_loopback(variables.get("MASTER_ADDR", "localhost")) else local + 1)
+    if not (0 <= rank < world and 0 <= local < size <= world):
+        raise UsageError(
+            f"{name} says rank {rank} of {world}, number {local} of {size} on this node: that cannot be.", hint
+        )
+    return Rank(rank, world, local, size, name, guessed=here is None and world > 1)
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "localhost" or address.startswith("127.") or address == "::1"
+
+
+def _number(variables: Mapping[str, str], name: str, hint: str) -> int:
+    if not re.fullmatch(r"\d+", variables[name]):
+        raise UsageError(f"{name}={variables[name]!r} is not a number.", hint)
+    return int(variables[name])
+
+
+def tasks_here(variables: Mapping[str, str]) -> int | None:
+    """Processes of SLURM's step on this node: "2(x3),1" and node 3 give 1."""
+    text = variables.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    node = variables.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
+    """No launcher: one process, or one of several whose number was typed."""
+    world = config.world_size or 1
+    if world == 1 and config.distributed:
+        raise UsageError(
+            "--distributed, but no launcher that is known runs this process.",
+            "Type --devices N instead (it starts N processes), or start with mpirun, srun or torch.distributed.run; for"
+            " one process leave it out.",
+        )
+    if world == 1:
+        if config.rank:
+            raise UsageError(f"--rank {config.rank}, but there is one process.", "Type --world-size as well.")
+        _require(config, Rank())
+        return Rank()
+    if config.rank is None:
+        raise UsageError(
+            f"--world-size {world}, but no launcher runs {world} processes.",
+            f"Type --devices {world} instead (it starts them), or start with: mpirun -n {world} python -m unet ...",
+        )
+    if config.dist_url == "env://" and "MASTER_ADDR" not in variables:
+        raise UsageError(
+            f"--rank {config.rank} of {world} is typed, but not where the processes meet.",
+            "Type --dist-url tcp://HOST:PORT, HOST being the machine of rank 0.",
+        )
+    size = config.process_per_node or world
+    local = config.local_rank if config.local_rank is not None else config.rank % size
+    if local >= size:
+        raise UsageError(
+            f"--local-rank {local}, but {size} processes on each node.",
+            f"Type --process-per-node {local + 1} or more.",
+        )
+    found = Rank(config.rank, world, local, size, "flags", guessed=config.process_per_node is None)
+    _require(config, found)
+    return found
+
+
+def _require(config: Config, found: Rank) -> None:
+    """Raise UsageError with every typed number that the launcher contradicts."""
+    words = [
+        f"{flag} {typed}, but {found.launcher} says {is_}"
+        for flag, typed, is_ in (
+            ("--world-size", config.world_size, found.world),
+            ("--rank", config.rank, found.rank),
+            ("--local-rank", config.local_rank, found.local),
+            ("--process-per-node", config.process_per_node, found.local_world),
+        )
+        if typed is not None and typed != is_
+    ]
+    if config.devices is not None and config.devices != found.world:
+        words.append(f"--devices {config.devices}, but {found.launcher} runs {found.world} processes")
+    if words:
+        raise UsageError(
+            "; ".join(words) + ".", "Leave these flags out: the launcher gives the numbers; or change its count."
+        )
+    cards = len(config.cuda_devices)
+    if cards and cards != found.local_world:
+        one = found.local_world == 1
+        raise UsageError(
+            f"--cuda-devices names {cards} card{'s' if cards > 1 else ''}, but {found.local_world} process"
+            f"{' runs' if one else 'es run'} on this node.",
+            f"Type --devices {cards} as well, or name one card." if one else f"Name {found.local_world} cards.",
+        )
+
+
+def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """(address, port) of rank 0, the same in every process: what is set or typed, else derived from the job.
+
+    Raises UsageError for a --dist-url that is not understood, and where nobody says which node is the first.
+    """
+    if config.dist_url != "env://":
+        match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", config.dist_url)
+        if not match or int(match[2]) > 65535:
+            raise UsageError(f"--dist-url {config.dist_url!r} is not understood.", "Type env:// or tcp://HOST:PORT.")
+        if ELASTIC in variables:
+            raise UsageError(
+                f"--dist-url {config.dist_url}, but torch.distributed.run says where its processes meet.",
+                "Leave --dist-url out, or give torch.distributed.run --master_addr and --master_port.",
+            )
+        return match[1].strip("[]"), int(match[2])
+    address = variables.get("MASTER_ADDR") or ("127.0.0.1" if rank.one_node else first_node(variables))
+    if not address and not rank.guessed:
+        raise UsageError(
+            f"{rank.launcher} runs {rank.world} processes, {rank.local_world} on this node, but MASTER_ADDR is not"
+            " set: the nodes do not know where to meet.",
+            "Type: mpirun -x MASTER_ADDR=FIRST_NODE -x MASTER_PORT=29500 ..., or --dist-url tcp://FIRST_NODE:29500",
+        )
+    address = address or "127.0.0.1"
+    if "MASTER_PORT" in variables:
+        return address, _number(variables, "MASTER_PORT", "Set MASTER_PORT to a free port, for example 29500.")
+    name = job(rank, variables)
+    if name is None:
+        raise UsageError(
+            f"{rank.launcher} may run processes on several nodes, and nothing names the run: MASTER_PORT is not set.",
+            "Set MASTER_PORT to a free port, the same in every process, for example 29500.",
+        )
+    return address, 20000 + zlib.crc32(name.encode()) % 10000
+
+
+def job(rank: Rank, variables: Mapping[str, str]) -> str | None:
+    """A text that is the same in all processes of a run and different in another run's; None where there is none."""
+    names = [name for launcher in LAUNCHERS if launcher.name == rank.launcher for name in launcher.job]
+    if names and all(name in variables for name in names):
+        return " ".join(f"{name}={variables[name]}" for name in names)
+    return f"process {_launcher_process(rank, variables)}" if rank.one_node else None
+
+
+def first_node(variables: Mapping[str, str]) -> str | None:
+    """The first host of the job, where the scheduler says it: SLURM's list, or a file of hosts (PBS, Cobalt)."""
+    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST")
+    if nodes and "SLURM_STEP_ID" in variables:
+        match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?(,|$)", nodes)
+        return match[1] + (match[2] or "") if match else None
+    for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):
+        path = Path(variables.get(name, ""))
+        if variables.get(name) and path.is_file():
+            lines = path.read_text().split()
+            return lines[0] if lines else None
+    return None
+
+
+def cores(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
+    """The cores of this process: those it is bound to, but no more than its share of the launcher's, since a launcher
+    may bind several processes to one socket, or none to any."""
+    share = max(1, host.cores(_launcher_process(rank, variables)) // rank.local_world)
+    found = min(host.cores(), share)
+    tasks = variables.get("SLURM_CPUS_PER_TASK", "")
+    return min(found, int(tasks)) if rank.launcher == "SLURM" and tasks.isdecimal() and int(tasks) else found
+
+
+def threads(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
+    """Threads for this process: OMP_NUM_THREADS where a user has set it, else its cores.
+
+    torch.distributed.run sets OMP_NUM_THREADS=1 by itself: that is nobody's wish.
+    """
+    typed = variables.get("OMP_NUM_THREADS", "")
+    own = rank.launcher != LAUNCHERS[0].name or "OMP_NUM_THREADS" in _variables_of(_launcher_process(rank, variables))
+    return int(typed) if typed.isdecimal() and int(typed) and own else cores(rank, variables)
+
+
+def _launcher_process(rank: Rank, variables: Mapping[str, str]) -> int:
+    """The nearest process above this one that does not have a rank: the launcher, or its agent on this node."""
+    name = next((launcher.rank for launcher in LAUNCHERS if launcher.name == rank.launcher), "RANK")
+    pid = os.getppid()
+    while rank.world > 1 and pid > 1 and name in _variables_of(pid):
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return pid
+
+
+def _variables_of(pid: int) -> dict[str, str]:
+    """The variables that a process was started with; none where they cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+
+
+def interface(address: str) -> str | None:
+    """The network interface by which this node reaches `address`, or else the world; never the loopback: a node's own
+    name often stands for 127.0.1.1."""
+    for target in (address, "192.0.2.1"):
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((target, 9))  # sends nothing
+                own = probe.getsockname()[0]
+                names = [name for _, name in socket.if_nameindex() if _address_of(name, probe) == own]
+        except OSError:
+            continue
+        if names and not own.startswith("127."):
+            return names[0]
+    return None
+
+
+def _address_of(name: str, probe: socket.socket) -> str | None:
+    try:
+        answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+    except OSError:
+        return None
+    return socket.inet_ntoa(answer[20:24])

@@ -1,0 +1,129 @@
+"""Cambricon MLU through torch_mlu: fp32 that is fp32 (its TF32 is on by default), fp16 with loss scaling, bf16 only
+where the card has it, fused optimisers.
+
+Written against torch_mlu for torch 2.4.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from unet.config import Config
+from unet.devices import launchers
+from unet.devices.base import Device, first_line
+from unet.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unet.devices.launchers import Rank
+
+
+class MLU(Device):
+    """One MLU card."""
+
+    name = "mlu"
+    own_memory = has_tf32 = True
+    collective = "cncl"
+    vendor = "torch_mlu"
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        import torch
+
+        self.index = rank.local % int(self._api.device_count())
+        self._api.set_device(self.index)
+        super().__init__(config, rank)
+        self.device = torch.device("mlu", self.index)
+        exact = self.dtype == torch.float32 and config.precision != "tf32"
+        torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
+        torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
+        self._api.reset_peak_memory_stats()
+
+    @classmethod
+    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+        # the count of cards is asked through the driver's tool, which leaves the process able to fork
+        return super().environment(config, rank) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
+
+    @classmethod
+    def missing(cls, config: Config) -> str | None:
+        if not cls.installed():
+            return "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."
+        try:
+            import torch
+
+            importlib.import_module("torch_mlu")
+        except (ImportError, OSError) as error:
+            return f"torch_mlu does not load ({first_line(error)}); the Neuware libraries must be installed."
+        if not torch.mlu.is_available():  # type: ignore[attr-defined]
+            return "no MLU card answers; compare cnmon, and start the container with the cards in it."
+        return None
+
+    @classmethod
+    def cards(cls) -> int | None:
+        import torch
+
+        return int(torch.mlu.device_count())  # type: ignore[attr-defined]
+
+    @property
+    def _api(self) -> Any:
+        import torch
+
+        return torch.mlu  # type: ignore[attr-defined]
+
+    def require(self, config: Config) -> None:
+        super().require(config)
+        if config.compile:
+            raise DeviceError("--compile: torch_mlu has no compiler backend.", "Leave out --compile.")
+        if config.precision == "bf16" and "bf16" not in self.dtypes():
+            raise DeviceError("--precision bf16: this MLU has no bf16.", "Type --precision fp16 (or auto).")
+
+    def describe(self) -> str:
+        import torch
+
+        tf32 = "on" if torch.backends.cnnl.allow_tf32 else "off"  # type: ignore[attr-defined]
+        return f"mlu, card {self.index} of {self._api.device_count()}, TF32 {tf32}"
+
+    def dtypes(self) -> tuple[str, ...]:
+        return ("bf16", "fp16") if self._api.is_bf16_supported() else ("fp16",)
+
+    def rng_state(self) -> Tensor | None:
+        state: Tensor = self._api.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Tensor) -> None:
+        self._api.set_rng_state(state)
+
+    def seed(self, number: int) -> None:
+        super().seed(number)
+        self._api.manual_seed_all(number)
+
+    def parallel_options(self) -> dict[str, Any]:
+        return {"gradient_as_bucket_view": True, "device_ids": [self.index]}
+
+    def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
+        """The fused Adam family (coupled L2 for adam, decoupled for adamw) and SGD."""
+        if name not in ("adam", "adamw", "sgd"):
+            return None
+        fused = importlib.import_module("torch_mlu.optimizers")
+        made: torch.optim.Optimizer = (
+            fused.FusedSGD(groups, **how)
+            if name == "sgd"
+            else fused.FusedAdam(groups, adam_w_mode=name == "adamw", **how)
+        )
+        return made
+
+    def loader_options(self) -> dict[str, Any]:
+        workers = max(0, min(8, launchers.cores(self.rank) - 1))
+        return {"workers": workers, "multiprocessing_context": "forkserver"}  # fork is refused beside a card
+
+    def synchronize(self) -> None:
+        self._api.synchronize()
+
+    def memory(self) -> int:
+        return int(self._api.max_memory_allocated())
+
+    def release(self) -> None:
+        super().release()
+        self._api.empty_cache()
