@@ -113,6 +113,7 @@ def test_the_mean_is_the_same_on_one_two_and_three_ranks(two: Path, phantoms: Pa
     assert scores[2] == pytest.approx(scores[0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_are_shared_out(two: Path, phantoms: Path) -> None:
     done = program("predict", "--weights", "two.pt", "--device", "cpu", "--devices", 3, "--output", "masks", cwd=two)
     assert done.returncode == 0, done.stderr

@@ -115,7 +115,8 @@ def listed(ops: list[str], section: str) -> None:
     assert ops == text.split(), "write the new list into tests/operators/lgg.txt:\n" + "\n".join(ops)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("lazy", marks=slow), "mlu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lazy", "mlu"])
 def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path) -> None:
     words = ("predict", "--weights", "cpu.pt", "--layout", "NCHW", "--overwrite")
     done = run(place, mode, *words, "--output", mode)
@@ -130,6 +131,7 @@ def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path) -> None:
         assert mask.read_bytes() == (place / mode / mask.relative_to(place / "here")).read_bytes()
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_in_the_largest_batch_that_fits(place: Path, phantoms: Path) -> None:
     wide = ("--width", 16, "--quiet", "--overwrite", "--eval-batch-size", 4)
     done = run(place, "mlu", *training(phantoms, "full", *wide, "--batch-size", 34), memory_mb=7)

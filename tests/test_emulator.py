@@ -89,6 +89,7 @@ def test_lazy_mode_asks_for_an_order_of_calls(tmp_path: Path) -> None:
     assert said["compilations"] == len(log["shapes"])
 
 
+@pytest.mark.slow
 def test_eager_mode_has_no_boundaries_and_compiles(tmp_path: Path) -> None:
     env = {**variables("hpu", tmp_path / "log.json", intel_torch=False), "PT_HPU_LAZY_MODE": "0"}
     said = json.loads(run(PROGRAMS / "orders.py", env=env).stdout)
@@ -100,6 +101,7 @@ def test_eager_mode_has_no_boundaries_and_compiles(tmp_path: Path) -> None:
     assert log["lazy"] is False and log["counts"]["graphs_captured"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "backend"), [("hpu", "hccl"), ("mlu", "cncl")])
 def test_two_ranks_agree_with_the_cpu(kind: str, backend: str, tmp_path: Path) -> None:
     env = variables(kind, tmp_path / "log.json")
@@ -132,6 +134,7 @@ def test_lazy_mode_needs_the_vendors_torch(tmp_path: Path) -> None:
     assert "AssertionError: lazy mode needs the vendor's build of torch" in done.stderr
 
 
+@pytest.mark.slow
 def test_torch_loads_an_installed_bridge_by_itself(tmp_path: Path) -> None:
     code = "import torch; print(torch.ones(2, device='hpu').sum().item())"
     out, log = say("hpu", code, tmp_path / "log.json", autoload=True, more={"UNRELATED": "1"})

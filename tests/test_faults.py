@@ -318,6 +318,7 @@ def test_a_loader_process_that_dies_becomes_advice(tiny) -> None:
     assert "fewer --workers" in error
 
 
+@pytest.mark.slow
 def test_a_second_benchmark_of_one_name_and_a_folder_that_is_no_run(tiny, cli, phantoms: Path) -> None:
     words = (
         "benchmark",

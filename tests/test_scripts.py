@@ -200,6 +200,7 @@ def test_nodes_are_counted_and_the_first_is_the_meeting_place(job: Job) -> None:
         assert f" -n {count} " in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "variable"), [("slurm", "SLURM_SUBMIT_DIR"), ("polaris", "PBS_O_WORKDIR")])
 def test_a_script_that_the_scheduler_has_copied(script: str, variable: str, job: Job) -> None:
     copy = shutil.copy(SCRIPTS / f"{script}.sh", job.folder / "spooled")
@@ -209,6 +210,7 @@ def test_a_script_that_the_scheduler_has_copied(script: str, variable: str, job:
     assert f"launch line: {JOBS[script][0]} " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", first_fast("slurm", "gaudi"))
 def test_a_signal_stops_and_requeues_and_the_next_start_resumes(script: str, job: Job) -> None:
     words = [*job.settings, "--epochs", 25, "--mode", "train", "--run-name", "r"]
