@@ -295,16 +295,16 @@ def test_a_long_first_step_and_uneven_scoring_are_not_taken_for_a_hang(phantoms:
         "    first = True\n"
         "    def batches(self, loader):\n"
         "        for batch in super().batches(loader):\n"
-        "            if self.first and self.rank.rank == 1: time.sleep(9)\n"
+        "            if self.first and self.rank.rank == 1: time.sleep(6)\n"
         "            self.first = False\n"
         "            yield batch\n"
         "    def to(self, batch):\n"
-        "        if 'mask' not in batch and self.rank.rank == 0: time.sleep(9)\n"  # a forward pass of scoring
+        "        if 'mask' not in batch and self.rank.rank == 0: time.sleep(6)\n"  # a forward pass of scoring
         "        return super().to(batch)\n"
     )
     words = words_of(phantoms, "uneven", "--epochs", 1, "--devices", 2, "--device-module", "uneven:Uneven")
     path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = program(*words, "--dist-timeout", 4, cwd=tmp_path, env=path, timeout=200)
+    done = program(*words, "--dist-timeout", 3, cwd=tmp_path, env=path, timeout=200)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,9 @@ def test_memory_that_runs_out_ends_in_the_largest_batch_that_fits(place: Path, p
     assert "Traceback" not in done.err
     assert "ran out of memory" in done.err
     fits = int(done.err.split("the largest batch that fits is ")[1].split(".")[0])
-    assert f"Type --batch-size {fits} --accumulate" in done.err
+    batch, accumulate = map(int, re.findall(r"Type --batch-size (\d+) --accumulate (\d+)", done.err)[0])
+    assert batch <= fits
+    assert 34 <= batch * accumulate < 34 + accumulate
     for batch, code in ((fits, 0), (fits + 1, 1)):
         again = run(place, "mlu", *training(phantoms, "full", *wide, "--batch-size", batch), memory_mb=7)
         assert again.code == code, (batch, again.err)

@@ -268,7 +268,7 @@ def test_the_end_of_a_pbs_job_is_known_beforehand(job: Job) -> None:
 
 
 @slow
-@pytest.mark.parametrize("script", JOBS)
+@pytest.mark.parametrize("script", ["slurm", "gaudi"])
 def test_the_limit_of_requeues(script: str, job: Job) -> None:
     code, _, err = job.train(
         script, "--epochs", 9, "--max-time", 0.0001, MAX_REQUEUES="1", REQUEUES="1", SLURM_RESTART_COUNT="1"
@@ -287,8 +287,9 @@ def test_a_run_that_gets_nowhere_ends(job: Job) -> None:
 
 
 @slow
-@pytest.mark.parametrize("script", JOBS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("script", "number"), [*((script, signal.SIGTERM) for script in JOBS), ("slurm", signal.SIGINT)]
+)
 def test_a_job_that_somebody_ends_is_saved_and_stays_away(script: str, number: int, job: Job) -> None:
     process = job.start(script, *job.settings, "--epochs", 300, "--run-name", "r")
     wait_for(job.steps, process)
@@ -301,7 +302,7 @@ def test_a_job_that_somebody_ends_is_saved_and_stays_away(script: str, number: i
 
 
 @slow
-@pytest.mark.parametrize("script", JOBS)
+@pytest.mark.parametrize("script", ["polaris", "gaudi"])
 def test_a_failure_is_not_requeued(script: str, job: Job) -> None:
     """The weights' name is taken: a dry run keeps nothing and does not mind."""
     (job.folder / "taken.pt").write_bytes(b"")

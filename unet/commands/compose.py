@@ -175,8 +175,10 @@ def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | N
     half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
     hint = f"Type a smaller --image-size or --width, or {half}."
     if fits:
-        accumulate = -(-config.batch_size * config.accumulate // fits)
-        hint = f"Type --batch-size {fits} --accumulate {accumulate} (steps of as many images), or {half}."
+        images = config.batch_size * config.accumulate
+        accumulate = -(-images // fits)
+        batch = -(-images // accumulate)
+        hint = f"Type --batch-size {batch} --accumulate {accumulate} (steps of as many images), or {half}."
     return UnetError(
         f"The device ran out of memory at {where} with --batch-size {config.batch_size} (peak {peak}); {told}.", hint
     )

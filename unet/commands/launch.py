@@ -16,7 +16,7 @@ from typing import Any
 
 from unet import host
 from unet.devices import launchers
-from unet.errors import FAILED, UnetError, UsageError
+from unet.errors import FAILED, USAGE, UnetError, UsageError
 from unet.resolve import Resolved
 
 PATIENCE = 15.0  # seconds for the other processes to end by themselves after one has failed
@@ -99,6 +99,8 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
             if failed_at is None and process.poll() not in (None, *ENDS):
                 failed_at = time.monotonic()
                 code = process.returncode
+                if code == USAGE:
+                    continue
                 how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                 host.notice(f"Process {number} of {len(processes)} was the first to end, {how}.")
         if failed_at is not None and time.monotonic() - failed_at > PATIENCE:
