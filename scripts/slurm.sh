@@ -18,7 +18,7 @@ source "$here/job.sh"
 
 job_id=${SLURM_JOB_ID:-}
 REQUEUES=${SLURM_RESTART_COUNT:-0} # SLURM counts, and a requeued job keeps the variables of its first start
-# Not --gpus-per-task: it hides the node's other cards from a task, which then does not find the one of its number.
+# All cards of a node for each of its tasks: a task takes the one of its number.
 # --kill-on-bad-exit: where one task has died, the others would wait for it. srun does not inherit --cpus-per-task.
 launcher=(srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}")
 settings=(--device cuda --distributed)

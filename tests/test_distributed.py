@@ -24,7 +24,7 @@ import torch
 from conftest import TINY, program, read_json
 
 from unet.runtime.distributed import Group
-from unet.runtime.heart import Heart
+from unet.runtime.heart import NEWS, Heart
 
 ROOT = Path(__file__).parent.parent
 LONG = ("--epochs", 5000, "--quiet", "--checkpoint-every", 20)
@@ -182,6 +182,17 @@ def test_compiling_scoring_and_saving_may_take_any_time() -> None:
     time.sleep(0.6)
     assert look(three) is None
     three[1].mark("in a step")  # it has done so, and all go on
+    assert look(three) is None
+
+
+def test_a_rank_with_an_error_of_its_own_is_not_ahead_of_the_others() -> None:
+    """It waits for news of another rank, and the others for it: nobody is blamed but by what it says."""
+    three = hearts(3)
+    for heart in three:
+        heart.mark("in a step")
+    three[2].mark(NEWS, patient=True)
+    look(three)
+    time.sleep(0.6)
     assert look(three) is None
 
 

@@ -55,7 +55,7 @@ SLURM = {
         ({**OPEN_MPI, **ELASTIC}, Rank(3, 4, 1, 2, "torch.distributed.run")),  # one torchrun on each node by mpirun
         ({**SLURM, **OPEN_MPI}, Rank(1, 2, 1, 2, "Open MPI")),  # mpirun in an allocation
         ({**SLURM, "SLURM_STEP_ID": "4294967290"}, Rank()),  # salloc's own shell
-        ({**SLURM, "PMI_RANK": "6", "PMI_SIZE": "7"}, Rank(6, 7, 0, 1, "MPICH")),  # srun --mpi=pmi2
+        ({**SLURM, "PMI_RANK": "6", "PMI_SIZE": "7"}, Rank(6, 7, 0, 1, "SLURM")),  # srun --mpi=pmi2
     ],
 )
 def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: Rank) -> None:
@@ -100,6 +100,19 @@ def test_contradictions_between_launchers_and_about_cards() -> None:
     assert "--devices 2" in caught.value.hint
 
 
+def test_a_guess_gives_way_to_a_flag() -> None:
+    by_hand = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    assert find_rank(Config(), by_hand).guessed
+    assert find_rank(Config(process_per_node=4), by_hand) == Rank(3, 8, 1, 4, "the environment")
+    assert find_rank(Config(cuda_devices=(0, 1, 2, 3)), by_hand).guessed
+
+
+def test_a_rank_that_is_typed_for_all_is_told_by_those_for_whom_it_is_wrong() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_rank(Config(rank=0), OPEN_MPI)
+    assert caught.value.shown is False
+
+
 def test_ranks_that_are_typed() -> None:
     typed = Config(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
     assert find_rank(typed, {}) == Rank(3, 4, 1, 2, "flags")
@@ -123,6 +136,8 @@ def test_where_the_processes_meet(tmp_path: Path) -> None:
     assert meeting(Config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
     assert meeting(Config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
     assert meeting(Config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
+    inside = {"PMIX_NAMESPACE": "7", "SLURM_JOB_NODELIST": "n[01-04]", "SLURM_STEP_NODELIST": "n[02-04]"}
+    assert meeting(Config(), two_nodes, inside)[0] == "n01"  # mpirun in an allocation: its own step lacks its node
     hosts = tmp_path / "hosts"
     hosts.write_text("node-3\nnode-3\nnode-4\n")
     for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):

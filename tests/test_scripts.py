@@ -87,6 +87,7 @@ class Job:
             [str(SCRIPTS / f"{script}.sh"), *map(str, words)],
             cwd=self.folder,
             env={**self.variables, **job, **variables},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a shell's background job
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -6,11 +6,11 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 
 class UnetError(Exception):
-    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns; `shown` where
-    another process of the run tells the user."""
+    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns; `shown`
+    whether another process of the run tells the user (None: the usual rule)."""
 
     exit_code = FAILED
-    shown = False
+    shown: bool | None = None
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)

@@ -58,7 +58,7 @@ def finish(
     folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
     if parts.group.leads:
-        print(block(parts, folder, weights, engine_run, records, reason, missed))
+        print(block(parts, folder, weights, engine_run, records, reason))
     if config.mode == "train_and_predict" and config.checkpoints and not stopped:
         from unet.commands import predict
 
@@ -71,9 +71,7 @@ def finish(
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
 
-def block(
-    parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str, missed: bool
-) -> str:
+def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
     """The block at the end: what came out, where everything is, what to type next."""
     progress, config = engine_run.progress, parts.config
     seconds = progress.seconds

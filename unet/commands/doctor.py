@@ -8,8 +8,9 @@ from pathlib import Path
 
 import unet
 from unet import host
-from unet.config import where
+from unet.config import Config, where
 from unet.devices import environment, launchers
+from unet.errors import UnetError, UsageError
 from unet.resolve import Resolved
 from unet.runtime.run_folder import versions
 
@@ -19,27 +20,20 @@ def run(resolved: Resolved, command: str) -> int:
     config = resolved.config
     total, available = host.memory()
     lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]
-    usable = []
-    rank = launchers.find_rank(config)
+    wanted = []
+    try:
+        rank = launchers.find_rank(config)
+    except UsageError as error:
+        lines.append(f"  {error.message} {error.hint}")
+        rank = launchers.Rank()
     for name in environment.DEVICES:
-        device = environment.load(name)
-        why = environment.usable(device, config, rank)
-        cards = None if why else device.cards()
+        why, cards = _state(name, config, rank)
         lines.append(
             f"  {name:<6} {'usable' if not why else 'not usable: ' + why}" + (f", {cards} cards" if cards else "")
         )
-        usable += [] if why else [name]
-    wanted = [name for name in usable if config.device in ("auto", name)]
-    if wanted:
-        device_now = environment.load(wanted[0])(config, rank)
-        precisions = ", ".join(device_now.dtypes()) or "none"
-        lines += [
-            "",
-            f"Would be used: {device_now.describe()}",
-            f"  precision {str(device_now.dtype).removeprefix('torch.')}; faster in hardware: {precisions}",
-        ]
-    else:
-        lines += ["", f"--device {config.device} cannot be used here."]
+        if not why and config.device in ("auto", name):
+            wanted.append(name)
+    lines += ["", *_used(wanted, config, rank)]
     lines += [
         "",
         "Machine",
@@ -60,3 +54,25 @@ def run(resolved: Resolved, command: str) -> int:
         lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
     print("\n".join(lines))
     return 0 if wanted else 1
+
+
+def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None, int | None]:
+    """(why a device cannot be used, how many cards there are)."""
+    device = environment.load(name)
+    try:
+        why = environment.usable(device, config, rank)
+    except UnetError as error:
+        return f"{error.message} {error.hint}", None
+    return why, None if why else device.cards()
+
+
+def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
+    """What a run with these settings would compute on."""
+    if not wanted:
+        return [f"--device {config.device} cannot be used here."]
+    try:
+        device = environment.load(wanted[0])(config, rank)
+    except UnetError as error:
+        return [f"{error.message} {error.hint}"]
+    dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"
+    return [f"Would be used: {device.describe()}", f"  precision {dtype}; faster in hardware: {faster}"]

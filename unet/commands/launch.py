@@ -27,9 +27,10 @@ SEVERAL = ("train", "evaluate", "predict")  # commands that several processes sh
 def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
     """Run a command's module; where --devices asks for several processes and no launcher runs, start them instead."""
     config = resolved.config
-    found = launchers.launched(os.environ)
-    if (config.devices or 1) > 1 and not (found and found.world > 1) and command.__name__.rpartition(".")[2] in SEVERAL:
-        return start(config.devices or 1, words)
+    if (config.devices or 1) > 1 and command.__name__.rpartition(".")[2] in SEVERAL:
+        found = launchers.launched(os.environ)
+        if found is None or found.world == 1:
+            return start(config.devices or 1, words)
     try:
         code: int = command.run(resolved, "python -m unet " + shlex.join(words))
     except BaseException as error:
@@ -55,7 +56,7 @@ def part(error: BaseException | None) -> Any:
 
 def silent(error: UnetError) -> bool:
     """Whether another process tells the user the same: a mistake in the flags is everybody's, and rank 0 names it."""
-    return error.shown or (isinstance(error, UsageError) and follows())
+    return error.shown if error.shown is not None else isinstance(error, UsageError) and follows()
 
 
 def follows() -> bool:
@@ -78,7 +79,8 @@ def start(count: int, words: Sequence[str]) -> int:
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = []
     for number in range(count):
-        own = {**os.environ, **common, "RANK": str(number), "LOCAL_RANK": str(number)}
+        rest = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+        own = {**rest, **common, "RANK": str(number), "LOCAL_RANK": str(number)}
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "unet", *words],

@@ -92,6 +92,7 @@ def dry_run(resolved: Resolved) -> int:
             "resume": None,
             "target": None,
             "checkpoints": False,
+            "log_all_workers": False,
         }
         if config.mode == "train_and_predict":
             changes["mode"] = None

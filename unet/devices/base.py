@@ -206,6 +206,11 @@ class Device:
         """Keyword arguments for DataLoader, and "workers": how many processes suit this device."""
         return {"workers": 0}
 
+    def own_workers(self) -> dict[str, Any]:
+        """Loader options of an accelerator: processes that are not forked, which is unsafe beside a card."""
+        workers = max(0, min(8, launchers.cores(self.rank) - 1))
+        return {"workers": workers, "multiprocessing_context": "forkserver"}
+
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The loader's batches, on the device."""
         for batch in loader:

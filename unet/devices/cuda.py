@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet.config import Config
-from unet.devices import launchers
 from unet.devices.base import Device
 
 if TYPE_CHECKING:
@@ -118,11 +117,7 @@ class CUDA(Device):
         return super().parallel_options() | {"device_ids": [self.device.index]}
 
     def loader_options(self) -> dict[str, Any]:
-        return {
-            "workers": max(0, min(8, launchers.cores(self.rank) - 1)),
-            "pin_memory": True,
-            "multiprocessing_context": "forkserver",
-        }
+        return self.own_workers() | {"pin_memory": True}
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The next batch is copied on a side stream while this one is worked on."""

@@ -23,8 +23,7 @@ DEVICES = {
     "cpu": "unet.devices.cpu:CPU",
 }
 
-# set where a scheduler or an affinity script gives every process a card of its own and shows it no other
-OWN_CARD = {"SLURM_GPUS_PER_TASK", "SLURM_STEP_GPUS", "PALS_LOCAL_RANKID"}
+OWN_CARD = "SLURM_GPUS_PER_TASK"  # set where every process has a card of its own and sees no other
 
 
 def load(name: str) -> type[Device]:
@@ -49,9 +48,7 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
             return device, passed
         passed.append(f"{name}: {why}")
     asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
-    error = DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
-    error.shown = rank.local > 0
-    raise error
+    raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
 
 
 def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
@@ -63,7 +60,7 @@ def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
                 os.environ[variable] = value
     why = device.missing(config)
     cards = None if why else device.cards()
-    if cards == 1 and OWN_CARD & set(os.environ):
+    if cards == 1 and OWN_CARD in os.environ:
         cards = None
     needed = rank.local + 1 if rank.guessed else rank.local_world
     if cards is not None and needed > cards:

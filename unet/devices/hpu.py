@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files
 from unet.config import Config
-from unet.devices import launchers
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UsageError
 
@@ -69,7 +68,7 @@ class HPU(Device):
         if not cls.installed():
             return "habana_frameworks is not installed; start Intel's Gaudi container, which has it."
         version = importlib.metadata.version("torch")
-        if config.use_lazy_mode and not version.partition("+")[2].startswith("git"):
+        if config.use_lazy_mode and "git" not in version.partition("+")[2]:
             return (
                 f"lazy mode needs Intel's build of torch, and this is {version}; use the torch of the Gaudi container,"
                 " or leave out --use-lazy-mode."
@@ -152,7 +151,7 @@ class HPU(Device):
         super().join(store, timeout)
 
     def parallel_options(self) -> dict[str, Any]:
-        return {"gradient_as_bucket_view": True, "bucket_cap_mb": 100, "static_graph": self.config.accumulate == 1}
+        return super().parallel_options() | {"bucket_cap_mb": 100, "static_graph": self.config.accumulate == 1}
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """Fused AdamW and SGD; there is no fused Adam, whose L2 penalty is coupled."""
@@ -165,8 +164,7 @@ class HPU(Device):
         return made
 
     def loader_options(self) -> dict[str, Any]:
-        workers = max(0, min(8, launchers.cores(self.rank) - 1))
-        return {"workers": workers, "multiprocessing_context": "forkserver"}  # fork is unsafe beside a card
+        return self.own_workers()
 
     def flush(self) -> None:
         if self.lazy:

@@ -82,6 +82,8 @@ def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank
     rank = launched(variables)
     if not rank:
         return _from_flags(config, variables)
+    if rank.guessed and (config.process_per_node or 0) > rank.local:
+        rank = dataclasses.replace(rank, local_world=config.process_per_node or 1, guessed=False)
     _require(config, rank)
     return rank
 
@@ -93,6 +95,8 @@ def launched(variables: Mapping[str, str]) -> Rank | None:
     if not found:
         return None
     rank = found[0]
+    if rank.launcher == "MPICH" and (rank.rank, rank.world) == (found[-1].rank, found[-1].world):
+        return found[-1]  # srun --mpi=pmi2 sets both
     if rank.launcher == BY_HAND and len(found) > 1 and (rank.rank, rank.world) != (found[1].rank, found[1].world):
         raise UsageError(
             f"RANK={rank.rank} and WORLD_SIZE={rank.world} are set, but {found[1].launcher} says rank {found[1].rank}"
@@ -194,8 +198,9 @@ def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
 
 def _require(config: Config, found: Rank) -> None:
     """Raise UsageError with every typed number that the launcher contradicts."""
+    alone = found.launcher == "none"
     words = [
-        f"{flag} {typed}, but {found.launcher} says {is_}"
+        f"{flag} {typed}, but {'there is one process' if alone else f'{found.launcher} says {is_}'}"
         for flag, typed, is_ in (
             ("--world-size", config.world_size, found.world),
             ("--rank", config.rank, found.rank),
@@ -205,13 +210,20 @@ def _require(config: Config, found: Rank) -> None:
         if typed is not None and typed != is_
     ]
     if config.devices is not None and config.devices != found.world:
-        words.append(f"--devices {config.devices}, but {found.launcher} runs {found.world} processes")
+        runs = "this command runs in one process" if alone else f"{found.launcher} runs {found.world} processes"
+        words.append(f"--devices {config.devices}, but {runs}")
     if words:
-        raise UsageError(
-            "; ".join(words) + ".", "Leave these flags out: the launcher gives the numbers; or change its count."
+        error = UsageError(
+            "; ".join(words) + ".",
+            "Leave these flags out."
+            if alone
+            else "Leave these flags out: the launcher gives the numbers; or change its count.",
         )
+        if config.rank is not None or config.local_rank is not None:
+            error.shown = False  # right for one process, wrong for this one
+        raise error
     cards = len(config.cuda_devices)
-    if cards and cards != found.local_world:
+    if cards and cards != found.local_world and not found.guessed:
         one = found.local_world == 1
         raise UsageError(
             f"--cuda-devices names {cards} card{'s' if cards > 1 else ''}, but {found.local_world} process"
@@ -235,12 +247,13 @@ def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.enviro
                 "Leave --dist-url out, or give torch.distributed.run --master_addr and --master_port.",
             )
         return match[1].strip("[]"), int(match[2])
-    address = variables.get("MASTER_ADDR") or ("127.0.0.1" if rank.one_node else first_node(variables))
+    address = variables.get("MASTER_ADDR") or ("127.0.0.1" if rank.one_node else first_node(rank, variables))
     if not address and not rank.guessed:
         raise UsageError(
             f"{rank.launcher} runs {rank.world} processes, {rank.local_world} on this node, but MASTER_ADDR is not"
             " set: the nodes do not know where to meet.",
-            "Type: mpirun -x MASTER_ADDR=FIRST_NODE -x MASTER_PORT=29500 ..., or --dist-url tcp://FIRST_NODE:29500",
+            "Type --dist-url tcp://FIRST_NODE:29500 (or set MASTER_ADDR and MASTER_PORT in every process: mpirun"
+            " -x MASTER_ADDR -x MASTER_PORT).",
         )
     address = address or "127.0.0.1"
     if "MASTER_PORT" in variables:
@@ -259,13 +272,16 @@ def job(rank: Rank, variables: Mapping[str, str]) -> str | None:
     names = [name for launcher in LAUNCHERS if launcher.name == rank.launcher for name in launcher.job]
     if names and all(name in variables for name in names):
         return " ".join(f"{name}={variables[name]}" for name in names)
-    return f"process {_launcher_process(rank, variables)}" if rank.one_node else None
+    return f"process {_launcher_process(rank)}" if rank.one_node else None
 
 
-def first_node(variables: Mapping[str, str]) -> str | None:
+def first_node(rank: Rank, variables: Mapping[str, str]) -> str | None:
     """The first host of the job, where the scheduler says it: SLURM's list, or a file of hosts (PBS, Cobalt)."""
-    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST")
-    if nodes and "SLURM_STEP_ID" in variables:
+    step = (
+        variables.get("SLURM_STEP_NODELIST") if rank.launcher == "SLURM" else None
+    )  # mpirun's own step lacks its node
+    nodes = step or variables.get("SLURM_JOB_NODELIST")
+    if nodes:
         match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?(,|$)", nodes)
         return match[1] + (match[2] or "") if match else None
     for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):
@@ -279,7 +295,7 @@ def first_node(variables: Mapping[str, str]) -> str | None:
 def cores(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
     """The cores of this process: those it is bound to, but no more than its share of the launcher's, since a launcher
     may bind several processes to one socket, or none to any."""
-    share = max(1, host.cores(_launcher_process(rank, variables)) // rank.local_world)
+    share = max(1, host.cores(_launcher_process(rank)) // rank.local_world)
     found = min(host.cores(), share)
     tasks = variables.get("SLURM_CPUS_PER_TASK", "")
     return min(found, int(tasks)) if rank.launcher == "SLURM" and tasks.isdecimal() and int(tasks) else found
@@ -291,11 +307,11 @@ def threads(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
     torch.distributed.run sets OMP_NUM_THREADS=1 by itself: that is nobody's wish.
     """
     typed = variables.get("OMP_NUM_THREADS", "")
-    own = rank.launcher != LAUNCHERS[0].name or "OMP_NUM_THREADS" in _variables_of(_launcher_process(rank, variables))
+    own = rank.launcher != LAUNCHERS[0].name or "OMP_NUM_THREADS" in _variables_of(_launcher_process(rank))
     return int(typed) if typed.isdecimal() and int(typed) and own else cores(rank, variables)
 
 
-def _launcher_process(rank: Rank, variables: Mapping[str, str]) -> int:
+def _launcher_process(rank: Rank) -> int:
     """The nearest process above this one that does not have a rank: the launcher, or its agent on this node."""
     name = next((launcher.rank for launcher in LAUNCHERS if launcher.name == rank.launcher), "RANK")
     pid = os.getppid()

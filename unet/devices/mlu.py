@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from unet.config import Config
-from unet.devices import launchers
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError
 
@@ -100,7 +99,7 @@ class MLU(Device):
         self._api.manual_seed_all(number)
 
     def parallel_options(self) -> dict[str, Any]:
-        return {"gradient_as_bucket_view": True, "device_ids": [self.index]}
+        return super().parallel_options() | {"device_ids": [self.index]}
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """The fused Adam family (coupled L2 for adam, decoupled for adamw) and SGD."""
@@ -115,8 +114,7 @@ class MLU(Device):
         return made
 
     def loader_options(self) -> dict[str, Any]:
-        workers = max(0, min(8, launchers.cores(self.rank) - 1))
-        return {"workers": workers, "multiprocessing_context": "forkserver"}  # fork is refused beside a card
+        return self.own_workers()
 
     def synchronize(self) -> None:
         self._api.synchronize()

@@ -219,6 +219,9 @@ def restore(run: Run, state: Path) -> None:
         group = run.config.accumulate
         done = run.progress.batch * ranks // run.group.world // group * group
         run.progress.batch = min(done, run.steps_per_epoch * group)
+        count = max(1, round(run.progress.loss_count * ranks / run.group.world))
+        run.progress.loss_sum *= count / max(1, run.progress.loss_count)
+        run.progress.loss_count = count if run.progress.loss_count else 0
     run.progress.reached = target_reached(run)  # the target may have been typed anew
 
 

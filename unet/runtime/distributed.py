@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from unet import host
 from unet.devices.base import Device, first_line
-from unet.errors import UnetError
-from unet.runtime.heart import GRACE, HINT, Heart
+from unet.errors import DeviceError, UnetError, UsageError
+from unet.runtime.heart import AGAIN, GRACE, NEWS, RESUME, Heart
 
 T = TypeVar("T")
 ENDLESS = datetime.timedelta(days=1)  # how long a collective may wait: the heart ends it long before
@@ -73,7 +73,8 @@ class Group:
         """How long a step usually takes."""
 
     def on_death(self, note: Callable[[str], None]) -> None:
-        """Call `note` with the reason before this process is ended because another one is lost."""
+        """From now on there is a run to resume: call `note` with the reason before this process is ended because
+        another one is lost."""
 
     def leave(self, error: BaseException | None = None) -> UnetError | None:
         """Say goodbye to the other ranks, in peace or with an error. Returns what another rank ended with meanwhile."""
@@ -104,33 +105,46 @@ class Ranks(Group):
         self.heart = Heart(line, self.rank, self.world, timeout)
         self.heart.start()
         try:
-            device.join(store, ENDLESS)
-            self._talk = distributed.new_group(backend="gloo", timeout=ENDLESS)
-            self._first_exchange(device)
+            self._join(device, store)
         except Exception as error:
             found = self.explain(error)
+            if not isinstance(found, UnetError):
+                found = DeviceError(
+                    f"The first exchange over {device.collective} failed: {first_line(error)}",
+                    "Compare driver, collective library and network interfaces of all nodes; python -m unet doctor",
+                )
             self.heart.leave(found)
             raise found from error
 
-    def _first_exchange(self, device: Device) -> None:
-        """A sum over the device's own collective: a wrong interface or a card that does not answer shows here, and not
-        as a first step that never ends. It may build its rings, so it has longer than a step."""
+    def _join(self, device: Device, store: Any) -> None:
+        """Both groups, and a sum over the device's own: a wrong interface or a card that does not answer shows here,
+        and not as a first step that never ends. It may build rings, so it has longer than a step."""
         from torch import distributed
 
         self.heart.step = self.heart.timeout / 2
         self.heart.mark(f"in the first exchange over {device.collective}")
+        own = f"{device.name} with torch {torch.__version__}"
+        store.set(f"device of {self.rank}", own)
+        first = store.get("device of 0").decode()
+        if own != first:
+            raise UsageError(
+                f"Rank 0 runs on {first}, rank {self.rank} on {own}.",
+                "Type --device, and start all processes in the same environment.",
+            )
+        device.join(store, ENDLESS)
+        self._talk = distributed.new_group(backend="gloo", timeout=ENDLESS)
         total = device.put(torch.ones(1))
         distributed.all_reduce(total)
         device.flush()
         device.synchronize()
         found = total.item()
+        if found != self.world:
+            raise DeviceError(
+                f"The first sum over {device.collective} is {found:g} instead of {self.world}.",
+                "Compare driver and collective library of all nodes; python -m unet doctor",
+            )
         self.heart.mark("starting", patient=True)
         self.heart.step = 0.0
-        if found != self.world:
-            raise UnetError(
-                f"The first sum over {device.collective} is {found:g} instead of {self.world}.",
-                "Compare the driver and the collective library of all nodes; python -m unet doctor",
-            )
 
     def gather(self, value: T) -> list[T]:
         from torch import distributed
@@ -185,7 +199,7 @@ class Ranks(Group):
         self.heart.step = max(self.heart.step, seconds)
 
     def on_death(self, note: Callable[[str], None]) -> None:
-        self.heart.on_death = note
+        self.heart.on_death, self.heart.hint = note, RESUME
 
     def average_statistics(self, model: nn.Module) -> None:
         from torch import distributed
@@ -210,7 +224,7 @@ class Ranks(Group):
         if isinstance(error, UnetError | KeyboardInterrupt) or error is self._explained or not _of_a_connection(error):
             return error
         self._explained = error
-        self.heart.mark("waiting for news of another rank", patient=True)
+        self.heart.mark(NEWS, patient=True)
         return self.heart.verdict(self.heart.timeout + 2 * GRACE) or error
 
     def leave(self, error: BaseException | None = None) -> UnetError | None:
@@ -224,7 +238,7 @@ class Ranks(Group):
             except RuntimeError as broken:
                 found = self.explain(broken)
                 self.heart.leave(found)
-                return found if isinstance(found, UnetError) else UnetError(first_line(found), HINT)
+                return found if isinstance(found, UnetError) else UnetError(first_line(found), AGAIN)
         return self.heart.leave(error)
 
 

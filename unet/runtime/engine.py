@@ -224,7 +224,8 @@ class Clock:
 
     def lap(self) -> dict[str, float]:
         """Close the stretch and start the next: its rate and share of waiting."""
-        self.group.pace((time.perf_counter() - self.since) / max(1, self.batches))
+        lap = time.perf_counter() - self.since
+        self.group.pace(lap / max(1, min(self.batches, 10)))  # the host may run ahead, and wait for many steps in one
         seconds, images, waited = max(self.device.now() - self.since, 1e-9), self.images, self.waited
         self.progress.seconds["train"] += seconds
         self.progress.seconds["wait"] += waited
@@ -308,9 +309,9 @@ def save(run: Run) -> None:
 
 def optimizer_step(run: Run) -> None:
     """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
-    optim.set_rate(
-        run.optimizer, optim.learning_rate(run.config, run.progress.epoch, run.position, run.steps_per_epoch)
-    )
+    progress = run.progress
+    rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
+    optim.set_rate(run.optimizer, rate)
     if run.config.clip is not None:
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)

@@ -25,7 +25,9 @@ from unet import files
 from unet.devices.base import first_line
 from unet.errors import FAILED, UnetError
 
-HINT = "The last saved state is kept: start all processes again with the same command and --resume --run-name NAME."
+AGAIN = "Start all processes again with the same command."
+RESUME = "The last saved state is kept: start all processes again with the same command and --resume --run-name NAME."
+NEWS = "waiting for news of another rank"  # a rank that is here has an error, and is not ahead of the others
 GRACE = 5.0  # seconds in which the main thread may end by itself, with its logs written
 STEPS = 10.0  # usual steps that one step may last
 
@@ -39,6 +41,7 @@ class Heart(threading.Thread):
         self.prefix = f"heart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.place, self.patient, self.marks, self.beats, self.step = "starting", True, 0, 0, 0.0
         self.on_death: Callable[[str], None] | None = None
+        self.hint = AGAIN
         self.known: str | None = None
         self.speaks = rank == 0  # the one that tells the user; all do where rank 0 cannot
         self.decided, self.quiet = threading.Event(), threading.Event()
@@ -144,7 +147,8 @@ class Heart(threading.Thread):
         least = min(sight.marks for sight in self.seen.values())
         behind = {rank: sight for rank, sight in self.seen.items() if sight.marks == least}
         key = (least, tuple(sorted(behind)))
-        if key != self.behind or len(self.seen) < self.world or any(sight.patient for sight in behind.values()):
+        excused = any(sight.patient for sight in behind.values()) or any(s.place == NEWS for s in self.seen.values())
+        if key != self.behind or len(self.seen) < self.world or excused:
             self.behind, self.behind_at = key, now
         limit = max(self.timeout, STEPS * self.step)
         if now - self.behind_at <= limit:
@@ -176,7 +180,7 @@ class Heart(threading.Thread):
             with contextlib.suppress(Exception):
                 self.on_death(found)
         if self.speaks:
-            print(f"error: {found}\n  {HINT}", file=sys.stderr, flush=True)
+            print(f"error: {found}\n  {self.hint}", file=sys.stderr, flush=True)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(FAILED)
@@ -185,7 +189,7 @@ class Heart(threading.Thread):
         """Which rank is lost, where that is known within `wait` seconds."""
         if not self.decided.wait(wait):
             return None
-        found = UnetError(str(self.known), HINT)
+        found = UnetError(str(self.known), self.hint)
         found.shown = not self.speaks
         return found
 
@@ -199,7 +203,7 @@ class Heart(threading.Thread):
         with contextlib.suppress(RuntimeError, OSError):
             while error is None and self.rank and self.read("left/0") is None and not self.decided.wait(0.05):
                 pass
-            if not self.decided.is_set():
+            if error is not None or not self.decided.is_set():
                 self.line.set(f"{self.prefix}/left/{self.rank}", words)
             deadline = time.monotonic() + (GRACE if error is None else 2.0)
             others = [f"left/{rank}" for rank in range(1, self.world)] if self.rank == 0 else ["left/0"]

@@ -32,8 +32,9 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch
     return stock
 
 
-def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (from 0), which lies in `epoch` (from 1).
+def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int, position: int | None = None) -> float:
+    """The rate of optimiser step `step` (from 0), which lies in `epoch` (from 1) at `position` (in steps of epochs as
+    long as they are now; `step` itself unless the number of ranks has changed).
 
     Warm-up is linear per epoch, w + (lr - w) epoch / W for epoch <= W (as in the MLPerf reference). Then: constant;
     cosine to 0; poly (1 - t)^0.9 (nnU-Net), both over the rest of the run; multistep times gamma after each milestone.
@@ -44,11 +45,11 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int) -
         return config.lr * config.lr_gamma ** sum(epoch > milestone for milestone in config.lr_milestones)
     if config.schedule == "constant":
         return config.lr
-    total = config.epochs * steps_per_epoch
-    if config.max_steps:
-        total = min(total, config.max_steps)
     warm = config.warmup_epochs * steps_per_epoch
-    t = min(1.0, (step - warm) / max(1, total - warm))
+    t = ((step if position is None else position) - warm) / max(1, config.epochs * steps_per_epoch - warm)
+    if config.max_steps:
+        t = max(t, (step - warm) / max(1, config.max_steps - warm))
+    t = min(1.0, max(0.0, t))
     return config.lr * ((1 + math.cos(math.pi * t)) / 2 if config.schedule == "cosine" else (1 - t) ** 0.9)
 
 
