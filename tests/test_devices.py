@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import TINY, error_of
 from unet import host
 from unet.config import Config
 from unet.devices import cpu, environment
+from unet.devices.hpu import HPU
 from unet.devices.launchers import Rank
 from unet.runtime import inference
 
@@ -109,3 +111,18 @@ def test_a_device_of_ones_own(cli, phantoms: Path, workplace: Path, monkeypatch:
     assert "lgg on my own device" in err
     for name in ("nowhere:Mine", "mydevice:Other", "mydevice"):
         assert "--device-module" in error_of(cli(*words, "--device-module", name))
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [
+        ("2.4.0a0+git74cd574", True),  # bridges up to 1.19
+        ("2.6.0+hpu_1.20.0-543.git4952fce", True),
+        ("2.13.0+cpu", False),
+        ("2.13.0", False),
+    ],
+)
+def test_intel_s_builds_of_torch_are_known(version: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HPU, "installed", classmethod(lambda cls: True))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    assert ("lazy mode needs Intel's build" not in str(HPU.missing(Config(use_lazy_mode=True)))) is known
