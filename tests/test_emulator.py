@@ -149,6 +149,7 @@ def test_torch_loads_an_installed_bridge_by_itself(tmp_path: Path) -> None:
     assert (out, log) == ("False", {})
 
 
+@pytest.mark.slow
 def test_an_mlu_without_bfloat16_and_one_card_of_three(tmp_path: Path) -> None:
     code = f"{IMPORT['mlu']}; import torch; print(torch.mlu.is_bf16_supported(), torch.mlu.device_count())\n"
     code += "try: torch.ones(1, device='mlu', dtype=torch.bfloat16)\nexcept RuntimeError as error: print(error)"
@@ -157,6 +158,7 @@ def test_an_mlu_without_bfloat16_and_one_card_of_three(tmp_path: Path) -> None:
     assert out.splitlines()[0] == "False 1" and "bfloat16 is not supported" in out
 
 
+@pytest.mark.slow
 def test_no_card_and_no_libraries(tmp_path: Path) -> None:
     code = f"{IMPORT['mlu']}; import torch; print(torch.mlu.is_available(), torch.mlu.device_count())"
     assert say("mlu", code, tmp_path / "log.json", cards=0)[0] == "False 0"
@@ -164,6 +166,7 @@ def test_no_card_and_no_libraries(tmp_path: Path) -> None:
     assert "OSError: libcnrt.so" in run("-c", "import torch_mlu", env=env, code=1).stderr
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_log(tmp_path: Path) -> None:
     lists = tmp_path / "ops.txt"
     lists.write_text("conv2d\nlinear\n")
