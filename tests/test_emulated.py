@@ -163,6 +163,15 @@ def test_a_bridge_that_does_not_load(kind: str, place: Path, phantoms: Path) -> 
 
 
 @slow
+@pytest.mark.parametrize("mode", ["lazy", "eager", "mlu"])
+def test_benchmark_keeps_to_the_vendor_s_order_on_both_sides(mode: str, place: Path, phantoms: Path) -> None:
+    common = ("--data", phantoms, "--cache", "c", *TINY, "--rounds", 1, "--steps", 2)
+    done = run(place, mode, "benchmark", *common)
+    assert done.code == 0, done.err
+    assert "times the plain one" in done.out
+
+
+@slow
 def test_auto_takes_the_accelerator_and_says_so(place: Path, phantoms: Path) -> None:
     words = training(phantoms, "auto", "--overwrite")
     log = place / "device.json"

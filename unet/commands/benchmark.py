@@ -166,7 +166,8 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any
 
 
 def plain_step(config: Config, batch: Mapping[str, Any]) -> Callable[[], Any]:
-    """fp32, NCHW, eager, torch's own Adam: what a first script does. Gives the loss, unread."""
+    """fp32, NCHW, eager (also beside lazy mode), torch's own Adam: what a first script does. Gives the loss, unread."""
+    config = config.replace(use_lazy_mode=False)
     kind, _ = environment.choose(config, launchers.find_rank(config))
     import torch
 
