@@ -11,13 +11,18 @@ import traceback
 from collections.abc import Sequence
 
 from unet import __version__, host
-from unet.config import (
+from unet.config import check
+from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
+from unet.files import explain
+from unet.flags import (
+    CheckOptions,
     CommonOptions,
     DataOptions,
     DeviceOptions,
     DistributedOptions,
     EvalOptions,
     InputOptions,
+    MLPerfOptions,
     NetworkOptions,
     PhantomOptions,
     PredictOptions,
@@ -28,10 +33,7 @@ from unet.config import (
     TimingOptions,
     TrainOptions,
     WeightsOptions,
-    check,
 )
-from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
-from unet.files import explain
 from unet.options import fold, parser, read
 from unet.resolve import Resolved
 from unet.resolve import resolve as layers
@@ -50,7 +52,10 @@ class Command:
 
 
 APPLYING = (WeightsOptions, DataOptions, NetworkOptions, DeviceOptions, DistributedOptions, EvalOptions, TalkOptions)
-TRAINING = (CommonOptions, RunOptions, SplitOptions, TrainOptions, SaveOptions, PredictOptions, *APPLYING)
+TRAINING = (
+    *(CommonOptions, RunOptions, SplitOptions, TrainOptions, SaveOptions, PredictOptions, MLPerfOptions),
+    *APPLYING,
+)
 COMMANDS = {
     "train": Command("train a network, and score it", "--data kaggle_3m --image-size 128 --run-name lgg-128", TRAINING),
     "evaluate": Command(
@@ -68,7 +73,9 @@ COMMANDS = {
         (CommonOptions, DataOptions, TalkOptions),
     ),
     "check": Command(
-        "look a raw set or a cache over", "--data kaggle_3m", (CommonOptions, DataOptions, SplitOptions, TalkOptions)
+        "look a raw set or a cache over",
+        "--data kaggle_3m",
+        (CommonOptions, DataOptions, SplitOptions, CheckOptions, TalkOptions),
     ),
     "synthesize": Command(
         "make a phantom set in the true layout",
@@ -160,6 +167,8 @@ def dispatch(words: list[str]) -> int:
         )
     if name == "train" and mode in ("evaluate", "predict"):
         name = mode
+    if name == "train" and resolved.config.benchmark:
+        name = "benchmark"
     host.set_quiet(resolved.config.quiet)
     from unet.commands import launch
 

@@ -1,7 +1,7 @@
-"""The settings: one frozen dataclass, composed of groups; a command takes the flags of the groups that it needs.
+"""The settings: one frozen dataclass, composed of the groups of the flag table.
 
-A value comes from the strongest layer that sets it: default < task < made data < recipe < --config file < flag. The
-defaults of tasks and recipes are data here. No torch.
+A value comes from the strongest layer that sets it: default < task < made data < recipe < --config file < flag. No
+torch.
 """
 
 from __future__ import annotations
@@ -12,287 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from unet.errors import UsageError
-from unet.options import option
+from unet.flags import (
+    CheckOptions,
+    CommonOptions,
+    DataOptions,
+    DeviceOptions,
+    DistributedOptions,
+    EvalOptions,
+    InputOptions,
+    MLPerfOptions,
+    NetworkOptions,
+    PhantomOptions,
+    PredictOptions,
+    RunOptions,
+    SaveOptions,
+    SplitOptions,
+    TalkOptions,
+    TimingOptions,
+    TrainOptions,
+    WeightsOptions,
+)
+from unet.options import flag
+from unet.recipes import VOLUME_TASKS
 
-TASKS = ("lgg",)
-DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
-MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
-
-
-@dataclasses.dataclass(frozen=True)
-class CommonOptions:
-    """Task and settings"""
-
-    task: str = option("lgg", "what is learnt", choices=TASKS)
-    config: str | None = option(None, "settings from a JSON file; a run's config.json replays it", metavar="FILE")
-    recipe: str | None = option(
-        None, "a named set of settings: published (256 px, batch 16, 100 epochs)", metavar="NAME"
-    )
-    seed: int = option(2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1)
-    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Run"""
-
-    run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
-    out: str = option(
-        "performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir")
-    )
-    mode: str | None = option(
-        None,
-        "with train only: " + ", ".join(MODES),
-        choices=MODES,
-        metavar="MODE",
-        aliases=("--exec_mode",),
-        shown="train_and_evaluate",
-    )
-    dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
-
-
-@dataclasses.dataclass(frozen=True)
-class TalkOptions:
-    """Messages"""
-
-    verbose: bool = option(False, "tracebacks and more detail", aliases=("-v",))
-    quiet: bool = option(False, "no progress bars and no notices")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """Data"""
-
-    data: str = option(
-        "kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path", "--data_dir")
-    )
-    cache: str = option(
-        "kaggle_cache", "preprocessed data: a path, or a name under data/", metavar="DIR", aliases=("--cache-path",)
-    )
-    rebuild_cache: bool = option(False, "read the raw set and write the cache anew", aliases=("--im-cache",))
-    synth_data: bool = option(False, "made data in the true layout (made once, then kept)")
-    image_size: int = option(64, "side of a slice in pixels; a multiple of 2^layers", minimum=4, maximum=4096)
-    workers: str = option(
-        "auto", "processes that read and prepare; 0 = in this process", aliases=("--num-workers",), metavar="N"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitOptions:
-    """Split into training and validation cases"""
-
-    split: str = option(
-        "published",
-        "published (random.seed(42), sample), last (the seed's: last of the sorted names),"
-        " none, or a file (JSON, or validation cases one a line)",
-        metavar="NAME|FILE",
-    )
-    held_out: int | None = option(
-        None, "validation cases of published and last", minimum=1, shown="10; a fifth of a set of 20 cases or fewer"
-    )
-    fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
-    folds: int = option(5, "number of folds", minimum=2)
-    max_cases: int | None = option(None, "use the first N cases only", minimum=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions:
-    """Network"""
-
-    layers: int = option(4, "levels of the network", minimum=2, maximum=6)
-    width: int = option(32, "features of the first level; each level doubles them", minimum=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Training"""
-
-    epochs: int = option(25, "passes over the training cases", minimum=1)
-    max_steps: int | None = option(
-        None, "stop after N optimiser steps of the whole run", minimum=1, aliases=("--train_steps",)
-    )
-    batch_size: int = option(64, "slices per step and device", minimum=1)
-    accumulate: int = option(1, "batches whose gradients make one step", minimum=1, aliases=("--ga_steps",))
-    optimizer: str = option("adam", "optimiser", choices=("sgd", "adam", "adamw", "adamax"), metavar="NAME")
-    lr: float = option(1e-4, "learning rate", above=0, aliases=("--learning-rate",))
-    momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0, maximum=1)
-    weight_decay: float = option(0.0, "L2 penalty (adamw: decoupled)", minimum=0)
-    schedule: str = option(
-        "constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
-    )
-    warmup_epochs: int = option(0, "epochs of linear warm-up from --warmup-lr", minimum=0)
-    warmup_lr: float = option(0.0, "learning rate at the start of the warm-up", minimum=0)
-    lr_milestones: tuple[int, ...] = option((), "epochs after which multistep multiplies the rate", minimum=1)
-    lr_gamma: float = option(0.1, "factor of multistep", above=0)
-    clip: float | None = option(None, "clip the gradient's norm", above=0)
-    augment: bool = option(True, "random scale, rotation and flip; --no-augment turns it off")
-    aug_scale: float = option(
-        0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5
-    )
-    aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180)
-    target: float | None = option(
-        None, "stop when the score reaches this; not reached: exit code 3", aliases=("--quality_threshold",)
-    )
-    patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
-    max_time: float | None = option(None, "stop after N minutes, save, exit 130", above=0, metavar="MIN")
-    evaluate_every: int = option(1, "epochs between evaluations; 0 = at the end", minimum=0, aliases=("--eval_every",))
-    start_eval_at: int = option(1, "first epoch that is evaluated", minimum=1)
-    log_every: int = option(10, "steps between log lines; the only reads from the device", minimum=1)
-    nonfinite_limit: int = option(3, "stop when the loss is not finite N times in a row", minimum=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsOptions:
-    """Weights"""
-
-    weights: tuple[str, ...] = option(
-        ("unet.pt",),
-        "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
-        metavar="FILE",
-        repeated=True,
-        aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
-    )
-    load: str | None = option(
-        None,
-        "start from these weights (own or published format)",
-        metavar="FILE",
-        aliases=("--load_ckpt_path", "--checkpoint"),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveOptions:
-    """Saving and going on"""
-
-    resume: str | None = option(
-        None,
-        "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
-        bare="auto",
-        metavar="PATH",
-        aliases=("--resume-training",),
-    )
-    checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
-    checkpoints: bool = option(True, "--no-checkpoints writes none", aliases=(("--disable-ckpt-saving", False),))
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceOptions:
-    """Device"""
-
-    device: str = option(
-        "auto",
-        "where it runs: auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
-        metavar="NAME",
-        choices=DEVICES,
-        synonyms=(("gpu", "cuda"),),
-        aliases=(
-            ("--hpu", "hpu"),
-            ("--mlu", "mlu"),
-            ("--cuda", "cuda"),
-            ("--cpu", "cpu"),
-            ("--no-hpu", "cpu"),
-            ("--no-cuda", "cpu"),
-        ),
-    )
-    cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
-    use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
-    device_module: str | None = option(
-        None, "a device of your own: package.module:Class, a subclass of unet.devices.base.Device", metavar="NAME"
-    )
-    precision: str = option(
-        "fp32",
-        "arithmetic; tf32 = fp32 with TF32 products; auto (or bare --amp) = the best that the device has",
-        choices=("fp32", "tf32", "bf16", "fp16", "auto"),
-        metavar="fp32|tf32|bf16|fp16|auto",
-        bare="auto",
-        aliases=("--amp", "--dtype"),
-    )
-    precision_ops: str | None = option(
-        None,
-        'JSON {"lower": [...], "fp32": [...]}: operators of each precision (HPU)',
-        metavar="FILE",
-        aliases=("--bf16_config_path",),
-    )
-    compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",))
-    capture: str = option(
-        "auto",
-        "record the network as graphs that are replayed; auto = where the device gains by it (HPU in lazy mode)",
-        choices=("auto", "on", "off"),
-        bare="on",
-        metavar="auto|on|off",
-    )
-    layout: str = option("auto", "memory order of images; auto = the device's best", choices=("auto", "NCHW", "NHWC"))
-    deterministic: bool = option(
-        False, "bit-identical repetition; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)
-    )
-    data_on: str = option(
-        "disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributedOptions:
-    """Several processes (what the launcher says wins; a contradiction is an error)"""
-
-    devices: int | None = option(None, "start N processes on this machine, one a card", minimum=1, maximum=1024)
-    distributed: bool = option(
-        False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
-    )
-    world_size: int | None = option(None, "number of processes", minimum=1)
-    rank: int | None = option(None, "number of this process", minimum=0)
-    local_rank: int | None = option(None, "number of this process on its node", minimum=0)
-    dist_url: str = option("env://", "rendezvous", metavar="URL")
-    process_per_node: int | None = option(None, "processes on each node", minimum=1)
-    dist_timeout: float = option(
-        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, metavar="S"
-    )
-    log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """Evaluation"""
-
-    eval_batch_size: int = option(
-        64, "slices in a forward pass; the result does not depend on it", minimum=1, aliases=("--test-batch-size",)
-    )
-    eval_steps: int | None = option(None, "score at most N cases", minimum=1)
-    bootstrap: int = option(10000, "resamples of the patients for the 95 % interval", minimum=100)
-
-
-@dataclasses.dataclass(frozen=True)
-class InputOptions:
-    """Input"""
-
-    inputs: tuple[str, ...] = option(
-        (), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Prediction"""
-
-    output: str = option("predictions", "folder of the masks", metavar="DIR")
-    overlay: bool = option(False, "also write the outlines on the image, as PNG")
-    probabilities: bool = option(False, "also write probabilities, as float TIFF")
-
-
-@dataclasses.dataclass(frozen=True)
-class TimingOptions:
-    """Timing"""
-
-    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1)
-    steps: int = option(10, "steps of each loop in a round", minimum=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class PhantomOptions:
-    """Made data"""
-
-    patients: int = option(20, "made patients", minimum=2)
-    slices: int = option(20, "slices of a patient, at least; up to a quarter more", minimum=6)
-    side: int = option(256, "pixels of a side", minimum=64, maximum=1024)
+SIDES = ("patch", "eval_patch", "eval_crop", "pad_to", "spacing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,51 +56,37 @@ class Config(
     PredictOptions,
     TimingOptions,
     PhantomOptions,
+    MLPerfOptions,
+    CheckOptions,
 ):
-    """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""
+    """Every setting of the program; a command sets those of its own groups, the others keep their defaults.
+
+    One number given for the three sides of a volume stands for all of them; --lr-milestones mean --schedule multistep.
+    """
+
+    def __post_init__(self) -> None:
+        for name in SIDES:
+            value = getattr(self, name)
+            if len(value) == 1:
+                object.__setattr__(self, name, value * 3)
+        if self.lr_milestones and self.schedule == "constant":
+            object.__setattr__(self, "schedule", "multistep")
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
 
 
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {"lgg": {}}
-SYNTH_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lgg": {
-        "data": "synthetic_kaggle_3m",
-        "cache": "synthetic_cache",
-        "epochs": 6,
-        "batch_size": 16,
-        "lr": 1e-3,
-    },
-}
-RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "lgg": {
-        "published": {
-            "image_size": 256,
-            "batch_size": 16,
-            "epochs": 100,
-            "lr": 1e-4,
-            "optimizer": "adam",
-            "split": "published",
-            "aug_scale": 0.05,
-            "aug_angle": 15.0,
-        }
-    },
-}
-
-
 def check(config: Config, shaping: bool = True) -> None:
     """Settings that contradict one another. Raises one UsageError with all of them.
 
-    `shaping`: the command makes a network, so the image size must fit its layers.
+    `shaping`: the command makes a network, so its input must fit its layers.
     """
     mistakes = []
-    if shaping and config.image_size % 2**config.layers:
-        side = 2**config.layers
-        low = max(side, config.image_size // side * side)
-        mistakes.append(
-            f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"
-        )
+    if shaping:
+        mistakes += misfits(config) if config.task in VOLUME_TASKS else misfit_slices(config)
+    mistakes += wrong_counts(config)
+    if config.mlperf_division and config.task != "kits19":
+        mistakes.append(f"--mlperf-division is for --task kits19, not for {config.task}")
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
     if config.use_lazy_mode and config.compile:
@@ -384,6 +113,51 @@ def check(config: Config, shaping: bool = True) -> None:
         raise UsageError(
             "; ".join(mistakes) + ".", "Change the named flags; `python -m unet config` shows what is in force and why."
         )
+
+
+def misfit_slices(config: Config) -> list[str]:
+    """Whether --image-size fits --layers."""
+    side = 2**config.layers
+    if config.image_size % side == 0:
+        return []
+    low = max(side, config.image_size // side * side)
+    return [f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"]
+
+
+def misfits(config: Config) -> list[str]:
+    """Whether crop and window fit --layers and the volumes."""
+    step = 2**config.layers
+    least = 2 * step if config.normalization == "instance" else step
+    found = []
+    for name, sides in (("--patch", config.patch), ("--eval-patch", config.eval_patch)):
+        if len(sides) == 3 and any(side % step or side < least for side in sides):
+            fitting = " ".join(str(max(least, round(side / step) * step)) for side in sides)
+            found.append(
+                f"{name} {' '.join(map(str, sides))}: each side must be a multiple of {step} (2^layers) and at least"
+                f" {least}; nearest: {fitting}"
+            )
+    if len(config.patch) == len(config.pad_to) == 3 and any(
+        a > b for a, b in zip(config.patch, config.pad_to, strict=True)
+    ):
+        found.append(
+            f"--patch {' '.join(map(str, config.patch))} is larger than --pad-to {' '.join(map(str, config.pad_to))}:"
+            " a volume may be smaller than the crop"
+        )
+    return found
+
+
+def wrong_counts(config: Config) -> list[str]:
+    """Flags that take a certain count of numbers, in order."""
+    found = [
+        f"{flag(name)} takes one number or three, not {len(getattr(config, name))}"
+        for name in SIDES
+        if len(getattr(config, name)) not in ((0, 3) if name == "eval_crop" else (3,))
+    ]
+    for name in ("brightness", "noise", "lamb_betas"):
+        value = getattr(config, name)
+        if len(value) != 2 or (name != "lamb_betas" and value[0] > value[1]):
+            found.append(f"{flag(name)} takes two numbers, the lower first, not {' '.join(map(str, value))}")
+    return found
 
 
 def where(name: str, parent: str) -> Path:

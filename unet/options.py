@@ -23,8 +23,9 @@ class Option:
     """How one setting is spelt and checked.
 
     Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
-    value. `synonyms` are other words for a value. `bare` is the value of the flag when nothing follows it. `shown` is
-    what the help gives as default. A `repeated` flag takes one value each time and keeps them all.
+    value. `synonyms` are other words for a value; `worded` are spellings of a switch that take such a word. `bare` is
+    the value of the flag when nothing follows it. `shown` is what the help gives as default. A `repeated` flag takes
+    one value each time and keeps them all.
     """
 
     help: str
@@ -38,6 +39,7 @@ class Option:
     metavar: str | None = None
     positional: bool = False
     repeated: bool = False
+    worded: tuple[str, ...] = ()
     shown: str | None = None
 
 
@@ -186,6 +188,9 @@ def _add(section: Any, name: str, option: Option, kind: type, many: bool, defaul
         section.add_argument(
             *unique, metavar=metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper()), **how
         )
+    for spelling in option.worded:
+        words = "|".join(word for word, _ in option.synonyms)
+        section.add_argument(fold(spelling), metavar=words, **{**how, "help": argparse.SUPPRESS})
     for alias in option.aliases:
         if not isinstance(alias, str):
             section.add_argument(fold(alias[0]), **{**how, "help": argparse.SUPPRESS, "nargs": 0, "const": (alias[1],)})
@@ -194,7 +199,8 @@ def _add(section: Any, name: str, option: Option, kind: type, many: bool, defaul
 def _describe(option: Option, kind: type, default: Any, aliases: Sequence[str]) -> str:
     text = option.help
     switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]
-    also = [*aliases, *switches]
+    worded = [f"{spelling} {'|'.join(word for word, _ in option.synonyms)}" for spelling in option.worded]
+    also = [*aliases, *switches, *worded]
     if option.choices and option.metavar and "|" not in option.metavar and str(option.choices[0]) not in text:
         text += ": " + ", ".join(map(str, option.choices))
     if also:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet.config import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, Config
+from unet.config import Config
 from unet.errors import UsageError
 from unet.files import jsonable, read_json
 from unet.options import convert_many, fields
+from unet.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     for name, (value, spelling) in given.items():
         values[name], sources[name] = value, f"flag {spelling}"
     if sources["cache"] == "made data":
-        values["cache"] = f"{values['cache']}_{values['image_size']}"
+        values["cache"] = f"{values['cache']}_{values['side' if task in VOLUME_TASKS else 'image_size']}"
     return Resolved(Config(**values), sources, names)
 
 

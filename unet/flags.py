@@ -1,0 +1,395 @@
+"""The flag table: every setting once, in groups; a command takes the groups that it needs. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unet.options import option
+
+TASKS = ("lgg", "kits19")
+DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
+LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
+MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """Task and settings"""
+
+    task: str = option("lgg", "what is learnt", choices=TASKS)
+    config: str | None = option(None, "settings from a JSON file; a run's config.json replays it", metavar="FILE")
+    recipe: str | None = option(
+        None,
+        "a named set of settings: lgg has published; kits19 mlperf, dgx, gaudi2, cambricon-4, cambricon-8",
+        metavar="NAME",
+    )
+    seed: int = option(2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1)
+    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Run"""
+
+    run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
+    out: str = option(
+        "performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir")
+    )
+    mode: str | None = option(
+        None,
+        "with train only: " + ", ".join(MODES),
+        choices=MODES,
+        metavar="MODE",
+        aliases=("--exec_mode",),
+        shown="train_and_evaluate",
+    )
+    dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
+    benchmark: bool = option(False, "time the step instead: the command `benchmark` with these settings")
+    benchmark_warmup: int | None = option(
+        None, "steps left out of the timing", minimum=0, aliases=("--warmup_steps",), shown="one round"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TalkOptions:
+    """Messages"""
+
+    verbose: bool = option(False, "tracebacks and more detail", aliases=("-v",))
+    quiet: bool = option(False, "no progress bars and no notices")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Data"""
+
+    data: str = option(
+        "kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path", "--data_dir")
+    )
+    cache: str = option(
+        "kaggle_cache",
+        "preprocessed data: a path, or a name under data/",
+        metavar="DIR",
+        aliases=("--cache-path", "--results_dir"),
+    )
+    rebuild_cache: bool = option(False, "read the raw set and write the cache anew", aliases=("--im-cache",))
+    synth_data: bool = option(
+        False,
+        "made data in the true layout (made once, then kept)",
+        worded=("--loader",),
+        synonyms=(("synthetic", True), ("pytorch", False)),
+    )
+    image_size: int = option(64, "side of a slice in pixels; a multiple of 2^layers", minimum=4, maximum=4096)
+    spacing: tuple[float, ...] = option((1.6, 1.2, 1.2), "volumes: mm of a voxel that they are resampled to", above=0)
+    pad_to: tuple[int, ...] = option((128, 128, 128), "volumes: smallest sides; smaller ones are padded", minimum=1)
+    workers: str = option(
+        "auto", "processes that read and prepare; 0 = in this process", aliases=("--num-workers",), metavar="N"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """Split into training and validation cases"""
+
+    split: str = option(
+        "published",
+        "published (random.seed(42), sample), last (the seed's: last of the sorted names), mlperf (kits19: the 42"
+        " evaluation cases), none, or a file (JSON, or validation cases one a line)",
+        metavar="NAME|FILE",
+    )
+    held_out: int | None = option(
+        None, "validation cases of published and last", minimum=1, shown="10; a fifth of a set of 20 cases or fewer"
+    )
+    fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
+    folds: int = option(5, "number of folds", minimum=2)
+    max_cases: int | None = option(None, "use the first N cases only", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """Network"""
+
+    layers: int = option(4, "levels of the network", minimum=2, maximum=6)
+    width: int = option(
+        32, "features of the first level; each level doubles them (volumes: up to ten times the first)", minimum=1
+    )
+    normalization: str = option(
+        "batch",
+        "norm layers",
+        choices=("batch", "instance", "none"),
+        synonyms=(("batchnorm", "batch"), ("instancenorm", "instance")),
+    )
+    activation: str = option("relu", "activation", choices=("relu", "leaky_relu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Training"""
+
+    epochs: int = option(25, "passes over the training cases", minimum=1)
+    max_steps: int | None = option(
+        None, "stop after N optimiser steps of the whole run", minimum=1, aliases=("--train_steps",)
+    )
+    batch_size: int = option(64, "slices per step and device", minimum=1)
+    accumulate: int = option(1, "batches whose gradients make one step", minimum=1, aliases=("--ga_steps",))
+    optimizer: str = option("adam", "optimiser", choices=("sgd", "adam", "adamw", "adamax", "lamb"), metavar="NAME")
+    lr: float = option(1e-4, "learning rate", above=0, aliases=("--learning-rate",))
+    momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0, maximum=1)
+    weight_decay: float = option(0.0, "L2 penalty (adamw: decoupled)", minimum=0)
+    lamb_betas: tuple[float, ...] = option((0.9, 0.999), "decay rates of lamb", minimum=0, maximum=1)
+    schedule: str = option(
+        "constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
+    )
+    warmup_epochs: int = option(
+        0, "epochs of linear warm-up from --warmup-lr", minimum=0, aliases=("--lr_warmup_epochs",)
+    )
+    warmup_lr: float = option(
+        0.0, "learning rate at the start of the warm-up", minimum=0, aliases=("--init_learning_rate",)
+    )
+    warmup_by: str = option("epoch", "the warm-up rises with each epoch, or with each step", choices=("epoch", "step"))
+    lr_milestones: tuple[int, ...] = option(
+        (), "epochs after which multistep multiplies the rate", minimum=1, aliases=("--lr_decay_epochs",)
+    )
+    lr_gamma: float = option(0.1, "factor of multistep", above=0, aliases=("--lr_decay_factor",))
+    clip: float | None = option(None, "clip the gradient's norm", above=0)
+    augment: bool = option(True, "random scale, rotation and flip; --no-augment turns it off")
+    aug_scale: float = option(
+        0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5
+    )
+    aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180)
+    patch: tuple[int, ...] = option(
+        (128, 128, 128), "volumes: crop that is trained on", minimum=1, aliases=("--input_shape",)
+    )
+    oversampling: float = option(0.4, "volumes: share of crops that hold a labelled region", minimum=0, maximum=1)
+    last_offset: bool = option(True, "volumes: crops reach the far edge (the reference's never do)")
+    brightness: tuple[float, ...] = option(
+        (1.7, 2.3), "volumes: factor of one crop in ten (reference 1.7 2.3, MLPerf submissions 0.7 1.3)", minimum=0
+    )
+    noise: tuple[float, ...] = option(
+        (0.0, 0.1), "volumes: sigma of one crop in ten (reference 0 0.1, MLPerf submissions 0.1 0.1)", minimum=0
+    )
+    include_background: bool = option(False, "volumes: the loss counts the background as a class")
+    target: float | None = option(
+        None, "stop when the score reaches this; not reached: exit code 3", aliases=("--quality_threshold",)
+    )
+    patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
+    max_time: float | None = option(None, "stop after N minutes, save, exit 130", above=0, metavar="MIN")
+    evaluate_every: int | None = option(
+        None,
+        "epochs between evaluations; 0 = at the end",
+        minimum=0,
+        aliases=("--eval_every",),
+        shown="1; kits19: 20 epochs of 168 samples",
+    )
+    start_eval_at: int | None = option(
+        None, "first epoch that is evaluated", minimum=1, shown="1; kits19: 1000 epochs of 168 samples"
+    )
+    epoch_samples: str = option(
+        "dropped",
+        "volumes: that schedule counts epochs without their short last batch, or padded to whole batches",
+        choices=("dropped", "padded"),
+    )
+    log_every: int = option(10, "steps between log lines; the only reads from the device", minimum=1)
+    nonfinite_limit: int = option(3, "stop when the loss is not finite N times in a row", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsOptions:
+    """Weights"""
+
+    weights: tuple[str, ...] = option(
+        ("unet.pt",),
+        "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
+        metavar="FILE",
+        repeated=True,
+        aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
+    )
+    load: str | None = option(
+        None,
+        "start from these weights (own or published format)",
+        metavar="FILE",
+        aliases=("--load_ckpt_path", "--checkpoint"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveOptions:
+    """Saving and going on"""
+
+    resume: str | None = option(
+        None,
+        "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
+        bare="auto",
+        metavar="PATH",
+        aliases=("--resume-training",),
+    )
+    save_minutes: float = option(
+        0.0, "save the state at most every N minutes (0 = at each epoch's end)", minimum=0, metavar="MIN"
+    )
+    checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
+    checkpoints: bool = option(True, "--no-checkpoints writes none", aliases=(("--disable-ckpt-saving", False),))
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Device"""
+
+    device: str = option(
+        "auto",
+        "where it runs: auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
+        metavar="NAME",
+        choices=DEVICES,
+        synonyms=(("gpu", "cuda"),),
+        aliases=(
+            ("--hpu", "hpu"),
+            ("--mlu", "mlu"),
+            ("--cuda", "cuda"),
+            ("--cpu", "cpu"),
+            ("--no-hpu", "cpu"),
+            ("--no-cuda", "cpu"),
+        ),
+    )
+    cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
+    use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
+    device_module: str | None = option(
+        None, "a device of your own: package.module:Class, a subclass of unet.devices.base.Device", metavar="NAME"
+    )
+    precision: str = option(
+        "fp32",
+        "arithmetic; tf32 = fp32 with TF32 products; auto (or bare --amp) = the best that the device has",
+        choices=("fp32", "tf32", "bf16", "fp16", "auto"),
+        metavar="fp32|tf32|bf16|fp16|auto",
+        bare="auto",
+        aliases=("--amp", "--dtype"),
+    )
+    precision_ops: str | None = option(
+        None,
+        'JSON {"lower": [...], "fp32": [...]}: operators of each precision (HPU)',
+        metavar="FILE",
+        aliases=("--bf16_config_path",),
+    )
+    compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",))
+    capture: str = option(
+        "auto",
+        "record the network as graphs that are replayed; auto = where the device gains by it (HPU in lazy mode)",
+        choices=("auto", "on", "off"),
+        bare="on",
+        metavar="auto|on|off",
+    )
+    layout: str = option("auto", "memory order of images; auto = the device's best", choices=LAYOUTS, metavar="ORDER")
+    deterministic: bool = option(
+        False, "bit-identical repetition; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)
+    )
+    cudnn_benchmark: bool = option(True, "let cuDNN try its algorithms (NVIDIA)")
+    data_on: str = option(
+        "disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedOptions:
+    """Several processes (what the launcher says wins; a contradiction is an error)"""
+
+    devices: int | None = option(None, "start N processes on this machine, one a card", minimum=1, maximum=1024)
+    distributed: bool = option(
+        False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
+    )
+    world_size: int | None = option(None, "number of processes", minimum=1)
+    rank: int | None = option(None, "number of this process", minimum=0)
+    local_rank: int | None = option(None, "number of this process on its node", minimum=0)
+    dist_url: str = option("env://", "rendezvous", metavar="URL")
+    process_per_node: int | None = option(None, "processes on each node", minimum=1)
+    dist_timeout: float = option(
+        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, metavar="S"
+    )
+    log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Evaluation"""
+
+    eval_batch_size: int = option(
+        64, "slices in a forward pass; the result does not depend on it", minimum=1, aliases=("--test-batch-size",)
+    )
+    eval_patch: tuple[int, ...] = option(
+        (128, 128, 128), "volumes: window of the inference", minimum=1, aliases=("--val_input_shape",)
+    )
+    overlap: float = option(0.5, "volumes: share of a window that the next one covers again", minimum=0, maximum=0.9)
+    eval_region: str = option(
+        "rounded",
+        "volumes: what evaluate scores, each side rounded to half windows as MLPerf does, or all (predict: always all)",
+        choices=("rounded", "full"),
+    )
+    blend: str = option("gaussian", "volumes: weights of overlapping windows", choices=("gaussian", "constant"))
+    mirror: bool = option(False, "volumes: mean over the eight mirrored inputs", aliases=("--tta",))
+    eval_loss: bool = option(True, "volumes: also compute the loss while scoring")
+    eval_crop: tuple[int, ...] = option(
+        (), "volumes: score at most this crop around the labels during training; whole volumes at the end", minimum=1
+    )
+    surface_tolerance: float = option(1.0, "volumes: mm within which surfaces agree (surface Dice)", above=0)
+    eval_steps: int | None = option(None, "score at most N cases", minimum=1)
+    bootstrap: int = option(10000, "resamples of the patients for the 95 % interval", minimum=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """Input"""
+
+    inputs: tuple[str, ...] = option(
+        (), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Prediction"""
+
+    output: str = option("predictions", "folder of the masks", metavar="DIR")
+    overlay: bool = option(False, "also write the outlines on the image, as PNG")
+    probabilities: bool = option(False, "also write probabilities, as float TIFF")
+
+
+@dataclasses.dataclass(frozen=True)
+class TimingOptions:
+    """Timing"""
+
+    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1)
+    steps: int = option(10, "steps of each loop in a round", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomOptions:
+    """Made data"""
+
+    patients: int = option(20, "made patients", minimum=2)
+    slices: int = option(20, "slices of a patient, at least; up to a quarter more", minimum=6)
+    side: int = option(256, "pixels of a side", minimum=32, maximum=1024)
+    labels: str | None = option(
+        None, "kits19: paint on the real labels of this folder instead of made anatomy", metavar="DIR"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPerfOptions:
+    """MLPerf logging (kits19)"""
+
+    mlperf_division: str | None = option(
+        None, "write a compliant log of this division: closed or open", choices=("closed", "open"), metavar="NAME"
+    )
+    mlperf_rehearsal: bool = option(False, "closed with other sizes; the log says that it is a rehearsal")
+    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME")
+    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME")
+    mlperf_status: str = option(
+        "onprem", "status in the log", choices=("cloud", "onprem", "preview", "research"), metavar="NAME"
+    )
+    mlperf_warmup: int = option(2, "steps on made data before the clock starts", minimum=0)
+    drop_caches: bool = option(False, "clear the system's file cache first, and log it")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    """Checking"""
+
+    checksums: str | None = option(
+        None, "a list of MD5 sums (checksum.json, or md5sum's) to compare with", metavar="FILE"
+    )
