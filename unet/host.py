@@ -116,14 +116,15 @@ def progress(
 
 
 def spread(
-    work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str
+    work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str, at_once: int | None = None
 ) -> Iterator[tuple[Any, concurrent.futures.Future[Any]]]:
-    """Run `work(item)` for each item in processes, one a core, with a progress bar: (item, future) as they finish.
+    """Run `work(item)` for each item in processes, one a core (or `at_once`), with a progress bar: (item, future) as
+    they finish.
 
     Leaving the loop early cancels what has not begun. Workers leave Ctrl-C to this process and end when it ends.
     """
     context = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
-    count = max(1, min(cores(), len(items)))
+    count = max(1, min(at_once or cores(), len(items)))
     with concurrent.futures.ProcessPoolExecutor(count, context, _follow, (os.getpid(),)) as pool:
         waiting = {pool.submit(work, item): item for item in items}
         try:

@@ -1,4 +1,5 @@
-"""The cache: `<case>.npy`, `<case>_mask.npy` and `manifest.json`, memory-mapped by whoever trains. No torch.
+"""The cache: an image and a mask of each case (see `layouts`) and `manifest.json`, memory-mapped by whoever trains. No
+torch.
 
 A cache names what made it: settings, code version, sizes, times and digests of the sources. One process builds, the
 others wait; a build that was stopped continues; a changed source is made again. A cache without manifest (another
@@ -9,46 +10,53 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unet import files, host
 from unet.config import spelt
-from unet.data.preprocess import VERSION
+from unet.data.layouts import OF_TASK, Layout, flags
 from unet.data.volumes import Case, open_npy, write_npy
-from unet.errors import CacheError, DataError
+from unet.errors import CacheError, DataError, UnetError
 
 MANIFEST = "manifest.json"
+SMALL = 2**26  # bytes of masks that are looked through before processes have started
 Prepare = Callable[[Case], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedCase:
-    """One case of a cache: its files, slices, and mask pixels of each slice (`foreground`)."""
+    """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
+    each class (`foreground`). `facts` is what the manifest, or `boxes.json`, tells of it; `windows` what scoring it
+    takes where that is not its slices."""
 
     id: str
     image: Path
     mask: Path
     shape: tuple[int, ...]
     foreground: tuple[int, ...]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    windows: int = 0
 
     @property
     def cost(self) -> int:
-        return self.shape[0]
+        return self.windows or self.shape[0]
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(S, H, W, C) image and (S, H, W, 1) mask, memory-mapped, read-only."""
+        """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (1, D, H, W) both."""
         return open_npy(self.image), open_npy(self.mask)
 
 
-def paths_of(folder: Path, case: str) -> tuple[Path, Path]:
-    return folder / f"{case}.npy", folder / f"{case}_mask.npy"
+def _opened(layout: Layout, folder: Path, case: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> CachedCase:
+    image, mask = layout.paths(folder, case)
+    return CachedCase(case, image, mask, shape, tuple(facts["foreground"]), facts, layout.windows(shape))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -65,22 +73,29 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def make_manifest(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    key = {"task": task, "version": VERSION, "settings": dict(settings)}
+    """A manifest without cases: what a cache of these settings is known by."""
+    key = {"task": task, "version": OF_TASK[task].version, "settings": files.jsonable(dict(settings))}
     return {**key, "fingerprint": files.fingerprint(key), "cases": {}}
 
 
 def stamp(case: Case) -> dict[str, list[int]]:
     """name -> [bytes, time of change in ns] of a case's source files."""
-    return {path.name: [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in (*case.images, *case.labels)}
+    return {path.name: _stamp(path) for path in (*case.images, *case.labels)}
 
 
 def digest_of(case: Case) -> str:
-    return files.digest(*(path.read_bytes() for path in (*case.images, *case.labels)))
+    """Thirty-two hex digits of a case's source files, read a piece at a time."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in (*case.images, *case.labels):
+        with open(path, "rb") as stream:
+            while piece := stream.read(2**20):
+                total.update(piece)
+    return total.hexdigest()
 
 
-def is_current(record: Mapping[str, Any], case: Case, folder: Path) -> bool:
+def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layout) -> bool:
     """Whether a case's cached files are there and its sources are those that made them (time changed: by content)."""
-    if not all(path.exists() for path in paths_of(folder, case.id)):
+    if not all(path.exists() for path in layout.paths(folder, case.id)):
         return False
     now = stamp(case)
     if record["sources"] == now:
@@ -93,8 +108,10 @@ def is_current(record: Mapping[str, Any], case: Case, folder: Path) -> bool:
 
 def outdated(folder: Path, manifest: Mapping[str, Any], cases: Sequence[Case]) -> list[str]:
     """Ids that are missing from the cache, changed since, or no longer in the raw set."""
-    records = manifest["cases"]
-    changed = [case.id for case in cases if case.id not in records or not is_current(records[case.id], case, folder)]
+    records, layout = manifest["cases"], OF_TASK[manifest["task"]]
+    changed = [
+        case.id for case in cases if case.id not in records or not is_current(records[case.id], case, folder, layout)
+    ]
     return changed + sorted(set(records) - {case.id for case in cases})
 
 
@@ -140,15 +157,17 @@ def build(
     with files.lock(folder / ".lock", host.notice):
         files.remove_leftovers(folder)
         manifest = _start(folder, wanted, rebuild)
-        records = manifest["cases"]
+        records, layout = manifest["cases"], OF_TASK[wanted["task"]]
         require_same_set(folder, records, cases)
         manifest["expected"] = len(cases)
         gone = sorted(set(records) - {case.id for case in cases})
         for case_id in gone:
             del records[case_id]
-            for path in paths_of(folder, case_id):
+            for path in layout.paths(folder, case_id):
                 path.unlink(missing_ok=True)
-        todo = [case for case in cases if case.id not in records or not is_current(records[case.id], case, folder)]
+        todo = [
+            case for case in cases if case.id not in records or not is_current(records[case.id], case, folder, layout)
+        ]
         if todo or gone or not (folder / MANIFEST).exists():
             _make(folder, todo, prepare, manifest)
     return {"made": len(todo), "kept": len(cases) - len(todo), "removed": len(gone)}
@@ -171,10 +190,11 @@ def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any
 def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[str, Any]) -> None:
     faults: list[DataError] = []
     saved = time.monotonic()
-    work = functools.partial(_make_one, folder, prepare=prepare)
+    work = functools.partial(_make_one, folder, prepare=prepare, task=manifest["task"])
     _save(folder, manifest)  # before the first array: arrays without a manifest would pass for another program's cache
+    at_once = _at_once(len(todo), max((case.memory for case in todo), default=0))
     try:
-        for case, done in host.spread(work, todo, "preprocess", "case"):
+        for case, done in host.spread(work, todo, "preprocess", "case", at_once):
             try:
                 manifest["cases"][case.id] = done.result()
             except BrokenExecutor:
@@ -202,22 +222,34 @@ def _save(folder: Path, manifest: dict[str, Any]) -> None:
     files.write_json(folder / MANIFEST, {**manifest, "cases": dict(sorted(manifest["cases"].items()))})
 
 
-def _make_one(folder: Path, case: Case, prepare: Prepare) -> dict[str, Any]:
+def _at_once(count: int, largest: int) -> int:
+    """How many processes of `count` cases the memory carries where one takes up to `largest` bytes (0: little); a
+    notice where that is fewer than the cores."""
+    most, available = max(1, min(host.cores(), count)), host.memory()[1]
+    carried = min(most, max(1, available // largest)) if largest and available else most
+    if carried < most or largest > available > 0:
+        host.notice(
+            f"{carried} of {most} processes at a time: a case takes up to {host.size(largest)}, {host.size(available)}"
+            " of memory are free"
+        )
+    return carried
+
+
+def _make_one(folder: Path, case: Case, prepare: Prepare, task: str) -> dict[str, Any]:
     """In a worker: prepare one case, write its arrays, return its record."""
     sources = stamp(case)
-    content = digest_of(case)
-    made = prepare(case)
-    image, mask = paths_of(folder, case.id)
-    write_npy(image, made["image"])
-    write_npy(mask, made["mask"])
-    return {
-        "sources": sources,
-        "digest": content,
-        "shape": list(made["image"].shape),
-        "foreground": made["foreground"],
-        "geometry": made["geometry"].plain(),
-        "intensity": dataclasses.asdict(made["intensity"]),
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(digest_of, case)
+        made = prepare(case)
+        content = job.result()
+    for path, array in zip(OF_TASK[task].paths(folder, case.id), (made["image"], made["mask"]), strict=True):
+        write_npy(path, array)
+    kept = {name: value for name, value in made.items() if name not in ("image", "mask")}
+    plain: dict[str, Any] = {
+        name: dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else item
+        for name, item in kept.items()
     }
+    return {"sources": sources, "digest": content, "shape": list(made["image"].shape), **plain}
 
 
 def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
@@ -231,55 +263,95 @@ def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
         raise CacheError(
             f"{folder.absolute()}: {made} of {expected} cases are made.", "Complete it: python -m unet preprocess"
         )
-    result = []
+    layout, result = OF_TASK[manifest["task"]], []
     for case_id, record in sorted(manifest["cases"].items()):
-        image, mask = paths_of(folder, case_id)
+        image, mask = layout.paths(folder, case_id)
         shape = tuple(record["shape"])
-        for path, expected in ((image, shape), (mask, (*shape[:3], 1))):
+        for path, expected in ((image, shape), (mask, layout.mask_shape(shape))):
             if open_npy(path).shape != expected:
                 raise CacheError(
                     f"{path.absolute()}: its shape is not the manifest's {expected}.",
                     "Make it again with --rebuild-cache.",
                 )
-        result.append(CachedCase(case_id, image, mask, shape, tuple(record["foreground"])))
+        result.append(_opened(layout, folder, case_id, shape, record))
     return result
 
 
 def open_foreign(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
-    """A cache without manifest: flat `<case>.npy` (S, H, W, C) and `<case>_mask.npy` (S, H, W, 1) in {0, 1}, any
-    float type.
-    """
-    size = wanted["settings"]["image_size"]
-    images = sorted(path for path in folder.glob("*.npy") if not path.stem.endswith("_mask"))
-    if not images:
+    """A cache without manifest, in the layout of the task: shapes and types are checked, then masks are looked through
+    for what the manifest would tell."""
+    layout = OF_TASK[wanted["task"]]
+    ids = layout.ids(folder)
+    if not ids:
         raise CacheError(f"{folder.absolute()}: holds no cache.", "Give the raw set with --data, or another --cache.")
-    result = []
-    for image in images:
-        case = image.stem
-        mask = paths_of(folder, case)[1]
+    shapes = {}
+    for case in ids:
+        image, mask = layout.paths(folder, case)
         if not mask.exists():
             raise CacheError(f"{image.absolute()}: has no {mask.name}.", "Restore the mask, or remove the case.")
         a, b = open_npy(image), open_npy(mask)
-        if a.ndim != 4 or b.shape != (*a.shape[:3], 1) or a.dtype.kind != "f":
-            raise CacheError(
-                f"{image.absolute()}: {a.shape} {a.dtype} with mask {b.shape} is not (slices, H, W, channels) floats"
-                " with (slices, H, W, 1).",
-                "Give a cache of this task, or build one from the raw set.",
-            )
-        if a.shape[1:3] != (size, size):
-            raise CacheError(
-                f"{folder.absolute()}: the cache holds slices of {a.shape[1]} x {a.shape[2]}, asked: --image-size"
-                f" {size}.",
-                f"Type --image-size {a.shape[1]}, or name another --cache.",
-            )
-        values = np.unique(b)
-        if not set(values.tolist()) <= {0, 1}:
-            raise CacheError(
-                f"{mask.absolute()}: holds values {values[:4].tolist()}; a mask is 0 and 1.", "Build the cache again."
-            )
-        result.append(CachedCase(case, image, mask, a.shape, tuple(int(item) for item in np.asarray(b).sum((1, 2, 3)))))
+        layout.require(image, a, b, wanted["settings"])
+        shapes[case] = a.shape
+    facts = foreign_facts(folder, wanted["task"], ids)
     host.notice(f"{folder}: a cache without {MANIFEST}; its shapes and types are right, its origin is not known.")
-    return result
+    return [_opened(layout, folder, case, shapes[case], facts[case]) for case in ids]
+
+
+def foreign_facts(folder: Path, task: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the masks of a cache without manifest hold, by case; kept beside the cache where that is costly to find.
+
+    One process finds it, the others wait; a mask that changed is looked through again. A folder that cannot be written
+    is read in every run, with a notice.
+    """
+    layout = OF_TASK[task]
+    work = functools.partial(_facts_of, task=task)
+    masks = {case: layout.paths(folder, case)[1] for case in ids}
+    if layout.kept is None:
+        return {case: work(path) for case, path in masks.items()}
+    if not os.access(folder, os.W_OK):
+        found, missing = _kept(folder / layout.kept, masks)
+        if missing:
+            host.notice(f"{folder}: cannot be written; {len(missing)} masks are looked through in every run")
+        return found | _find(work, missing, masks)
+    found, missing = _kept(folder / layout.kept, masks)
+    if not missing:
+        return found
+    with files.lock(folder / ".lock", host.notice):
+        found, missing = _kept(folder / layout.kept, masks)
+        if missing:
+            found |= _find(work, missing, masks)
+            files.write_json(folder / layout.kept, found)
+    return found
+
+
+def _kept(path: Path, masks: Mapping[str, Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(what is known of masks that are as they were, the cases of the others)."""
+    try:
+        known = files.read_json(path) if path.exists() else {}
+    except UnetError:  # cut short by a crash of another program: found again
+        known = {}
+    found = {case: known[case] for case, mask in masks.items() if known.get(case, {}).get("mask") == _stamp(mask)}
+    return found, [case for case in masks if case not in found]
+
+
+def _find(work: Callable[[Path], dict[str, Any]], cases: Sequence[str], masks: Mapping[str, Path]) -> dict[str, Any]:
+    ids = {masks[case]: case for case in cases}
+    if sum(path.stat().st_size for path in ids) < SMALL:
+        return {case: work(path) for path, case in ids.items()}
+    at_once = _at_once(len(ids), 250_000_000 + 7 * max((path.stat().st_size for path in ids), default=0))
+    return {ids[path]: done.result() for path, done in host.spread(work, list(ids), "boxes", "case", at_once)}
+
+
+def _facts_of(path: Path, task: str) -> dict[str, Any]:
+    """In a worker: what a mask holds. Raises CacheError for values that it must not hold."""
+    try:
+        return {"mask": _stamp(path), **OF_TASK[task].facts(open_npy(path))}
+    except CacheError as error:
+        raise CacheError(f"{path.absolute()}: {error.message}", error.hint) from error
+
+
+def _stamp(path: Path) -> list[int]:
+    return [(stat := path.stat()).st_size, stat.st_mtime_ns]
 
 
 def ensure(
@@ -307,8 +379,8 @@ def ensure(
             raise CacheError(
                 f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
                 f" ({', '.join(changed[:3])}).",
-                f"Type: python -m unet preprocess --data {spelt(raw)} --cache {spelt(folder)} --image-size"
-                f" {wanted['settings']['image_size']}",
+                f"Type: python -m unet preprocess --task {wanted['task']} --data {spelt(raw)} --cache {spelt(folder)}"
+                f" {flags(wanted['settings'])}",
             )
         if not stale:
             return open_cache(folder, wanted)

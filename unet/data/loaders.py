@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -109,6 +109,9 @@ class EpochBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.batches
 
+    def name(self, index: int) -> str:
+        return self.slices.name(index)
+
     def __getitem__(self, key: Key) -> Batch:
         epoch, number = key
         rank, world = self.shard
@@ -149,16 +152,24 @@ def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
     signal.alarm(60)
 
 
+class Batches(Protocol):
+    """What a loader hands out: whole batches by (epoch, batch)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Key) -> Batch: ...
+    def name(self, index: int) -> str: ...
+
+
 class Loader:
     """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader."""
 
-    def __init__(self, batches: EpochBatches, workers: int = 0, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, batches: Batches, workers: int = 0, options: dict[str, Any] | None = None) -> None:
         self.batches, self._keys = batches, _Keys()
         how: dict[str, Any] = dict(options or {})
         if not workers:
             how.pop("multiprocessing_context", None)
         self._loader: DataLoader[Batch] = DataLoader(
-            batches,
+            batches,  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._keys,
             num_workers=workers,
@@ -178,4 +189,4 @@ class Loader:
 
     def names(self, index: Tensor) -> list[str]:
         """What the samples of a batch are, in words."""
-        return [self.batches.slices.name(int(item)) for item in index]
+        return [self.batches.name(int(item)) for item in index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from unet.errors import DataError
 
 Split = dict[str, list[str]]
 FEW, PUBLISHED = 20, 10
+# evaluation_cases.txt of MLPerf's U-Net3D reference: the 42 of KiTS19's 210 cases that its target is defined on
+MLPERF = frozenset(
+    (0, 3, 5, 6, 12, 24, 34, 41, 44, 49, 52, 56, 61, 65, 66, 70, 76, 78, 80, 84, 86)
+    + (87, 92, 111, 112, 125, 128, 138, 157, 160, 161, 162, 169, 171, 176, 185, 187, 189, 198, 203, 206, 207)
+)
 
 
 def held_out_count(cases: int, asked: int | None) -> int:
@@ -31,6 +37,25 @@ def last(ids: Sequence[str], held_out: int | None = None) -> Split:
     """The last ten of the sorted names (the Argonne benchmark)."""
     ordered = sorted(ids)
     return _split(ordered, ordered[-held_out_count(len(ordered), held_out) :])
+
+
+def number_of(case: str) -> int | None:
+    """The number in a case's id: 160 of case_00160; None for other names."""
+    match = re.search(r"case_?(\d+)", case, re.IGNORECASE)
+    return int(match[1]) if match else None
+
+
+def mlperf(ids: Sequence[str]) -> Split:
+    """MLPerf's 42 evaluation cases, as many as the set has. Raises DataError where it has none of them."""
+    ordered = sorted(ids)
+    validation = [case for case in ordered if number_of(case) in MLPERF]
+    if not validation:
+        raise DataError(
+            f"None of MLPerf's {len(MLPERF)} evaluation cases (case_00000, case_00003 ...) is in the set of"
+            f" {len(ordered)} cases (first: {', '.join(ordered[:2])}).",
+            "Type --held-out N, --fold 0, --split none, or a file of names with --split.",
+        )
+    return _split(ordered, validation)
 
 
 def fold(ids: Sequence[str], number: int, folds: int, seed: int) -> Split:
@@ -55,7 +80,8 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
         text = path.read_text()
     except OSError as error:
         raise DataError(
-            f"{path.absolute()}: {error.strerror}.", "Give published, last, none, or a file of names with --split."
+            f"{path.absolute()}: {error.strerror}.",
+            "Give published, last, mlperf, none, or a file of names with --split.",
         ) from error
     if text.lstrip().startswith("{"):
         try:
@@ -109,13 +135,15 @@ def make(
     training: bool = True,
 ) -> Split:
     """The split that the settings ask for. Raises DataError where a part that is needed would be empty; training cases
-    are needed for `training`."""
+    are needed for `training`. A number of cases to hold out leaves MLPerf's fixed ones: they are drawn."""
     if fold_number is not None:
         result = fold(ids, fold_number, folds, max(seed, 0))
     elif kind == "none":
         result = {"train": sorted(ids), "validation": []}
-    elif kind in ("published", "last"):
-        result = (published if kind == "published" else last)(ids, held_out)
+    elif kind == "mlperf" and held_out is None:
+        result = mlperf(ids)
+    elif kind in ("published", "last", "mlperf"):
+        result = (last if kind == "last" else published)(ids, held_out)
     else:
         result = from_file(ids, Path(kind))
     no_training = training and not result["train"]
@@ -123,6 +151,6 @@ def make(
         empty = "train" if no_training else "validation"
         raise DataError(
             f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}).",
-            "Add cases, or type another --split, --held-out or --folds.",
+            "Add cases, or type --held-out N, --fold 0, --split none, or a file of names with --split.",
         )
     return result

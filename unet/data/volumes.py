@@ -26,6 +26,7 @@ class Case:
     """One patient, volume or stack: its files, and what the run must know of it before it is read.
 
     `cost` is what scoring it takes, in slices or windows. `spacing` is in mm (z, y, x), None where the format has none.
+    `memory` is about what preparing it takes, in bytes, 0 where that is little.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Case:
     labels: tuple[Path, ...] = ()
     cost: int = 1
     spacing: tuple[float, ...] | None = None
+    memory: int = 0
 
 
 def read_tiff(path: Path, channels: int | None = None) -> NDArray[np.uint8]:

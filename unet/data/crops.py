@@ -1,0 +1,140 @@
+"""Batches of crops of volumes: each training case gives one crop an epoch, read from the memory map, memory or device.
+
+Batch `i` of epoch `e` depends on (seed, e, i, rank) alone, as in `loaders`: it is the same on any number of workers and
+wherever the volumes lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unet import host
+from unet.data.augment import Change, changes, finish
+from unet.data.cache import CachedCase
+from unet.data.sampling import Window, balanced_window, generator
+from unet.errors import DataError
+
+Batch = dict[str, Tensor]
+
+
+class Volumes:
+    """Crops of cases: from disk (memory-mapped), from memory (`ram`), or from where `place` puts them (`device`)."""
+
+    def __init__(
+        self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.cases = list(cases)
+        self._maps: dict[int, tuple[Any, Any]] = {}
+        self._placed: list[tuple[Tensor, Tensor]] | None = None
+        if where == "ram":
+            require_memory(self.cases)
+        if where != "disk":
+            keep = place if where == "device" and place else torch.Tensor.share_memory_
+            self._placed = [
+                (keep(torch.from_numpy(np.array(image))), keep(torch.from_numpy(np.array(mask))))
+                for image, mask in (
+                    case.arrays() for case in host.progress(self.cases, name=f"to {where}", unit="case")
+                )
+            ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def crop(self, case: int, window: Window, flips: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Image (1, d, h, w) float32 and mask (1, d, h, w) uint8 of a case's window, mirrored along `flips`."""
+        place = (slice(None), *(slice(low, high) for low, high in window))
+        axes = [axis for axis, flip in enumerate(flips, 1) if flip]
+        if self._placed is not None and self._placed[case][0].device.type != "cpu":
+            image, mask = (tensor[place] for tensor in self._placed[case])
+            return (image.flip(axes), mask.flip(axes)) if axes else (image.contiguous(), mask.contiguous())
+        if self._placed is not None:
+            image_map, mask_map = (tensor.numpy() for tensor in self._placed[case])
+        else:
+            if case not in self._maps:
+                self._maps[case] = self.cases[case].arrays()
+            image_map, mask_map = self._maps[case]
+        mirrored = (slice(None), *(slice(None, None, -1 if flip else None) for flip in flips))
+        # cut and mirrored in one copy; the copy is C-contiguous whatever the strides of the view
+        return (
+            torch.from_numpy(np.array(image_map[place][mirrored], np.float32, order="C")),
+            torch.from_numpy(np.array(mask_map[place][mirrored], np.uint8, order="C")),
+        )
+
+
+def require_memory(cases: Sequence[CachedCase]) -> None:
+    """Raise DataError where the volumes do not fit into this machine's memory."""
+    needed = sum(path.stat().st_size for case in cases for path in (case.image, case.mask))
+    _, available = host.memory()
+    if available and needed > 0.9 * available:
+        raise DataError(
+            f"--data-on ram: {len(cases)} volumes take {host.size(needed)}, {host.size(available)} of memory are free.",
+            "Leave it out: memory-mapped files are cached by the system as far as memory goes.",
+        )
+
+
+class EpochCrops(Dataset[Batch]):
+    """Map-style data set whose item (epoch, batch) is a whole batch: {"image" (N, 1, D, H, W) float32, "mask" the same
+    as uint8, "index" (N,)}.
+
+    An epoch is one crop of every case, in an order drawn anew; its last short batch is dropped. Raises DataError where
+    the set does not fill one batch, or a volume is smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        patch: Sequence[int],
+        batch_size: int,
+        seed: int,
+        oversampling: float,
+        change: Change | None,
+        last_offset: bool = True,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.volumes, self.patch, self.batch_size, self.seed = volumes, tuple(patch), batch_size, seed
+        self.oversampling, self.change, self.last_offset, self.shard = oversampling, change, last_offset, shard
+        count, (_, world) = len(volumes.cases), shard
+        self.batches = count // (batch_size * world)
+        if not self.batches:
+            raise DataError(
+                f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
+                f" training set of {count} volumes (one crop of each makes an epoch).",
+                f"Type --batch-size {max(1, count // world)} or less{' on fewer processes' if world > count else ''}.",
+            )
+        for case in volumes.cases:
+            if any(side < length for side, length in zip(case.shape[1:], self.patch, strict=True)):
+                raise DataError(
+                    f"{case.id}: {' x '.join(map(str, case.shape[1:]))} voxels are smaller than the crop of"
+                    f" {' x '.join(map(str, self.patch))}.",
+                    "Type a smaller --patch, or make the cache with a larger --pad-to.",
+                )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def name(self, index: int) -> str:
+        return self.volumes.cases[index].id
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, number = key
+        rank, world = self.shard
+        order = torch.randperm(len(self.volumes.cases), generator=generator(self.seed, epoch))
+        first = (number * world + rank) * self.batch_size
+        index = order[first : first + self.batch_size]
+        draws = generator(self.seed, epoch, number + 1, rank)
+        images, masks = zip(*(self._sample(int(case), draws) for case in index), strict=True)
+        return {"image": torch.stack(images), "mask": torch.stack(masks), "index": index}
+
+    def _sample(self, number: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        case = self.volumes.cases[number]
+        boxes: Mapping[str, Any] = case.facts.get("boxes") or {}
+        window = balanced_window(case.shape[1:], self.patch, boxes, self.oversampling, draws, self.last_offset)
+        how = changes(self.change, draws)
+        image, mask = self.volumes.crop(number, window, how.flips)
+        return finish(image, how), mask
