@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +22,10 @@ from unet.resolve import Resolved, dumps
 def run(resolved: Resolved, command: str) -> int:
     """Time the step of these settings and the plain loop in turn, each in a process of its own; then the loader alone.
 
-    The plain loop is fp32, NCHW, eager, torch's Adam, with nothing that this program sets for its process. Rounds
-    alternate, so a machine whose speed drifts slows both; ratios are what to quote. Writes benchmark.json where
-    --run-name is given.
+    The plain loop is the task's network and loss as a first script has them: fp32, channels first, eager, torch's own
+    optimiser, with nothing that this program sets for its process. Rounds alternate, so a machine whose speed drifts
+    slows both; ratios are what to quote. The first --benchmark-warmup steps (a round, where it is not typed) are left
+    out. Writes benchmark.json where --run-name is given.
     """
     config = resolved.config
     rank = launchers.find_rank(config)
@@ -38,14 +40,18 @@ def run(resolved: Resolved, command: str) -> int:
     loader = task.batches(cases, config, (0, 1), parts.device.loader_options(), parts.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
     times: dict[str, list[float]] = {"plain": [], "ours": []}
+    memory = {}
+    warmup = config.steps if config.benchmark_warmup is None else config.benchmark_warmup
     with side(config, batch, plain=True) as plain, side(config, batch, plain=False) as ours:
         for number in host.progress(range(config.rounds + 1), name="rounds"):
             for name, ask in (("plain", plain), ("ours", ours)):
-                seconds = ask(config.steps)
-                if number:  # the first round warms up
-                    times[name].append(seconds)
+                steps = config.steps if number else warmup
+                if steps:
+                    seconds, memory[name] = ask(steps)
+                    if number:
+                        times[name].append(seconds)
     loading = [load_time(loader, number) for number in range(1, config.rounds + 2)][1:]
-    result = summary(parts, times, loading)
+    result = summary(parts, times, memory, loading)
     print(text(result))
     if config.run_name:
         from unet.runtime.run_folder import RunFolder, environment
@@ -59,41 +65,67 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def summary(parts: compose.Parts, times: dict[str, list[float]], loading: list[float]) -> dict[str, Any]:
-    """Rates by their medians, the ratio of each round, and the seconds a step of every round."""
+def summary(
+    parts: compose.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float]
+) -> dict[str, Any]:
+    """Rates by their medians, the ratio of each round, arithmetic, peak memory, the seconds a step of every round."""
     config = parts.config
     images = config.batch_size
     rates = {name: images / statistics.median(values) for name, values in {**times, "loader": loading}.items()}
     ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
+    work = step_flops(parts)
+    done, most = work * images / statistics.median(times["ours"]), parts.device.peak_flops()
     return {
+        "task": config.task,
         "batch_size": images,
-        "image_size": config.image_size,
+        "size": parts.task.size(config),
+        "item": parts.task.item,
         "precision": str(parts.device.dtype).removeprefix("torch."),
         "device": parts.device.describe(),
         "images_per_second": rates,
         "ours_over_plain": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "loader_over_step": rates["loader"] / rates["ours"],
+        "ours_over_plain_memory": memory["ours"] / memory["plain"],
+        "peak_memory_bytes": memory,
+        "flops_per_item": work,
+        "model_flops_per_second": done,
+        "mfu": done / most if most else None,
         "seconds_a_step": times,
     }
 
 
+def step_flops(parts: compose.Parts) -> int:
+    """Floating-point operations of forward and backward pass for one item (two for a multiply and add), counted by
+    torch on tensors without content."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, task = parts.config, parts.task
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = task.model(config)
+        image = torch.empty(task.shape(config))
+        model(image).sum().backward()
+    return int(counter.get_total_flops())
+
+
 @contextlib.contextmanager
-def side(config: Config, batch: dict[str, Any], plain: bool) -> Iterator[Callable[[int], float]]:
-    """One of the two loops in a process of its own: ask it for N steps, it answers with the seconds of one."""
+def side(config: Config, batch: dict[str, Any], plain: bool) -> Iterator[Callable[[int], tuple[float, int]]]:
+    """One of the two loops in a process of its own: ask it for N steps, it answers with the seconds of one and its peak
+    memory in bytes (the device's own; the process's where that is the host's)."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, config, batch, plain), daemon=True)
     process.start()
     there.close()
 
-    def ask(steps: int) -> float:
+    def ask(steps: int) -> tuple[float, int]:
         try:
             here.send(steps)
-            answer: float = here.recv()
+            answer: tuple[float, int] = here.recv()
         except (EOFError, BrokenPipeError) as error:
             raise UnetError(
                 f"The process of the {'plain' if plain else 'timed'} loop died (out of memory?).",
-                "Type a smaller --batch-size or --image-size.",
+                "Type a smaller --batch-size.",
             ) from error
         return answer
 
@@ -106,7 +138,7 @@ def side(config: Config, batch: dict[str, Any], plain: bool) -> Iterator[Callabl
 
 def serve(connection: Any, config: Config, batch: dict[str, Any], plain: bool) -> None:
     """In the process: make the loop, then answer until the other end closes."""
-    step = plain_step(config, batch) if plain else our_step(compose.assemble(config), batch)
+    step, memory = plain_step(config, batch) if plain else our_step(compose.assemble(config), batch)
     with contextlib.suppress(EOFError):
         while True:
             steps = connection.recv()
@@ -114,18 +146,22 @@ def serve(connection: Any, config: Config, batch: dict[str, Any], plain: bool) -
             for _ in range(steps):
                 loss = step()
             loss.item()  # the device has done its work
-            connection.send((time.perf_counter() - start) / steps)
+            connection.send(((time.perf_counter() - start) / steps, memory()))
 
 
 def text(result: dict[str, Any]) -> str:
-    rates, ratio = result["images_per_second"], result["ours_over_plain"]
+    rates, ratio, item, memory = (
+        result[key] for key in ("images_per_second", "ours_over_plain", "item", "peak_memory_bytes")
+    )
+    mfu = f", {result['mfu']:.1%} of what the device can do" if result["mfu"] else ""
     return (
-        f"{result['image_size']} px, batch {result['batch_size']}, {result['device']}\n"
-        f"  plain fp32 step    {rates['plain']:8.1f} images/s\n"
-        f"  {result['precision']:<8} step      {rates['ours']:8.1f} images/s   {ratio['median']:.2f} times"
-        " the plain one"
-        f" ({ratio['min']:.2f} to {ratio['max']:.2f})\n"
-        f"  loader alone       {rates['loader']:8.1f} images/s   {result['loader_over_step']:.1f} times the step"
+        f"{result['size']}, batch {result['batch_size']}, {result['device']}\n"
+        f"  plain fp32 step    {rates['plain']:8.2f} {item}/s   peak memory {host.size(memory['plain'])}\n"
+        f"  {result['precision']:<8} step      {rates['ours']:8.2f} {item}/s   peak memory {host.size(memory['ours'])}"
+        f" ({result['ours_over_plain_memory']:.2f} of the plain one's)\n"
+        f"                     {ratio['median']:8.2f} times the plain one ({ratio['min']:.2f} to {ratio['max']:.2f});"
+        f" {result['model_flops_per_second'] / 1e12:.3f} TFLOP/s{mfu}\n"
+        f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step"
     )
 
 
@@ -138,8 +174,11 @@ def load_time(loader: Any, epoch: int, most: int = 30) -> float:
     return (time.perf_counter() - start) / count
 
 
-def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any]:
-    """The engine's step with these settings, on one batch; gives the loss, unread."""
+Step = tuple[Callable[[], Any], Callable[[], int]]
+
+
+def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Step:
+    """The engine's step with these settings, on one batch, which gives the loss, unread; and its peak memory."""
     import torch
 
     from unet.runtime import optim
@@ -153,7 +192,7 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any
     def step() -> Any:
         moved = device.to(tensors)
         with device.autocast():
-            loss = parts.task.loss(model, network(moved["image"]), moved)["loss"]
+            loss = parts.task.loss(network(moved["image"]), moved, config)["loss"]
         scaler.scale(loss).backward()
         device.flush()
         scaler.step(optimizer)
@@ -162,27 +201,32 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Callable[[], Any
         device.flush()
         return loss.detach()
 
-    return step
+    return step, device.memory
 
 
-def plain_step(config: Config, batch: Mapping[str, Any]) -> Callable[[], Any]:
-    """fp32, NCHW, eager (also beside lazy mode), torch's own Adam: what a first script does. Gives the loss, unread."""
-    config = config.replace(use_lazy_mode=False)
+def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
+    """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser:
+    what a first script does. A step gives the loss, unread; its peak memory as `our_step`'s."""
+    config = config.replace(use_lazy_mode=False, precision="fp32", deterministic=True)
     kind, _ = environment.choose(config, launchers.find_rank(config))
+    os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # this program's choice on a processor
     import torch
 
+    from unet.runtime import optim
+
     task = compose.create(config.task)
-    model = task.model(config).to(kind.name)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr)
+    model, loss_of = task.plain(config)
+    model = model.to(kind.name)
+    optimizer = optim.build(config, [{"params": list(model.parameters())}], None)
     tensors = {
         key: torch.from_numpy(value).contiguous().to(kind.name) for key, value in batch.items() if key != "index"
     }
 
     def step() -> Any:
         optimizer.zero_grad()
-        loss = task.loss(model, model(tensors["image"]), tensors)["loss"]
+        loss = loss_of(model(tensors["image"]), tensors)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    return step
+    return step, torch.get_device_module(kind.name).max_memory_allocated if kind.own_memory else host.peak_memory

@@ -35,7 +35,8 @@ def finish(
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: compose.read_weights(weights)[1])
         engine_run.model.load_state_dict(best)
-        records = scores.full(parts, compose.infer(parts, engine_run.applied), validation, folder)
+        whole = dataclasses.replace(parts, config=config.replace(eval_crop=()))
+        records = scores.full(whole, compose.infer(parts, engine_run.applied), validation, folder)
     missed = config.target is not None and not progress.reached and not stopped
     summary = {
         "metric": parts.task.best[0],
@@ -78,7 +79,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     lines = ["", f"Run {folder.name}: {reason} after {len(progress.history)} epochs, {progress.step} steps"]
     if progress.best_score is not None:
         lines.append(
-            f"  best       {parts.task.best[0].upper()} {progress.best_score:.4f} in epoch {progress.best_epoch}"
+            f"  best       {parts.task.score} {progress.best_score:.4f} in epoch {progress.best_epoch}"
             + (
                 f" (target {config.target} {'reached' if progress.reached else 'not reached'})"
                 if config.target is not None
@@ -93,14 +94,22 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
         *(f"  device     {line}" for line in parts.device.report()),
     ]
     if records:
-        lines += ["", scores.table(records, config.bootstrap)]
+        lines += ["", scores.table(parts.task, records, config.bootstrap)]
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
     if config.checkpoints:
         lines.append(f"  weights    {weights}   state {state_path(weights)}")
+    if config.mlperf_division:
+        log = folder / "unet3d.log"
+        lines.append(
+            f"  mlperf     {log}   check it: python -m mlperf_logging.compliance_checker --usage training --ruleset"
+            f" 4.0.0 {shlex.quote(str(log))}"
+        )
     pictures = [name for name in ("progress.png", "predictions.png") if (folder / name).exists()]
     if pictures:
         lines.append(f"  pictures   {', '.join(str(folder / name) for name in pictures)}")
     lines.append("")
+    if reason == "diverged":
+        lines.append("  The score fell to nothing: start anew with a lower --lr, more --warmup-epochs or --clip 1.")
     data = compose.where(config.data, "data")
     if reason.startswith("stopped"):
         out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
@@ -111,8 +120,9 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.checkpoints:
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
+        named = "" if parts.task.name == "lgg" else f" --task {parts.task.name}"
         lines += [
-            f"  score      python -m unet evaluate --weights {shown}",
-            f"  predict    python -m unet predict --weights {shown} {shlex.quote(str(data))} --overlay",
+            f"  score      python -m unet evaluate{named} --weights {shown}",
+            f"  predict    python -m unet predict{named} --weights {shown} {shlex.quote(str(data))} --overlay",
         ]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from unet import host
 from unet.config import Config, where
 from unet.devices import environment, launchers
 from unet.errors import UnetError, UsageError
+from unet.options import flag
 from unet.resolve import Resolved
 from unet.tasks.base import Infer, Task, create
 
@@ -102,7 +103,7 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
     from unet.runtime import checkpoint
 
     _, state = read_weights(path)
-    network, own = parts.task.load(state)
+    network, own = parts.task.load(state, parts.config)
     if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
         network = parts.task.model(parts.config)
     checkpoint.fit(network, own, path)
@@ -115,28 +116,41 @@ def infer(parts: Parts, network: nn.Module) -> Infer:
     """What a task calls to run the network over a case."""
     from unet.runtime import inference
 
+    how = parts.task.tiling(parts.config)
+    if how is not None:
+        return functools.partial(
+            inference.windows, network=network, device=parts.device, batch=parts.config.eval_batch_size, **how
+        )
     return functools.partial(inference.slices, network=network, device=parts.device, batch=parts.config.eval_batch_size)
 
 
-def with_facts(resolved: Resolved, paths: list[Path]) -> tuple[Resolved, list[dict[str, Any]]]:
-    """Settings completed by what the weights say of their training: image size, data, cache. What was typed stays.
+def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:
+    """Settings completed by what the weights say of their training: the `tied` ones, data, cache. What was typed stays.
 
-    Raises UsageError where several weights disagree on the image size.
+    Raises UsageError where several weights disagree on one of the `tied`.
     """
     facts = [read_weights(path)[0] for path in paths]
+    other = next((item["task"] for item in facts if item.get("task", resolved.config.task) != resolved.config.task), "")
+    if other:
+        raise UsageError(
+            f"These weights are of task {other}, and this command is of {resolved.config.task}.", f"Add --task {other}."
+        )
     settings = facts[0].get("settings", {})
     together = ("data", "cache", "synth_data")  # one place: parts of it from elsewhere would be another set
     weak = ("default", f"task {resolved.config.task}", "made data")
-    names = ["image_size"] if resolved.sources["image_size"] in weak else []
+    names = [name for name in tied if resolved.sources[name] in weak]
     if all(resolved.sources[name] in weak for name in together):
         names += together
-    changes = {name: settings[name] for name in names if name in settings}
-    sizes = {item.get("settings", {}).get("image_size") for item in facts}
-    if len(sizes) > 1 and "image_size" in changes:
-        raise UsageError(
-            f"The weights were trained at different image sizes: {', '.join(map(str, sizes))}.",
-            "Give them one at a time.",
-        )
+    changes = {
+        name: tuple(value) if isinstance(value := settings[name], list) else value for name in names if name in settings
+    }
+    for name in set(tied) & set(changes):
+        values = {str(item.get("settings", {}).get(name)) for item in facts}
+        if len(values) > 1:
+            raise UsageError(
+                f"The weights were trained with different {flag(name)}: {', '.join(sorted(values))}.",
+                f"Give them one at a time, or type {flag(name)}.",
+            )
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
     return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
 
@@ -151,7 +165,7 @@ def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | N
         traceback.print_exception(error)
     error.__traceback__ = None  # its frames hold the tensors of the step that failed
     peak = host.size(device.memory())
-    where = f"--image-size {config.image_size}"
+    where = parts.task.sizing(config)
     if run is None or not run.training or not device.own_memory or parts.group.world > 1:
         smaller = max(1, config.batch_size // 2)
         return UnetError(
@@ -163,7 +177,7 @@ def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | N
     fits = largest_batch(run)
     told = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
     half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
-    hint = f"Type a smaller --image-size or --width, or {half}."
+    hint = f"Type a smaller {where.split()[0]} or --width, or {half}."
     if fits:
         images = config.batch_size * config.accumulate
         accumulate = -(-images // fits)
@@ -179,7 +193,7 @@ def largest_batch(run: Any) -> int:
 
     The run's own network and optimiser make the trial steps: this is for a run that ends.
     """
-    device = run.device
+    device, config = run.device, run.config
     whole = next(run.loader.epoch(run.progress.epoch))
 
     def fits(batch: int) -> bool:
@@ -188,7 +202,7 @@ def largest_batch(run: Any) -> int:
         try:
             moved = device.to({key: value[:batch] for key, value in whole.items()})
             with device.autocast():
-                loss = run.task.loss(run.model, run.model(moved["image"]), moved)["loss"]
+                loss = run.task.loss(run.model(moved["image"]), moved, config)["loss"]
             loss.backward()
             device.flush()
             run.optimizer.step()

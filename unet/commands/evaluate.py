@@ -22,7 +22,7 @@ def run(resolved: Resolved, command: str) -> int:
         )
     path = compose.weights_path(names[0])
     parts = compose.assemble(config)
-    resolved, facts = compose.with_facts(resolved, [path])
+    resolved, facts = compose.with_facts(resolved, [path], parts.task.tied)
     config = resolved.config
     parts = dataclasses.replace(parts, config=config)
     network = compose.trained_network(parts, path, resolved)
@@ -39,7 +39,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder.status("running", kind="evaluate")
     folder.write("config.json", dumps(resolved, command))
     folder.write("environment.json", environment(parts.device.describe()))
-    host.notice(f"{path}: {len(cases)} cases at {config.image_size} px on {parts.device.describe()}")
+    host.notice(f"{path}: {len(cases)} cases, {task.size(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
     with compose.advising(parts):
         records = scores.full(parts, compose.infer(parts, network), cases, folder)
@@ -63,7 +63,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder.status("done")
     if not parts.group.leads:
         return 0
-    print(scores.table(records, config.bootstrap))
+    print(scores.table(task, records, config.bootstrap))
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )

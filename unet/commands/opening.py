@@ -9,18 +9,19 @@ from typing import Any
 
 from unet import files, host
 from unet.commands import compose
-from unet.config import DataOptions, DeviceOptions, NetworkOptions, SplitOptions, TrainOptions, spelt
+from unet.config import spelt
 from unet.errors import CheckpointError, UsageError
 from unet.files import make_folder, write_text
+from unet.flags import DataOptions, DeviceOptions, MLPerfOptions, NetworkOptions, SplitOptions, TrainOptions
 from unet.options import fields
 from unet.resolve import Resolved, dumps
 
 # What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
-COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions)
+COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions, MLPerfOptions)
 FREE = {
     *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
     *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
-    *("workers", "log_every", "rebuild_cache"),
+    *("workers", "log_every", "rebuild_cache", "mlperf_warmup", "drop_caches"),
 }
 
 
@@ -115,29 +116,37 @@ def _taken(weights: Path) -> bool:
     return weights.exists() or state_path(weights).exists()
 
 
-def resume(engine_run: Any, folder: Any, state: Path) -> bool:
-    """Put the run where its state says, and cut its logs back to there. Returns False where it was killed before its
-    first state; raises CheckpointError where a state was saved and is gone."""
-    from unet.runtime import callbacks
+def has_state(group: Any, folder: Any, state: Path) -> bool:
+    """Whether a resumed run has a state to go on from; where it was killed before its first one it starts over. Raises
+    CheckpointError where a state was saved and is gone."""
 
     def there() -> bool:
         files.remove_leftovers(state.parent)
         return state.exists()
 
-    if not engine_run.group.first(there):
-        if '"event": "epoch"' in folder.text("metrics.jsonl"):
-            raise CheckpointError(
-                f"{state}: the state of run {folder.name!r} is gone.",
-                f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
-            )
-        folder.keep_lines("metrics.jsonl", 0)
-        folder.say("resumed: no state was saved yet, so the run starts over")
-        return False
+    if group.first(there):
+        return True
+    if '"event": "epoch"' in folder.text("metrics.jsonl"):
+        raise CheckpointError(
+            f"{state}: the state of run {folder.name!r} is gone.",
+            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+        )
+    folder.keep_lines("metrics.jsonl", 0)
+    folder.say("resumed: no state was saved yet, so the run starts over")
+    return False
+
+
+def resume(engine_run: Any, folder: Any, state: Path) -> None:
+    """Put the run where its state says, and cut its logs back to there."""
+    from unet.runtime import callbacks
+    from unet.runtime.run_folder import MLPERF_LOG
+
     callbacks.restore(engine_run, state)
     progress = engine_run.progress
     folder.keep_lines("metrics.jsonl", progress.lines)
+    folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
     score = progress.best_score
-    name = engine_run.task.best[0].upper()
+    name = engine_run.task.score
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
     folder.say(
         f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
@@ -148,4 +157,3 @@ def resume(engine_run: Any, folder: Any, state: Path) -> bool:
             else ""
         )
     )
-    return True

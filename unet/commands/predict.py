@@ -26,7 +26,7 @@ def run(resolved: Resolved, command: str) -> int:
         compose.weights_path(name)
         for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)
     ]
-    resolved, _ = compose.with_facts(resolved, paths)
+    resolved, _ = compose.with_facts(resolved, paths, parts.task.tied)
     config, task, group = resolved.config, parts.task, parts.group
     parts = dataclasses.replace(parts, config=config)
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
@@ -36,7 +36,7 @@ def run(resolved: Resolved, command: str) -> int:
             raise UsageError(f"The masks would be written over the images in {folder}.", "Name another --output.")
 
     def begin() -> dict[Path, list[Path]]:
-        start_output(output, paths, groups, resolved)
+        start_output(output, paths, groups, resolved, task.tied)
         found = {folder: missing(task, folder, images, output, config) for folder, images in groups.items()}
         return {folder: wanted for folder, wanted in found.items() if wanted}
 
@@ -46,10 +46,10 @@ def run(resolved: Resolved, command: str) -> int:
     if todo:
         members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
         names = ", ".join(map(str, paths))
-        host.notice(f"{names} on {parts.device.describe()}, {config.image_size} px: {len(todo)} patients")
+        host.notice(f"{names} on {parts.device.describe()}, {task.size(config)}: {len(todo)} {task.subject}s")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
-    for folder, images in host.progress(list(mine.items()), name="predict", unit="patient"):
+    for folder, images in host.progress(list(mine.items()), name="predict", unit=task.subject):
         try:
             with compose.advising(parts):
                 task.predict(groups[folder], images, output / folder.name, members, config)
@@ -61,7 +61,7 @@ def run(resolved: Resolved, command: str) -> int:
     host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
     if faults:
         message, hint = faults[0]
-        raise UnetError(f"{len(faults)} of {len(groups)} patients could not be predicted: {message}", hint)
+        raise UnetError(f"{len(faults)} of {len(groups)} {task.subject}s could not be predicted: {message}", hint)
     return 0
 
 
@@ -73,21 +73,24 @@ def share(todo: dict[Path, list[Path]], rank: int, world: int) -> dict[Path, lis
     return {folders[index]: todo[folders[index]] for index in deal([len(todo[name]) for name in folders], world)[rank]}
 
 
-def start_output(output: Path, paths: list[Path], groups: Iterable[Path], resolved: Resolved) -> None:
-    """Note what each patient's masks are made with; refuse to mix two makers within a patient. Raises UsageError."""
+def start_output(
+    output: Path, paths: list[Path], groups: Iterable[Path], resolved: Resolved, tied: tuple[str, ...]
+) -> None:
+    """Note what each case's masks are made with; refuse to mix two makers within a case. Raises UsageError."""
     config = resolved.config
     files.make_folder(output)
     files.remove_leftovers(output)
     record = output / RECORD
     made: dict[str, Any] = files.read_json(record) if record.exists() else {}
-    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, "image_size": config.image_size}
+    settings = {name: files.jsonable(getattr(config, name)) for name in tied}
+    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, **settings}
     names = [folder.name for folder in groups]
     for name in names:
         before = made.get(name, now)
         if before != now and not config.overwrite:
             raise UsageError(
-                f"{(output / name).absolute()}: holds masks of {', '.join(before['weights'])} at"
-                f" {before['image_size']} px (other weights or size).",
+                f"{(output / name).absolute()}: holds masks of {', '.join(before['weights'])} with"
+                f" {', '.join(f'{key} {before.get(key)}' for key in tied)} (other weights or settings).",
                 "Name another --output, or replace them with --overwrite.",
             )
     files.write_json(record, {**made, **dict.fromkeys(names, now)})

@@ -30,12 +30,10 @@ def run(resolved: Resolved, command: str) -> int:
         config.rebuild_cache,
     )
     seconds = time.perf_counter() - start
-    slices = sum(
-        case.shape[0] for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config)))
-    )
+    cost = sum(case.cost for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config))))
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
     host.notice(
-        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {slices} slices from {raw};"
+        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.unit} from {raw};"
         f" {seconds:.1f} s"
     )
     return 0

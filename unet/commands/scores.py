@@ -13,17 +13,6 @@ from unet.commands.compose import Parts
 from unet.files import write_text
 from unet.tasks.base import Infer
 
-COLUMNS = (
-    ("dsc", "DSC", "{:.4f}"),
-    ("hd95", "HD95 px", "{:.2f}"),
-    ("volume_error", "volume error", "{:+.1%}"),
-    ("loss", "loss", "{:.4f}"),
-)
-FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
-percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
-one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
-where only the truth is empty. Undefined values are left out of mean and median."""
-
 
 def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
@@ -35,39 +24,45 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
         rows.append((case, parts.task.panel(case, arrays)))
 
     parts.group.mark("scoring", patient=True)
-    score = functools.partial(parts.task.evaluate, infer=infer, full=True)
+    score = functools.partial(parts.task.evaluate, infer=infer, config=parts.config, full=True)
     records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
     rows = [row for share in parts.group.gather(rows) for row in share]
     if not parts.group.leads:
         return records
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *(key for key, _, _ in COLUMNS)])
-    writer.writerows([record["case"], *(record[key] for key, _, _ in COLUMNS)] for record in records)
+    keys = shown(parts.task, records)
+    writer.writerow(["case", *keys])
+    writer.writerows([record["case"], *(record[key] for key in keys)] for record in records)
     write_text(folder / "cases.csv", text.getvalue())
     by_case = {record["case"]: record for record in records}
-    ordered = sorted(rows, key=lambda row: by_case[row[0].id]["dsc"])
+    best = parts.task.best[0]
+    ordered = sorted(rows, key=lambda row: by_case[row[0].id][best])
     chosen = ordered if len(ordered) <= 6 else [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)]
-    labelled = [(f"{case.id}\nDSC {by_case[case.id]['dsc']:.3f}", panel) for case, panel in chosen]
-    pictures.panels(
-        labelled,
-        f"{folder.name}: slice with most tumour of each patient, from worst to best DSC (truth green, prediction red)",
-        folder / "predictions.png",
-    )
+    name = best.replace("_", " ")
+    labelled = [(f"{case.id}\n{name} {by_case[case.id][best]:.3f}", panel) for case, panel in chosen]
+    pictures.panels(labelled, f"{folder.name}: {parts.task.picture}", folder / "predictions.png")
     return records
 
 
-def table(records: Sequence[dict[str, Any]], resamples: int) -> str:
+def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys of the task's columns that the records have."""
+    return [key for key, _, _ in task.columns if all(key in record for record in records)]
+
+
+def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
     """Scores by case, mean, median, bootstrap interval, the worst five; the conventions below."""
     from unet.models.metrics import bootstrap_interval
     from unet.runtime import evaluation
 
+    keys = shown(task, records)
+    columns = [column for column in task.columns if column[0] in keys]
+
     def row(name: str, values: dict[str, float]) -> str:
-        cells = ("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in COLUMNS)
+        cells = ("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)
         return f"  {name:<28}" + "".join(f"{cell:>13}" for cell in cells)
 
-    keys = [key for key, _, _ in COLUMNS]
-    lines = [f"  {'patient':<28}" + "".join(f"{name:>13}" for _, name, _ in COLUMNS)]
+    lines = [f"  {task.subject:<28}" + "".join(f"{name:>13}" for _, name, _ in columns)]
     lines += [row(record["case"], record) for record in records]
     lines += [
         row("mean", {key: evaluation.mean(records, key) for key in keys}),
@@ -77,6 +72,7 @@ def table(records: Sequence[dict[str, Any]], resamples: int) -> str:
         intervals = [bootstrap_interval([record[key] for record in records], resamples) for key in keys]
         for name, side in (("95 % interval, from", 0), ("to", 1)):
             lines.append(row(name, {key: interval[side] for key, interval in zip(keys, intervals, strict=True)}))
-    worst = sorted(records, key=lambda record: float(record["dsc"]))[:5]
-    lines.append(f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record['dsc']:.3f}" for record in worst))
-    return "\n".join([*lines, "", *(f"  {line}" for line in FOOT.splitlines())])
+    best = task.best[0]
+    worst = sorted(records, key=lambda record: float(record[best]))[:5]
+    lines.append(f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst))
+    return "\n".join([*lines, "", *(f"  {line}" for line in task.foot.splitlines())])

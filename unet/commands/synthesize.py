@@ -10,18 +10,20 @@ from unet.resolve import Resolved
 
 def run(resolved: Resolved, command: str) -> int:
     """Write the set into --data; a set made with the same settings is left as it is."""
-    from unet.data import synthetic
+    from unet.tasks.base import create
 
     config = resolved.config
-    if resolved.sources["data"] == "default":
+    if resolved.sources["data"].startswith(("default", "task")):
         raise UsageError(
             "synthesize writes into --data, which is not given.",
             "Type for example: python -m unet synthesize --data phantoms",
         )
     folder = where(config.data, "data")
-    synthetic.write_set(folder, config.patients, config.slices, config.side, config.seed, config.overwrite)
+    task = create(config.task)
+    task.synthesize(folder, config)
+    named = "" if task.name == "lgg" else f" --task {task.name}"
     host.notice(
-        f"{folder}: {config.patients} made patients; next: python -m unet train --data {spelt(folder)} --cache"
+        f"{folder}: made {task.subject}s; next: python -m unet train{named} --data {spelt(folder)} --cache"
         f" {folder.name}_cache --run-name NAME"
     )
     return 0

@@ -11,13 +11,17 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from unet import files, host
 from unet.commands import closing, compose, opening
-from unet.config import Config
+from unet.config import Config, where
+from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.resolve import Resolved
+from unet.runtime import mlperf_rules
+from unet.tasks.base import create
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -32,15 +36,20 @@ def run(resolved: Resolved, command: str) -> int:
         raise UsageError(
             f"train writes one file of weights, not {len(resolved.config.weights)}.", "Type one --weights FILE."
         )
+    rank = launchers.find_rank(resolved.config)
+    mlperf_rules.require(resolved.config, rank.world, lambda *about: create(resolved.config.task).schedule(*about))
     if resolved.config.dry_run:
         return dry_run(resolved)
+    cleared = None
+    if resolved.config.drop_caches and not resolved.config.resume and rank.local == 0:  # one process of each node
+        cleared = mlperf_rules.clear_caches(where(resolved.config.cache, "data"))
     parts = compose.assemble(resolved.config)
     folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
     parts = dataclasses.replace(parts, config=resolved.config)
     folder.writes = parts.group.leads
     try:
         with interruptible():
-            return _run(parts, folder, resolved, command, resuming)
+            return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
     except KeyboardInterrupt:
         _note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
         raise
@@ -51,6 +60,13 @@ def run(resolved: Resolved, command: str) -> int:
         if found is error:
             raise
         raise found from error
+
+
+def clearing(parts: compose.Parts, asked: bool, cleared: float | None) -> float | None:
+    """When the caches of all nodes were cleared; None where those of any were not."""
+    times = [when for first, when in parts.group.gather((asked, cleared)) if first]
+    known = [when for when in times if when is not None]
+    return max(known) if known and len(known) == len(times) else None
 
 
 @contextlib.contextmanager
@@ -93,6 +109,9 @@ def dry_run(resolved: Resolved) -> int:
             "target": None,
             "checkpoints": False,
             "log_all_workers": False,
+            "mlperf_division": None,
+            "mlperf_rehearsal": False,
+            "drop_caches": False,
         }
         if config.mode == "train_and_predict":
             changes["mode"] = None
@@ -108,8 +127,10 @@ def dry_run(resolved: Resolved) -> int:
     return 0
 
 
-def _run(parts: compose.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool) -> int:
-    from unet.runtime import callbacks, engine, run_folder
+def _run(
+    parts: compose.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
+) -> int:
+    from unet.runtime import run_folder
 
     config, task, group = parts.config, parts.task, parts.group
     began = time.perf_counter()
@@ -118,32 +139,74 @@ def _run(parts: compose.Parts, folder: Any, resolved: Resolved, command: str, re
     split = group.first(
         lambda: files.read_json(saved) if resuming and saved.exists() else task.split([c.id for c in cases], config)
     )
+    mlperf_rules.require_cases(config, split)
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
-    run = build(parts, folder, cases, split, command)
-    if not (resuming and opening.resume(run, folder, opening.state_path(weights))):
-        start_weights(parts, run, config)
-    for callback in run.callbacks:
-        if isinstance(callback, callbacks.SeedLog):
-            callback.init_seconds = time.perf_counter() - began
-    folder.status("running")
-    group.on_death(functools.partial(_note, folder, "failed"))
+    goes_on = resuming and opening.has_state(group, folder, opening.state_path(weights))
+    log = mlperf_log(parts, folder, split, goes_on)
     try:
-        with run.stop.listen():
-            reason = engine.train(run)
-    except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
-        advice = compose.advise(error, parts, run)
-        if advice:
-            raise advice from error
-        raise
+        run = build(parts, folder, cases, split, command, log if not goes_on else None, cleared)
+        if log:
+            run.callbacks.append(log)
+        reason = trained(parts, folder, run, weights, goes_on, began)
+    finally:
+        if log:
+            log.stop("aborted")  # where the loop has not said how it ended
     run.emit("finish")
     with compose.advising(parts):
         return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
-def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, list[str]], command: str) -> Any:
-    """The loop's Run, with its callbacks."""
+def trained(parts: compose.Parts, folder: Any, run: Any, weights: Path, goes_on: bool, began: float) -> str:
+    """Put the run where it begins, and train it. Returns why it ended."""
+    from unet.runtime import callbacks, engine
+
+    if goes_on:
+        opening.resume(run, folder, opening.state_path(weights))
+    else:
+        start_weights(parts, run, parts.config)
+    for callback in run.callbacks:
+        if isinstance(callback, callbacks.SeedLog):
+            callback.init_seconds = time.perf_counter() - began
+    folder.status("running")
+    parts.group.on_death(functools.partial(_lost, folder, run))
+    try:
+        with run.stop.listen():
+            return engine.train(run)
+    except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
+        advice = compose.advise(error, parts, run)
+        if advice:
+            raise advice from error
+        raise
+
+
+def _lost(folder: Any, run: Any, why: str) -> None:
+    """Another process is lost, and this one is about to be ended."""
+    _note(folder, "failed", why)
+    run.emit("ends", reason="failed")
+
+
+def mlperf_log(parts: compose.Parts, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
+    """The MLPerf log of --mlperf-division, in rank 0; None otherwise."""
+    if parts.config.mlperf_division is None or not parts.group.leads:
+        return None
+    from unet.runtime import mlperf
+
+    return mlperf.MLPerfLog(folder, parts.config, split, parts.device.describe(), goes_on)
+
+
+def build(
+    parts: compose.Parts,
+    folder: Any,
+    cases: list[Any],
+    split: dict[str, list[str]],
+    command: str,
+    log: Any = None,
+    cleared: float | None = None,
+) -> Any:
+    """The loop's Run, with its callbacks. The MLPerf clock of `log` starts when all but the loader is made: data are
+    touched after."""
     from unet.runtime import engine, evaluation, optim, seeding
 
     config, task, device, group = parts.config, parts.task, parts.device, parts.group
@@ -153,14 +216,21 @@ def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, 
     compiled = device.compile(model) if config.compile else model
     applied = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
+    optimizer, scaler = optim.build(config, task.groups(model), device), device.scaler()
+    infer = compose.infer(parts, applied)
+    if config.mlperf_division:
+        from unet.runtime import mlperf
+
+        mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, infer, group)
+        if log:
+            log.starts(group.world, mlperf_rules.process_began(), cleared)
     loader = task.batches(training, config, (group.rank, group.world), device.loader_options(), device.put)
     stop = engine.Stop(config.max_time)
-    score = functools.partial(task.evaluate, infer=compose.infer(parts, applied))
+    score = functools.partial(task.evaluate, infer=infer, config=config)
     evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
     evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
-    optimizer = optim.build(config, task.groups(model), device)
     run = engine.Run(
-        *(config, task, device, model, network, applied, optimizer, device.scaler(), loader),
+        *(config, task, device, model, network, applied, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
         callbacks=listeners(parts, folder, split, command),
@@ -174,23 +244,27 @@ def build(parts: compose.Parts, folder: Any, cases: list[Any], split: dict[str, 
 def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
     """What a user reads before the first step."""
     config, device, world = parts.config, parts.device, parts.group.world
-    slices = sum(case.cost for case in training)
+    item, size = parts.task.item, config.batch_size * config.accumulate * world
     lines = [
         f"{parts.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
-        f" {len(training)} training cases ({slices} slices),"
-        f" {len(validation)} validation cases; {run.steps_per_epoch} steps an epoch",
+        f" {len(training)} training cases, {len(validation)} validation cases; {run.steps_per_epoch} steps of"
+        f" {size} {item} an epoch",
         *(f"not used: {why}" for why in parts.passed),
     ]
     if world > 1:
         rank = device.rank
         lines.append(
             f"{world} processes by {rank.launcher}, {rank.local_world} on this node, over {device.collective}; a step"
-            f" is {config.batch_size} x {config.accumulate} x {world} slices; batch statistics are each process's,"
+            f" is {config.batch_size} x {config.accumulate} x {world} {item}; batch statistics are each process's,"
             " running ones averaged"
         )
     if run.evaluate is None:
         why = f"--mode {config.mode}" if validation else "the split has no validation cases"
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")
+    elif run.schedule != (1, 1):
+        first, every = run.schedule
+        also = f"epoch {first} and every {every} after it, and " if every and first <= config.epochs else ""
+        lines.append(f"evaluated in {also}the last ({config.epochs})")
     return lines
 
 
@@ -223,7 +297,7 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
     ]
     if config.checkpoints:
         weights = compose.weights_path(config.weights[0])
-        kept = ("image_size", "data", "cache", "synth_data", "layers", "width", "precision", "seed")
+        kept = (*parts.task.tied, "data", "cache", "synth_data", "layers", "width", "precision", "seed")
         facts = {
             "task": parts.task.name,
             "run_name": folder.name,
@@ -240,5 +314,5 @@ def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None
         from unet.runtime import checkpoint
 
         path = compose.weights_path(config.load)
-        _, own = parts.task.load(parts.group.first(lambda: compose.read_weights(path))[1])
+        _, own = parts.task.load(parts.group.first(lambda: compose.read_weights(path))[1], config)
         checkpoint.fit(engine_run.model, own, path)

@@ -17,7 +17,8 @@ from torch import Tensor
 from unet import files, host
 from unet.errors import CheckpointError, UnetError
 from unet.runtime import checkpoint, pictures
-from unet.runtime.engine import Progress, Run, target_reached
+from unet.runtime.engine import Run, target_reached
+from unet.runtime.progress import Progress
 from unet.runtime.run_folder import RunFolder
 from unet.runtime.seeding import rng_state, set_rng_state
 
@@ -77,9 +78,9 @@ class Log:
         )
         words = f"epoch {row['epoch']:>3}/{run.config.epochs}  loss {row['loss']:.4f}  {row['train_seconds']:.1f} s"
         if "score" in row:
-            words += f"  |  validation loss {row['eval_loss']:.4f}  {self.score.upper()} {row['score']:.4f}" + (
-                " (best)" if better else ""
-            )
+            loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
+            name = self.score.replace("_", " ").upper()
+            words += f"  |  validation {loss}{name} {row['score']:.4f}" + (" (best)" if better else "")
         self.folder.say(words)
 
 
@@ -113,42 +114,46 @@ class WorkerLog:
 class SeedLog:
     """`<run-name>.txt`: the CSV log of the Argonne benchmark, whose analysis scripts read it.
 
-    Written whole after each epoch from the history, so a run that was resumed has one log.
+    Written whole from the history at the beginning and at the end, so a run that was resumed has one log; in between it
+    grows by an epoch's lines. The loss of an evaluation is empty where none was computed.
     """
 
     def __init__(self, folder: RunFolder, command: str) -> None:
-        self.path, self.command = folder / f"{folder.name}.txt", command
+        self.folder, self.path, self.command = folder, folder / f"{folder.name}.txt", command
         self.init_seconds = 0.0
 
-    def epoch_ends(self, run: Run, **rest: Any) -> None:
-        files.write_text(self.path, self.text(run.progress, complete=False))
+    def begins(self, run: Run) -> None:
+        files.write_text(self.path, "\n".join(self.lines(run.progress.history)) + "\n")
+
+    def epoch_ends(self, run: Run, row: Mapping[str, Any], **rest: Any) -> None:
+        self.folder.append(self.path.name, "\n".join(self.of_epoch(row)))
 
     def finish(self, run: Run) -> None:
-        files.write_text(self.path, self.text(run.progress, complete=True))
+        files.write_text(self.path, "\n".join([*self.lines(run.progress.history), *self.totals(run.progress)]) + "\n")
 
-    def text(self, progress: Progress, complete: bool) -> str:
-        lines = [
+    def lines(self, history: list[dict[str, Any]]) -> list[str]:
+        head = [
             f"Command: {self.command}",
             "Begin CSV",
             "type,epoch,time,loss,dsc",
             f"loaders_init,,{self.init_seconds:.6f},,",
         ]
-        for row in progress.history:
-            lines.append(f"train,{row['epoch']},{row['train_seconds']:.6f},{row['loss']:.6f},")
-            if "score" in row:
-                lines.append(
-                    f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{row['eval_loss']:.6f}, {row['score']:.6f}"
-                )
-        if complete:
-            epochs = len(progress.history)
-            lines.append(f"total_train_time,{epochs},{sum(row['train_seconds'] for row in progress.history):.6f},,")
-            lines.append(
-                f"total_eval_time,{epochs},{sum(row.get('evaluate_seconds', 0.0) for row in progress.history):.6f},,"
-            )
-            if progress.best_score is not None:
-                lines.append(f"Best validation mean DSC: {progress.best_score:.6f}")
-            lines.append("End CSV")
-        return "\n".join(lines) + "\n"
+        return [*head, *(line for row in history for line in self.of_epoch(row))]
+
+    def of_epoch(self, row: Mapping[str, Any]) -> list[str]:
+        lines = [f"train,{row['epoch']},{row['train_seconds']:.6f},{row['loss']:.6f},"]
+        if "score" in row:
+            loss = f"{row['eval_loss']:.6f}" if "eval_loss" in row else ""
+            lines.append(f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{loss}, {row['score']:.6f}")
+        return lines
+
+    def totals(self, progress: Progress) -> list[str]:
+        epochs = len(progress.history)
+        trained = sum(row["train_seconds"] for row in progress.history)
+        evaluated = sum(row.get("evaluate_seconds", 0.0) for row in progress.history)
+        best = [] if progress.best_score is None else [f"Best validation mean DSC: {progress.best_score:.6f}"]
+        lines = [f"total_train_time,{epochs},{trained:.6f},,", f"total_eval_time,{epochs},{evaluated:.6f},,"]
+        return [*lines, *best, "End CSV"]
 
 
 class Checkpoints:

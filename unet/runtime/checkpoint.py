@@ -15,7 +15,14 @@ from unet.errors import CheckpointError
 from unet.files import atomic, explain
 
 WEIGHTS, STATE = "unet weights 1", "unet state 1"
-KEYS_OF_FOREIGN = ("best_model_state_dict", "model_state_dict", "state_dict", "model", "network_weights")
+KEYS_OF_FOREIGN = (
+    "best_model_state_dict",
+    "last_model_state_dict",
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "network_weights",
+)
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

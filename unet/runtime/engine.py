@@ -2,7 +2,13 @@
 
 A run is epochs of batches; every `accumulate` batches make an optimiser step. The device is read when a log line is
 due and at no other time. A request to stop is honoured after the step in hand. Whoever wants to know what happens
-(logs, checkpoints, pictures) is a callback: an object with methods named like the events.
+(logs, checkpoints, pictures) is a callback: an object with methods named like the events, in this order:
+
+    begins
+      epoch_begins  stepped ... logged ...  epoch_trained  [evaluates  evaluated]  epoch_ends  [save]
+    ends             once, however the run ends: also when it is interrupted or fails
+
+A run that goes on in the midst of an epoch emits `epoch_begins` for it again.
 """
 
 from __future__ import annotations
@@ -10,22 +16,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from unet import host
 from unet.config import Config
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime import optim
 from unet.runtime.distributed import Group
 from unet.runtime.evaluation import mean
+from unet.runtime.progress import Progress
+from unet.runtime.readings import Clock, Losses
+from unet.runtime.stop import Stop
 
 
 class Loader(Protocol):
@@ -41,114 +47,9 @@ class Learner(Protocol):
 
     best: tuple[str, str]
 
-    def loss(self, model: nn.Module, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been."""
-
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    best_score: float | None = None
-    best_epoch: int = 0
-    stale: int = 0
-    lines: int = 0
-    reached: bool = False
-    images: int = 0
-    first_images: int = 0
-    first_seconds: float = 0.0
-    seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0}
-    )
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def rate(self) -> float:
-        """Images a second of training; the stretch before the first log line of each start, which warms up, is left
-        out.
-        """
-        images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
-        if images <= 0:
-            images, seconds = self.images, self.seconds["train"]
-        return images / seconds if seconds else 0.0
-
-    def wait_fraction(self) -> float:
-        """Share of the training time in which the loop waited for a batch."""
-        return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0
-
-
-class Stop:
-    """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once.
-
-    The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
-    and resumed again and again still comes to its end.
-    """
-
-    def __init__(self, max_minutes: float | None = None) -> None:
-        self.reason: str | None = None
-        self.worked = False
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
-
-    @contextlib.contextmanager
-    def listen(self) -> Iterator[None]:
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
-        host.notice(f"{self.reason}: the step in hand is finished, then the run is saved.")
-
-    def asked(self) -> bool:
-        if not self.reason and self.worked and time.monotonic() > self.deadline:
-            self.reason = "--max-time"
-        return self.reason is not None
-
-
-class Losses:
-    """Losses that stay on the device until somebody asks; finds the first of a row that are not finite. A loss is the
-    mean over the ranks; `own` are this rank's of the last read."""
-
-    def __init__(self, limit: int, names: Callable[[Tensor], list[str]], group: Group) -> None:
-        self.limit, self.names, self.group = limit, names, group
-        self.pending: list[tuple[int, Tensor, Tensor]] = []
-        self.bad: list[tuple[int, list[str]]] = []
-        self.own: list[float] = []
-
-    def add(self, step: int, loss: Tensor, index: Tensor) -> None:
-        self.pending.append((step, loss.detach(), index))
-
-    def read(self) -> list[float]:
-        """The losses since the last call: the one read from the device. Raises UnetError after `limit` bad ones in a
-        row.
-        """
-        if not self.pending:
-            return []
-        self.own = torch.stack([loss for _, loss, _ in self.pending]).float().tolist()
-        values = self.group.mean(self.own)
-        for (step, _, index), own, value in zip(self.pending, self.own, values, strict=True):
-            culprits = [] if math.isfinite(own) else self.names(index)
-            self.bad = [] if math.isfinite(value) else [*self.bad, (step, culprits)]
-            if len(self.bad) == self.limit:
-                first, culprits = self.bad[0]
-                names = [name for names in self.group.gather(culprits) for name in names]
-                raise UnetError(
-                    f"The loss is not finite since step {first + 1}, {self.limit} batches in a row; the first batch:"
-                    f" {', '.join(names[:8])}.",
-                    "The last good state is kept: type the command again with --resume and a lower --lr, with --clip 1,"
-                    " or --precision fp32.",
-                )
-        self.pending.clear()
-        return values
+    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]: ...
+    def diverged(self, score: float) -> bool: ...
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]: ...
 
 
 @dataclasses.dataclass
@@ -173,13 +74,31 @@ class Run:
     group: Group = dataclasses.field(default_factory=Group)
 
     def __post_init__(self) -> None:
-        self.training, self.ranks_before = True, self.group.world
+        self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
         self.losses = Losses(self.config.nonfinite_limit, self.loader.names, self.group)
         self.clock = Clock(self.progress, self.device, self.group)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.loader) // self.config.accumulate
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that an epoch trains, of all ranks: without those that do not fill a batch or a step."""
+        return self.steps_per_epoch * self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.accumulate * self.config.batch_size * self.group.world
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """(first epoch that is evaluated, epochs between evaluations; 0 = at the end only): what the settings say, or
+        the task's own."""
+        first, every = self.config.start_eval_at, self.config.evaluate_every
+        own_first, own_every = self.task.schedule(self.config, self.samples_per_epoch, self.samples_per_step)
+        every = own_every if every is None else every
+        return max(own_first, every) if first is None else first, every
 
     @property
     def position(self) -> int:
@@ -199,69 +118,78 @@ class Run:
                 handler(self, **values)
 
 
-class Clock:
-    """Times of a stretch of training (between two log lines), and of it waiting for batches; images of all ranks."""
-
-    def __init__(self, progress: Progress, device: Device, group: Group) -> None:
-        self.progress, self.device, self.group, self.first = progress, device, group, True
-
-    def start(self) -> None:
-        self.since, self.waited, self.images, self.batches = self.device.now(), 0.0, 0, 0
-
-    def waits(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The batches, the wait for each one timed."""
-        while True:
-            self.group.mark("waiting for a batch", patient=self.first)
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - before
-            self.group.mark("in a step", patient=self.first)  # a first step compiles
-            if batch is None:
-                return
-            self.images += len(batch["image"]) * self.group.world
-            self.batches += 1
-            yield batch
-
-    def lap(self) -> dict[str, float]:
-        """Close the stretch and start the next: its rate and share of waiting."""
-        lap = time.perf_counter() - self.since
-        self.group.pace(lap / max(1, min(self.batches, 10)))  # the host may run ahead, and wait for many steps in one
-        seconds, images, waited = max(self.device.now() - self.since, 1e-9), self.images, self.waited
-        self.progress.seconds["train"] += seconds
-        self.progress.seconds["wait"] += waited
-        self.progress.images += images
-        if self.first:
-            self.progress.first_images += images
-            self.progress.first_seconds += seconds
-            self.first = False
-        self.start()
-        return {"images_per_second": images / seconds, "wait_fraction": waited / seconds}
-
-
 def train(run: Run) -> str:
-    """Train until the epochs or steps are done, the target is reached, patience ends or a stop is asked for.
+    """Train until the epochs or steps are done, the target is reached, patience ends, the run has diverged or a stop is
+    asked for.
 
-    Returns why it ended: "epochs", "max-steps", "target", "patience", or "stopped: ..." (then the state has been
-    saved). Raises UnetError where the loss stays non-finite.
+    Returns why it ended: "epochs", "max-steps", "target", "patience", "diverged", or "stopped: ..." (then the state has
+    been saved). Raises UnetError where the loss stays non-finite.
     """
-    progress, config = run.progress, run.config
     if not run.steps_per_epoch:
         raise UnetError(
-            f"--accumulate {config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
+            f"--accumulate {run.config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
-    while progress.epoch <= config.epochs and not run.out_of_steps and not progress.reached:
+    try:
+        run.emit("begins")
+        reason = train_epochs(run)
+    except BaseException as error:
+        with contextlib.suppress(UnetError):  # a full disk: the error itself matters more
+            run.emit("ends", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    run.emit("ends", reason=reason)
+    return reason
+
+
+def train_epochs(run: Run) -> str:
+    """Epoch after epoch; returns why it ended."""
+    reason = ended(run)
+    while not reason:
         run.emit("epoch_begins")
         scores = evaluate_epoch(run) if train_epoch(run) else None
         if scores is None:
             save(run)
             return f"stopped: {run.stop.reason or 'another process was asked to'}"
         run.group.mark("closing the epoch", patient=True)
-        close_epoch(run, scores)
-        save(run)
-        if config.patience and progress.stale >= config.patience:
-            return "patience"
-    return "target" if progress.reached else "max-steps" if run.out_of_steps else "epochs"
+        records = scores.pop("records", [])
+        row, better = close_epoch(run, scores)
+        reason = ended(run, scores.get("score"))
+        saving = bool(reason) or better or save_is_due(run)
+        run.emit("epoch_ends", row=row, records=records, better=better or (saving and run.evaluate is None))
+        if saving:
+            save(run)
+    return reason
+
+
+def ended(run: Run, score: float | None = None) -> str:
+    """Why there is nothing more to train after an epoch with this score; empty where there is."""
+    progress, config = run.progress, run.config
+    if progress.reached:
+        return "target"
+    if score is not None and diverged(run, score):
+        return "diverged"
+    if score is not None and config.patience and progress.stale >= config.patience:
+        return "patience"
+    if run.out_of_steps:
+        return "max-steps"
+    return "epochs" if progress.epoch > config.epochs else ""
+
+
+def diverged(run: Run, score: float) -> bool:
+    """Whether the task calls this score lost, after a better one or not before its own first evaluation: a network that
+    is scored earlier may not have begun to learn."""
+    progress, task = run.progress, run.task
+    if not task.diverged(score):
+        return False
+    first, _ = task.schedule(run.config, run.samples_per_epoch, run.samples_per_step)
+    had_better = progress.best_score is not None and not task.diverged(progress.best_score)
+    return had_better or progress.history[-1]["epoch"] >= first
+
+
+def save_is_due(run: Run) -> bool:
+    """Whether the state has not been saved yet, or --save-minutes ago: rank 0's clock decides."""
+    limit = 60 * run.config.save_minutes
+    return not limit or run.group.first(lambda: time.monotonic() - run.saved_at >= limit)
 
 
 def train_epoch(run: Run) -> bool:
@@ -275,7 +203,7 @@ def train_epoch(run: Run) -> bool:
         steps = (progress.batch + 1) % config.accumulate == 0
         with run.group.syncing(run.network, needed=steps):
             with device.autocast():
-                losses = run.task.loss(run.model, run.network(batch["image"]), batch)
+                losses = run.task.loss(run.network(batch["image"]), batch, config)
             run.scaler.scale(losses["loss"] / config.accumulate).backward()
         device.flush()
         run.losses.add(progress.step, losses["loss"], batch["index"])
@@ -305,6 +233,7 @@ def save(run: Run) -> None:
     run.group.mark("saving", patient=True)
     run.group.average_statistics(run.model)
     run.emit("save")
+    run.saved_at = time.monotonic()
 
 
 def optimizer_step(run: Run) -> None:
@@ -330,12 +259,15 @@ def log(run: Run) -> None:
 
 
 def evaluate_epoch(run: Run) -> dict[str, Any] | None:
-    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped."""
+    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. "eval_loss" is
+    among them where the task computes one."""
     config, epoch = run.config, run.progress.epoch
-    first = max(config.start_eval_at, config.evaluate_every)
-    due = config.evaluate_every and epoch >= first and (epoch - first) % config.evaluate_every == 0
+    run.emit("epoch_trained")
+    first, every = run.schedule
+    due = every and epoch >= first and (epoch - first) % every == 0
     if run.evaluate is None or not (due or epoch == config.epochs or run.out_of_steps):
         return {}
+    run.emit("evaluates")
     start = time.perf_counter()
     run.training = False
     run.group.mark("scoring", patient=True)
@@ -346,12 +278,11 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     if records is None:
         return None
     run.stop.worked = True
-    return {
-        "evaluate_seconds": seconds,
-        "score": mean(records, run.task.best[0]),
-        "eval_loss": mean(records, "loss"),
-        "records": records,
-    }
+    scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.best[0])}
+    if any("loss" in record for record in records):
+        scores["eval_loss"] = mean(records, "loss")
+    run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
+    return {**scores, "records": records}
 
 
 def target_reached(run: Run) -> bool:
@@ -361,12 +292,11 @@ def target_reached(run: Run) -> bool:
     return target is not None and best is not None and sign * best >= sign * target
 
 
-def close_epoch(run: Run, scores: dict[str, Any]) -> None:
+def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
-    complete.
+    complete. Returns its row of the history, and whether its score is the best so far.
     """
     progress, config = run.progress, run.config
-    records = scores.pop("records", [])
     before = sum(row["train_seconds"] for row in progress.history)
     row = {
         "epoch": progress.epoch,
@@ -387,4 +317,4 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> None:
     epoch_is_complete = progress.batch == run.steps_per_epoch * config.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
-    run.emit("epoch_ends", row=row, records=records, better=better or run.evaluate is None)
+    return row, better

@@ -1,11 +1,23 @@
-"""Running a trained network over a case: fixed batches, the last one padded, no gradients, results on the host."""
+"""Running a trained network over a case: fixed batches, the last one padded, no gradients.
+
+Slices go through one after another; volumes in overlapping windows whose logits are averaged.
+"""
 
 from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from unet import host
 from unet.devices.base import Device
+from unet.errors import DataError
+
+# every subset of the axes (D, H, W) of a batch (N, C, D, H, W)
+FLIPS = tuple(axes for size in range(4) for axes in itertools.combinations((2, 3, 4), size))
 
 
 @torch.no_grad()
@@ -24,11 +36,141 @@ def slices(volume: Tensor, network: nn.Module, device: Device, batch: int) -> Te
             count = len(group)
             if count < batch and (device.static_shapes or len(volume) > batch):
                 group = torch.cat((group, group[-1:].expand(batch - count, *group.shape[1:])))
-            device.flush()
-            with device.autocast():
-                output = network(device.to({"image": group})["image"])
-            device.flush()
-            parts.append(output[:count].float().cpu())
+            parts.append(_forward(group, network, device)[:count].float().cpu())
     finally:
         network.train(was_training)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def windows(
+    volume: Tensor,
+    network: nn.Module,
+    device: Device,
+    roi: Sequence[int],
+    overlap: float = 0.5,
+    batch: int = 1,
+    blend: str = "gaussian",
+    mirror: bool = False,
+) -> Tensor:
+    """(C, D, H, W) float32 on the host -> mean logits (K, D, H, W) float32 over windows of `roi` voxels.
+
+    Windows start every int(roi (1 - overlap)) voxels, and each side must be roi plus a whole number of those. A voxel's
+    logits are weighted by its place in each window: blend "gaussian" or "constant". `mirror` averages over the eight
+    flips of a window (eight times the work). Every forward pass has `batch` windows, the last group repeats its last
+    one; the result does not depend on it. It lies on the device, and nothing is read from there on the way; where the
+    device's memory is too short for volume and logits, both stay on the host, and so does the result. Raises DataError.
+
+    Source: sliding_window_inference of MLPerf's U-Net3D reference, which averages logits (not probabilities) and knows
+    a Gaussian whose cube root is taken. Here the weights, divided by their sum over the windows, are a product of three
+    short vectors: no volume of weights, no division at the end.
+    """
+    grid = Grid(volume.shape[1:], roi, overlap, blend)
+    was_training = network.training
+    network.eval()
+    try:
+        try:
+            return _stitch(device.put(volume), network, device, grid, batch, mirror)
+        except (RuntimeError, MemoryError) as error:
+            if not (device.own_memory and device.is_out_of_memory(error)):
+                raise
+        device.release()  # outside of the handler, which keeps the tensors of the failed attempt alive
+        _tell_once(
+            "The device's memory is short of a whole case: windows are put together on the host, which is slower."
+        )
+        return _stitch(volume, network, device, grid, batch, mirror)
+    finally:
+        network.train(was_training)
+
+
+class Grid:
+    """Windows over a volume of `shape` (D, H, W): where they lie and what their voxels weigh."""
+
+    def __init__(self, shape: Sequence[int], roi: Sequence[int], overlap: float, blend: str) -> None:
+        self.roi = tuple(roi)
+        self.strides = tuple(max(1, int(length * (1 - overlap) + 1e-9)) for length in roi)
+        pairs = list(zip(shape, self.roi, self.strides, strict=True))
+        if any(side < length or (side - length) % step for side, length, step in pairs):
+            fitting = tuple(length + max(0, -((length - side) // step)) * step for side, length, step in pairs)
+            raise DataError(
+                f"Windows of {self.roi} with overlap {overlap} do not fit into a volume of {tuple(shape)}.",
+                f"Pad the volume to {fitting}, or crop it.",
+            )
+        self.counts = tuple((side - length) // step + 1 for side, length, step in pairs)
+        self.weights = [
+            shares(length, step, count, blend)
+            for length, step, count in zip(self.roi, self.strides, self.counts, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        """Numbers of each window along the axes, in C order."""
+        return itertools.product(*map(range, self.counts))
+
+    def place(self, window: Sequence[int]) -> tuple[slice, ...]:
+        """Slices of a window in the volume (C, D, H, W)."""
+        starts = [number * step for number, step in zip(window, self.strides, strict=True)]
+        return (slice(None), *(slice(start, start + length) for start, length in zip(starts, self.roi, strict=True)))
+
+
+def profile(length: int, blend: str) -> Tensor:
+    """(length,) float64: a window's weight along one axis, 1 at most.
+
+    The cube root of a Gaussian with a standard deviation of an eighth of the window; the product over three axes is
+    MLPerf's importance map, but for a factor that the division by the sum removes.
+    """
+    if blend == "constant":
+        return torch.ones(length, dtype=torch.float64)
+    offset = (torch.arange(length, dtype=torch.float64) - (length - 1) / 2) / (0.125 * length)
+    return torch.exp(-(offset**2) / 6)
+
+
+def shares(length: int, step: int, count: int, blend: str) -> Tensor:
+    """(count, length) float32: what each of `count` windows along an axis contributes at each of its places; the
+    contributions to a voxel add up to 1."""
+    weight = profile(length, blend)
+    total = torch.zeros(length + (count - 1) * step, dtype=torch.float64)
+    for number in range(count):
+        total[number * step : number * step + length] += weight
+    return torch.stack([weight / total[number * step : number * step + length] for number in range(count)]).float()
+
+
+def _stitch(volume: Tensor, network: nn.Module, device: Device, grid: Grid, batch: int, mirror: bool) -> Tensor:
+    """Mean logits (K, D, H, W), put together where `volume` lies."""
+    z, y, x = (weights.to(volume.device) for weights in grid.weights)
+    places = list(grid)
+    result = None
+    for first in range(0, len(places), batch):
+        group = places[first : first + batch]
+        full = group
+        if device.static_shapes or len(places) > batch:
+            full = group + group[-1:] * (batch - len(group))
+        images = torch.stack([volume[grid.place(window)] for window in full])
+        logits = _mirrored(images, network, device) if mirror else _forward(images, network, device)
+        logits = logits[: len(group)].to(volume.device).float()
+        if result is None:
+            result = logits.new_zeros((logits.shape[1], *volume.shape[1:]))
+        for (i, j, k), output in zip(group, logits, strict=True):
+            weight = z[i][:, None, None] * (y[j][:, None] * x[k])
+            result[grid.place((i, j, k))].addcmul_(output, weight)
+    assert result is not None  # a grid has at least one window
+    return result
+
+
+def _forward(images: Tensor, network: nn.Module, device: Device) -> Tensor:
+    """The network's output on the device; a graph of its own on devices that have such."""
+    device.flush()
+    with device.autocast():
+        output: Tensor = network(device.to({"image": images})["image"])
+    device.flush()
+    return output
+
+
+def _mirrored(images: Tensor, network: nn.Module, device: Device) -> Tensor:
+    """The mean output over the eight flips of (N, C, D, H, W), each flipped back."""
+    outputs = (_forward(images.flip(axes), network, device).float().flip(axes) for axes in FLIPS)
+    return functools.reduce(Tensor.add_, outputs).div_(len(FLIPS))
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    host.notice(text)

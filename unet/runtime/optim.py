@@ -9,17 +9,21 @@ import torch
 
 from unet.config import Config
 from unet.devices.base import Device
+from unet.runtime.lamb import LAMB
 
 
-def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch.optim.Optimizer:
-    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise.
+def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -> torch.optim.Optimizer:
+    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise (or without a
+    device).
 
     With --deterministic torch's: then fp32 weights are the same bits on devices whose kernels are.
     """
     how: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         how |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    fused = None if config.deterministic else device.optimizer(config.optimizer, groups, **how)
+    if config.optimizer == "lamb":
+        how["betas"] = config.lamb_betas
+    fused = None if config.deterministic or device is None else device.optimizer(config.optimizer, groups, **how)
     if fused is not None:
         return fused
     kinds: dict[str, Any] = {
@@ -27,6 +31,7 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device) -> torch
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "adamax": torch.optim.Adamax,
+        "lamb": LAMB,
     }
     stock: torch.optim.Optimizer = kinds[config.optimizer](groups, **how)
     return stock
@@ -36,11 +41,15 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int, p
     """The rate of optimiser step `step` (from 0), which lies in `epoch` (from 1) at `position` (in steps of epochs as
     long as they are now; `step` itself unless the number of ranks has changed).
 
-    Warm-up is linear per epoch, w + (lr - w) epoch / W for epoch <= W (as in the MLPerf reference). Then: constant;
+    Warm-up is linear per epoch, w + (lr - w) epoch / W for epoch <= W (as in the MLPerf reference), or with
+    --warmup-by step, w + (lr - w) (step + 1) / (W steps an epoch): both end at lr. Then: constant;
     cosine to 0; poly (1 - t)^0.9 (nnU-Net), both over the rest of the run; multistep times gamma after each milestone.
     """
     if epoch <= config.warmup_epochs:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / config.warmup_epochs
+        done = epoch / config.warmup_epochs
+        if config.warmup_by == "step":
+            done = ((step if position is None else position) + 1) / (config.warmup_epochs * steps_per_epoch)
+        return config.warmup_lr + (config.lr - config.warmup_lr) * done
     if config.schedule == "multistep":
         return config.lr * config.lr_gamma ** sum(epoch > milestone for milestone in config.lr_milestones)
     if config.schedule == "constant":

@@ -18,9 +18,10 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
         epochs, [row["loss"] for row in history], color="tab:blue", label="training loss", marker=".", markersize=4
     )
     scored = [row for row in history if "score" in row]
+    with_loss = [row for row in scored if "eval_loss" in row]
     axis.plot(
-        [row["epoch"] for row in scored],
-        [row["eval_loss"] for row in scored],
+        [row["epoch"] for row in with_loss],
+        [row["eval_loss"] for row in with_loss],
         color="tab:orange",
         label="validation loss",
         marker=".",

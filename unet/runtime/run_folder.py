@@ -21,10 +21,11 @@ from unet.errors import UsageError
 
 OTHER_NAME = "Give another --run-name."
 RESULTS = ("metrics.jsonl", "summary.json", "benchmark.json")
+MLPERF_LOG = "unet3d.log"
 NAMES = {
     *RESULTS,
     *("config.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
-    *("progress.png", "predictions.png"),
+    *("progress.png", "predictions.png", MLPERF_LOG),
 }
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")
 

@@ -24,11 +24,58 @@ if TYPE_CHECKING:
 Infer = Callable[[Any], "Tensor"]
 
 
+Column = tuple[str, str, str]
+
+
 class Task:
-    """One system. `best` is (score, "max" | "min"): what --target, --patience and the best weights look at."""
+    """One system. `best` is (score, "max" | "min"): what --target, --patience and the best weights look at.
+
+    `item` is what a batch holds, `subject` what a case is, `unit` what scoring it costs, in words. `columns` (key,
+    heading, format) are the scores of a case, `foot` their conventions, `picture` what predictions.png shows. `tied`
+    are the settings that weights hand on to evaluate and predict.
+    """
 
     name: str
     best: tuple[str, str] = ("dsc", "max")
+    item, subject, unit = "slices", "patient", "slices"
+    columns: tuple[Column, ...] = ()
+    foot = ""
+    picture = ""
+    tied: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> str:
+        """What `best` looks at, in words."""
+        return self.best[0].replace("_", " ").upper()
+
+    def size(self, config: Config) -> str:
+        """The size of an item, in words."""
+        raise NotImplementedError
+
+    def shape(self, config: Config) -> tuple[int, ...]:
+        """The network's input for one item: (1, channels, *sides)."""
+        raise NotImplementedError
+
+    def sizing(self, config: Config) -> str:
+        """The flags that set it, as typed."""
+        raise NotImplementedError
+
+    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
+        """(first epoch that is evaluated, epochs between evaluations) where an epoch trains `samples`, a step `step`
+        of them."""
+        return 1, 1
+
+    def diverged(self, score: float) -> bool:
+        """Whether a score says that the run is lost."""
+        return False
+
+    def tiling(self, config: Config) -> dict[str, Any] | None:
+        """How a network runs over a volume (arguments of `runtime.inference.windows`); None: slice by slice."""
+        return None
+
+    def plain(self, config: Config) -> tuple[nn.Module, Callable[[Tensor, Mapping[str, Tensor]], Tensor]]:
+        """Network and loss as a first script has them: what `benchmark` compares with."""
+        return self.model(config), lambda outputs, batch: self.loss(outputs, batch, config)["loss"]
 
     def index(self, config: Config) -> list[Case]:
         """The cases of the raw set."""
@@ -72,11 +119,13 @@ class Task:
         """Parameter groups for the optimiser."""
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
-    def loss(self, model: nn.Module, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
         """Scalar tensors, "loss" among them."""
         raise NotImplementedError
 
-    def evaluate(self, case: CachedCase, infer: Infer, full: bool = False) -> tuple[dict[str, float], dict[str, Any]]:
+    def evaluate(
+        self, case: CachedCase, infer: Infer, config: Config, full: bool = False
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         """(numbers, arrays) of one case; `full` adds the costly scores. `infer` runs the network on a case's batch."""
         raise NotImplementedError
 
@@ -92,12 +141,12 @@ class Task:
         """What the user named -> {folder: the images of one case, in order}."""
         raise NotImplementedError
 
-    def outputs(self, image: Path, folder: Path, config: Config) -> dict[str, Path]:
-        """The files that prediction writes for an image, "mask" among them."""
+    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
+        """The files that prediction writes for an image of the case whose outputs go to `place`, "mask" among them."""
         raise NotImplementedError
 
     def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, members: Sequence[Infer], config: Config
+        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
     ) -> None:
         """Write the outputs of the `wanted` images of a case: the mean of the `members`."""
         raise NotImplementedError
@@ -110,7 +159,11 @@ class Task:
         """Look a cache over."""
         raise NotImplementedError
 
-    def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+    def synthesize(self, path: Path, config: Config) -> None:
+        """Write a made raw set."""
+        raise NotImplementedError
+
+    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
         """A network that fits foreign weights, and the weights under its own key names."""
         raise NotImplementedError
 

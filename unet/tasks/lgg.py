@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 LEVEL = 0.5
 PHANTOM_SEED = 2001
+FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
+percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
+one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
+where only the truth is empty. Undefined values are left out of mean and median."""
 
 
 class LGG(Task):
@@ -31,6 +35,24 @@ class LGG(Task):
 
     name = "lgg"
     best = ("dsc", "max")
+    columns = (
+        ("dsc", "DSC", "{:.4f}"),
+        ("hd95", "HD95 px", "{:.2f}"),
+        ("volume_error", "volume error", "{:+.1%}"),
+        ("loss", "loss", "{:.4f}"),
+    )
+    foot = FOOT
+    picture = "slice with most tumour of each patient, from worst to best DSC (truth green, prediction red)"
+    tied = ("image_size",)
+
+    def size(self, config: Config) -> str:
+        return f"{config.image_size} px"
+
+    def shape(self, config: Config) -> tuple[int, ...]:
+        return 1, 3, config.image_size, config.image_size
+
+    def sizing(self, config: Config) -> str:
+        return f"--image-size {config.image_size}"
 
     def index(self, config: Config) -> list[Case]:
         if config.synth_data:
@@ -88,13 +110,13 @@ class LGG(Task):
         features = tuple(config.width * 2**level for level in range(config.layers))
         return UNet(UNetShape(features=features, bottleneck=config.width * 2**config.layers))
 
-    def loss(self, model: nn.Module, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
         from unet.models.losses import batch_dice_loss
 
         return {"loss": batch_dice_loss(outputs.float().sigmoid(), batch["mask"])}
 
     def evaluate(
-        self, case: cache.CachedCase, infer: Infer, full: bool = False
+        self, case: cache.CachedCase, infer: Infer, config: Config, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as
         one pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
@@ -163,16 +185,16 @@ class LGG(Task):
     def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return lgg.patients_of(paths)
 
-    def outputs(self, image: Path, folder: Path, config: Config) -> dict[str, Path]:
-        found = {"mask": folder / image.name}
+    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
+        found = {"mask": place / image.name}
         if config.overlay:
-            found["overlay"] = folder / f"{image.stem}_overlay.png"
+            found["overlay"] = place / f"{image.stem}_overlay.png"
         if config.probabilities:
-            found["probability"] = folder / f"{image.stem}_probability.tif"
+            found["probability"] = place / f"{image.stem}_probability.tif"
         return found
 
     def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], folder: Path, members: Sequence[Infer], config: Config
+        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
     ) -> None:
         """Mean probability of the `members` over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
 
@@ -197,11 +219,11 @@ class LGG(Task):
             host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
             probability = np.zeros((len(images), *read_tiff(images[0], 3).shape[:2]), np.float32)
         mask = largest_component(probability > LEVEL)
-        make_folder(folder)
+        make_folder(place)
         for number, image in enumerate(images):
             if image not in wanted:
                 continue
-            paths = self.outputs(image, folder, config)
+            paths = self.outputs(image, place, config)
             if config.probabilities:
                 write_tiff(paths["probability"], probability[number])
             if config.overlay:
@@ -216,7 +238,12 @@ class LGG(Task):
     def check_cache(self, path: Path, config: Config) -> checks.Report:
         return checks.cached(path, cache.make_manifest(self.name, self.settings(config)))
 
-    def load(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+    def synthesize(self, path: Path, config: Config) -> None:
+        from unet.data import synthetic
+
+        synthetic.write_set(path, config.patients, config.slices, config.side, config.seed, config.overwrite)
+
+    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
         from unet.models import foreign
         from unet.models.unet import UNet
 

@@ -1,0 +1,46 @@
+"""Where a run is: what is saved with its weights, so that it can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been.
+
+    `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    lines: int = 0
+    mlperf_lines: int = 0
+    reached: bool = False
+    images: int = 0
+    first_images: int = 0
+    first_seconds: float = 0.0
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0}
+    )
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def rate(self) -> float:
+        """Images a second of training; the stretch before the first log line of each start, which warms up, is left
+        out.
+        """
+        images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
+        if images <= 0:
+            images, seconds = self.images, self.seconds["train"]
+        return images / seconds if seconds else 0.0
+
+    def wait_fraction(self) -> float:
+        """Share of the training time in which the loop waited for a batch."""
+        return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0

@@ -1,0 +1,46 @@
+"""The ways to ask a run to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from unet import host
+
+
+class Stop:
+    """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once.
+
+    The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
+    and resumed again and again still comes to its end.
+    """
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self.reason: str | None = None
+        self.worked = False
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._note) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.reason and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+        host.notice(f"{self.reason}: the step in hand is finished, then the run is saved.")
+
+    def asked(self) -> bool:
+        if not self.reason and self.worked and time.monotonic() > self.deadline:
+            self.reason = "--max-time"
+        return self.reason is not None

@@ -1,0 +1,367 @@
+"""KiTS19 kidneys and kidney tumours in CT, 3D UNet: the system of MLPerf Training (UNet3D), and Cambricon's of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unet import host
+from unet.config import Config, where
+from unet.data import cache, checks, checks_kits19, grids, kits19, splits, windows
+from unet.data.volumes import Case
+from unet.files import make_folder
+from unet.tasks.base import Infer, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unet.data.loaders import Loader
+
+SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
+CLASSES = 3
+PHANTOM_SEED = 2001
+LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
+COLOURS = ((220, 70, 60), (70, 160, 255))  # kidney, tumour
+FOOT = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
+resampled grid, kidney without tumour, 1 where a class is in neither; with --eval-region rounded the sides are rounded
+to half windows. KiTS kidney is kidney and tumour together on the scan's own grid, as are KiTS tumour, HD95
+(mm; undefined (-) where one of the two is empty) and surface Dice (within --surface-tolerance mm)."""
+
+
+class KiTS19(Task):
+    """Volumes (1, D, H, W) of CT -> logits (3, D, H, W) of background, kidney, tumour; scored by case."""
+
+    name = "kits19"
+    best = ("mean_dice", "max")
+    item, subject, unit = "crops", "case", "windows"
+    columns = (
+        ("mean_dice", "mean Dice", "{:.4f}"),
+        ("kidney", "kidney", "{:.4f}"),
+        ("tumour", "tumour", "{:.4f}"),
+        ("loss", "loss", "{:.4f}"),
+        ("kits_kidney", "KiTS kidney", "{:.4f}"),
+        ("kits_tumour", "KiTS tumour", "{:.4f}"),
+        ("hd95_kidney", "HD95 kidney", "{:.2f}"),
+        ("hd95_tumour", "HD95 tumour", "{:.2f}"),
+        ("surface_kidney", "surf. kidney", "{:.4f}"),
+        ("surface_tumour", "surf. tumour", "{:.4f}"),
+    )
+    foot = FOOT
+    picture = "slice with most kidney of each case, from worst to best mean Dice (kidney red, tumour blue)"
+    tied = ("spacing", "pad_to", "eval_patch", "overlap", "blend", "activation")
+
+    def size(self, config: Config) -> str:
+        return f"crops of {sides(config.patch)}, windows of {sides(config.eval_patch)}"
+
+    def shape(self, config: Config) -> tuple[int, ...]:
+        return 1, 1, *config.patch
+
+    def sizing(self, config: Config) -> str:
+        return f"--patch {' '.join(map(str, config.patch))}"
+
+    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
+        """First evaluation and distance in epochs: 1000 and 20 epochs of 168 samples, however many samples an epoch
+        here trains (--epoch-samples padded: as if its last batch were full, as the rules' text has it; the reference
+        counts what is trained). Source: MLPerf training rules."""
+        if config.epoch_samples == "padded":
+            samples = math.ceil(SAMPLES / step) * step
+        return math.ceil(FIRST * SAMPLES / samples), math.ceil(EVERY * SAMPLES / samples)
+
+    def diverged(self, score: float) -> bool:
+        return score < LOST
+
+    def tiling(self, config: Config) -> dict[str, Any]:
+        return {
+            "roi": config.eval_patch,
+            "overlap": config.overlap,
+            "blend": config.blend,
+            "mirror": config.mirror,
+        }
+
+    def index(self, config: Config) -> list[Case]:
+        root = where(config.data, "data")
+        if config.synth_data:
+            self.synthesize(root, config.replace(seed=PHANTOM_SEED, overwrite=False))
+        return kits19.index(root, config)
+
+    def synthesize(self, path: Path, config: Config) -> None:
+        from unet.data import phantom_ct
+
+        labels = where(config.labels, "data") if config.labels else None
+        shape = (config.slices, config.side, config.side)
+        phantom_ct.write_set(path, config.patients, shape, max(config.seed, 0), labels, config.overwrite)
+
+    def cases(self, config: Config) -> list[cache.CachedCase]:
+        found = cache.ensure(
+            where(config.cache, "data"),
+            functools.partial(self.index, config),
+            where(config.data, "data"),
+            functools.partial(self.prepare, config=config),
+            cache.make_manifest(self.name, self.settings(config)),
+            config.rebuild_cache,
+        )
+        return found[: config.max_cases]
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What decides the content of the cache."""
+        return {"spacing": list(config.spacing), "pad_to": list(config.pad_to)}
+
+    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
+        return kits19.prepare(case, config)
+
+    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
+        return splits.make(
+            ids, config.split, config.held_out, config.fold, config.folds, config.seed, training=training
+        )
+
+    def batches(
+        self,
+        cases: Sequence[cache.CachedCase],
+        config: Config,
+        shard: tuple[int, int],
+        options: dict[str, Any],
+        place: Callable[[Tensor], Tensor],
+    ) -> Loader:
+        from unet.data.augment import Change
+        from unet.data.crops import EpochCrops, Volumes
+        from unet.data.loaders import Loader
+
+        change = Change(config.brightness, config.noise) if config.augment else None
+        volumes = Volumes(cases, config.data_on, place)
+        crops = EpochCrops(
+            *(volumes, config.patch, config.batch_size, config.seed, config.oversampling, change),
+            last_offset=config.last_offset,
+            shard=shard,
+        )
+        options = dict(options)
+        suited = options.pop("workers")
+        workers = suited if config.workers == "auto" else int(config.workers)
+        if config.data_on == "device":
+            workers, options = 0, {}
+        return Loader(crops, workers, options)
+
+    def model(self, config: Config) -> nn.Module:
+        """The reference's network, 31,190,243 parameters with the default settings."""
+        from unet.models.unet import UNet, UNetShape
+
+        widths = [min(config.width * 2**level, 10 * config.width) for level in range(config.layers + 1)]
+        return UNet(
+            UNetShape(
+                dims=3,
+                inputs=1,
+                outputs=CLASSES,
+                features=tuple(widths[:-1]),
+                bottleneck=widths[-1],
+                norm=config.normalization,
+                activation=config.activation,
+                down="stride",
+            )
+        )
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+        from unet.models.losses import dice_ce_loss
+
+        return {"loss": dice_ce_loss(outputs, batch["mask"], config.include_background)}
+
+    def plain(self, config: Config) -> tuple[nn.Module, Callable[[Tensor, Mapping[str, Tensor]], Tensor]]:
+        """The reference's step: the same network of torch's own layers, the loss from one-hot labels."""
+        from unet.models.losses import plain_dice_ce
+
+        return self.model(config), lambda outputs, batch: plain_dice_ce(outputs, batch["mask"])
+
+    def evaluate(
+        self, case: cache.CachedCase, infer: Infer, config: Config, full: bool = False
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Numbers: mean_dice, kidney, tumour, loss (--eval-loss); with `full` also KiTS19's own scores, HD95 and
+        surface Dice on the original grid. Arrays: image, prediction, target (D, H, W) of the scored region."""
+        from unet.models import metrics
+
+        image, mask = (array[0] for array in case.arrays())
+        if config.eval_crop:
+            place = crop_about(mask, config.eval_crop)
+            image, mask = image[place], mask[place]
+        plan = windows.plan(image.shape, config.eval_patch, config.overlap, config.eval_region)
+        logits = self.logits(image, plan, infer)
+        image, target = windows.cropped(image, plan), tensor(windows.cropped(mask, plan)).to(logits.device)
+        prediction = metrics.label_map(logits)
+        _, kidney, tumour = metrics.dice_by_class(metrics.confusion(prediction, target, CLASSES))
+        numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
+        if config.eval_loss:
+            numbers["loss"] = metrics.dice_ce_of(logits, target, config.include_background)
+        if full:
+            numbers |= self.original(case, plan, logits, infer, config)
+        return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
+
+    def logits(self, image: Any, plan: windows.Plan, infer: Infer) -> Tensor:
+        """(D, H, W) array -> logits (3, d, h, w) of the plan's part, where `infer` leaves them."""
+        padded = windows.padded(tensor(windows.cropped(image, plan)), plan)
+        inner: Tensor = windows.inner(infer(padded[None]), plan)
+        return inner
+
+    def original(
+        self, case: cache.CachedCase, plan: windows.Plan, logits: Tensor, infer: Infer, config: Config
+    ) -> dict[str, float]:
+        """Scores of the whole case on the scan's own grid; on the cache's where the raw set is not at hand."""
+        from unet.models import metrics, surface
+
+        image = case.arrays()[0][0]
+        whole = windows.plan(image.shape, config.eval_patch, config.overlap, "full")
+        if whole != plan:
+            logits = self.logits(image, whole, infer)
+        raw = raw_files(where(config.data, "data")).get(case.id)
+        if raw is None or not raw.labels or not raw.images:
+            tell_once(
+                "The raw set is not at hand: KiTS19's own scores, HD95 and surface Dice are those of the cache's grid."
+            )
+            target, spacing = case.arrays()[1][0], config.spacing
+            prediction = metrics.label_map(logits).cpu().numpy()
+        else:
+            target, geometry = kits19.truth(Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1])), config)
+            spacing = geometry.spacing
+            prediction = grids.turned(grids.restore(logits.cpu().numpy(), geometry), geometry)
+        return surface.full_scores(prediction, target, spacing, config.surface_tolerance)
+
+    def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """CT, truth and prediction of the slice with most kidney, as images (H, W, 3) in uint8."""
+        labelled = arrays["target"] if arrays["target"].any() else arrays["prediction"]
+        number = int((labelled > 0).sum((1, 2)).argmax())
+        grey = grey_of(arrays["image"][number])
+        return {
+            "CT": grey,
+            "truth": coloured(grey, arrays["target"][number]),
+            "prediction": coloured(grey, arrays["prediction"][number]),
+        }
+
+    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        return {Path(name): [image] for name, image in kits19.inputs(paths).items()}
+
+    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
+        found = {"mask": place.with_name(f"{place.name}.nii.gz")}
+        if config.overlay:
+            found["overlay"] = place.with_name(f"{place.name}_overlay.png")
+        if config.probabilities:
+            found |= {name: place.with_name(f"{place.name}_{name}.nii.gz") for name in ("kidney", "tumour")}
+        return found
+
+    def predict(
+        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
+    ) -> None:
+        """Mean logits of the `members` over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
+        the scan's own grid, with its affine.
+
+        On request the slice with most kidney as PNG, and the probabilities of kidney and tumour (float32 NIfTI). Raises
+        DataError.
+        """
+        from unet.data import nifti
+
+        for image in images:
+            paths = self.outputs(image, place, config)
+            volume, geometry = kits19.prepare_image(image, config)
+            plan = windows.plan(volume.shape[1:], config.eval_patch, config.overlap, "full")
+            logits = self.logits(volume[0], plan, members[0])
+            for infer in members[1:]:
+                logits += self.logits(volume[0], plan, infer)
+            logits = (logits / len(members)).cpu()
+            make_folder(place.parent)
+            if config.probabilities:
+                for name, scores in zip(("background", "kidney", "tumour"), logits.softmax(0).numpy(), strict=True):
+                    if name in paths:
+                        nifti.write_like(paths[name], grids.restore_scores(scores, geometry), image)
+            mask = grids.restore(logits.numpy(), geometry)
+            if config.overlay:
+                self.write_overlay(paths["overlay"], volume[0], logits, geometry)
+            nifti.write_like(paths["mask"], mask, image)
+
+    def write_overlay(self, path: Path, volume: Any, logits: Tensor, geometry: grids.Geometry) -> None:
+        from unet.data.volumes import write_png
+        from unet.models import metrics
+
+        labels = metrics.label_map(logits).numpy()[geometry.inner]
+        number = int((labels > 0).sum((1, 2)).argmax())
+        write_png(path, coloured(grey_of(volume[geometry.inner][number]), labels[number]))
+
+    def check_raw(self, path: Path, config: Config) -> checks.Report:
+        return checks_kits19.raw(path, functools.partial(self.split, config=config), listed(config))
+
+    def check_cache(self, path: Path, config: Config) -> checks.Report:
+        return checks_kits19.cached(path, listed(config), config.eval_patch, config.overlap)
+
+    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import foreign
+        from unet.models.unet import UNet
+
+        bare = foreign.strip_prefixes(state)
+        own = foreign.from_mlperf(bare) if foreign.is_mlperf(bare) else bare
+        return UNet(foreign.mlperf_shape(own, config.activation)), own
+
+
+TASK = KiTS19
+
+
+def sides(lengths: Sequence[int]) -> str:
+    """128^3, or 128 x 160 x 96."""
+    return f"{lengths[0]}^3" if len(set(lengths)) == 1 else " x ".join(map(str, lengths))
+
+
+def listed(config: Config) -> Path | None:
+    return Path(config.checksums) if config.checksums else None
+
+
+def tensor(array: Any) -> Tensor:
+    """A tensor of an array that may be a read-only memory map or have negative strides."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(array))
+
+
+def crop_about(mask: Any, size: Sequence[int]) -> tuple[slice, ...]:
+    """The part of a volume, at most `size` voxels, about the middle of what is labelled (of the volume, if nothing
+    is)."""
+    import numpy as np
+
+    found = []
+    for axis, (side, length) in enumerate(zip(mask.shape, size, strict=True)):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        held = np.flatnonzero(mask.any(others))
+        middle = (int(held[0]) + int(held[-1]) + 1) // 2 if len(held) else side // 2
+        low = max(0, min(middle - length // 2, side - length))
+        found.append(slice(low, min(side, low + length)))
+    return tuple(found)
+
+
+def grey_of(image: Any) -> Any:
+    """A normalised slice (H, W) -> (H, W, 3) uint8, the whole range of the network's input."""
+    import numpy as np
+
+    low, high = kits19.LOW, kits19.HIGH
+    hounsfield = np.asarray(image) * kits19.DEVIATION + kits19.MEAN
+    grey = np.clip((hounsfield - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def coloured(grey: Any, labels: Any) -> Any:
+    """(H, W, 3) uint8 with kidney in red and tumour in blue over it, half transparent, outlined."""
+    import numpy as np
+    from skimage.segmentation import find_boundaries
+
+    result = grey.copy()
+    for number, colour in enumerate(COLOURS, 1):
+        inside = labels == number
+        result[inside] = (0.6 * result[inside] + 0.4 * np.array(colour)).astype(np.uint8)
+        result[find_boundaries(inside, mode="inner")] = colour
+    return result
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    host.notice(text)
+
+
+@functools.cache
+def raw_files(root: Path) -> dict[str, kits19.Found]:
+    """The files of a raw set by case, looked for once; none where there is no such folder."""
+    return kits19.find(root) if root.is_dir() else {}
