@@ -11,6 +11,7 @@ import torch
 from conftest import GOLDEN
 from torch import Tensor
 
+from unet.config import Config
 from unet.errors import CheckpointError, UnetError
 from unet.models import foreign
 from unet.models.losses import batch_dice_loss
@@ -165,7 +166,7 @@ def test_foreign_checkpoints_load(published: UNet, prefix: str, spelling: str) -
     if spelling == "argonne":
         state = {key.replace("encoder", "enc").replace("decoder", "dec"): value for key, value in state.items()}
         assert "enc1.enc1conv1.weight" in state
-    network, own = LGG().load({prefix + key: value for key, value in state.items()})
+    network, own = LGG().load({prefix + key: value for key, value in state.items()}, Config())
     checkpoint.fit(network, own, GOLDEN)
     for (key, a), b in zip(network.state_dict().items(), published.state_dict().values(), strict=True):
         assert torch.equal(a, b), key

@@ -13,6 +13,7 @@ import tifffile
 import torch
 from conftest import error_of, read_json
 
+from unet.config import Config
 from unet.data import lgg, preprocess
 from unet.models import metrics
 from unet.tasks.lgg import LGG
@@ -108,7 +109,7 @@ def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -
 
     use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
     rows = {row["case"]: float(row["dsc"]) for row in rows_of(Path("performance/e/cases.csv"))}
-    network, own = LGG().load(torch.load("weights/unet.pt", weights_only=True)["model"])
+    network, own = LGG().load(torch.load("weights/unet.pt", weights_only=True)["model"], Config())
     network.load_state_dict(own)
     network.eval()
     for name, dsc in rows.items():

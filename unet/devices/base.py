@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from unet.devices.launchers import Rank
 
+CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
+
 
 class Device:
     """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes`
@@ -131,9 +133,10 @@ class Device:
 
     def channels_last(self) -> bool:
         """Whether images lie with the channel last in memory."""
-        return self.config.layout == "NHWC"
+        return self.config.layout in CHANNELS_LAST
 
     def memory_format(self, dims: int = 2) -> torch.memory_format:
+        """The order of images, or of volumes where `dims` is 3."""
         import torch
 
         if not self.channels_last():
@@ -142,7 +145,11 @@ class Device:
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network on the device, in its memory order."""
-        return module.to(self.device).to(memory_format=self.memory_format())  # type: ignore[call-overload]
+        module = module.to(self.device)
+        dims = max((parameter.ndim - 2 for parameter in module.parameters()), default=0)
+        if dims not in (2, 3):
+            return module
+        return module.to(memory_format=self.memory_format(dims))  # type: ignore[call-overload]
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor on the device, as it is."""
@@ -154,7 +161,9 @@ class Device:
 
     def _image(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device, non_blocking=True)
-        return tensor.contiguous(memory_format=self.memory_format()) if tensor.ndim == 4 else tensor
+        if tensor.ndim == 4 or (tensor.ndim == 5 and tensor.is_floating_point()):
+            return tensor.contiguous(memory_format=self.memory_format(tensor.ndim - 2))
+        return tensor
 
     def compile(self, module: nn.Module) -> nn.Module:
         """The network compiled for the device."""
@@ -230,6 +239,10 @@ class Device:
     def memory(self) -> int:
         """Peak bytes in use: of the device, or of this process where it is the host."""
         return host.peak_memory()
+
+    def peak_flops(self) -> float | None:
+        """What the device could do at most in a second, in the precision of this run; None where that is not known."""
+        return None
 
     def report(self) -> list[str]:
         """What a user of this device wants to read at the end of a run, in words."""

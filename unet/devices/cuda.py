@@ -4,6 +4,7 @@ say fp32.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unet.devices.launchers import Rank
+
+PEAKS = {  # FLOP/s
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
 
 
 class CUDA(Device):
@@ -36,7 +56,7 @@ class CUDA(Device):
         exact = self.dtype == torch.float32 and config.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
-        torch.backends.cudnn.benchmark = not config.deterministic
+        torch.backends.cudnn.benchmark = config.cudnn_benchmark and not config.deterministic
         torch.cuda.reset_peak_memory_stats()
 
     @classmethod
@@ -95,7 +115,7 @@ class CUDA(Device):
     def channels_last(self) -> bool:
         import torch
 
-        return self.config.layout == "NHWC" or (self.config.layout == "auto" and self.dtype != torch.float32)
+        return super().channels_last() or (self.config.layout == "auto" and self.dtype != torch.float32)
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
@@ -150,6 +170,17 @@ class CUDA(Device):
         import torch
 
         return torch.cuda.max_memory_allocated(self.device)
+
+    def peak_flops(self) -> float | None:
+        """Dense tensor-core arithmetic in half precision, by the card's name; TF32 has half of it. Source: NVIDIA's
+        data sheets."""
+        import torch
+
+        name = torch.cuda.get_device_name(self.device)
+        known = next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
+        if known is None or (self.dtype == torch.float32 and self.config.precision != "tf32"):
+            return None
+        return known / 2 if self.dtype == torch.float32 else known
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         import torch

@@ -103,3 +103,98 @@ def lgg_shape(state: Mapping[str, Tensor]) -> UNetShape:
             "Give weights of the published network or of `unet train --task lgg`.",
         ) from error
     return UNetShape(inputs=first.shape[1], outputs=head.shape[0], features=features, bottleneck=bottom)
+
+
+_MLPERF = re.compile(r"^(input_block|downsample\.\d+|bottleneck|upsample\.\d+)\.conv([12])\.([01])\.(\w+)$")
+_MLPERF_ENDS = re.compile(r"^(?:upsample\.(\d+)\.upsample_conv\.0|output\.conv)\.(weight|bias)$")
+
+
+def is_mlperf(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of the U-Net3D of MLPerf Training."""
+    return any(_MLPERF.match(key) for key in state)
+
+
+def from_mlperf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of MLPerf Training's U-Net3D (`downsample.0.conv1.0.weight`) -> keys of `models.unet.UNet`. Raises
+    CheckpointError for any other key."""
+    return {_own_of_mlperf(key): value for key, value in state.items()}
+
+
+def _own_of_mlperf(key: str) -> str:
+    if match := _MLPERF.match(key):
+        block, conv, part, leaf = match.groups()
+        name, _, level = block.partition(".")
+        own = {
+            "input_block": "encoders.0",
+            "downsample": f"encoders.{int(level or 0) + 1}",
+            "bottleneck": "bottleneck",
+            "upsample": f"decoders.{level}",
+        }[name]
+        return f"{own}.{3 * (int(conv) - 1) + int(part)}.{leaf}"
+    if match := _MLPERF_ENDS.match(key):
+        level, leaf = match.groups()
+        return f"head.{leaf}" if level is None else f"ups.{level}.conv.{leaf}"
+    raise CheckpointError(
+        f"Key {key!r} belongs to no known network.", "Give weights of MLPerf's U-Net3D or of this program."
+    )
+
+
+def to_mlperf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of a strided `models.unet.UNet` with a norm -> those of MLPerf Training's U-Net3D, in its order.
+
+    Raises CheckpointError for a network without norms, which the reference does not have.
+    """
+    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+    names = {_own_of_mlperf(key): key for key in mlperf_keys(levels)}
+    if unknown := sorted(set(state) - set(names)):
+        raise CheckpointError(
+            f"Key {unknown[0]!r} has no name in MLPerf's U-Net3D.", "Give weights of a network with instance norms."
+        )
+    found = {names[key]: value for key, value in state.items()}
+    return {key: found[key] for key in mlperf_keys(levels) if key in found}
+
+
+def mlperf_keys(levels: int) -> list[str]:
+    """State-dict keys of the reference with `levels` levels and either norm, in its order."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+    def block(prefix: str) -> list[str]:
+        return [
+            f"{prefix}.conv{conv}.{part}.{leaf}"
+            for conv in (1, 2)
+            for part, leaves in (("0", ("weight",)), ("1", norm))
+            for leaf in leaves
+        ]
+
+    keys = [key for name in ("input_block", *(f"downsample.{i}" for i in range(levels - 1))) for key in block(name)]
+    keys += block("bottleneck")
+    for i in range(levels):
+        keys += [f"upsample.{i}.upsample_conv.0.weight", f"upsample.{i}.upsample_conv.0.bias", *block(f"upsample.{i}")]
+    return [*keys, "output.conv.weight", "output.conv.bias"]
+
+
+def mlperf_shape(state: Mapping[str, Tensor], activation: str = "relu") -> UNetShape:
+    """The shape of a strided network from its weights (own keys); they do not tell the `activation`. Raises
+    CheckpointError where they are none."""
+    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+    try:
+        first, head = state["encoders.0.0.weight"], state["head.weight"]
+        features = tuple(state[f"encoders.{level}.0.weight"].shape[0] for level in range(levels))
+        bottom, up = state["bottleneck.0.weight"].shape[0], state["ups.0.conv.weight"].shape[2]
+        norm = "batch" if "encoders.0.1.running_mean" in state else "instance"
+        return UNetShape(
+            dims=first.ndim - 2,
+            inputs=first.shape[1],
+            outputs=head.shape[0],
+            features=features,
+            bottleneck=bottom,
+            norm=norm if "encoders.0.1.weight" in state else "none",
+            activation=activation,
+            down="stride",
+            up_kernel=up,
+        )
+    except (KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"These weights are not those of a 3D UNet: {error} is missing.",
+            "Give weights of MLPerf's U-Net3D or of `unet train --task kits19`.",
+        ) from error

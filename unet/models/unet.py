@@ -5,12 +5,14 @@ or 3 up.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from unet.errors import UnetError
 from unet.models.layers import CONV, POOL, ConvBlock, Up, join
+from unet.models.norms import channel_last, sparing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,9 @@ class UNet(nn.Module):
 
     Source: Ronneberger et al., U-Net, MICCAI 2015; 3D form: Çiçek et al., MICCAI 2016. With the default shape this is
     the network of brain-segmentation-pytorch (Buda et al. 2019) without its final sigmoid: 7,763,041 parameters.
-    Sides must be divisible by 2^levels (same padding); `forward` raises UnetError otherwise.
+    MLPerf's 3D U-Net is `UNetShape(3, 1, 3, (32, 64, 128, 256, 320), 320, "instance", down="stride")`: 31,190,243
+    parameters. Sides must be divisible by 2^levels (same padding), and in training leave instance normalisation more
+    than one voxel at the bottom; `forward` raises UnetError otherwise.
     """
 
     def __init__(self, shape: UNetShape) -> None:
@@ -65,7 +69,14 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shape.padding == "same":
-            check_sides(x.shape[2:], 2 ** len(self.shape.features))
+            alone = self.training and self.shape.norm == "instance"
+            check_sides(x.shape[2:], 2 ** len(self.shape.features), alone)
+        if x.shape[1] == 1 and channel_last(self.bottleneck[0].get_parameter("weight")):
+            x = x.flatten(0, 1)[..., None].movedim(-1, 1)  # of one channel, the strides tell the order
+        with sparing(x):
+            return self._through(x)
+
+    def _through(self, x: Tensor) -> Tensor:
         skips = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -77,12 +88,24 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def check_sides(sides: tuple[int, ...], step: int) -> None:
-    """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are."""
+def check_sides(sides: Sequence[int], step: int, alone: bool = False) -> None:
+    """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are.
+
+    `alone`: each sample is normalised by its own statistics, which the single voxel that sides of one `step` leave at
+    the bottom does not have.
+    """
+    levels, given = step.bit_length() - 1, " x ".join(map(str, sides))
+    fitting = [-(-side // step) * step for side in sides]
+    alone = alone and all(side <= step for side in fitting)
     if any(side % step for side in sides):
-        fitting = [-(-side // step) * step for side in sides]
-        raise UnetError(
-            f"An input of {' x '.join(map(str, sides))} does not fit {step.bit_length() - 1} levels: sides must be"
-            f" multiples of {step}.",
-            f"Pad or resize to {' x '.join(map(str, fitting))}, or use fewer --layers.",
-        )
+        fault = f"does not fit {levels} levels: sides must be multiples of {step}."
+    elif alone:
+        fault = f"leaves one voxel after {levels} levels, too few for instance normalisation in training."
+    else:
+        return
+    if alone:
+        fitting = [2 * side for side in fitting]
+    raise UnetError(
+        f"An input of {given} {fault}",
+        f"Pad or resize to {' x '.join(map(str, fitting))}, or use fewer --layers.",
+    )
