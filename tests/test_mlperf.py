@@ -35,9 +35,9 @@ SIZES = {"patch": (4,), "eval_patch": (4,), "layers": 2, "width": 2, "batch_size
 class Task:
     """Stands for kits19: a score from a list for each evaluation."""
 
-    name, best = "kits19", ("mean_dice", "max")
+    name, best, score = "kits19", ("mean_dice", "max"), "MEAN DICE"
 
-    def schedule(self, config: Config, samples: int) -> tuple[int, int]:
+    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
         return -(-12 // samples), -(-6 // samples)
 
     def diverged(self, score: float) -> bool:
@@ -409,7 +409,7 @@ FITTING = {
 }
 
 
-def own(config: Config, samples: int) -> tuple[int, int]:
+def own(config: Config, samples: int, step: int) -> tuple[int, int]:
     return -(-168000 // samples), -(-3360 // samples)
 
 
@@ -570,7 +570,7 @@ def test_scores_without_a_loss(workplace: Path) -> None:
     lines = seeds.path.read_text().splitlines()
     first = next(line for line in lines if line.startswith("eval,"))
     assert first.rsplit(",", 2)[1:] == ["", " 0.300000"]
-    assert "validation MEAN_DICE 0.3000 (best)" in trial.folder.text("run.log")
+    assert "validation MEAN DICE 0.3000 (best)" in trial.folder.text("run.log")
     assert "eval_loss" not in trial.run.progress.history[-1]
     assert (trial.folder / "progress.png").exists()
 
