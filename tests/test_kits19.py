@@ -14,12 +14,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import error_of, read_json
+from conftest import error_of, program, read_json
 
 from unet.cli import resolve
 from unet.data import phantom_ct
 from unet.models.foreign import to_mlperf
 from unet.runtime import mlperf_rules
+from unet.tasks import kits19
 from unet.tasks.base import create
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -198,3 +199,82 @@ def test_closed_is_refused_with_everything_that_is_wrong(volumes: Cli) -> None:
 def test_bad_sizes_are_told_at_once(cli: Cli) -> None:
     message = error_of(cli("train", "--task", "kits19", "--patch", 60, "--eval-patch", 32, "--noise", 1), 2)
     assert "--patch 60 60 60" in message and "nearest: 64 64 64" in message and "--noise" in message
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one_does(scans: Path, tmp_path: Path) -> None:
+    """The same weights have the same scores on one and on two processes, to which cases are dealt."""
+    whole = ("train", *SMALL, "--data", scans, "--cache", "cache", "--epochs", 2, "--no-augment", "--oversampling", 0)
+    one = program(*whole, "--run-name", "one", "--weights", "one.pt", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = program(*whole, "--batch-size=1", "--run-name", "two", "--weights", "two.pt", "--devices", 2, cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    assert "1 x 1 x 2 crops" in two.stderr
+    for name, devices in (("a", 1), ("b", 2)):
+        words = ("evaluate", "--task", "kits19", "--device", "cpu", "--weights", "one.pt", "--run-name", name)
+        done = program(*words, "--devices", devices, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    a, b = ((tmp_path / f"performance/{name}/cases.csv").read_text() for name in "ab")
+    assert a == b
+
+
+def test_a_scan_is_never_written_over(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
+    assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
+    (workplace / "scans").mkdir()
+    scan = workplace / "scans/scan.nii.gz"
+    scan.write_bytes((scans / "case_00001/imaging.nii.gz").read_bytes())
+    before = scan.read_bytes()
+    words = ("predict", "--task", "kits19", "--weights", "kits19.pt", "--device", "cpu", scan)
+    assert "over the images" in error_of(cli(*words, "--output", "scans", "--overwrite"), 2)
+    assert scan.read_bytes() == before
+    code, _, _ = cli(*words, "--output", ".")
+    assert code == 0
+    assert (workplace / "scan.nii.gz").exists()
+
+
+def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
+    """A cache without manifest beside a raw set that it was not made of: told, and scored on the cache's grid."""
+    assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
+    (workplace / "data/cache/manifest.json").unlink()
+    other = workplace / "other"
+    phantom_ct.write_set(other, 6, (32, 36, 40), 2)
+    words = ("--task", "kits19", "--device", "cpu", "--pad-to", 32, "--eval-patch", 32, "--cache", "cache")
+    kits19.tell_once.cache_clear()  # other tests of this process may have been told
+    for name, raw, told in (("same", scans, False), ("other", other, True), ("none", workplace / "no", True)):
+        done = cli("evaluate", *words, "--weights", "kits19.pt", "--data", raw, "--run-name", name)
+        assert done[0] == 0, done[2]
+        assert ("cache's grid" in done[2]) is told, done[2]
+    same, first = ((workplace / f"performance/{name}/cases.csv").read_text() for name in ("same", "a"))
+    assert same == first
+
+
+def test_folds_are_disjoint_whatever_the_seed_of_a_run() -> None:
+    task, config = create("kits19"), resolve("config", ["--task", "kits19"]).config
+    ids = [f"case_{number:05}" for number in range(210)]
+    held = [set(task.split(ids, config.replace(fold=k, seed=17 * k - 1))["validation"]) for k in range(5)]
+    assert sum(map(len, held)) == len(set().union(*held)) == 210
+
+
+def test_own_and_foreign_weights_are_averaged(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
+    assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
+    own = torch.load(workplace / "weights/kits19.pt", weights_only=True)["model"]
+    torch.save({"best_model_state_dict": to_mlperf(own)}, workplace / "reference.pth")
+    both = ("--weights", "./reference.pth", "--weights", "kits19.pt")
+    words = ("--task", "kits19", "--device", "cpu", "--output", "o", scans / "case_00001")
+    code, _, err = cli("predict", *both, *words)
+    assert code == 0, err
+    assert "windows of 32^3" in err
+
+
+def test_milestones_of_a_recipe_can_be_undone_or_outvoted() -> None:
+    def of(*words: str) -> tuple[str, str]:
+        resolved = resolve("config", ["--task", "kits19", "--recipe", "gaudi2", *words])
+        return resolved.config.schedule, resolved.sources["schedule"]
+
+    assert of() == ("multistep", "recipe gaudi2")
+    assert of("--schedule", "constant") == ("constant", "flag --schedule")
+    assert of("--lr-milestones", "none") == ("constant", "default")
+
+
+def test_a_recipe_of_another_task_names_it(cli: Cli) -> None:
+    assert "Add --task kits19" in error_of(cli("config", "--recipe", "mlperf"), 2)

@@ -387,7 +387,7 @@ def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
         return found
 
     mlperf.warm_up(config, task, device, model, model, model, optimizer, device.scaler(), infer, Group())
-    assert seen == [((2, 1, 4, 4, 4), True)] * 6 + [((1, 1, 4, 4, 4), False)]
+    assert seen == [((2, 1, 4, 4, 4), True)] * 6 + [((1, 1, 6, 4, 4), False)]  # two windows
     assert len(stepped) == 3
     after = model.state_dict()
     assert all(torch.equal(weights[name], after[name]) for name in weights)

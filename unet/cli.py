@@ -87,7 +87,9 @@ COMMANDS = {
         "--synth-data --batch-size 16 --precision bf16",
         (CommonOptions, RunOptions, TimingOptions, TrainOptions, *APPLYING),
     ),
-    "doctor": Command("what would be used here, and why not the others", "", (DataOptions, DeviceOptions, TalkOptions)),
+    "doctor": Command(
+        "what would be used here, and why not the others", "", (CommonOptions, DataOptions, DeviceOptions, TalkOptions)
+    ),
     "config": Command("the settings in force and where each comes from", "--recipe published --epochs 50", TRAINING),
 }
 

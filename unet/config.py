@@ -61,7 +61,7 @@ class Config(
 ):
     """Every setting of the program; a command sets those of its own groups, the others keep their defaults.
 
-    One number given for the three sides of a volume stands for all of them; --lr-milestones mean --schedule multistep.
+    One number given for the three sides of a volume stands for all of them.
     """
 
     def __post_init__(self) -> None:
@@ -69,8 +69,6 @@ class Config(
             value = getattr(self, name)
             if len(value) == 1:
                 object.__setattr__(self, name, value * 3)
-        if self.lr_milestones and self.schedule == "constant":
-            object.__setattr__(self, "schedule", "multistep")
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)

@@ -237,7 +237,8 @@ def read(parser: argparse.ArgumentParser, groups: Sequence[type], argv: Sequence
             try:
                 values[spelling] = convert_many(label, option, kind, many, raw)
             except ValueError as error:
-                mistakes.append(str(error))
+                swallowed = many and kind is not str and any(spec[0].positional for spec in declared.values())
+                mistakes.append(f"{error}{' (files stand before the options)' if swallowed else ''}")
         if option.repeated:
             values = {
                 "--" + name: tuple(item for _, raw in uses for item in convert_many(name, option, kind, many, raw))
@@ -259,6 +260,8 @@ def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -
     if not many:
         return convert(label, option, kind, raw)
     items = raw if isinstance(raw, list | tuple) else [raw]
+    if list(items) == ["none"] and kind is not str:
+        return ()
     return tuple(convert(label, option, kind, item) for item in items)
 
 

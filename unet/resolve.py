@@ -57,11 +57,15 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     if recipe:
         known = RECIPES[task]
         if recipe not in known:
-            raise UsageError(f"Unknown recipe {recipe!r} of task {task}.", f"Known: {', '.join(known)}.")
+            other = next((name for name, named in RECIPES.items() if recipe in named), None)
+            hint = f"Add --task {other}." if other else f"Known: {', '.join(known)}."
+            raise UsageError(f"Unknown recipe {recipe!r} of task {task}.", hint)
         lay(known[recipe], f"recipe {recipe}")
     lay(from_file, file_source)
     for name, (value, spelling) in given.items():
         values[name], sources[name] = value, f"flag {spelling}"
+    if values["lr_milestones"] and sources["schedule"] == "default":
+        values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
     if sources["cache"] == "made data":
         values["cache"] = f"{values['cache']}_{values['side' if task in VOLUME_TASKS else 'image_size']}"
     return Resolved(Config(**values), sources, names)

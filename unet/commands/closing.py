@@ -35,8 +35,7 @@ def finish(
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: compose.read_weights(weights)[1])
         engine_run.model.load_state_dict(best)
-        whole = dataclasses.replace(parts, config=config.replace(eval_crop=()))
-        records = scores.full(whole, compose.infer(parts, engine_run.applied), validation, folder)
+        records = scores.full(parts, compose.infer(parts, engine_run.applied), validation, folder)
     missed = config.target is not None and not progress.reached and not stopped
     summary = {
         "metric": parts.task.best[0],
@@ -121,8 +120,9 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     elif config.checkpoints:
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
         named = "" if parts.task.name == "lgg" else f" --task {parts.task.name}"
+        given = str(data) if data.exists() else "FILES"
         lines += [
             f"  score      python -m unet evaluate{named} --weights {shown}",
-            f"  predict    python -m unet predict{named} --weights {shown} {shlex.quote(str(data))} --overlay",
+            f"  predict    python -m unet predict{named} --weights {shown} {shlex.quote(given)} --overlay",
         ]
     return "\n".join(lines)

@@ -135,22 +135,23 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
         raise UsageError(
             f"These weights are of task {other}, and this command is of {resolved.config.task}.", f"Add --task {other}."
         )
-    settings = facts[0].get("settings", {})
+    known = [item["settings"] for item in facts if item.get("settings")]
+    settings = known[0] if known else {}
     together = ("data", "cache", "synth_data")  # one place: parts of it from elsewhere would be another set
     weak = ("default", f"task {resolved.config.task}", "made data")
     names = [name for name in tied if resolved.sources[name] in weak]
+    differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
+    if differing:
+        words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
+        raise UsageError(
+            f"The weights were trained with different settings: {', '.join(words)}.",
+            "Give them one at a time, or type these flags.",
+        )
     if all(resolved.sources[name] in weak for name in together):
         names += together
     changes = {
         name: tuple(value) if isinstance(value := settings[name], list) else value for name in names if name in settings
     }
-    for name in set(tied) & set(changes):
-        values = {str(item.get("settings", {}).get(name)) for item in facts}
-        if len(values) > 1:
-            raise UsageError(
-                f"The weights were trained with different {flag(name)}: {', '.join(sorted(values))}.",
-                f"Give them one at a time, or type {flag(name)}.",
-            )
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
     return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
 

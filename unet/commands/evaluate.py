@@ -39,7 +39,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder.status("running", kind="evaluate")
     folder.write("config.json", dumps(resolved, command))
     folder.write("environment.json", environment(parts.device.describe()))
-    host.notice(f"{path}: {len(cases)} cases, {task.size(config)}, on {parts.device.describe()}")
+    host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
     with compose.advising(parts):
         records = scores.full(parts, compose.infer(parts, network), cases, folder)

@@ -31,9 +31,17 @@ def run(resolved: Resolved, command: str) -> int:
     parts = dataclasses.replace(parts, config=config)
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
     output = Path(config.output)
-    for folder in groups:
-        if (output / folder.name).resolve() == folder.resolve():
-            raise UsageError(f"The masks would be written over the images in {folder}.", "Name another --output.")
+    given = {image.resolve() for images in groups.values() for image in images}
+    for folder, images in groups.items():
+        for image in images:
+            if given & {path.resolve() for path in task.outputs(image, output / folder.name, config).values()}:
+                raise UsageError(
+                    f"The masks would be written over the images in {image.parent}.", "Name another --output."
+                )
+    if config.dry_run:
+        if group.leads:
+            print(f"Dry run: {len(groups)} {task.subject}s would be predicted into {output}/; nothing was written.")
+        return 0
 
     def begin() -> dict[Path, list[Path]]:
         start_output(output, paths, groups, resolved, task.tied)
@@ -46,7 +54,7 @@ def run(resolved: Resolved, command: str) -> int:
     if todo:
         members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
         names = ", ".join(map(str, paths))
-        host.notice(f"{names} on {parts.device.describe()}, {task.size(config)}: {len(todo)} {task.subject}s")
+        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {len(todo)} {task.subject}s")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
     for folder, images in host.progress(list(mine.items()), name="predict", unit=task.subject):

@@ -18,13 +18,13 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation, pictures
 
-    rows = []
+    config, rows = parts.config.replace(eval_crop=()), []
 
     def keep(case: Any, arrays: dict[str, Any]) -> None:
         rows.append((case, parts.task.panel(case, arrays)))
 
     parts.group.mark("scoring", patient=True)
-    score = functools.partial(parts.task.evaluate, infer=infer, config=parts.config, full=True)
+    score = functools.partial(parts.task.evaluate, infer=infer, config=config, full=True)
     records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
     rows = [row for share in parts.group.gather(rows) for row in share]
     if not parts.group.leads:

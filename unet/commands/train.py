@@ -224,7 +224,7 @@ def build(
         mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, infer, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
-    loader = task.batches(training, config, (group.rank, group.world), device.loader_options(), device.put)
+    loader = batches(parts, training)
     stop = engine.Stop(config.max_time)
     score = functools.partial(task.evaluate, infer=infer, config=config)
     evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
@@ -239,6 +239,21 @@ def build(
     for line in opening_lines(parts, run, training, validation):
         folder.say(line)
     return run
+
+
+def batches(parts: compose.Parts, training: list[Any]) -> Any:
+    """The task's loader. Raises UnetError where --data-on asks for more than the memory holds."""
+    config, device, group = parts.config, parts.device, parts.group
+    try:
+        return parts.task.batches(training, config, (group.rank, group.world), device.loader_options(), device.put)
+    except (RuntimeError, MemoryError) as error:
+        if config.data_on == "disk" or not device.is_out_of_memory(error):
+            raise
+        raise UnetError(
+            f"--data-on {config.data_on}: the {len(training)} training cases do not fit into the memory of"
+            f" {device.describe()}.",
+            "Type --data-on ram, or leave it out: then the cache is memory-mapped.",
+        ) from error
 
 
 def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:

@@ -7,6 +7,7 @@ wherever the volumes lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,26 @@ from unet.data.sampling import Window, balanced_window, generator
 from unet.errors import DataError
 
 Batch = dict[str, Tensor]
+SHARED = Path("/dev/shm")
 
 
 class Volumes:
     """Crops of cases: from disk (memory-mapped), from memory (`ram`), or from where `place` puts them (`device`)."""
 
     def __init__(
-        self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None
+        self,
+        cases: Sequence[CachedCase],
+        where: str = "disk",
+        place: Callable[[Tensor], Tensor] | None = None,
+        shared: bool = False,
     ) -> None:
         self.cases = list(cases)
         self._maps: dict[int, tuple[Any, Any]] = {}
         self._placed: list[tuple[Tensor, Tensor]] | None = None
         if where == "ram":
-            require_memory(self.cases)
+            require_memory(self.cases, shared)
         if where != "disk":
-            keep = place if where == "device" and place else torch.Tensor.share_memory_
+            keep = place if where == "device" and place else torch.Tensor.share_memory_ if shared else _itself
             self._placed = [
                 (keep(torch.from_numpy(np.array(image))), keep(torch.from_numpy(np.array(mask))))
                 for image, mask in (
@@ -67,14 +73,25 @@ class Volumes:
         )
 
 
-def require_memory(cases: Sequence[CachedCase]) -> None:
-    """Raise DataError where the volumes do not fit into this machine's memory."""
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def require_memory(cases: Sequence[CachedCase], shared: bool) -> None:
+    """Raise DataError where the volumes do not fit into this machine's memory, or into the part of it that processes
+    may share."""
     needed = sum(path.stat().st_size for case in cases for path in (case.image, case.mask))
     _, available = host.memory()
     if available and needed > 0.9 * available:
         raise DataError(
             f"--data-on ram: {len(cases)} volumes take {host.size(needed)}, {host.size(available)} of memory are free.",
             "Leave it out: memory-mapped files are cached by the system as far as memory goes.",
+        )
+    if shared and needed > host.disk(SHARED):
+        raise DataError(
+            f"--data-on ram: {len(cases)} volumes take {host.size(needed)}, {SHARED} has {host.size(host.disk(SHARED))}"
+            " for what processes share.",
+            "Type --workers 0, give the container more (docker run --ipc=host), or leave --data-on out.",
         )
 
 

@@ -251,6 +251,12 @@ def truth(case: Case, config: Config) -> tuple[Array, grids.Geometry]:
     return grids.turned(nifti.read_label(label.path), own), how
 
 
+def resampled_label(case: Case, config: Config) -> Array:
+    """The labels of a raw case (D, H, W) uint8 on the network's grid, as `prepare` makes them. Raises DataError."""
+    _, label, _, own = _open(case, config)
+    return grids.label(label, own)
+
+
 def prepare_image(path: Path, config: Config) -> tuple[Array, grids.Geometry]:
     """A scan -> (1, D, H, W) float32 of the network, and the way back. Tells of unusual axes. Raises DataError."""
     head = nifti.read_header(path)

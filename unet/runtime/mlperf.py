@@ -266,7 +266,9 @@ def warm_up(
         *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
     )
     engine.train_epoch(run)
-    infer(torch.zeros(1, *config.eval_patch))
+    depth, *sides = config.eval_patch
+    step = max(1, int(depth * (1 - config.overlap) + 1e-9))
+    infer(torch.zeros(1, depth + config.eval_batch_size * step, *sides))  # a full group of windows, and a short one
     model.load_state_dict(weights)
     optimizer.load_state_dict(before[0])
     scaler.load_state_dict(before[1])

@@ -21,7 +21,10 @@ from unet.errors import UsageError
 from unet.options import flag
 
 TRAINING, VALIDATION = 168, 42
-CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
+CLOSED: dict[str, Any] = {
+    "split": "mlperf",
+    "held_out": None,
+    "fold": None,  # setting -> what a closed submission has
     "patch": (128, 128, 128),
     "eval_patch": (128, 128, 128),
     "pad_to": (128, 128, 128),

@@ -52,6 +52,10 @@ class Task:
         """The size of an item, in words."""
         raise NotImplementedError
 
+    def window(self, config: Config) -> str:
+        """What a forward pass of scoring sees, in words."""
+        return self.size(config)
+
     def shape(self, config: Config) -> tuple[int, ...]:
         """The network's input for one item: (1, channels, *sides)."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from unet import host
 from unet.config import Config, where
 from unet.data import cache, checks, checks_kits19, grids, kits19, splits, windows
 from unet.data.volumes import Case
+from unet.errors import DataError
 from unet.files import make_folder
 from unet.tasks.base import Infer, Task
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
 CLASSES = 3
-PHANTOM_SEED = 2001
+PHANTOM_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
 COLOURS = ((220, 70, 60), (70, 160, 255))  # kidney, tumour
 FOOT = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
@@ -55,6 +56,9 @@ class KiTS19(Task):
 
     def size(self, config: Config) -> str:
         return f"crops of {sides(config.patch)}, windows of {sides(config.eval_patch)}"
+
+    def window(self, config: Config) -> str:
+        return f"windows of {sides(config.eval_patch)}"
 
     def shape(self, config: Config) -> tuple[int, ...]:
         return 1, 1, *config.patch
@@ -113,9 +117,7 @@ class KiTS19(Task):
         return kits19.prepare(case, config)
 
     def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
-        return splits.make(
-            ids, config.split, config.held_out, config.fold, config.folds, config.seed, training=training
-        )
+        return splits.make(ids, config.split, config.held_out, config.fold, config.folds, FOLD_SEED, training=training)
 
     def batches(
         self,
@@ -130,17 +132,17 @@ class KiTS19(Task):
         from unet.data.loaders import Loader
 
         change = Change(config.brightness, config.noise) if config.augment else None
-        volumes = Volumes(cases, config.data_on, place)
-        crops = EpochCrops(
-            *(volumes, config.patch, config.batch_size, config.seed, config.oversampling, change),
-            last_offset=config.last_offset,
-            shard=shard,
-        )
         options = dict(options)
         suited = options.pop("workers")
         workers = suited if config.workers == "auto" else int(config.workers)
         if config.data_on == "device":
             workers, options = 0, {}
+        volumes = Volumes(cases, config.data_on, place, shared=workers > 0)
+        crops = EpochCrops(
+            *(volumes, config.patch, config.batch_size, config.seed, config.oversampling, change),
+            last_offset=config.last_offset,
+            shard=shard,
+        )
         return Loader(crops, workers, options)
 
     def model(self, config: Config) -> nn.Module:
@@ -211,18 +213,39 @@ class KiTS19(Task):
         whole = windows.plan(image.shape, config.eval_patch, config.overlap, "full")
         if whole != plan:
             logits = self.logits(image, whole, infer)
-        raw = raw_files(where(config.data, "data")).get(case.id)
-        if raw is None or not raw.labels or not raw.images:
-            tell_once(
-                "The raw set is not at hand: KiTS19's own scores, HD95 and surface Dice are those of the cache's grid."
-            )
+        found = self.truth(case, config)
+        if found is None:
             target, spacing = case.arrays()[1][0], config.spacing
             prediction = metrics.label_map(logits).cpu().numpy()
         else:
-            target, geometry = kits19.truth(Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1])), config)
+            target, geometry = found
             spacing = geometry.spacing
             prediction = grids.turned(grids.restore(logits.cpu().numpy(), geometry), geometry)
         return surface.full_scores(prediction, target, spacing, config.surface_tolerance)
+
+    def truth(self, case: cache.CachedCase, config: Config) -> tuple[Any, grids.Geometry] | None:
+        """The labels of a case on its scan's grid and the scan's way to the network's; None, with a notice, where the
+        raw set is not at hand or is not what the cache was made of."""
+        import numpy as np
+
+        raw = raw_files(where(config.data, "data")).get(case.id)
+        grid = "KiTS19's own scores, HD95 and surface Dice are those of the cache's grid"
+        if raw is None or not raw.labels or not raw.images:
+            tell_once(f"Without the raw set {grid}.")
+            return None
+        try:
+            files = Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1]))
+            target, geometry = kits19.truth(files, config)
+            same = geometry.size == case.shape[1:]
+            if same and "sources" not in case.facts:  # a cache without manifest: nobody has compared it with this set
+                same = np.array_equal(kits19.resampled_label(files, config), case.arrays()[1][0])
+        except DataError as error:
+            tell_once(f"{error.message} {case.id}: {grid}.")
+            return None
+        if not same:
+            tell_once(f"{case.id}: the cache was not made of {raw.labels[0]}; {grid}.")
+            return None
+        return target, geometry
 
     def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """CT, truth and prediction of the slice with most kidney, as images (H, W, 3) in uint8."""
@@ -364,4 +387,7 @@ def tell_once(text: str) -> None:
 @functools.cache
 def raw_files(root: Path) -> dict[str, kits19.Found]:
     """The files of a raw set by case, looked for once; none where there is no such folder."""
-    return kits19.find(root) if root.is_dir() else {}
+    try:
+        return kits19.find(root) if root.is_dir() else {}
+    except DataError:
+        return {}

@@ -1,0 +1,172 @@
+"""What a training sample and a scored case of KiTS19 take beyond the network, against the steps of MLPerf's reference.
+
+    python scripts/compare_kits19.py loading | scoring
+
+On made volumes of the set's median size (256, 333, 333), in a temporary folder, both ways in turn, with warm caches.
+The reference's steps, written from its description: loading reads the whole image and label of a case for each crop,
+and looks for components in the whole label for each foreground crop; scoring sums windows into two volumes, divides
+them, and takes argmax, one-hot labels (int64) and means for score and loss.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet.cli import resolve
+from unet.data import boxes, windows
+from unet.data.augment import Change
+from unet.data.cache import CachedCase
+from unet.data.crops import EpochCrops, Volumes
+from unet.devices import environment, launchers
+from unet.runtime import inference
+from unet.tasks.base import create
+
+SHAPE, PATCH, ROUNDS = (256, 333, 333), (128, 128, 128), 5
+
+
+def made_cases(folder: Path, count: int) -> list[CachedCase]:
+    """Volumes of noise with two kidneys and a tumour in each, in MLPerf's layout."""
+    grid = np.indices(SHAPE, dtype=np.float32)
+    cases = []
+    for number in range(count):
+        mask = np.zeros(SHAPE, np.uint8)
+        for label, (d, h, w), radius in ((1, (128, 180, 90), 38), (1, (120, 180, 240), 36), (2, (130, 160, 250), 16)):
+            centre = np.array((d + 3 * number, h, w), np.float32).reshape(3, 1, 1, 1)
+            mask[((grid - centre) ** 2).sum(0) < radius**2] = label
+        image = np.random.default_rng(number).standard_normal(SHAPE, np.float32) + mask
+        paths = folder / f"case_{number:05}_x.npy", folder / f"case_{number:05}_y.npy"
+        np.save(paths[0], image[None])
+        np.save(paths[1], mask[None])
+        facts = boxes.facts(mask)
+        cases.append(CachedCase(f"case_{number:05}", *paths, (1, *SHAPE), tuple(facts["foreground"]), facts, 48))
+    return cases
+
+
+def reference_sample(case: CachedCase, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One crop as the reference takes it."""
+    image, label = np.load(case.image), np.load(case.mask)
+    low = [int(draws.integers(side - length)) for side, length in zip(SHAPE, PATCH, strict=True)]
+    if draws.random() < 0.4:
+        chosen = label[0] == draws.choice(np.unique(label)[1:])
+        found = ndimage.find_objects(ndimage.label(chosen)[0])
+        box = found[int(draws.integers(min(2, len(found))))]
+        low = [
+            min(max(0, side.start - 8), whole - length) for side, whole, length in zip(box, SHAPE, PATCH, strict=True)
+        ]
+    place = (slice(None), *(slice(start, start + length) for start, length in zip(low, PATCH, strict=True)))
+    image, label = image[place], label[place]
+    for axis in (1, 2, 3):
+        if draws.random() < 1 / 3:
+            image, label = np.flip(image, axis), np.flip(label, axis)
+    image, label = image.astype(np.float32), label.astype(np.uint8)
+    if draws.random() < 0.1:
+        image = image * (1 + draws.uniform(0.7, 1.3))
+    if draws.random() < 0.1:
+        image = image + draws.normal(0, draws.uniform(0, 0.1), image.shape).astype(np.float32)
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+
+def loading(folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A sample of each of three cases, the reference's way and this program's."""
+    cases = made_cases(folder, 3)
+    draws, crops = np.random.default_rng(0), EpochCrops(Volumes(cases), PATCH, 3, 0, 0.4, Change())
+    epochs = iter(range(1, 10**6))
+    return lambda: [reference_sample(case, draws) for case in cases], lambda: crops[next(epochs), 0]
+
+
+class Cheap(nn.Module):
+    """A network that costs next to nothing: the input and its double as logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, 2 * x, -x), 1)
+
+
+def gaussian(length: int) -> Tensor:
+    axis = torch.exp(-0.5 * ((torch.arange(length, dtype=torch.float64) - (length - 1) / 2) / (0.125 * length)) ** 2)
+    weights = (axis[:, None, None] * axis[:, None] * axis) ** (1 / 3)
+    return (weights / weights.max()).float()
+
+
+def reference_scores(image: Tensor, label: Tensor, weights: Tensor) -> None:
+    """Stitch, score and loss of one case as the reference does it; image and label (1, 1, D, H, W), padded."""
+    result, norm = torch.zeros((1, 3, *image.shape[2:])), torch.zeros((1, 3, *image.shape[2:]))
+    starts = [range(0, side - length + 1, length // 2) for side, length in zip(image.shape[2:], PATCH, strict=True)]
+    network = Cheap()
+    for d in starts[0]:
+        for h in starts[1]:
+            for w in starts[2]:
+                place = (..., slice(d, d + PATCH[0]), slice(h, h + PATCH[1]), slice(w, w + PATCH[2]))
+                result[place] += network(image[place]) * weights
+                norm[place] += weights
+    result /= norm
+    truth = label[:, 0].long()
+    for p in (F.one_hot(result.argmax(1), 3), result.softmax(1).movedim(1, -1)):
+        hot = F.one_hot(truth, 3)
+        p, hot = p[..., 1:], hot[..., 1:]
+        overlap, total = (p * hot).sum((1, 2, 3)), p.sum((1, 2, 3)) + hot.sum((1, 2, 3))
+        ((2 * overlap + 1e-6) / (total + 1e-6)).mean().item()
+    F.cross_entropy(result, truth).item()
+
+
+def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A case scored the reference's way and this program's, with a network that costs nothing."""
+    case = made_cases(folder, 1)[0]
+    task, config = create("kits19"), resolve("config", ["--task", "kits19", "--device", "cpu"]).config
+    config = config.replace(eval_loss=loss)
+    rank = launchers.find_rank(config)
+    device = environment.choose(config, rank)[0](config, rank)
+    network = Cheap()
+    weights = gaussian(PATCH[0])
+
+    def infer(volume: Tensor) -> Tensor:
+        return inference.windows(volume, network, device, PATCH, 0.5, 1)
+
+    def reference() -> None:
+        image, label = (torch.from_numpy(np.load(path)) for path in (case.image, case.mask))
+        plan = windows.plan(SHAPE, PATCH)
+        padded = windows.padded(windows.cropped(image, plan), plan)
+        cut = windows.padded(windows.cropped(label, plan), plan, 0)
+        reference_scores(padded[None], cut[None], weights)
+
+    return reference, lambda: task.evaluate(case, infer, config)
+
+
+def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(ROUNDS + 1):
+        for kept, work in zip(times, (theirs, ours), strict=True):
+            start = time.perf_counter()
+            work()
+            if number:
+                kept.append(time.perf_counter() - start)
+    a, b = map(statistics.median, times)
+    ratios = sorted(x / y for x, y in zip(*times, strict=True))
+    print(
+        f"{name}: reference {a:.3f} s, ours {b:.3f} s: 1/{a / b:.1f} (rounds 1/{ratios[0]:.1f} to 1/{ratios[-1]:.1f})"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:] not in (["loading"], ["scoring"]):
+        raise SystemExit(__doc__)
+    with tempfile.TemporaryDirectory() as scratch:
+        if sys.argv[1] == "loading":
+            compare("a sample of each of 3 cases", *loading(Path(scratch)))
+        else:
+            compare("a case, with the loss", *scoring(Path(scratch), True))
+            compare("a case, without the loss", *scoring(Path(scratch), False))
+
+
+if __name__ == "__main__":
+    main()
