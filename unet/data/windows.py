@@ -1,12 +1,12 @@
 """The arithmetic of overlapping windows over a volume: what is cropped, what is padded, how many windows there are.
 No torch.
 
-Along each axis windows of `roi` voxels start every `stride = int(roi * (1 - overlap))` voxels, so a side fits when it
-is `roi + n * stride`. Two rules make a side fit:
+Along each axis windows of `roi` voxels start every `stride = int(roi * (1 - overlap))` voxels. Two rules:
 
 - "rounded", MLPerf's (sliding_window_inference of the U-Net3D reference): a remainder below half a stride is cropped
   away on both sides, from image and label, and never scored; a larger one is padded up.
-- "full": nothing is cropped, every voxel is seen; for prediction.
+- "full": nothing is cropped, every voxel is seen, and windows lie evenly so that none sees padding (a side shorter
+  than the roi is padded); for prediction.
 
 Where the rules leave MLPerf's, because that one fails or skips voxels: a side shorter than the roi is only padded (its
 crop makes image and label disagree: 70 voxels give an output of 70 and a label of 64); and the remainder counts from
@@ -69,7 +69,7 @@ def plan(shape: Sequence[int], roi: Sequence[int], overlap: float = 0.5, region:
         lost = rest if region == "rounded" and rest < step // 2 else 0
         kept = side - lost
         steps = max(0, -((length - kept) // step))
-        missing = length + steps * step - kept
+        missing = length + steps * step - kept if region == "rounded" else max(0, length - kept)
         crop.append((lost // 2, kept))
         pad.append((missing // 2, missing - missing // 2))
         grid.append(steps + 1)

@@ -55,11 +55,13 @@ def windows(
 ) -> Tensor:
     """(C, D, H, W) float32 on the host -> mean logits (K, D, H, W) float32 over windows of `roi` voxels.
 
-    Windows start every int(roi (1 - overlap)) voxels, and each side must be roi plus a whole number of those. A voxel's
-    logits are weighted by its place in each window: blend "gaussian" or "constant". `mirror` averages over the eight
-    flips of a window (eight times the work). Every forward pass has `batch` windows, the last group repeats its last
-    one; the result does not depend on it. It lies on the device, and nothing is read from there on the way; where the
-    device's memory is too short for volume and logits, both stay on the host, and so does the result. Raises DataError.
+    Windows start every int(roi (1 - overlap)) voxels; where that leaves a rest, they lie evenly, a little closer, so
+    that the last one ends with the volume (as in nnU-Net) and none sees padding. No side may be shorter than the roi.
+    A voxel's logits are weighted by its place in each window: blend "gaussian" or "constant". `mirror` averages over
+    the eight flips of a window (eight times the work). Every forward pass has `batch` windows, the last group repeats
+    its last one; the result does not depend on it. It lies on the device, and nothing is read from there on the way;
+    where the device's memory is too short for volume and logits, both stay on the host, and so does the result. Raises
+    DataError.
 
     Source: sliding_window_inference of MLPerf's U-Net3D reference, which averages logits (not probabilities) and knows
     a Gaussian whose cube root is taken. Here the weights, divided by their sum over the windows, are a product of three
@@ -88,28 +90,29 @@ class Grid:
 
     def __init__(self, shape: Sequence[int], roi: Sequence[int], overlap: float, blend: str) -> None:
         self.roi = tuple(roi)
-        self.strides = tuple(max(1, int(length * (1 - overlap) + 1e-9)) for length in roi)
-        pairs = list(zip(shape, self.roi, self.strides, strict=True))
-        if any(side < length or (side - length) % step for side, length, step in pairs):
-            fitting = tuple(length + max(0, -((length - side) // step)) * step for side, length, step in pairs)
+        if any(side < length for side, length in zip(shape, self.roi, strict=True)):
+            fitting = tuple(map(max, zip(shape, self.roi, strict=True)))
             raise DataError(
-                f"Windows of {self.roi} with overlap {overlap} do not fit into a volume of {tuple(shape)}.",
-                f"Pad the volume to {fitting}, or crop it.",
+                f"Windows of {self.roi} do not fit into a volume of {tuple(shape)}.", f"Pad the volume to {fitting}."
             )
-        self.counts = tuple((side - length) // step + 1 for side, length, step in pairs)
-        self.weights = [
-            shares(length, step, count, blend)
-            for length, step, count in zip(self.roi, self.strides, self.counts, strict=True)
-        ]
+        self.starts = [starts(side, length, overlap) for side, length in zip(shape, self.roi, strict=True)]
+        self.weights = [shares(length, places, blend) for length, places in zip(self.roi, self.starts, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         """Numbers of each window along the axes, in C order."""
-        return itertools.product(*map(range, self.counts))
+        return itertools.product(*(range(len(places)) for places in self.starts))
 
     def place(self, window: Sequence[int]) -> tuple[slice, ...]:
         """Slices of a window in the volume (C, D, H, W)."""
-        starts = [number * step for number, step in zip(window, self.strides, strict=True)]
-        return (slice(None), *(slice(start, start + length) for start, length in zip(starts, self.roi, strict=True)))
+        first = [places[number] for number, places in zip(window, self.starts, strict=True)]
+        return (slice(None), *(slice(start, start + length) for start, length in zip(first, self.roi, strict=True)))
+
+
+def starts(side: int, length: int, overlap: float) -> list[int]:
+    """Where windows of `length` start along a side: at most int(length (1 - overlap)) apart, the last at its end."""
+    step = max(1, int(length * (1 - overlap) + 1e-9))
+    count = -((length - side) // step)
+    return [round(number * (side - length) / max(1, count)) for number in range(count + 1)]
 
 
 def profile(length: int, blend: str) -> Tensor:
@@ -124,14 +127,14 @@ def profile(length: int, blend: str) -> Tensor:
     return torch.exp(-(offset**2) / 6)
 
 
-def shares(length: int, step: int, count: int, blend: str) -> Tensor:
-    """(count, length) float32: what each of `count` windows along an axis contributes at each of its places; the
-    contributions to a voxel add up to 1."""
+def shares(length: int, places: Sequence[int], blend: str) -> Tensor:
+    """(windows, length) float32: what each of the windows that start at `places` along an axis contributes at each of
+    its voxels; the contributions to a voxel add up to 1."""
     weight = profile(length, blend)
-    total = torch.zeros(length + (count - 1) * step, dtype=torch.float64)
-    for number in range(count):
-        total[number * step : number * step + length] += weight
-    return torch.stack([weight / total[number * step : number * step + length] for number in range(count)]).float()
+    total = torch.zeros(places[-1] + length, dtype=torch.float64)
+    for start in places:
+        total[start : start + length] += weight
+    return torch.stack([weight / total[start : start + length] for start in places]).float()
 
 
 def _stitch(volume: Tensor, network: nn.Module, device: Device, grid: Grid, batch: int, mirror: bool) -> Tensor:
