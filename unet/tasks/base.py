@@ -5,12 +5,13 @@ No torch at import; methods import what they need.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet.config import Config
+from unet.config import Config, where
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,17 @@ class Task:
 
     def cases(self, config: Config) -> list[CachedCase]:
         """Every cached case; builds the cache where there is none."""
-        raise NotImplementedError
+        from unet.data import cache
+
+        found = cache.ensure(
+            where(config.cache, "data"),
+            functools.partial(self.index, config),
+            where(config.data, "data"),
+            functools.partial(self.prepare, config=config),
+            cache.make_manifest(self.name, self.settings(config)),
+            config.rebuild_cache,
+        )
+        return found[: config.max_cases]
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""

@@ -98,17 +98,6 @@ class KiTS19(Task):
         shape = (config.slices, config.side, config.side)
         phantom_ct.write_set(path, config.patients, shape, max(config.seed, 0), labels, config.overwrite)
 
-    def cases(self, config: Config) -> list[cache.CachedCase]:
-        found = cache.ensure(
-            where(config.cache, "data"),
-            functools.partial(self.index, config),
-            where(config.data, "data"),
-            functools.partial(self.prepare, config=config),
-            cache.make_manifest(self.name, self.settings(config)),
-            config.rebuild_cache,
-        )
-        return found[: config.max_cases]
-
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""
         return {"spacing": list(config.spacing), "pad_to": list(config.pad_to)}

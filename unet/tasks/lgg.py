@@ -68,17 +68,6 @@ class LGG(Task):
     def prepare(self, case: Case, config: Config) -> dict[str, Any]:
         return lgg.prepare(case, config.image_size)
 
-    def cases(self, config: Config) -> list[cache.CachedCase]:
-        found = cache.ensure(
-            where(config.cache, "data"),
-            functools.partial(self.index, config),
-            where(config.data, "data"),
-            functools.partial(self.prepare, config=config),
-            cache.make_manifest(self.name, self.settings(config)),
-            config.rebuild_cache,
-        )
-        return found[: config.max_cases]
-
     def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
         return splits.make(
             ids, config.split, config.held_out, config.fold, config.folds, config.seed, training=training
