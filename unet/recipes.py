@@ -46,7 +46,7 @@ SYNTH_DEFAULTS: dict[str, dict[str, Any]] = {
         "layers": 3,
         "width": 8,
         "batch_size": 1,
-        "epochs": 30,
+        "epochs": 20,
         "lr": 0.3,
         "evaluate_every": 10,
         "start_eval_at": 10,
