@@ -269,7 +269,7 @@ def _equal(seen: Sequence[Seen], split_of: SplitOf, report: Report) -> None:
     try:
         validation = set(split_of([item.id for item in seen])["validation"])
     except DataError as error:
-        report.errors.append(error.message)
+        report.errors.append(f"{error.message} {error.hint}")
     owners: dict[str, str] = {}
     for item in seen:
         twin = owners.setdefault(item.digest, item.id) if item.digest else item.id

@@ -18,6 +18,7 @@ from unet.errors import DataError
 
 # every subset of the axes (D, H, W) of a batch (N, C, D, H, W)
 FLIPS = tuple(axes for size in range(4) for axes in itertools.combinations((2, 3, 4), size))
+FEW = 8  # passes that need no progress bar
 
 
 @torch.no_grad()
@@ -142,7 +143,8 @@ def _stitch(volume: Tensor, network: nn.Module, device: Device, grid: Grid, batc
     z, y, x = (weights.to(volume.device) for weights in grid.weights)
     places = list(grid)
     result = None
-    for first in range(0, len(places), batch):
+    groups = range(0, len(places), batch)
+    for first in host.progress(groups, name="windows", unit="pass") if len(groups) > FEW else groups:
         group = places[first : first + batch]
         full = group
         if device.static_shapes or len(places) > batch:

@@ -183,6 +183,15 @@ class Task:
         raise NotImplementedError
 
 
+def loading(config: Config, options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """(processes, the other options of a DataLoader) from a device's; none where batches are made on the device."""
+    if config.data_on == "device":
+        return 0, {}
+    rest = dict(options)
+    suited = rest.pop("workers")
+    return suited if config.workers == "auto" else int(config.workers), rest
+
+
 def create(name: str) -> Task:
     """The task of a name."""
     try:

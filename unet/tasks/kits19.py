@@ -14,7 +14,7 @@ from unet.data import cache, checks, checks_kits19, grids, kits19, splits, windo
 from unet.data.volumes import Case
 from unet.errors import DataError
 from unet.files import make_folder
-from unet.tasks.base import Infer, Task
+from unet.tasks.base import Infer, Task, loading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,11 +121,7 @@ class KiTS19(Task):
         from unet.data.loaders import Loader
 
         change = Change(config.brightness, config.noise) if config.augment else None
-        options = dict(options)
-        suited = options.pop("workers")
-        workers = suited if config.workers == "auto" else int(config.workers)
-        if config.data_on == "device":
-            workers, options = 0, {}
+        workers, options = loading(config, options)
         volumes = Volumes(cases, config.data_on, place, shared=workers > 0)
         crops = EpochCrops(
             *(volumes, config.patch, config.batch_size, config.seed, config.oversampling, change),

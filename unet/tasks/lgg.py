@@ -14,7 +14,7 @@ from unet.config import Config, where
 from unet.data import cache, checks, lgg, splits
 from unet.data.volumes import Case
 from unet.files import make_folder
-from unet.tasks.base import Infer, Task
+from unet.tasks.base import Infer, Task, loading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,11 +86,7 @@ class LGG(Task):
 
         change = augment.affine_with(config.aug_scale, config.aug_angle) if config.augment else None
         slices = Slices(cases, config.data_on, place)
-        options = dict(options)
-        suited = options.pop("workers")
-        workers = suited if config.workers == "auto" else int(config.workers)
-        if config.data_on == "device":
-            workers, options = 0, {}
+        workers, options = loading(config, options)
         return Loader(EpochBatches(slices, config.batch_size, config.seed, change, shard), workers, options)
 
     def model(self, config: Config) -> nn.Module:
