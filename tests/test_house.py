@@ -12,13 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
-BASE = {"errors", "files", "host", "options", "flags", "recipes", "config", "resolve"}
+BASE = {"errors", "files", "host", "options", "flags", "flags_learning", "recipes", "config", "resolve"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "host": set(),
     "options": {"errors"},
     "flags": {"options"},
+    "flags_learning": {"options"},
     "recipes": set(),
     "config": BASE,
     "resolve": BASE,
@@ -31,7 +32,7 @@ ALLOWED = {
     "cli": BASE | {"commands"},
     "__main__": {"cli"},
 }
-STANDARD_ONLY = {"errors", "files", "host", "options", "flags", "recipes", "config", "resolve", "cli"}
+STANDARD_ONLY = {"errors", "files", "host", "options", "flags", "flags_learning", "recipes", "config", "resolve", "cli"}
 TORCH_FREE = [
     "cli",
     "options",
@@ -43,6 +44,7 @@ TORCH_FREE = [
     "tasks.base",
     "tasks.lgg",
     "tasks.kits19",
+    "tasks.em",
     "devices.environment",
     "devices.base",
     "devices.cpu",

@@ -64,7 +64,7 @@ def test_state_dict_is_the_reference_one_and_comes_back(reference_state: dict[st
     back = foreign.to_mlperf(kits19.state_dict())
     assert list(back) == list(reference_state)
     assert all(torch.equal(back[key], value) for key, value in reference_state.items())
-    assert foreign.mlperf_shape(kits19.state_dict()) == KITS19
+    assert foreign.shape_of(kits19.state_dict(), "kits19", down="stride") == KITS19
 
 
 @pytest.mark.parametrize("layout", ["auto", "NCDHW"])
@@ -115,7 +115,7 @@ def test_a_reference_checkpoint_is_read(kits19: UNet, reference_state: dict[str,
     assert foreign.is_mlperf(state)
     own = foreign.from_mlperf(state)
     assert not foreign.is_mlperf(own)
-    network = UNet(foreign.mlperf_shape(own))
+    network = UNet(foreign.shape_of(own, "kits19", down="stride"))
     checkpoint.fit(network, own, tmp_path)
     assert all(torch.equal(value, kits19.state_dict()[key]) for key, value in network.state_dict().items())
     del file["best_model_state_dict"]
@@ -126,7 +126,7 @@ def test_a_reference_checkpoint_is_read(kits19: UNet, reference_state: dict[str,
 def test_the_shape_is_read_from_the_weights(norm: str) -> None:
     shape = UNetShape(dims=3, inputs=2, outputs=4, features=(8, 12, 16), bottleneck=20, norm=norm, down="stride")
     state = UNet(shape).state_dict()
-    assert foreign.mlperf_shape(state) == shape
+    assert foreign.shape_of(state, "kits19", down="stride") == shape
     if norm == "none":
         with pytest.raises(CheckpointError, match="has no name in MLPerf"):
             foreign.to_mlperf(state)
@@ -140,7 +140,7 @@ def test_keys_of_another_network_are_refused() -> None:
     with pytest.raises(CheckpointError, match="encoder1"):
         foreign.from_mlperf({"encoder1.enc1conv1.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"encoders\.0\.0\.weight"):
-        foreign.mlperf_shape({"head.weight": torch.zeros(1)})
+        foreign.shape_of({"head.weight": torch.zeros(1)}, "kits19")
 
 
 def test_sides_that_leave_one_voxel_are_told_what_fits() -> None:

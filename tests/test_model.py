@@ -180,7 +180,7 @@ def test_other_depths_go_through_the_published_form_and_back(layers: int) -> Non
     network = UNet(UNetShape(features=tuple(4 * 2**i for i in range(layers)), bottleneck=4 * 2**layers))
     back = foreign.from_published_lgg(foreign.to_published_lgg(network.state_dict()))
     assert back.keys() == network.state_dict().keys()
-    assert foreign.lgg_shape(back) == network.shape
+    assert foreign.shape_of(back, "lgg") == network.shape
 
 
 def test_weights_of_another_network_name_keys_and_shapes() -> None:

@@ -390,7 +390,7 @@ def test_the_reference_s_loss_and_score() -> None:
             made = 1 + 0.1 * made if key.endswith("weight") else 0.1 * made
         state[key] = torch.from_numpy(made.astype(np.float32))
     own = foreign.from_mlperf(state)
-    network = UNet(foreign.mlperf_shape(own))
+    network = UNet(foreign.shape_of(own, "kits19", down="stride"))
     network.load_state_dict(own)
     volume = torch.from_numpy(wave((1, 64, 64, 64), 0.013, 0))
     logits = inference.windows(volume, network, device(), (64, 64, 64))

@@ -20,10 +20,8 @@ from unet.flags import (
     DataOptions,
     DeviceOptions,
     DistributedOptions,
-    EvalOptions,
     InputOptions,
     MLPerfOptions,
-    NetworkOptions,
     PhantomOptions,
     PredictOptions,
     RunOptions,
@@ -31,9 +29,9 @@ from unet.flags import (
     SplitOptions,
     TalkOptions,
     TimingOptions,
-    TrainOptions,
     WeightsOptions,
 )
+from unet.flags_learning import EvalOptions, NetworkOptions, TrainOptions
 from unet.options import fold, parser, read
 from unet.resolve import Resolved
 from unet.resolve import resolve as layers
@@ -58,6 +56,9 @@ TRAINING = (
 )
 COMMANDS = {
     "train": Command("train a network, and score it", "--data kaggle_3m --image-size 128 --run-name lgg-128", TRAINING),
+    "crossval": Command(
+        "train and score every fold, and give the mean", "--task em --data data/em --run-name em-folds", TRAINING
+    ),
     "evaluate": Command(
         "score weights, case by case", "--weights unet.pt", (CommonOptions, RunOptions, SplitOptions, *APPLYING)
     ),
@@ -167,10 +168,10 @@ def dispatch(words: list[str]) -> int:
             f"--mode {mode} goes with train (or with no command), not with {name}.",
             f"Type: python -m unet {name}, without --mode.",
         )
-    if name == "train" and mode in ("evaluate", "predict"):
-        name = mode
     if name == "train" and resolved.config.benchmark:
         name = "benchmark"
+    if name == "train" and mode in ("evaluate", "predict"):
+        name = mode
     host.set_quiet(resolved.config.quiet)
     from unet.commands import launch
 
@@ -191,7 +192,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         text.print_help()
         raise SystemExit(0)
     resolved = layers(command.groups, read(text, command.groups, words))
-    check(resolved.config, shaping=name in ("train", "benchmark", "config"))
+    check(resolved.config, shaping=name in ("train", "crossval", "benchmark", "config"))
     return resolved
 
 

@@ -18,10 +18,8 @@ from unet.flags import (
     DataOptions,
     DeviceOptions,
     DistributedOptions,
-    EvalOptions,
     InputOptions,
     MLPerfOptions,
-    NetworkOptions,
     PhantomOptions,
     PredictOptions,
     RunOptions,
@@ -29,9 +27,9 @@ from unet.flags import (
     SplitOptions,
     TalkOptions,
     TimingOptions,
-    TrainOptions,
     WeightsOptions,
 )
+from unet.flags_learning import EvalOptions, NetworkOptions, TrainOptions
 from unet.options import flag
 from unet.recipes import VOLUME_TASKS
 
@@ -81,7 +79,8 @@ def check(config: Config, shaping: bool = True) -> None:
     """
     mistakes = []
     if shaping:
-        mistakes += misfits(config) if config.task in VOLUME_TASKS else misfit_slices(config)
+        shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
+        mistakes += shape_of(config)
     mistakes += wrong_counts(config)
     if config.mlperf_division and config.task != "kits19":
         mistakes.append(f"--mlperf-division is for --task kits19, not for {config.task}")
@@ -91,6 +90,8 @@ def check(config: Config, shaping: bool = True) -> None:
         mistakes.append("--compile is for an HPU's eager mode, not for --use-lazy-mode (which has graphs: --capture)")
     if config.workers != "auto" and not (config.workers.isdecimal() and int(config.workers) <= 256):
         mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.workers!r}")
+    if config.fold_scheme == "seed" and (config.task != "em" or config.folds != 5):
+        mistakes.append("--fold-scheme seed is of --task em and --folds 5")
     if config.fold is not None and config.fold >= config.folds:
         mistakes.append(f"--fold {config.fold} is outside 0 to {config.folds - 1} (--folds {config.folds})")
     if config.schedule == "multistep" and not config.lr_milestones:
@@ -120,6 +121,20 @@ def misfit_slices(config: Config) -> list[str]:
         return []
     low = max(side, config.image_size // side * side)
     return [f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"]
+
+
+def misfit_valid(config: Config) -> list[str]:
+    """Whether --image-size leaves even sides at every level of valid convolutions, and an output."""
+    step = 2**config.layers
+    least, over = 16 * step - 4, (config.image_size + 4) % step
+    if config.image_size < least:
+        return [f"--image-size {config.image_size} is too small for --layers {config.layers}; the least is {least}"]
+    low = config.image_size - over
+    return (
+        []
+        if not over
+        else [f"--image-size {config.image_size} does not fit --layers {config.layers}; nearest: {low} or {low + step}"]
+    )
 
 
 def misfits(config: Config) -> list[str]:

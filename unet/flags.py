@@ -1,4 +1,7 @@
-"""The flag table: every setting once, in groups; a command takes the groups that it needs. No torch."""
+"""The flag table: every setting once, in groups; a command takes the groups that it needs. No torch.
+
+Network, training and evaluation are in `flags_learning`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 
 from unet.options import option
 
-TASKS = ("lgg", "kits19")
+TASKS = ("lgg", "em", "kits19")
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
@@ -55,7 +58,12 @@ class TalkOptions:
     """Messages"""
 
     verbose: bool = option(False, "tracebacks and more detail", aliases=("-v",))
-    quiet: bool = option(False, "no progress bars and no notices")
+    quiet: bool = option(
+        False,
+        "no progress bars and no notices",
+        worded=("--tf_verbosity",),
+        synonyms=(("0", False), ("1", False), ("2", True), ("3", True)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +86,18 @@ class DataOptions:
         worded=("--loader",),
         synonyms=(("synthetic", True), ("pytorch", False)),
     )
-    image_size: int = option(64, "side of a slice in pixels; a multiple of 2^layers", minimum=4, maximum=4096)
+    image_size: int = option(
+        64,
+        "side of a slice in pixels, a multiple of 2^layers; em: side of the network's input, context included",
+        minimum=4,
+        maximum=4096,
+    )
+    raw_side: int | None = option(
+        None,
+        "em: side in pixels of the raw slices that a network was trained on, which its scale stands for",
+        minimum=16,
+        shown="that of the set, or what the weights say",
+    )
     spacing: tuple[float, ...] = option((1.6, 1.2, 1.2), "volumes: mm of a voxel that they are resampled to", above=0)
     pad_to: tuple[int, ...] = option((128, 128, 128), "volumes: smallest sides; smaller ones are padded", minimum=1)
     workers: str = option(
@@ -101,95 +120,12 @@ class SplitOptions:
     )
     fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
     folds: int = option(5, "number of folds", minimum=2)
+    fold_scheme: str = option(
+        "disjoint",
+        "folds that share no case, or the seed's of em, which overlap and leave out four slices",
+        choices=("disjoint", "seed"),
+    )
     max_cases: int | None = option(None, "use the first N cases only", minimum=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions:
-    """Network"""
-
-    layers: int = option(4, "levels of the network", minimum=2, maximum=6)
-    width: int = option(
-        32, "features of the first level; each level doubles them (volumes: up to ten times the first)", minimum=1
-    )
-    normalization: str = option(
-        "batch",
-        "norm layers",
-        choices=("batch", "instance", "none"),
-        synonyms=(("batchnorm", "batch"), ("instancenorm", "instance")),
-    )
-    activation: str = option("relu", "activation", choices=("relu", "leaky_relu"))
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Training"""
-
-    epochs: int = option(25, "passes over the training cases", minimum=1)
-    max_steps: int | None = option(
-        None, "stop after N optimiser steps of the whole run", minimum=1, aliases=("--train_steps",)
-    )
-    batch_size: int = option(64, "slices per step and device", minimum=1)
-    accumulate: int = option(1, "batches whose gradients make one step", minimum=1, aliases=("--ga_steps",))
-    optimizer: str = option("adam", "optimiser", choices=("sgd", "adam", "adamw", "adamax", "lamb"), metavar="NAME")
-    lr: float = option(1e-4, "learning rate", above=0, aliases=("--learning-rate",))
-    momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0, maximum=1)
-    weight_decay: float = option(0.0, "L2 penalty (adamw: decoupled)", minimum=0)
-    lamb_betas: tuple[float, ...] = option((0.9, 0.999), "decay rates of lamb", minimum=0, maximum=1)
-    schedule: str = option(
-        "constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
-    )
-    warmup_epochs: int = option(
-        0, "epochs of linear warm-up from --warmup-lr", minimum=0, aliases=("--lr_warmup_epochs",)
-    )
-    warmup_lr: float = option(
-        0.0, "learning rate at the start of the warm-up", minimum=0, aliases=("--init_learning_rate",)
-    )
-    warmup_by: str = option("epoch", "the warm-up rises with each epoch, or with each step", choices=("epoch", "step"))
-    lr_milestones: tuple[int, ...] = option(
-        (), "epochs after which multistep multiplies the rate", minimum=1, aliases=("--lr_decay_epochs",)
-    )
-    lr_gamma: float = option(0.1, "factor of multistep", above=0, aliases=("--lr_decay_factor",))
-    clip: float | None = option(None, "clip the gradient's norm", above=0)
-    augment: bool = option(True, "random scale, rotation and flip; --no-augment turns it off")
-    aug_scale: float = option(
-        0.05, "scale U(1-s, 1+s); a half-width: the seed's factor 0.995 is 0.005", minimum=0, maximum=0.5
-    )
-    aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180)
-    patch: tuple[int, ...] = option(
-        (128, 128, 128), "volumes: crop that is trained on", minimum=1, aliases=("--input_shape",)
-    )
-    oversampling: float = option(0.4, "volumes: share of crops that hold a labelled region", minimum=0, maximum=1)
-    last_offset: bool = option(True, "volumes: crops reach the far edge (the reference's never do)")
-    brightness: tuple[float, ...] = option(
-        (1.7, 2.3), "volumes: factor of one crop in ten (reference 1.7 2.3, MLPerf submissions 0.7 1.3)", minimum=0
-    )
-    noise: tuple[float, ...] = option(
-        (0.0, 0.1), "volumes: sigma of one crop in ten (reference 0 0.1, MLPerf submissions 0.1 0.1)", minimum=0
-    )
-    include_background: bool = option(False, "volumes: the loss counts the background as a class")
-    target: float | None = option(
-        None, "stop when the score reaches this; not reached: exit code 3", aliases=("--quality_threshold",)
-    )
-    patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
-    max_time: float | None = option(None, "stop after N minutes, save, exit 130", above=0, metavar="MIN")
-    evaluate_every: int | None = option(
-        None,
-        "epochs between evaluations; 0 = at the end",
-        minimum=0,
-        aliases=("--eval_every",),
-        shown="1; kits19: 20 epochs of 168 samples",
-    )
-    start_eval_at: int | None = option(
-        None, "first epoch that is evaluated", minimum=1, shown="1; kits19: 1000 epochs of 168 samples"
-    )
-    epoch_samples: str = option(
-        "dropped",
-        "volumes: that schedule counts epochs without their short last batch, or padded to whole batches",
-        choices=("dropped", "padded"),
-    )
-    log_every: int = option(10, "steps between log lines; the only reads from the device", minimum=1)
-    nonfinite_limit: int = option(3, "stop when the loss is not finite N times in a row", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,33 +238,6 @@ class DistributedOptions:
         60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, metavar="S"
     )
     log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """Evaluation"""
-
-    eval_batch_size: int = option(
-        64, "slices in a forward pass; the result does not depend on it", minimum=1, aliases=("--test-batch-size",)
-    )
-    eval_patch: tuple[int, ...] = option(
-        (128, 128, 128), "volumes: window of the inference", minimum=1, aliases=("--val_input_shape",)
-    )
-    overlap: float = option(0.5, "volumes: share of a window that the next one covers again", minimum=0, maximum=0.9)
-    eval_region: str = option(
-        "rounded",
-        "volumes: what evaluate scores, each side rounded to half windows as MLPerf does, or all (predict: always all)",
-        choices=("rounded", "full"),
-    )
-    blend: str = option("gaussian", "volumes: weights of overlapping windows", choices=("gaussian", "constant"))
-    mirror: bool = option(False, "volumes: mean over the eight mirrored inputs", aliases=("--tta",))
-    eval_loss: bool = option(True, "volumes: also compute the loss while scoring")
-    eval_crop: tuple[int, ...] = option(
-        (), "volumes: score at most this crop around the labels during training; whole volumes at the end", minimum=1
-    )
-    surface_tolerance: float = option(1.0, "volumes: mm within which surfaces agree (surface Dice)", above=0)
-    eval_steps: int | None = option(None, "score at most N cases", minimum=1)
-    bootstrap: int = option(10000, "resamples of the patients for the 95 % interval", minimum=100)
 
 
 @dataclasses.dataclass(frozen=True)

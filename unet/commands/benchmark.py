@@ -1,4 +1,5 @@
-"""benchmark: images a second of the training step and of the loader alone, against a plain fp32 loop."""
+"""benchmark: images a second of the training step and of the loader alone, against a plain fp32 loop; the latency of
+step and prediction."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from unet.errors import UnetError, UsageError
 from unet.files import write_json, write_text
 from unet.resolve import Resolved, dumps
 
+PREDICTING = ("predict", "evaluate")
+
 
 def run(resolved: Resolved, command: str) -> int:
     """Time the step of these settings and the plain loop in turn, each in a process of its own; then the loader alone.
@@ -25,7 +28,9 @@ def run(resolved: Resolved, command: str) -> int:
     The plain loop is the task's network and loss as a first script has them: fp32, channels first, eager, torch's own
     optimiser, with nothing that this program sets for its process. Rounds alternate, so a machine whose speed drifts
     slows both; ratios are what to quote. The first --benchmark-warmup steps (a round, where it is not typed) are left
-    out. Writes benchmark.json where --run-name is given.
+    out. Then --rounds x --steps single steps and passes, each waited for, give the latency. With --mode predict only
+    the prediction is timed.
+    Writes benchmark.json where --run-name is given.
     """
     config = resolved.config
     rank = launchers.find_rank(config)
@@ -42,16 +47,25 @@ def run(resolved: Resolved, command: str) -> int:
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     memory = {}
     warmup = config.steps if config.benchmark_warmup is None else config.benchmark_warmup
-    with side(config, batch, plain=True) as plain, side(config, batch, plain=False) as ours:
-        for number in host.progress(range(config.rounds + 1), name="rounds"):
-            for name, ask in (("plain", plain), ("ours", ours)):
-                steps = config.steps if number else warmup
-                if steps:
-                    seconds, memory[name] = ask(steps)
-                    if number:
-                        times[name].append(seconds)
-    loading = [load_time(loader, number) for number in range(1, config.rounds + 2)][1:]
-    result = summary(parts, times, memory, loading)
+    latency = {}
+    if config.mode not in PREDICTING:
+        with side(config, batch, "plain") as plain, side(config, batch, "ours") as ours:
+            for number in host.progress(range(config.rounds + 1), name="rounds"):
+                for name, ask in (("plain", plain), ("ours", ours)):
+                    steps = config.steps if number else warmup
+                    if steps:
+                        seconds, memory[name] = ask(steps)
+                        if number:
+                            times[name].append(sum(seconds) / steps)
+            latency["step"] = ours(-config.rounds * config.steps)[0]
+    with side(config, batch, "predict") as predict:
+        if warmup:
+            predict(warmup)
+        latency["pass"] = predict(-config.rounds * config.steps)[0]
+    result = predicted(parts, latency["pass"])
+    if times["ours"]:
+        loading = [load_time(loader, number) for number in range(1, config.rounds + 2)][1:]
+        result |= summary(parts, times, memory, loading, latency["step"])
     print(text(result))
     if config.run_name:
         from unet.runtime.run_folder import RunFolder, environment
@@ -65,10 +79,32 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
+def predicted(parts: compose.Parts, passes: list[float]) -> dict[str, Any]:
+    """What was timed, and the rate and latency of forward passes of --eval-batch-size."""
+    from unet.runtime import evaluation
+
+    config = parts.config
+    return {
+        "task": config.task,
+        "size": parts.task.size(config),
+        "item": parts.task.item,
+        "precision": str(parts.device.dtype).removeprefix("torch."),
+        "device": parts.device.describe(),
+        "predict": {
+            "batch_size": config.eval_batch_size,
+            "images_per_second": config.eval_batch_size / statistics.median(passes),
+            "latency": evaluation.latency(passes),
+            "seconds_a_pass": passes,
+        },
+    }
+
+
 def summary(
-    parts: compose.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float]
+    parts: compose.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float], each: list[float]
 ) -> dict[str, Any]:
     """Rates by their medians, the ratio of each round, arithmetic, peak memory, the seconds a step of every round."""
+    from unet.runtime import evaluation
+
     config = parts.config
     images = config.batch_size
     rates = {name: images / statistics.median(values) for name, values in {**times, "loader": loading}.items()}
@@ -76,13 +112,9 @@ def summary(
     work = step_flops(parts)
     done, most = work * images / statistics.median(times["ours"]), parts.device.peak_flops()
     return {
-        "task": config.task,
         "batch_size": images,
-        "size": parts.task.size(config),
-        "item": parts.task.item,
-        "precision": str(parts.device.dtype).removeprefix("torch."),
-        "device": parts.device.describe(),
         "images_per_second": rates,
+        "step_latency": evaluation.latency(each),
         "ours_over_plain": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "loader_over_step": rates["loader"] / rates["ours"],
         "ours_over_plain_memory": memory["ours"] / memory["plain"],
@@ -109,22 +141,23 @@ def step_flops(parts: compose.Parts) -> int:
 
 
 @contextlib.contextmanager
-def side(config: Config, batch: dict[str, Any], plain: bool) -> Iterator[Callable[[int], tuple[float, int]]]:
-    """One of the two loops in a process of its own: ask it for N steps, it answers with the seconds of one and its peak
-    memory in bytes (the device's own; the process's where that is the host's)."""
+def side(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable[[int], tuple[list[float], int]]]:
+    """A loop ("plain", "ours", "predict") in a process of its own: ask it for N steps, it answers with their seconds
+    and its peak memory in bytes (the device's own; the process's where that is the host's). The steps run into one
+    another, and only their sum tells; ask for -N to have each waited for."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, config, batch, plain), daemon=True)
+    process = context.Process(target=serve, args=(there, config, batch, which), daemon=True)
     process.start()
     there.close()
 
-    def ask(steps: int) -> tuple[float, int]:
+    def ask(steps: int) -> tuple[list[float], int]:
         try:
             here.send(steps)
-            answer: tuple[float, int] = here.recv()
+            answer: tuple[list[float], int] = here.recv()
         except (EOFError, BrokenPipeError) as error:
             raise UnetError(
-                f"The process of the {'plain' if plain else 'timed'} loop died (out of memory?).",
+                f"The process of the {'plain' if which == 'plain' else 'timed'} loop died (out of memory?).",
                 "Type a smaller --batch-size.",
             ) from error
         return answer
@@ -136,20 +169,37 @@ def side(config: Config, batch: dict[str, Any], plain: bool) -> Iterator[Callabl
         process.join(10)
 
 
-def serve(connection: Any, config: Config, batch: dict[str, Any], plain: bool) -> None:
+def serve(connection: Any, config: Config, batch: dict[str, Any], which: str) -> None:
     """In the process: make the loop, then answer until the other end closes."""
-    step, memory = plain_step(config, batch) if plain else our_step(compose.assemble(config), batch)
+    if which == "plain":
+        step, memory = plain_step(config, batch)
+    else:
+        parts = compose.assemble(config)
+        step, memory = our_step(parts, batch) if which == "ours" else our_pass(parts)
     with contextlib.suppress(EOFError):
         while True:
             steps = connection.recv()
-            start = time.perf_counter()
-            for _ in range(steps):
-                loss = step()
-            loss.item()  # the device has done its work
-            connection.send(((time.perf_counter() - start) / steps, memory()))
+            seconds, start = [], time.perf_counter()
+            for number in range(abs(steps)):
+                read = step()
+                if steps < 0 or number == steps - 1:
+                    read.item()  # the device has done its work
+                now = time.perf_counter()
+                seconds.append(now - start)
+                start = now
+            connection.send((seconds, memory()))
 
 
 def text(result: dict[str, Any]) -> str:
+    from unet.runtime import evaluation
+
+    predict = result["predict"]
+    line = (
+        f"  prediction         {predict['images_per_second']:8.2f} {result['item']}/s   batch {predict['batch_size']};"
+        f" a pass {evaluation.told(predict['latency'])}"
+    )
+    if "images_per_second" not in result:
+        return f"{result['size']}, {result['precision']}, {result['device']}\n{line}"
     rates, ratio, item, memory = (
         result[key] for key in ("images_per_second", "ours_over_plain", "item", "peak_memory_bytes")
     )
@@ -161,7 +211,9 @@ def text(result: dict[str, Any]) -> str:
         f" ({result['ours_over_plain_memory']:.2f} of the plain one's)\n"
         f"                     {ratio['median']:8.2f} times the plain one ({ratio['min']:.2f} to {ratio['max']:.2f});"
         f" {result['model_flops_per_second'] / 1e12:.3f} TFLOP/s{mfu}\n"
-        f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step"
+        f"                     a step {evaluation.told(result['step_latency'])}\n"
+        f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step\n"
+        f"{line}"
     )
 
 
@@ -200,6 +252,27 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Step:
         optimizer.zero_grad(set_to_none=True)
         device.flush()
         return loss.detach()
+
+    return step, device.memory
+
+
+def our_pass(parts: compose.Parts) -> Step:
+    """A forward pass of --eval-batch-size items as scoring and prediction make it, which gives a number, unread."""
+    import torch
+
+    config, device = parts.config, parts.device
+    network = device.place(parts.task.model(config)).eval()
+    network = device.capture(device.compile(network) if config.compile else network, training=False)
+    images = torch.rand(config.eval_batch_size, *parts.task.seen(config)[1:])
+
+    @torch.no_grad()
+    def step() -> Any:
+        moved = device.to({"image": images})["image"]
+        device.flush()
+        with device.autocast():
+            output = network(moved)
+        device.flush()
+        return output.float().sum()
 
     return step, device.memory
 

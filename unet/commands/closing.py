@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def finish(
         "epochs": len(progress.history),
         "steps": progress.step,
         "images_per_second": progress.rate(),
+        "step_latency": step_latency(folder, config.benchmark_warmup or 0),
         "data_wait_fraction": progress.wait_fraction(),
         "peak_memory_bytes": max(parts.group.gather(parts.device.memory())),
         "ranks": parts.group.world,
@@ -71,9 +73,22 @@ def finish(
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
 
+def step_latency(folder: Any, warmup: int) -> dict[str, float]:
+    """Seconds of a training step, mean and percentiles, over the stretches between log lines (each is a mean over its
+    steps; --log-every 1 for every step); the first stretch and the first `warmup` steps are left out."""
+    from unet.runtime import evaluation
+
+    rows = [json.loads(line) for line in folder.text("metrics.jsonl").splitlines()]
+    laps = [row for row in rows if row["event"] == "step" and "step_seconds" in row][1:]
+    return evaluation.latency([row["step_seconds"] for row in laps if row["step"] > warmup])
+
+
 def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
     """The block at the end: what came out, where everything is, what to type next."""
+    from unet.runtime import evaluation
+
     progress, config = engine_run.progress, parts.config
+    latency = step_latency(folder, config.benchmark_warmup or 0)
     seconds = progress.seconds
     lines = ["", f"Run {folder.name}: {reason} after {len(progress.history)} epochs, {progress.step} steps"]
     if progress.best_score is not None:
@@ -88,6 +103,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     lines += [
         f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
+        *([f"  step       {evaluation.told(latency)}"] if latency else []),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
         *(f"  device     {line}" for line in parts.device.report()),

@@ -86,10 +86,10 @@ def start(count: int, words: Sequence[str]) -> int:
                 [sys.executable, "-m", "unet", *words],
                 env=own,
                 start_new_session=True,  # Ctrl-C comes from this process alone, once
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         )
-    with _passing_on(processes):
+    with passing_on(processes):
         return _wait(processes)
 
 
@@ -115,7 +115,7 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 @contextlib.contextmanager
-def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them."""
 
     def pass_on(number: int, frame: Any) -> None:
@@ -132,7 +132,7 @@ def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a new process: a SIGTERM when the starting process dies, so that none is left behind (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -12,7 +12,8 @@ from unet.commands import compose
 from unet.config import spelt
 from unet.errors import CheckpointError, UsageError
 from unet.files import make_folder, write_text
-from unet.flags import DataOptions, DeviceOptions, MLPerfOptions, NetworkOptions, SplitOptions, TrainOptions
+from unet.flags import DataOptions, DeviceOptions, MLPerfOptions, SplitOptions
+from unet.flags_learning import NetworkOptions, TrainOptions
 from unet.options import fields
 from unet.resolve import Resolved, dumps
 

@@ -140,6 +140,7 @@ def _run(
         lambda: files.read_json(saved) if resuming and saved.exists() else task.split([c.id for c in cases], config)
     )
     mlperf_rules.require_cases(config, split)
+    parts = dataclasses.replace(parts, config=task.completed(config, cases, group.world))
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
@@ -278,8 +279,8 @@ def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validatio
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")
     elif run.schedule != (1, 1):
         first, every = run.schedule
-        also = f"epoch {first} and every {every} after it, and " if every and first <= config.epochs else ""
-        lines.append(f"evaluated in {also}the last ({config.epochs})")
+        also = f"epoch {first} and every {every} after it, and " if every and first <= run.epochs else ""
+        lines.append(f"evaluated in {also}the last ({run.epochs})")
     return lines
 
 

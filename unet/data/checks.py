@@ -162,7 +162,7 @@ def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
     if manifest is None:
         report.warnings.append(f"no {cache.MANIFEST}: made by another program; what made it is not known")
         images = sorted(path for path in folder.glob("*.npy") if not path.stem.endswith("_mask"))
-        if images:
+        if images and "image_size" in wanted["settings"]:
             size = cache.open_npy(images[0]).shape[1]
             own = {**wanted, "settings": {**wanted["settings"], "image_size": size}}
     try:
@@ -190,7 +190,7 @@ def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
     report.facts = {
         "cases": len(cases),
         "slices": sum(case.shape[0] for case in cases),
-        "image size": own["settings"]["image_size"],
+        "image size": cases[0].shape[1] if cases else "-",
         "tumour pixels": f"{foreground / max(1, voxels):.2%}",
         "manifest": own.get("fingerprint") if manifest else "none",
     }

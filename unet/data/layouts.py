@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.data import boxes, preprocess, windows
+from unet.data import boxes, em, preprocess, windows
 from unet.errors import CacheError
 
 Array = NDArray[Any]
@@ -71,6 +71,16 @@ def _require_slices(path: Path, image: Array, mask: Array, settings: Settings) -
             f"{path.parent.absolute()}: the cache holds slices of {image.shape[1]} x {image.shape[2]}, asked:"
             f" {flags(settings)}.",
             f"Type --image-size {image.shape[1]}, or name another --cache.",
+        )
+
+
+def _require_squares(path: Path, image: Array, mask: Array, settings: Settings) -> None:
+    side = settings["side"]
+    if image.shape != (1, side, side, 1) or image.dtype != np.float32 or mask.shape != image.shape:
+        raise CacheError(
+            f"{path.absolute()}: {image.shape} {image.dtype} with mask {mask.shape} is not (1, {side}, {side}, 1)"
+            " float32 with a mask of that shape.",
+            "Build the cache from the raw set.",
         )
 
 
@@ -132,4 +142,5 @@ VOLUMES = Layout(
     _volume_facts,
     "boxes.json",
 )
-OF_TASK = {"lgg": SLICES, "kits19": VOLUMES}
+SQUARES = dataclasses.replace(SLICES, version=em.VERSION, require=_require_squares)
+OF_TASK = {"lgg": SLICES, "em": SQUARES, "kits19": VOLUMES}

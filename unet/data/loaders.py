@@ -114,16 +114,51 @@ class EpochBatches(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, number = key
+        index = self.drawn(epoch, number)
+        image, mask = self.slices.get(index)
+        if self.augment:
+            image, mask = self.augment(image, mask, generator(self.seed, epoch, number + 1, self.shard[0]))
+        return {"image": image, "mask": mask, "index": index}
+
+    def drawn(self, epoch: int, number: int) -> Tensor:
+        """The slices of a batch, by their flat index."""
         rank, world = self.shard
         if self._epoch != epoch:
             self._draws = draw(self.probabilities, len(self.slices), self.seed, epoch)
             self._epoch = epoch
         first = (number * world + rank) * self.batch_size
-        index = self._draws[first : first + self.batch_size]
-        image, mask = self.slices.get(index)
-        if self.augment:
-            image, mask = self.augment(image, mask, generator(self.seed, epoch, number + 1, rank))
-        return {"image": image, "mask": mask, "index": index}
+        return self._draws[first : first + self.batch_size]
+
+
+class StreamBatches(EpochBatches):
+    """Whole batches of one endless stream: pass after pass over the slices, each in a new order. An "epoch" is
+    `length` batches of it, so that few slices make long epochs; a batch may hold the end of a pass and the beginning of
+    the next. For training by steps."""
+
+    def __init__(
+        self,
+        slices: Slices,
+        batch_size: int,
+        seed: int,
+        augment: Callable[..., tuple[Tensor, Tensor]] | None,
+        shard: tuple[int, int] = (0, 1),
+        length: int = 1,
+    ) -> None:
+        super().__init__(slices, min(batch_size, max(1, len(slices) // shard[1])), seed, augment, shard)
+        self.batch_size, self.batches = batch_size, length
+        self._passes: dict[int, Tensor] = {}
+
+    def drawn(self, epoch: int, number: int) -> Tensor:
+        rank, world = self.shard
+        first = (((epoch - 1) * self.batches + number) * world + rank) * self.batch_size
+        count = len(self.slices)
+        needed = range(first // count, (first + self.batch_size - 1) // count + 1)
+        self._passes = {each: self._passes.get(each, self._order(each)) for each in needed}
+        places = [divmod(place, count) for place in range(first, first + self.batch_size)]
+        return torch.stack([self._passes[each][place] for each, place in places])
+
+    def _order(self, each: int) -> Tensor:
+        return torch.randperm(len(self.slices), generator=generator(self.seed, each))
 
 
 class _Keys:

@@ -5,9 +5,12 @@ Sizes are checked before memory is taken; arrays never carry pickles.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from unet.errors import DataError
 from unet.files import atomic, explain
 
 LARGEST = 2**31
+GREY = "Convert it to 8-bit grey (Fiji: Image, Type, 8-bit)."
 BITS = 258  # TIFF tag BitsPerSample
+COLOURED = (2, 3)  # TIFF tag PhotometricInterpretation: RGB, palette
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,112 @@ def _bytes(path: Path) -> str:
         return f"{path.stat().st_size} bytes"
     except OSError:
         return "unreadable"
+
+
+def read_slice(path: Path) -> NDArray[np.uint8]:
+    """One grey image of 8 bits, PNG or TIFF -> (H, W). Raises DataError for any other kind, colour among them."""
+    from PIL import Image
+
+    if path.suffix.lower() != ".png":
+        return read_stack(path, 0)
+    try:
+        with Image.open(path, formats=("PNG",)) as file:
+            mode, (width, height) = file.mode, file.size
+            if width * height > LARGEST:
+                raise DataError(f"{path}: {height} x {width} would take more than 2 GB.", "Remove the file.")
+            image = np.asarray(file.convert("L") if mode == "1" else file)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise explain(error, path) from error
+    except Exception as error:  # decoders raise many kinds on damaged files
+        raise DataError(_unreadable(path, error), "Copy the file again from its source.") from error
+    if mode not in ("L", "1"):
+        raise DataError(f"{path}: is a PNG of mode {mode}; grey values of 8 bits are expected.", GREY)
+    return image
+
+
+def stack_shape(path: Path) -> tuple[int, int, int]:
+    """(S, H, W) of a TIFF of grey pages of 8 bits; its pixels are not read. Raises DataError for any other file."""
+    with _series(path) as series:
+        *pages, height, width = series.shape
+        return math.prod(pages), height, width
+
+
+def read_stack(path: Path, page: int | None = None) -> NDArray[np.uint8]:
+    """A TIFF of grey pages of 8 bits -> (S, H, W), or one of its pages (H, W). Raises DataError."""
+    shape = stack_shape(path)
+    try:
+        with _series(path) as series:
+            array: NDArray[np.uint8] = np.asarray(series.asarray()).reshape(shape)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(_unreadable(path, error), "Copy the file again from its source.") from error
+    return array if page is None else array[page]
+
+
+@contextlib.contextmanager
+def _series(path: Path) -> Iterator[Any]:
+    """The one series of a TIFF stack. Raises DataError where it is no stack of grey pages of 8 bits."""
+    import tifffile
+
+    try:
+        file = tifffile.TiffFile(path)
+    except FileNotFoundError as error:
+        raise explain(error, path) from error
+    except Exception as error:
+        raise DataError(_unreadable(path, error), "Copy the file again from its source.") from error
+    with file:
+        if len(file.series) != 1:
+            shapes = ", ".join("x".join(map(str, series.shape)) for series in file.series[:3])
+            raise DataError(f"{path}: pages of different kinds ({shapes}).", "Save a stack of equal pages.")
+        series = file.series[0]
+        colour = "S" in series.axes or int(series.keyframe.photometric) in COLOURED
+        if colour or series.dtype != np.uint8:
+            kind = "colour" if colour else f"{series.dtype} values"
+            shape = " x ".join(map(str, series.shape))
+            raise DataError(f"{path}: is {shape} of {kind}; grey values of 8 bits are expected.", GREY)
+        if series.size > LARGEST:
+            raise DataError(f"{path}: would take {series.size / 1e9:.1f} GB.", "Save it in parts.")
+        yield series
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path}: cannot be read as an image ({type(error).__name__}: {str(error)[:80]}; {_bytes(path)})."
+
+
+def write_stack(path: Path, stack: NDArray[Any], pixel: tuple[Any, Any] | None = None, unit: str | None = None) -> None:
+    """Write (S, H, W) or (S, H, W, 3) as a multi-page TIFF that ImageJ and Fiji open as a stack, atomically.
+
+    `pixel`: pixels a `unit` along x and y, as rational numbers, of the image that it belongs to.
+    """
+    import tifffile
+
+    axes = "ZYXS" if stack.ndim == 4 else "ZYX"
+    with atomic(path) as stream:
+        tifffile.imwrite(
+            stream,
+            stack,
+            imagej=True,
+            photometric="rgb" if stack.ndim == 4 else "minisblack",
+            resolution=pixel,
+            metadata={"axes": axes, **({"unit": unit} if unit else {})},
+        )
+
+
+def pixel_size(path: Path) -> tuple[tuple[Any, Any] | None, str | None]:
+    """(pixels a unit along x and y, the unit) that a TIFF gives; None where it gives none."""
+    import tifffile
+
+    if path.is_dir() or path.suffix.lower() not in (".tif", ".tiff"):
+        return None, None
+    with tifffile.TiffFile(path) as file:
+        tags, about = file.pages.first.tags, file.imagej_metadata or {}
+        if "XResolution" not in tags or "YResolution" not in tags:
+            return None, None
+        unit = about.get("unit") or {2: "inch", 3: "cm"}.get(int(tags["ResolutionUnit"].value))
+        return (tags["XResolution"].value, tags["YResolution"].value), unit
 
 
 def write_tiff(path: Path, image: NDArray[Any]) -> None:

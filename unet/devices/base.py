@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.util
+import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,8 @@ class Device:
     """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes`
     whether a new shape costs a compilation, `has_tf32`, `graphs` and `operator_lists` what --precision tf32, --capture
     and --precision-ops need. `vendor` is the package that brings the device to torch, `forced` the
-    variables that the flags set even where they are set already, `own_memory` whether it has memory beside the
+    variables that the flags set even where they are set already, `visible` the one that lists the cards which a process
+    may see, `own_memory` whether it has memory beside the
     host's."""
 
     name = "cpu"
@@ -38,6 +40,7 @@ class Device:
     vendor = "torch"
     static_shapes = False
     own_memory = False
+    visible = ""
     has_tf32 = graphs = operator_lists = False
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
@@ -71,6 +74,14 @@ class Device:
     def cards(cls) -> int | None:
         """How many of it this node has; None where any number of processes may share it."""
         return None
+
+    @classmethod
+    def card(cls, number: int) -> dict[str, str]:
+        """The variables of a process that shall see only one of the cards that this one sees."""
+        if not cls.visible:
+            return {}
+        seen = [name.strip() for name in os.environ.get(cls.visible, "").split(",") if name.strip()]
+        return {cls.visible: seen[number] if seen else str(number)}
 
     def require(self, config: Config) -> None:
         """Raise DeviceError for settings that this device cannot follow."""

@@ -43,6 +43,7 @@ class CUDA(Device):
     name = "cuda"
     own_memory = has_tf32 = graphs = True
     collective = "nccl"
+    visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")
     forced = Device.forced | {"CUDA_VISIBLE_DEVICES"}
 

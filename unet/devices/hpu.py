@@ -40,6 +40,7 @@ class HPU(Device):
     name = "hpu"
     own_memory = graphs = operator_lists = True
     collective = "hccl"
+    visible = "HABANA_VISIBLE_MODULES"
     vendor = "habana_frameworks"
     static_shapes = True
     forced = Device.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}

@@ -26,6 +26,7 @@ class MLU(Device):
     name = "mlu"
     own_memory = has_tf32 = True
     collective = "cncl"
+    visible = "MLU_VISIBLE_DEVICES"
     vendor = "torch_mlu"
 
     def __init__(self, config: Config, rank: Rank) -> None:

@@ -90,21 +90,6 @@ def published_keys(levels: int) -> list[str]:
     return [*keys, "conv.weight", "conv.bias"]
 
 
-def lgg_shape(state: Mapping[str, Tensor]) -> UNetShape:
-    """The shape of an LGG network from its weights (own keys). Raises CheckpointError where they are none."""
-    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
-    try:
-        first, head = state["encoders.0.0.weight"], state["head.weight"]
-        features = tuple(state[f"encoders.{level}.0.weight"].shape[0] for level in range(levels))
-        bottom = state["bottleneck.0.weight"].shape[0]
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"These weights are not those of an LGG UNet: {error} is missing.",
-            "Give weights of the published network or of `unet train --task lgg`.",
-        ) from error
-    return UNetShape(inputs=first.shape[1], outputs=head.shape[0], features=features, bottleneck=bottom)
-
-
 _MLPERF = re.compile(r"^(input_block|downsample\.\d+|bottleneck|upsample\.\d+)\.conv([12])\.([01])\.(\w+)$")
 _MLPERF_ENDS = re.compile(r"^(?:upsample\.(\d+)\.upsample_conv\.0|output\.conv)\.(weight|bias)$")
 
@@ -173,9 +158,9 @@ def mlperf_keys(levels: int) -> list[str]:
     return [*keys, "output.conv.weight", "output.conv.bias"]
 
 
-def mlperf_shape(state: Mapping[str, Tensor], activation: str = "relu") -> UNetShape:
-    """The shape of a strided network from its weights (own keys); they do not tell the `activation`. Raises
-    CheckpointError where they are none."""
+def shape_of(state: Mapping[str, Tensor], task: str, **rest: Any) -> UNetShape:
+    """The shape of a network from its weights (own keys); `rest` is what they do not tell: activation, padding, how it
+    goes down. Raises CheckpointError where they are no UNet's."""
     levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
     try:
         first, head = state["encoders.0.0.weight"], state["head.weight"]
@@ -189,12 +174,11 @@ def mlperf_shape(state: Mapping[str, Tensor], activation: str = "relu") -> UNetS
             features=features,
             bottleneck=bottom,
             norm=norm if "encoders.0.1.weight" in state else "none",
-            activation=activation,
-            down="stride",
             up_kernel=up,
+            **rest,
         )
     except (KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"These weights are not those of a 3D UNet: {error} is missing.",
-            "Give weights of MLPerf's U-Net3D or of `unet train --task kits19`.",
+            f"These weights are not those of a UNet of task {task}: {error} is missing.",
+            f"Give weights of `unet train --task {task}` or of the program that it replaces.",
         ) from error

@@ -33,6 +33,25 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, include_background: bool = Fals
     return loss
 
 
+def two_class_losses(logits: Tensor, target: Tensor, cross_entropy: str = "softmax") -> tuple[Tensor, Tensor]:
+    """(cross-entropy, dice loss) of two classes, each scalar: logits (N, 2, H, W), target (N, 1, H, W) of 0 and 1.
+
+    Cross-entropy is the mean over all pixels: of the softmax, or with "sigmoid" of each logit with its one-hot label
+    (mean over both classes too). dice = (2 sum(p t) + 1e-6) / (sum(p^2 + t^2) + 1e-6) of the softmax over the pixels of
+    each image and class, background included; the loss is 1 - its mean over batch and classes. Source: NVIDIA's UNet
+    Medical (softmax), Habana's UNet2D (sigmoid).
+    """
+    logits, inside = logits.float(), target[:, 0].float()
+    with torch.autocast(logits.device.type, enabled=False):
+        truth = torch.stack((1 - inside, inside), 1)
+        p = logits.softmax(1)
+        both, squares = (p * truth).sum((2, 3)), (p * p + truth * truth).sum((2, 3))
+        dice = 1 - ((2 * both + SMOOTH) / (squares + SMOOTH)).mean()
+        if cross_entropy == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, truth), dice
+        return F.cross_entropy(logits, truth), dice
+
+
 def plain_dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
     """The same by its formula, as the reference computes it (without background): what tests and `benchmark` compare
     with."""

@@ -88,6 +88,16 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+def glorot(model: nn.Module) -> nn.Module:
+    """A network with its convolutions' weights drawn anew, Glorot-uniform, their biases 0: how TensorFlow begins."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
 def check_sides(sides: Sequence[int], step: int, alone: bool = False) -> None:
     """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are.
 

@@ -30,14 +30,14 @@ class Bar:
         self.bar: Any = None
 
     def epoch_begins(self, run: Run) -> None:
-        name = f"epoch {run.progress.epoch}/{run.config.epochs}"
+        name = f"epoch {run.progress.epoch}/{run.epochs}"
         self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step")
         self.bar.update(run.progress.batch // run.config.accumulate)
 
     def stepped(self, run: Run) -> None:
         self.bar.update(1)
 
-    def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, lr: float) -> None:
+    def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, **rest: Any) -> None:
         self.bar.set_postfix_str(
             f"loss {loss:.4f}, {images_per_second:.0f} img/s, data wait {wait_fraction:.1%}", refresh=False
         )
@@ -67,8 +67,8 @@ class Log:
         self.folder.append("metrics.jsonl", json.dumps(files.jsonable(line), allow_nan=False))
         run.progress.lines += 1
 
-    def logged(self, run: Run, **values: float) -> None:
-        self.write(run, "step", **values)
+    def logged(self, run: Run, parts: Mapping[str, float], **values: float) -> None:
+        self.write(run, "step", **values, **parts)
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], records: list[dict[str, Any]], better: bool) -> None:
         self.write(
@@ -76,11 +76,13 @@ class Log:
             "epoch",
             **{**row, "cases": {record["case"]: record[self.score] for record in records if self.score in record}},
         )
-        words = f"epoch {row['epoch']:>3}/{run.config.epochs}  loss {row['loss']:.4f}  {row['train_seconds']:.1f} s"
+        terms = "".join(f"  {name.replace('_', ' ')} {row[name]:.4f}" for name in run.losses.parts if name in row)
+        words = f"epoch {row['epoch']:>3}/{run.epochs}  loss {row['loss']:.4f}{terms}  {row['train_seconds']:.1f} s"
         if "score" in row:
             loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
             name = self.score.replace("_", " ").upper()
             words += f"  |  validation {loss}{name} {row['score']:.4f}" + (" (best)" if better else "")
+            words += f" after {row['time_to_train']:.0f} s"
         self.folder.say(words)
 
 
@@ -96,7 +98,7 @@ class WorkerLog:
     def epoch_begins(self, run: Run) -> None:
         self.write(f"epoch {run.progress.epoch} begins at batch {run.progress.batch} on {run.device.describe()}")
 
-    def logged(self, run: Run, loss: float, images_per_second: float, wait_fraction: float, lr: float) -> None:
+    def logged(self, run: Run, images_per_second: float, wait_fraction: float, **rest: Any) -> None:
         own = ", ".join(f"{value:.4f}" for value in run.losses.own)
         self.write(
             f"step {run.progress.step}: own losses {own}; {images_per_second / run.group.world:.1f} images/s, data wait"
@@ -226,6 +228,9 @@ def restore(run: Run, state: Path) -> None:
         run.progress.batch = min(done, run.steps_per_epoch * group)
         count = max(1, round(run.progress.loss_count * ranks / run.group.world))
         run.progress.loss_sum *= count / max(1, run.progress.loss_count)
+        run.progress.parts = {
+            name: value * count / max(1, run.progress.loss_count) for name, value in run.progress.parts.items()
+        }
         run.progress.loss_count = count if run.progress.loss_count else 0
     run.progress.reached = target_reached(run)  # the target may have been typed anew
 

@@ -48,6 +48,7 @@ class Learner(Protocol):
     best: tuple[str, str]
 
     def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]: ...
+    def asked(self, config: Config) -> tuple[int | None, int | None]: ...
     def diverged(self, score: float) -> bool: ...
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]: ...
 
@@ -76,7 +77,7 @@ class Run:
     def __post_init__(self) -> None:
         self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
         self.losses = Losses(self.config.nonfinite_limit, self.loader.names, self.group)
-        self.clock = Clock(self.progress, self.device, self.group)
+        self.clock = Clock(self.progress, self.device, self.group, self.config.benchmark_warmup or 0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,7 +96,7 @@ class Run:
     def schedule(self) -> tuple[int, int]:
         """(first epoch that is evaluated, epochs between evaluations; 0 = at the end only): what the settings say, or
         the task's own."""
-        first, every = self.config.start_eval_at, self.config.evaluate_every
+        first, every = self.task.asked(self.config)
         own_first, own_every = self.task.schedule(self.config, self.samples_per_epoch, self.samples_per_step)
         every = own_every if every is None else every
         return max(own_first, every) if first is None else first, every
@@ -106,6 +107,12 @@ class Run:
         another number of steps, and the learning rate follows the epochs."""
         progress = self.progress
         return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.accumulate
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch: --epochs, or the one in which --max-steps ends."""
+        most = self.config.max_steps
+        return min(self.config.epochs, -(-most // self.steps_per_epoch)) if most else self.config.epochs
 
     @property
     def out_of_steps(self) -> bool:
@@ -206,7 +213,7 @@ def train_epoch(run: Run) -> bool:
                 losses = run.task.loss(run.network(batch["image"]), batch, config)
             run.scaler.scale(losses["loss"] / config.accumulate).backward()
         device.flush()
-        run.losses.add(progress.step, losses["loss"], batch["index"])
+        run.losses.add(progress.step, losses, batch["index"])
         progress.batch += 1
         if not steps:
             continue
@@ -255,17 +262,24 @@ def log(run: Run) -> None:
     finite = [value for value in values if math.isfinite(value)]
     run.progress.loss_sum += math.fsum(finite)
     run.progress.loss_count += len(finite)
-    run.emit("logged", loss=values[-1], lr=run.optimizer.param_groups[0]["lr"], **run.clock.lap())
+    for name, terms in run.losses.parts.items():
+        known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
+        run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
+    lap, rate = run.clock.lap(), run.optimizer.param_groups[0]["lr"]
+    step_seconds = run.samples_per_step / lap["images_per_second"]
+    parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
+    run.emit("logged", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **lap)
 
 
 def evaluate_epoch(run: Run) -> dict[str, Any] | None:
-    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. "eval_loss" is
-    among them where the task computes one."""
-    config, epoch = run.config, run.progress.epoch
+    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. Means of all
+    their numbers are among them ("eval_loss" where the task computes one), and the seconds of training and scoring so
+    far."""
+    epoch = run.progress.epoch
     run.emit("epoch_trained")
     first, every = run.schedule
     due = every and epoch >= first and (epoch - first) % every == 0
-    if run.evaluate is None or not (due or epoch == config.epochs or run.out_of_steps):
+    if run.evaluate is None or not (due or epoch == run.epochs or run.out_of_steps):
         return {}
     run.emit("evaluates")
     start = time.perf_counter()
@@ -279,8 +293,9 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
         return None
     run.stop.worked = True
     scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.best[0])}
-    if any("loss" in record for record in records):
-        scores["eval_loss"] = mean(records, "loss")
+    others = sorted({key for record in records for key in record} - {"case", run.task.best[0]})
+    scores |= {f"eval_{key}": mean(records, key) for key in others}
+    scores["time_to_train"] = run.progress.seconds["train"] + run.progress.seconds["evaluate"]
     run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
     return {**scores, "records": records}
 
@@ -303,6 +318,7 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
         "step": progress.step,
         "train_seconds": progress.seconds["train"] - before,
         "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
+        **{name: value / max(1, progress.loss_count) for name, value in progress.parts.items()},
         **scores,
     }
     progress.history.append(row)
@@ -317,4 +333,5 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
     epoch_is_complete = progress.batch == run.steps_per_epoch * config.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
+        progress.parts = {}
     return row, better

@@ -63,6 +63,23 @@ def mean(records: Iterable[Record], key: str) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
+def latency(seconds: Sequence[float]) -> dict[str, float]:
+    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none."""
+    if not seconds:
+        return {}
+    ordered = sorted(seconds)
+    places = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (90, 95, 99)}
+    return {"mean": statistics.fmean(ordered), **places}
+
+
+def told(latency: dict[str, float]) -> str:
+    """`latency` in words, in milliseconds."""
+    if not latency:
+        return ""
+    rest = ", ".join(f"{name[1:]} % {1000 * value:.1f}" for name, value in latency.items() if name != "mean")
+    return f"{1000 * latency['mean']:.1f} ms in the mean, {rest}"
+
+
 def median(records: Iterable[Record], key: str) -> float:
     values = [record[key] for record in records if not math.isnan(record[key])]
     return statistics.median(values) if values else math.nan

@@ -10,6 +10,7 @@ from typing import Any
 class Progress:
     """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been.
 
+    `loss_sum` and `parts` are sums over the batches of the epoch so far: of the loss, and of its terms by name.
     `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there.
     """
 
@@ -18,6 +19,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
     stale: int = 0
@@ -33,9 +35,7 @@ class Progress:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def rate(self) -> float:
-        """Images a second of training; the stretch before the first log line of each start, which warms up, is left
-        out.
-        """
+        """Images a second of training, without what `Clock` keeps apart (unless there is nothing else)."""
         images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
         if images <= 0:
             images, seconds = self.images, self.seconds["train"]

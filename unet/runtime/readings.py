@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,16 +17,17 @@ from unet.runtime.progress import Progress
 
 class Losses:
     """Losses that stay on the device until somebody asks; finds the first of a row that are not finite. A loss is the
-    mean over the ranks; `own` are this rank's of the last read."""
+    mean over the ranks; `own` are this rank's of the last read, `parts` the terms that they are made of, by name."""
 
     def __init__(self, limit: int, names: Callable[[Tensor], list[str]], group: Group) -> None:
         self.limit, self.names, self.group = limit, names, group
-        self.pending: list[tuple[int, Tensor, Tensor]] = []
+        self.pending: list[tuple[int, Mapping[str, Tensor], Tensor]] = []
+        self.parts: dict[str, list[float]] = {}
         self.bad: list[tuple[int, list[str]]] = []
         self.own: list[float] = []
 
-    def add(self, step: int, loss: Tensor, index: Tensor) -> None:
-        self.pending.append((step, loss.detach(), index))
+    def add(self, step: int, losses: Mapping[str, Tensor], index: Tensor) -> None:
+        self.pending.append((step, {name: value.detach() for name, value in losses.items()}, index))
 
     def read(self) -> list[float]:
         """The losses since the last call: the one read from the device. Raises UnetError after `limit` bad ones in a
@@ -34,8 +35,12 @@ class Losses:
         """
         if not self.pending:
             return []
-        self.own = torch.stack([loss for _, loss, _ in self.pending]).float().tolist()
-        values = self.group.mean(self.own)
+        names = list(self.pending[0][1])
+        read = torch.stack([losses[name] for _, losses, _ in self.pending for name in names]).float().tolist()
+        means = self.group.mean(read)
+        place, count = names.index("loss"), len(names)
+        self.own, values = read[place::count], means[place::count]
+        self.parts = {name: means[number::count] for number, name in enumerate(names) if name != "loss"}
         for (step, _, index), own, value in zip(self.pending, self.own, values, strict=True):
             culprits = [] if math.isfinite(own) else self.names(index)
             self.bad = [] if math.isfinite(value) else [*self.bad, (step, culprits)]
@@ -53,10 +58,11 @@ class Losses:
 
 
 class Clock:
-    """Times of a stretch of training (between two log lines), and of it waiting for batches; images of all ranks."""
+    """Times of a stretch of training (between two log lines), and of it waiting for batches; images of all ranks.
+    The first stretch of each start and the first `warmup` steps of a run are kept apart: they warm up."""
 
-    def __init__(self, progress: Progress, device: Device, group: Group) -> None:
-        self.progress, self.device, self.group, self.first = progress, device, group, True
+    def __init__(self, progress: Progress, device: Device, group: Group, warmup: int = 0) -> None:
+        self.progress, self.device, self.group, self.first, self.warmup = progress, device, group, True, warmup
 
     def start(self) -> None:
         self.since, self.waited, self.images, self.batches = self.device.now(), 0.0, 0, 0
@@ -83,7 +89,7 @@ class Clock:
         self.progress.seconds["train"] += seconds
         self.progress.seconds["wait"] += waited
         self.progress.images += images
-        if self.first:
+        if self.first or self.progress.step <= self.warmup:
             self.progress.first_images += images
             self.progress.first_seconds += seconds
             self.first = False

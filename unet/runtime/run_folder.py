@@ -24,7 +24,7 @@ RESULTS = ("metrics.jsonl", "summary.json", "benchmark.json")
 MLPERF_LOG = "unet3d.log"
 NAMES = {
     *RESULTS,
-    *("config.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
+    *("config.json", "settings.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
     *("progress.png", "predictions.png", MLPERF_LOG),
 }
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")

@@ -61,6 +61,10 @@ class Task:
         """The network's input for one item: (1, channels, *sides)."""
         raise NotImplementedError
 
+    def seen(self, config: Config) -> tuple[int, ...]:
+        """The network's input for one item where it scores: (1, channels, *sides)."""
+        return self.shape(config)
+
     def sizing(self, config: Config) -> str:
         """The flags that set it, as typed."""
         raise NotImplementedError
@@ -69,6 +73,14 @@ class Task:
         """(first epoch that is evaluated, epochs between evaluations) where an epoch trains `samples`, a step `step`
         of them."""
         return 1, 1
+
+    def asked(self, config: Config) -> tuple[int | None, int | None]:
+        """(first epoch, epochs between evaluations; 0 = at the end) as the settings ask; None: the task's own."""
+        return config.start_eval_at, config.evaluate_every
+
+    def completed(self, config: Config, cases: Sequence[CachedCase], world: int) -> Config:
+        """The settings of a training run, with what its cases and its number of processes decide."""
+        return config
 
     def diverged(self, score: float) -> bool:
         """Whether a score says that the run is lost."""

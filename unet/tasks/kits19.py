@@ -63,6 +63,9 @@ class KiTS19(Task):
     def shape(self, config: Config) -> tuple[int, ...]:
         return 1, 1, *config.patch
 
+    def seen(self, config: Config) -> tuple[int, ...]:
+        return 1, 1, *config.eval_patch
+
     def sizing(self, config: Config) -> str:
         return f"--patch {' '.join(map(str, config.patch))}"
 
@@ -303,7 +306,7 @@ class KiTS19(Task):
 
         bare = foreign.strip_prefixes(state)
         own = foreign.from_mlperf(bare) if foreign.is_mlperf(bare) else bare
-        return UNet(foreign.mlperf_shape(own, config.activation)), own
+        return UNet(foreign.shape_of(own, self.name, activation=config.activation, down="stride")), own
 
 
 TASK = KiTS19

@@ -234,7 +234,7 @@ class LGG(Task):
 
         bare = foreign.strip_prefixes(state)
         own = foreign.from_published_lgg(bare) if foreign.is_published_lgg(bare) else bare
-        return UNet(foreign.lgg_shape(own)), own
+        return UNet(foreign.shape_of(own, self.name)), own
 
 
 TASK = LGG

@@ -1,0 +1,299 @@
+"""crossval: every fold trained and scored, one after another or on several cards at once, and the mean over them.
+
+A fold is a run of its own, `<run-name>-fold0` and on: what is done is kept, what was stopped goes on, so the same
+command line continues a cross-validation that was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.commands import compose, launch
+from unet.config import Config, spelt
+from unet.devices import environment, launchers
+from unet.errors import INTERRUPTED, UnetError, UsageError
+from unet.resolve import NOT_REPLAYED, Resolved, dumps
+from unet.tasks.base import Task, create
+
+SETTINGS = "settings.json"
+KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run"}  # each fold's own, or of this command alone
+
+
+@dataclasses.dataclass
+class Fold:
+    """One fold: its number, the name of its run, that run's folder, its weights."""
+
+    number: int
+    name: str
+    folder: Path
+    weights: Path
+    code: int | None = None
+
+    def status(self) -> dict[str, Any]:
+        from unet.runtime.run_folder import read_status
+
+        return read_status(self.folder)
+
+    def done(self) -> bool:
+        return self.status().get("status") == "done" and (self.folder / "summary.json").exists()
+
+    def command(self, settings: Path) -> list[str]:
+        """The words after `python -m unet` that begin this fold, or go on with it."""
+        out = ["--run-name", self.name, "--out", str(self.folder.parent)]
+        if self.status().get("state") and (self.folder / "config.json").exists():
+            return ["train", "--resume", *out]
+        return [
+            *("train", "--config", str(settings), "--fold", str(self.number), *out),
+            *("--weights", str(self.weights.absolute())),
+        ]
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Train what is left of the folds, then show and write the table. Returns 0, 1 where a fold failed, 130 where it
+    was stopped: the same command goes on."""
+    config = resolved.config
+    require(resolved)
+    task = create(config.task)
+    name = config.run_name or f"{config.task}-crossval"
+    folder, found = open_folder(resolved, command, name)
+    if config.dry_run:
+        print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
+        return 0
+    left = [fold for fold in found if not fold.done()]
+    kept = len(found) - len(left)
+    host.notice(f"{name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
+    create(config.task).cases(config)  # one process makes the cache
+    began = time.perf_counter()
+    stopped = train(left, folder / SETTINGS, config)
+    finished = [fold for fold in found if fold.done()]
+    rows = results(finished, task)
+    if rows:
+        result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
+        folder.write("summary.json", result)
+        write_rows(folder / "cases.csv", rows, task)
+        print(table(rows, task, len(found)))
+        print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
+    folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
+    if stopped:
+        print(f"\n  go on      type the same command again ({len(finished)} of {len(found)} folds are done)")
+        return INTERRUPTED
+    failed = [fold for fold in found if not fold.done()]
+    if failed:
+        raise UnetError(
+            f"{len(failed)} of {len(found)} folds failed: {', '.join(fold.name for fold in failed)}.",
+            f"Read {spelt(failed[0].folder / 'run.log')}; type the same command again: the others are kept.",
+        )
+    return 0
+
+
+def require(resolved: Resolved) -> None:
+    """Raise UsageError for what does not go with all folds."""
+    config = resolved.config
+    found = launchers.launched(os.environ)
+    if found is not None and found.world > 1:
+        raise UsageError(
+            f"crossval starts its own processes, and {found.launcher} runs {found.world}.",
+            "Start one process; --devices N trains N folds at a time.",
+        )
+    if config.fold is not None and resolved.sources["fold"].startswith("flag"):
+        raise UsageError(
+            f"crossval trains every fold, and --fold {config.fold} names one.", "Leave it out, or type train --fold."
+        )
+    if config.resume or config.mlperf_division:
+        word = "--resume" if config.resume else "--mlperf-division"
+        raise UsageError(f"{word} is for one run.", "Type the same crossval command again: it goes on by itself.")
+    if not config.checkpoints:
+        raise UsageError("crossval keeps the weights of every fold.", "Leave out --no-checkpoints.")
+
+
+def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[Fold]]:
+    """The folder of the whole, new or gone on with, and its folds. Raises UsageError where it was begun with other
+    settings."""
+    from unet.runtime.run_folder import RunFolder, read_status
+
+    config = resolved.config
+    out = Path(config.out)
+    folder = RunFolder(out / name)
+    typed = resolved.sources["weights"].startswith("flag")
+    stem = Path(config.weights[0]).with_suffix("") if typed else Path(name)
+    found = []
+    for number in range(config.folds):
+        weights = compose.weights_path(f"{stem}-fold{number}.pt")
+        found.append(Fold(number, f"{name}-fold{number}", out / f"{name}-fold{number}", weights))
+    settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT}
+    path, going = folder / SETTINGS, read_status(folder.path).get("kind") == "crossval"
+    if going and path.exists() and not config.overwrite:
+        folder.require_stopped()
+        before = files.read_json(path)
+        changed = sorted(key for key in {*before, *settings} if before.get(key) != files.jsonable(settings.get(key)))
+        if changed:
+            words = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:4])
+            raise UsageError(
+                f"{folder.path.absolute()}: was begun with other settings ({words}).",
+                "Type the settings it was begun with, give another --run-name, or start anew with --overwrite.",
+            )
+    elif not config.dry_run:
+        folder.create("crossval", config.overwrite)
+        if config.overwrite:
+            for fold in found:
+                clear(fold)
+        folder.status("running", kind="crossval")
+        folder.write(SETTINGS, settings)
+        folder.write("config.json", dumps(resolved, command))
+    if not config.dry_run:
+        folder.status("running", kind="crossval")
+    return folder, found
+
+
+def clear(fold: Fold) -> None:
+    """Remove a fold's run and weights, which are made anew."""
+    from unet.commands.opening import state_path
+    from unet.runtime.run_folder import RunFolder
+
+    RunFolder(fold.folder).create("train", True)
+    for path in (fold.weights, state_path(fold.weights)):
+        path.unlink(missing_ok=True)
+
+
+def train(left: Sequence[Fold], settings: Path, config: Config) -> bool:
+    """Train folds, --devices at a time, each on a card (and a share of the cores) of its own; one that fails does not
+    stop the others. Returns whether it was stopped by a signal, which is passed on."""
+    waiting, running = list(left), dict[int, tuple[Fold, subprocess.Popen[bytes]]]()
+    places = min(config.devices or 1, max(1, len(left)))
+    variables = own_cards(config, places)
+    processes: list[subprocess.Popen[bytes]] = []
+    stopped = False
+    with launch.passing_on(processes):
+        while waiting or running:
+            for place in range(places):
+                if waiting and place not in running and not stopped:
+                    fold = waiting.pop(0)
+                    running[place] = fold, start(fold, settings, variables[place], place, places)
+                    processes.append(running[place][1])
+            time.sleep(0.1)
+            for place, (fold, process) in list(running.items()):
+                fold.code = process.poll()
+                if fold.code is None:
+                    continue
+                del running[place]
+                stopped = stopped or fold.code in (INTERRUPTED, -2, -15)
+                if fold.code not in (0, 3, INTERRUPTED):
+                    host.notice(f"{fold.name} ended with exit code {fold.code}; see {fold.folder / 'run.log'}")
+            if stopped:
+                waiting.clear()
+    return stopped
+
+
+def own_cards(config: Config, places: int) -> list[dict[str, str]]:
+    """The variables of each place: which card is its. Raises UsageError for more places than cards."""
+    if places == 1:
+        return [{}]
+    kind, _ = environment.choose(config, launchers.find_rank(config))
+    cards = kind.cards()
+    if cards is not None and places > cards:
+        raise UsageError(
+            f"--devices {places}, but there are {cards} {kind.name} cards.", f"Type --devices {max(1, cards)}."
+        )
+    return [kind.card(place) for place in range(places)]
+
+
+def start(fold: Fold, settings: Path, variables: dict[str, str], place: int, places: int) -> subprocess.Popen[bytes]:
+    """The process of a fold."""
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[place * len(cores) // places : (place + 1) * len(cores) // places] or cores
+
+    def prepare() -> None:
+        launch.end_with_parent()
+        os.sched_setaffinity(0, own)
+
+    host.notice(f"{fold.name}: {'goes on' if '--resume' in fold.command(settings) else 'begins'}")
+    return subprocess.Popen(
+        [sys.executable, "-m", "unet", *fold.command(settings)],
+        env={**os.environ, **variables},
+        start_new_session=True,  # Ctrl-C comes from this process alone, once
+        preexec_fn=prepare,
+        stdout=subprocess.DEVNULL if places > 1 else None,
+    )
+
+
+def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
+    """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
+    rows = []
+    for fold in finished:
+        about = files.read_json(fold.folder / "summary.json")
+        with open(fold.folder / "cases.csv", newline="") as stream:
+            cases = list(csv.DictReader(stream))
+        keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
+        rows.append(
+            {
+                "fold": fold.number,
+                "cases": len(cases),
+                "best_epoch": about["best_epoch"],
+                "steps": about["steps"],
+                "train_seconds": about["seconds"]["train"],
+                "images_per_second": about["images_per_second"],
+                **{key: mean([float(case[key] or "nan") for case in cases]) for key in keys},
+            }
+        )
+    return rows
+
+
+def mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over folds (n - 1); 0 for one."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.stdev(known) if len(known) > 1 else 0.0
+
+
+def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str, Any]:
+    keys = [key for key, _, _ in task.columns if key in rows[0]]
+    return {
+        "metric": task.best[0],
+        "folds": folds,
+        "done": len(rows),
+        "mean": {key: mean([row[key] for row in rows]) for key in keys},
+        "standard_deviation": {key: deviation([row[key] for row in rows]) for key in keys},
+        "by_fold": list(rows),
+    }
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], task: Task) -> None:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
+    """Scores by fold, then mean and standard deviation."""
+    columns = [column for column in task.columns if column[0] in rows[0]]
+
+    def line(name: str, values: dict[str, float]) -> str:
+        cells = ("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)
+        return f"  {name:<20}" + "".join(f"{cell:>13}" for cell in cells)
+
+    lines = ["", f"  {'fold':<20}" + "".join(f"{name:>13}" for _, name, _ in columns)]
+    lines += [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
+    about = summary(rows, task, folds)
+    lines += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]
+    if len(rows) < folds:
+        lines.append(f"  {folds - len(rows)} of {folds} folds are missing")
+    return "\n".join([*lines, "", *(f"  {text}" for text in task.foot.splitlines())])

@@ -1,0 +1,71 @@
+"""What can be wrong with a raw set of electron micrographs: found before a run, named with its file. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import files
+from unet.data import em
+from unet.data.checks import Report
+from unet.data.phantom_em import RECORD
+from unet.errors import DataError, UnetError
+
+PALE = 0.02  # of the range of values: a slice with less contrast is empty
+
+
+def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]) -> Report:
+    """A raw set: stacks that belong together, two-valued labels, empty and equal slices (leakage of the split that
+    `split_of(ids)` makes)."""
+    report = Report()
+    try:
+        cases = em.index(root)
+        volume, labels = em.read(em.require(root, em.VOLUME)), em.read(em.require(root, em.LABELS))
+    except UnetError as error:
+        report.errors.append(error.message)
+        return report
+    try:
+        held = set(split_of([case.id for case in cases])["validation"])
+    except DataError as error:
+        report.errors.append(error.message)
+        held = set()
+    slices(volume, labels, [case.id for case in cases], held, report)
+    report.facts = {
+        "slices": len(volume),
+        "size": em.words(volume.shape[1:]),
+        "cell": f"{(labels > 0).mean():.2%}",
+        "values": f"{volume.min()} to {volume.max()}, mean {volume.mean():.1f}",
+    }
+    test = em.find(root, em.TEST)
+    if test is None:
+        report.warnings.append(f"no {em.TEST}: predict needs the name of a stack")
+    else:
+        try:
+            report.facts["to predict"] = em.words(em.shape_of(test))
+        except UnetError as error:
+            report.errors.append(error.message)
+    if (root / RECORD).exists():
+        report.facts["made"] = f"yes ({RECORD}): no real tissue; never publish scores on it"
+    return report
+
+
+def slices(
+    volume: NDArray[np.uint8], labels: NDArray[np.uint8], ids: Sequence[str], held: set[str], report: Report
+) -> None:
+    """Empty slices and labels, and slices that occur twice."""
+    seen: dict[str, str] = {}
+    for name, image, label in zip(ids, volume, labels, strict=True):
+        if int(image.max()) - int(image.min()) < PALE * 255:
+            report.warnings.append(f"{name}: its values lie between {image.min()} and {image.max()}: no contrast")
+        if not label.any() or label.all():
+            report.warnings.append(f"{name}: its label is {'all cell' if label.any() else 'all membrane'}")
+        twin = seen.setdefault(files.digest(np.ascontiguousarray(image).tobytes()), name)
+        if twin != name:
+            leaks = (twin in held) != (name in held)
+            words = f"{twin} and {name} are the same image"
+            (report.errors if leaks else report.warnings).append(
+                f"leakage: {words}; one trains, the other validates" if leaks else f"duplicate: {words}"
+            )

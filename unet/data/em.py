@@ -1,0 +1,204 @@
+"""Stacks of electron micrographs as they lie on disk (ISBI 2012 layout), and the way to the network's scale and back.
+
+<root>/train-volume.tif, train-labels.tif, test-volume.tif     multi-page, 8 bits; labels 0 (membrane) and 255 (cell)
+<root>/train-volume/, train-labels/, test-volume/              or folders of PNG or TIFF slices, in the order of names
+
+A case is a slice: `slice_00` and on. Values become x / 127.5 - 1, and the whole slice, whatever its size, the output of
+the network (512 -> 388); what lies around it is added in batches. Source: NVIDIA's UNet Medical, as Habana's UNet2D.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.config import spelt
+from unet.data.volumes import Case, read_slice, read_stack, stack_shape
+from unet.errors import DataError
+
+VERSION = 1
+TIFF, SLICES = (".tif", ".tiff"), (".png", ".tif", ".tiff")
+VOLUME, LABELS, TEST = "train-volume", "train-labels", "test-volume"
+OTHER = {VOLUME: ("train_volume", "images"), LABELS: ("train_labels", "labels"), TEST: ("test_volume", "test")}
+ORDER = re.compile(r"(\d+)")
+
+
+def find(root: Path, name: str) -> Path | None:
+    """The stack or folder `name` of a raw set, also under its other names."""
+    for word in (name, *OTHER[name]):
+        for path in (*(root / f"{word}{suffix}" for suffix in TIFF), root / word):
+            if path.is_file() or (path.is_dir() and slices_in(path)):
+                return path
+    return None
+
+
+def require(root: Path, name: str) -> Path:
+    """As `find`. Raises DataError where there is none, with what is there instead."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root.absolute()}: no such folder.", "Give the raw set with --data PATH, or try --synth-data."
+        )
+    found = find(root, name)
+    if found is None:
+        there = ", ".join(sorted(item.name for item in root.iterdir() if not item.name.startswith("."))[:5])
+        raise DataError(
+            f"{root.absolute()}: has no {name}.tif and no folder {name} of slices (there are: {there or 'no files'}).",
+            f"Name the stack {name}.tif, or give another folder with --data PATH.",
+        )
+    return found
+
+
+def slices_in(folder: Path) -> list[Path]:
+    """The slices of a folder, in the order of the numbers in their names."""
+    found = [item for item in folder.iterdir() if item.suffix.lower() in SLICES and not item.name.startswith(".")]
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in ORDER.split(path.name)])
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    """A stack, a folder of slices or one image -> (S, H, W) uint8. Raises DataError."""
+    if path.is_dir():
+        return same_sizes([read_slice(item) for item in slices_in(path)], slices_in(path))
+    return read_stack(path) if path.suffix.lower() in TIFF else read_slice(path)[None]
+
+
+def same_sizes(slices: Sequence[NDArray[np.uint8]], paths: Sequence[Path]) -> NDArray[np.uint8]:
+    """(S, H, W) of slices. Raises DataError for sizes that differ."""
+    for image, path in zip(slices, paths, strict=True):
+        if image.shape != slices[0].shape:
+            raise DataError(
+                f"{path}: is {words(image.shape)}, but {paths[0].name} is {words(slices[0].shape)}.",
+                "The slices of a stack have one size: copy them again, or remove the odd ones.",
+            )
+    return np.stack(slices)
+
+
+def words(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def shape_of(path: Path) -> tuple[int, int, int]:
+    """(S, H, W) of a stack, or of the slices in a folder, whose sizes are read from the first."""
+    if path.is_dir():
+        names = slices_in(path)
+        height, width = read_slice(names[0]).shape
+        return len(names), height, width
+    return stack_shape(path)
+
+
+def index(root: Path) -> list[Case]:
+    """Every labelled slice of a raw set. Raises DataError where images and labels do not belong together, where the
+    labels have other than two values, and for slices that are not square."""
+    volume, labels = require(root, VOLUME), require(root, LABELS)
+    images, masks = shape_of(volume), shape_of(labels)
+    for path, (count, *_) in ((volume, images), (labels, masks)):
+        if count < 2:
+            raise DataError(
+                f"{path.absolute()}: holds {count} page; a stack of slices is expected.",
+                "Save the whole stack as a multi-page TIFF, or as a folder of slices.",
+            )
+    if images != masks:
+        raise DataError(
+            f"{labels.name} is {words(masks)} (slices x rows x columns), but {volume.name} is {words(images)}.",
+            f"Give labels of the same slices; see: python -m unet check --task em --data {spelt(root)}",
+        )
+    if images[1] != images[2]:
+        raise DataError(
+            f"{volume.absolute()}: slices are {images[1]} x {images[2]}; the network is trained on squares.",
+            "Cut them into squares (prediction takes images of any size).",
+        )
+    require_two(labels, read(labels))
+    pages = [(item(volume, number), item(labels, number)) for number in range(images[0])]
+    return [Case(f"slice_{number:02}", (a,), (b,)) for number, (a, b) in enumerate(pages)]
+
+
+def item(path: Path, number: int) -> Path:
+    """The file of a slice: the stack itself, or the slice in the folder."""
+    return slices_in(path)[number] if path.is_dir() else path
+
+
+def require_two(path: Path, labels: NDArray[np.uint8]) -> None:
+    """Raise DataError unless labels have exactly two values, 0 among them."""
+    values = np.unique(labels)
+    if len(values) != 2 or values[0] != 0:
+        shown = ", ".join(map(str, values[:5].tolist())) + (" ..." if len(values) > 5 else "")
+        raise DataError(
+            f"{path.absolute()}: labels hold {len(values)} values ({shown}); they are 0 (membrane) and 255 (cell).",
+            "Save the labels with two values, without smoothing or lossy compression.",
+        )
+
+
+def slice_of(path: Path, case: str) -> NDArray[np.uint8]:
+    """The image (H, W) of a case in its file: its page of a stack, or the slice itself."""
+    number = int(case.rpartition("_")[2])
+    whole = path.suffix.lower() in TIFF and stack_shape(path)[0] > 1
+    return read_stack(path, number) if whole else read_slice(path)
+
+
+def prepare(case: Case, side: int) -> dict[str, Any]:
+    """One slice for a network whose output is `side` pixels wide -> image (1, side, side, 1) float32 in [-1, 1], mask
+    of the same shape (uint8, 1 = cell), foreground, raw (its sides in pixels). Raises DataError."""
+    image, label = slice_of(case.images[0], case.id), slice_of(case.labels[0], case.id)
+    if image.shape != label.shape:
+        raise DataError(
+            f"{case.labels[0]}: {case.id} is {words(label.shape)}, its image is {words(image.shape)}.",
+            "Give labels of the same slices.",
+        )
+    mask = (scaled((label > 0).astype(np.float32), (side, side)) >= 0.5).astype(np.uint8)
+    return {
+        "image": normalised(image, (side, side))[None, ..., None],
+        "mask": mask[None, ..., None],
+        "foreground": [int(mask.sum())],
+        "raw": list(image.shape),
+    }
+
+
+def normalised(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) uint8 -> float32 in [-1, 1] at the network's scale."""
+    return scaled(image.astype(np.float32) / np.float32(127.5) - 1, shape)
+
+
+def scaled(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """(..., H, W) -> (..., *shape) float32, bilinear between the centres of pixels, without smoothing, the border
+    repeated: `tf.image.resize` of the sources, torch's `interpolate(align_corners=False)`."""
+    rows, columns = (matrix(new, old) for new, old in zip(shape, image.shape[-2:], strict=True))
+    result: NDArray[np.float32] = rows @ image.astype(np.float32, copy=False) @ columns.T
+    return result
+
+
+@functools.lru_cache(maxsize=32)
+def matrix(new: int, old: int) -> NDArray[np.float32]:
+    """(new, old) matrix of that interpolation along one axis."""
+    from scipy import ndimage
+
+    if new == old:
+        return np.eye(old, dtype=np.float32)
+    spread = ndimage.zoom(np.eye(old), (new / old, 1), order=1, mode="nearest", grid_mode=True)
+    return spread.astype(np.float32)
+
+
+def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """What the user named -> {name of the outputs: [stack, image or folder of slices]}; a raw set stands for its
+    test-volume. Raises DataError."""
+    found: dict[Path, list[Path]] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path.absolute()}: no such file or folder.", "Give stacks, images or a raw set.")
+        stack = path
+        if (path.is_dir() and not slices_in(path)) or (path.is_dir() and find(path, TEST)):
+            stack = require(path, TEST)
+        elif path.is_file() and path.suffix.lower() not in SLICES:
+            raise DataError(f"{path.absolute()}: is neither TIFF nor PNG.", "Give 8-bit grey TIFF or PNG images.")
+        name = Path((stack.name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume"))
+        if name in found and found[name] != [stack]:
+            raise DataError(
+                f"{stack} and {found[name][0]} have the same name; their masks would meet.",
+                "Predict them one after the other, each with its own --output.",
+            )
+        found[name] = [stack]
+    return found
