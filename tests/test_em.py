@@ -1,4 +1,4 @@
-"""Task em on files: raw stacks, bad input, folds, augmentation, training by steps, prediction on the stack's own grid."""
+"""Task em on files: raw stacks, bad input, folds, augmentation, training by steps, prediction on a stack's own grid."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_values_and_scale_are_the_recipes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("context", ["zero", "mirror"])
 def test_the_augmentation_is_crop_and_resize_of_the_framed_image(context: str) -> None:
-    """Against the definition of `tf.image.crop_and_resize`, written out pixel by pixel on the padded, mirrored image."""
+    """Against the definition of `tf.image.crop_and_resize`, pixel by pixel on the padded, mirrored image."""
     around = margin(2) // 2
     frame = Frame(margin(2), context)
     image, mask = torch.rand(3, 1, 36, 36) * 2 - 1, (torch.rand(3, 1, 36, 36) > 0.4).float()
@@ -165,7 +165,7 @@ class _Slices:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_stream_shows_every_slice_once_a_pass(world: int) -> None:
-    """Batches of 4 from 6 slices: passes run across batches and epochs; ranks share them; any batch can be made alone."""
+    """Batches of 4 from 6 slices: passes run across batches and epochs; ranks share them; a batch can be made alone."""
     ranks = [StreamBatches(_Slices(6), 4, 1, None, (rank, world), 3) for rank in range(world)]  # type: ignore[arg-type]
     seen = []
     for epoch in range(1, 5):
@@ -362,3 +362,24 @@ def test_the_real_set() -> None:
     assert -1 <= made["image"].min() < made["image"].max() <= 1
     assert 0.7 < made["mask"].mean() < 0.85
     assert main(["check", "--task", "em", "--data", str(root)]) == 0
+
+
+def test_what_is_dumped_and_shown_on_a_board(raw: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    words = ["--max-steps", "6", "--log-every", "2", "--run-name", "d", "--weights", str(tmp_path / "d.pt")]
+    assert train(raw, tmp_path, *words, "--debug-dump", str(dump), "--tensorboard") == 0
+    assert json.loads((dump / "settings.json").read_text())["task"] == "em"
+    with np.load(dump / "batch.npz") as batch:
+        assert batch["image"].shape == (2, 1, 76, 76)
+        assert batch["mask"].shape == (2, 1, 36, 36)
+    layers = (dump / "layers.txt").read_text()
+    assert "2 x 2 x 36 x 36" in layers.splitlines()[-1]
+    assert "conv" in (dump / "trace.json").read_text()
+    assert any((tmp_path / "d" / "tensorboard").iterdir())
+    plain = [*words[:-4], "--run-name", "p", "--weights", str(tmp_path / "p.pt")]
+    assert train(raw, tmp_path, *plain) == 0
+    losses = [
+        [row["loss"] for row in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())]
+        for name in ("d", "p")
+    ]
+    assert losses[0] == losses[1]  # looking changes nothing

@@ -46,6 +46,15 @@ class RunOptions:
         aliases=("--exec_mode",),
         shown="train_and_evaluate",
     )
+    tensorboard: bool = option(
+        False, "also write TensorBoard's files into the run's folder", aliases=("--tensorboard_logging",)
+    )
+    debug_dump: str | None = option(
+        None,
+        "folder for settings, the first batch, the shapes of each layer and a profiler's trace of three steps",
+        metavar="DIR",
+        aliases=("--dump_config",),
+    )
     dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
     benchmark: bool = option(False, "time the step instead: the command `benchmark` with these settings")
     benchmark_warmup: int | None = option(

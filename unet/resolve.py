@@ -64,6 +64,9 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     lay(from_file, file_source)
     for name, (value, spelling) in given.items():
         values[name], sources[name] = value, f"flag {spelling}"
+    if given.get("out", ("", ""))[1] == "--model-dir" and not sources["weights"].startswith(("flag", "file")):
+        values["weights"] = tuple(str(Path(values["out"]) / Path(name).name) for name in values["weights"])
+        sources["weights"] = "--model-dir"
     if values["lr_milestones"] and sources["schedule"] == "default":
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
     if sources["cache"] == "made data":

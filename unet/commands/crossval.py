@@ -126,7 +126,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     config = resolved.config
     out = Path(config.out)
     folder = RunFolder(out / name)
-    typed = resolved.sources["weights"].startswith("flag")
+    typed = not resolved.sources["weights"].startswith(("default", "task", "made data"))
     stem = Path(config.weights[0]).with_suffix("") if typed else Path(name)
     found = []
     for number in range(config.folds):

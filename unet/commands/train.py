@@ -109,6 +109,8 @@ def dry_run(resolved: Resolved) -> int:
             "target": None,
             "checkpoints": False,
             "log_all_workers": False,
+            "tensorboard": False,
+            "debug_dump": None,
             "mlperf_division": None,
             "mlperf_rehearsal": False,
             "drop_caches": False,
@@ -298,7 +300,7 @@ def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], li
 
 def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
     """The callbacks: bar, logs, picture of the curves, checkpoints."""
-    from unet.runtime import callbacks
+    from unet.runtime import callbacks, observers
 
     config, score, group = parts.config, parts.task.best[0], parts.group
     workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.log_all_workers else []
@@ -311,6 +313,10 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
         callbacks.SeedLog(folder, command),
         callbacks.Curves(folder, score),
     ]
+    if config.tensorboard:
+        result.append(observers.TensorBoard(folder / "tensorboard"))
+    if config.debug_dump:
+        result.append(observers.Dump(Path(config.debug_dump)))
     if config.checkpoints:
         weights = compose.weights_path(config.weights[0])
         kept = (*parts.task.tied, "data", "cache", "synth_data", "layers", "width", "precision", "seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def panels(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path
         line[0].set_ylabel(label, fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, 28 * len(columns))), fontsize=10)
     _save(figure, path)
 
 

@@ -25,7 +25,7 @@ MLPERF_LOG = "unet3d.log"
 NAMES = {
     *RESULTS,
     *("config.json", "settings.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
-    *("progress.png", "predictions.png", MLPERF_LOG),
+    *("progress.png", "predictions.png", "tensorboard", MLPERF_LOG),
 }
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")
 
