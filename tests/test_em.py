@@ -307,8 +307,12 @@ def test_without_a_fold_nothing_is_evaluated_and_the_run_says_so(
     assert "10 training cases, 0 validation cases" in told.err + told.out
     assert "nothing is evaluated" in told.err + told.out
     assert (tmp_path / "all.pt").exists()
-    assert main(["train", *SMALL, "--width", "6", "--load", str(tmp_path / "all.pt"), "--data", str(raw)]) == 1
-    assert "width" in capsys.readouterr().err.lower()
+    other = ["--run-name", "other", "--weights", str(tmp_path / "o.pt"), "--load", str(tmp_path / "all.pt")]
+    assert train(raw, tmp_path, "--max-steps", "2", *other, "--width", "6") == 1
+    told = capsys.readouterr()
+    assert "--width" in told.err
+    assert main([*SMALL, "--image-size", "84", "--data", str(raw), "--cache", str(tmp_path / "cache")]) == 1
+    assert "image_size 76 (asked: 84)" in capsys.readouterr().err
 
 
 def test_what_the_network_sees_of_a_set_of_another_size(raw: Path) -> None:

@@ -71,12 +71,12 @@ COMMANDS = {
     "preprocess": Command(
         "make the cache from a raw set",
         "--task lgg --data kaggle_3m --image-size 256 --cache kaggle_256_cache",
-        (CommonOptions, DataOptions, TalkOptions),
+        (CommonOptions, DataOptions, NetworkOptions, TalkOptions),
     ),
     "check": Command(
         "look a raw set or a cache over",
         "--data kaggle_3m",
-        (CommonOptions, DataOptions, SplitOptions, CheckOptions, TalkOptions),
+        (CommonOptions, DataOptions, SplitOptions, NetworkOptions, CheckOptions, TalkOptions),
     ),
     "synthesize": Command(
         "make a phantom set in the true layout",

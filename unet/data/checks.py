@@ -162,7 +162,7 @@ def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
     if manifest is None:
         report.warnings.append(f"no {cache.MANIFEST}: made by another program; what made it is not known")
         images = sorted(path for path in folder.glob("*.npy") if not path.stem.endswith("_mask"))
-        if images and "image_size" in wanted["settings"]:
+        if images and "layers" not in wanted["settings"]:
             size = cache.open_npy(images[0]).shape[1]
             own = {**wanted, "settings": {**wanted["settings"], "image_size": size}}
     try:

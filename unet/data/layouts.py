@@ -75,7 +75,7 @@ def _require_slices(path: Path, image: Array, mask: Array, settings: Settings) -
 
 
 def _require_squares(path: Path, image: Array, mask: Array, settings: Settings) -> None:
-    side = settings["side"]
+    side = settings["image_size"] - 12 * 2 ** settings["layers"] + 8  # the network's output
     if image.shape != (1, side, side, 1) or image.dtype != np.float32 or mask.shape != image.shape:
         raise CacheError(
             f"{path.absolute()}: {image.shape} {image.dtype} with mask {mask.shape} is not (1, {side}, {side}, 1)"

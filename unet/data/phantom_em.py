@@ -52,11 +52,12 @@ def make_slice(seed: int, number: int, side: int) -> tuple[NDArray[np.uint8], ND
     rng = np.random.default_rng((seed, number))
     centres = rng.uniform(-CELL, side + CELL, (max(4, round(((side + 2 * CELL) / CELL) ** 2)), 2))
     y, x = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    bend = [12 * smooth(rng, side, 18) for _ in range(2)]
+    bend = [5 * smooth(rng, side, 22) for _ in range(2)]
     points = np.stack((y + bend[0], x + bend[1]), -1).reshape(-1, 2)
     distances, nearest = spatial.cKDTree(centres).query(points, k=2)
-    edge = (distances[:, 1] - distances[:, 0]).reshape(side, side) / 2
-    width = 1.7 + 0.5 * smooth(rng, side, 25)
+    apart = np.linalg.norm(centres[nearest[:, 0]] - centres[nearest[:, 1]], axis=1)
+    edge = ((distances[:, 1] ** 2 - distances[:, 0] ** 2) / (2 * apart)).reshape(side, side)  # to the bisector
+    width = 1.6 + 0.35 * smooth(rng, side, 25)
     cell = edge > width
     brightness = rng.uniform(0.62, 0.85, len(centres))[nearest[:, 0]].reshape(side, side)
     image = brightness + 0.1 * smooth(rng, side, 2)

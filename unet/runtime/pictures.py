@@ -14,9 +14,16 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     """Loss (left axis) and score (right axis) over the epochs; the best epoch is marked."""
     plot = _pyplot()
     figure, axis = plot.subplots(figsize=(8, 4.5), layout="constrained")
-    epochs = [row["epoch"] for row in history]
+    epochs, name = [row["epoch"] for row in history], score.replace("_", " ").upper()
+    marker = "." if len(history) <= 100 else None
     axis.plot(
-        epochs, [row["loss"] for row in history], color="tab:blue", label="training loss", marker=".", markersize=4
+        epochs,
+        [row["loss"] for row in history],
+        color="tab:blue",
+        label="training loss",
+        marker=marker,
+        markersize=4,
+        linewidth=1,
     )
     scored = [row for row in history if "score" in row]
     with_loss = [row for row in scored if "eval_loss" in row]
@@ -39,7 +46,7 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
             [row["epoch"] for row in scored],
             values,
             color="tab:green",
-            label=f"validation {score.upper()}",
+            label=f"validation {name}",
             marker=".",
             markersize=4,
         )
@@ -52,9 +59,9 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
             ha="center",
             color="tab:green",
         )
-        right.set(ylabel=score.upper(), ylim=(0, 1))
+        right.set(ylabel=name, ylim=(0, 1))
         lines = [*lines, *right.get_lines()]
-    axis.legend(handles=lines, loc="center right", frameon=True)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
     axis.grid(alpha=0.3)
     _save(figure, path)
 

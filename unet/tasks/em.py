@@ -83,7 +83,7 @@ class EM(Task):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""
-        return {"side": output(config)}
+        return {"image_size": config.image_size, "layers": config.layers}
 
     def prepare(self, case: Case, config: Config) -> dict[str, Any]:
         return em.prepare(case, output(config))
