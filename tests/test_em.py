@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,6 @@ SMALL = [
     "--image-size",
     "76",
 ]
-REAL = os.environ.get("UNET_REAL_DATA")
 
 
 @pytest.fixture(scope="module")
@@ -356,9 +358,8 @@ def test_crossval_goes_on_where_it_was_stopped(
     assert main([*words, "--fold", "1"]) == 2
 
 
-@pytest.mark.skipif(not REAL, reason="UNET_REAL_DATA is unset")
-def test_the_real_set() -> None:
-    root = Path(str(REAL)) / "em"
+def test_the_real_set(real_data: Path) -> None:
+    root = real_data / "em"
     cases = em.index(root)
     assert len(cases) == 30
     made = em.prepare(cases[7], 388)
@@ -387,3 +388,30 @@ def test_what_is_dumped_and_shown_on_a_board(raw: Path, tmp_path: Path) -> None:
         for name in ("d", "p")
     ]
     assert losses[0] == losses[1]  # looking changes nothing
+
+
+@pytest.mark.slow
+def test_an_interrupted_crossval_saves_its_fold_and_goes_on(raw: Path, tmp_path: Path) -> None:
+    words = [
+        *(sys.executable, "-m", "unet", "crossval", *SMALL, "--data", str(raw), "--cache", str(tmp_path / "cache")),
+        *("--out", str(tmp_path / "p"), "--batch-size", "2", "--max-steps", "3000", "--evaluate-every", "300"),
+        *("--log-every", "10", "--folds", "2", "--run-name", "cv"),
+    ]
+    how = {"cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, **how)  # type: ignore[call-overload]
+    log = tmp_path / "p" / "cv-fold0" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and '"event": "epoch"' in log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "type the same command again (0 of 2 folds are done)" in shown
+    assert json.loads((tmp_path / "p" / "cv" / "status.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "p" / "cv-fold1").exists()
+    done = subprocess.run([*words, "--devices", "2"], cwd=tmp_path, text=True, capture_output=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in (tmp_path / "p" / "cv-fold0" / "run.log").read_text()
+    assert [row["steps"] for row in json.loads((tmp_path / "p" / "cv" / "summary.json").read_text())["by_fold"]] == [
+        3000,
+        3000,
+    ]

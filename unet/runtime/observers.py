@@ -52,7 +52,8 @@ class Dump:
     layer), trace.json (three steps by torch's profiler; open it at chrome://tracing or in Perfetto)."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.profiler, self.steps = folder, None, 0
+        self.folder, self.steps = folder, 0
+        self.profiler: Any = None
         files.make_folder(folder)
 
     def begins(self, run: Run) -> None:
@@ -60,9 +61,10 @@ class Dump:
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
         batch = next(run.loader.epoch(run.progress.epoch, run.progress.batch))
         with files.atomic(self.folder / "batch.npz") as stream:
-            np.savez(stream, **{name: value.cpu().numpy() for name, value in batch.items()})
+            arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in batch.items()}
+            np.savez(stream, **arrays)
         files.write_text(self.folder / "layers.txt", "\n".join(layers(run, batch)) + "\n")
-        self.profiler: Any = torch.profiler.profile(
+        self.profiler = torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=0, warmup=1, active=TRACED), on_trace_ready=self.trace
         )
         self.profiler.start()
