@@ -16,11 +16,11 @@ import pytest
 import torch
 from conftest import error_of, program, read_json
 
+from unet import host
 from unet.cli import resolve
 from unet.data import phantom_ct
 from unet.models.foreign import to_mlperf
 from unet.runtime import mlperf_rules
-from unet.tasks import kits19
 from unet.tasks.base import create
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -239,7 +239,7 @@ def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, s
     other = workplace / "other"
     phantom_ct.write_set(other, 6, (32, 36, 40), 2)
     words = ("--task", "kits19", "--device", "cpu", "--pad-to", 32, "--eval-patch", 32, "--cache", "cache")
-    kits19.tell_once.cache_clear()  # other tests of this process may have been told
+    host.notice_once.cache_clear()  # other tests of this process may have been told
     for name, raw, told in (("same", scans, False), ("other", other, True), ("none", workplace / "no", True)):
         done = cli("evaluate", *words, "--weights", "kits19.pt", "--data", raw, "--run-name", name)
         assert done[0] == 0, done[2]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import GOLDEN, read_json
 
+from unet import host
 from unet.config import Config
 from unet.data import windows as plans
 from unet.devices import cpu
@@ -286,7 +287,7 @@ class Greedy(Mixer):
 def test_short_of_memory_the_host_takes_over(
     budget: int, network: type[Mixer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inference._tell_once.cache_clear()
+    host.notice_once.cache_clear()
     volume = torch.randn(1, 16, 16, 16)
     expected = inference.windows(volume, Mixer(), device(), (8, 8, 8))
     card = Card(Config(device="cpu"), Rank())

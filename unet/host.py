@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import shutil
@@ -94,6 +95,12 @@ def notice(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def notice_once(text: str) -> None:
+    """As `notice`, the first time that a process says it."""
+    notice(text)
 
 
 def progress(

@@ -19,13 +19,14 @@ from unet.devices import environment, launchers
 from unet.errors import UnetError, UsageError
 from unet.options import flag
 from unet.resolve import Resolved
-from unet.tasks.base import Infer, Task, create
+from unet.tasks.base import Task, create
 
 if TYPE_CHECKING:
     from torch import nn
 
     from unet.devices.base import Device
     from unet.runtime.distributed import Group
+    from unet.runtime.inference import Timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +113,14 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
     return parts.device.capture(compiled, training=False)
 
 
-def infer(parts: Parts, network: nn.Module) -> Infer:
+def infer(parts: Parts, network: nn.Module) -> Timed:
     """What a task calls to run the network over a case."""
     from unet.runtime import inference
 
-    how = parts.task.tiling(parts.config)
-    if how is not None:
-        return functools.partial(
-            inference.windows, network=network, device=parts.device, batch=parts.config.eval_batch_size, **how
-        )
-    return functools.partial(inference.slices, network=network, device=parts.device, batch=parts.config.eval_batch_size)
+    how, config = parts.task.tiling(parts.config), parts.config
+    over = inference.slices if how is None else inference.windows
+    run = functools.partial(over, network=network, device=parts.device, batch=config.eval_batch_size, **(how or {}))
+    return inference.Timed(run, parts.device)
 
 
 def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:

@@ -42,7 +42,8 @@ def run(resolved: Resolved, command: str) -> int:
     host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
     with compose.advising(parts):
-        records = scores.full(parts, compose.infer(parts, network), cases, folder)
+        infer = compose.infer(parts, network)
+        records = scores.full(parts, infer, cases, folder)
     seconds = time.perf_counter() - start
     memory = parts.group.gather(parts.device.memory())
     from unet.runtime import evaluation
@@ -54,6 +55,7 @@ def run(resolved: Resolved, command: str) -> int:
             "best_score": evaluation.mean(records, task.best[0]),
             "cases": len(records),
             "seconds": {"evaluate": seconds},
+            "case_latency": evaluation.latency(infer.seconds),
             "peak_memory_bytes": max(memory),
             "ranks": parts.group.world,
             "images_per_second": sum(case.cost for case in cases) / seconds,
@@ -64,6 +66,8 @@ def run(resolved: Resolved, command: str) -> int:
     if not parts.group.leads:
         return 0
     print(scores.table(task, records, config.bootstrap))
+    if infer.seconds:
+        print(f"\n  a case     {evaluation.told(evaluation.latency(infer.seconds))} through the network")
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )

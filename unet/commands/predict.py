@@ -66,6 +66,17 @@ def run(resolved: Resolved, command: str) -> int:
             faults.append((error.message, error.hint))
             host.notice(f"left out: {error.message}")
     faults = [fault for each in group.gather(faults) for fault in each]
+    if members and members[0].seconds:
+        from unet.runtime import evaluation
+
+        first = members[0]
+        rate = first.items / sum(first.seconds)
+        told = evaluation.told(evaluation.latency(first.seconds))
+        host.notice(
+            f"the network: {rate:.1f} {task.unit}/s, a pass {told}"
+            if task.tiling(config) is None
+            else f"the network: a case {told}"
+        )
     host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
     if faults:
         message, hint = faults[0]

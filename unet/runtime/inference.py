@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,22 @@ from unet.errors import DataError
 # every subset of the axes (D, H, W) of a batch (N, C, D, H, W)
 FLIPS = tuple(axes for size in range(4) for axes in itertools.combinations((2, 3, 4), size))
 FEW = 8  # passes that need no progress bar
+
+
+class Timed:
+    """A function of a case's batch that keeps the seconds of each call, the device's work included, and the items
+    that went through it."""
+
+    def __init__(self, run: Callable[[Any], Tensor], device: Device) -> None:
+        self.run, self.device, self.items = run, device, 0
+        self.seconds: list[float] = []
+
+    def __call__(self, batch: Any) -> Tensor:
+        start = self.device.now()
+        result = self.run(batch)
+        self.seconds.append(self.device.now() - start)
+        self.items += len(batch)
+        return result
 
 
 @torch.no_grad()
@@ -78,7 +95,7 @@ def windows(
             if not (device.own_memory and device.is_out_of_memory(error)):
                 raise
         device.release()  # outside of the handler, which keeps the tensors of the failed attempt alive
-        _tell_once(
+        host.notice_once(
             "The device's memory is short of a whole case: windows are put together on the host, which is slower."
         )
         return _stitch(volume, network, device, grid, batch, mirror)
@@ -174,8 +191,3 @@ def _mirrored(images: Tensor, network: nn.Module, device: Device) -> Tensor:
     """The mean output over the eight flips of (N, C, D, H, W), each flipped back."""
     outputs = (_forward(images.flip(axes), network, device).float().flip(axes) for axes in FLIPS)
     return functools.reduce(Tensor.add_, outputs).div_(len(FLIPS))
-
-
-@functools.cache
-def _tell_once(text: str) -> None:
-    host.notice(text)

@@ -257,7 +257,7 @@ def raw_truth(case: cache.CachedCase, config: Config) -> Any | None:
     except DataError:
         found = None
     if found is None or (raw and found.shape != raw):
-        tell_once("Without the raw set Rand and information are those of the network's grid.")
+        host.notice_once("Without the raw set Rand and information are those of the network's grid.")
         return None
     return found
 
@@ -269,11 +269,6 @@ def label_files(root: Path) -> dict[str, Path]:
         return {case.id: case.labels[0] for case in em.index(root)}
     except DataError:
         return {}
-
-
-@functools.cache
-def tell_once(text: str) -> None:
-    host.notice(text)
 
 
 def membranes_over(grey: Any, predicted: Any, true: Any | None = None) -> Any:

@@ -219,7 +219,7 @@ class KiTS19(Task):
         raw = raw_files(where(config.data, "data")).get(case.id)
         grid = "KiTS19's own scores, HD95 and surface Dice are those of the cache's grid"
         if raw is None or not raw.labels or not raw.images:
-            tell_once(f"Without the raw set {grid}.")
+            host.notice_once(f"Without the raw set {grid}.")
             return None
         try:
             files = Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1]))
@@ -228,10 +228,10 @@ class KiTS19(Task):
             if same and "sources" not in case.facts:  # a cache without manifest: nobody has compared it with this set
                 same = np.array_equal(kits19.resampled_label(files, config), case.arrays()[1][0])
         except DataError as error:
-            tell_once(f"{error.message} {case.id}: {grid}.")
+            host.notice_once(f"{error.message} {case.id}: {grid}.")
             return None
         if not same:
-            tell_once(f"{case.id}: the cache was not made of {raw.labels[0]}; {grid}.")
+            host.notice_once(f"{case.id}: the cache was not made of {raw.labels[0]}; {grid}.")
             return None
         return target, geometry
 
@@ -365,11 +365,6 @@ def coloured(grey: Any, labels: Any) -> Any:
         result[inside] = (0.6 * result[inside] + 0.4 * np.array(colour)).astype(np.uint8)
         result[find_boundaries(inside, mode="inner")] = colour
     return result
-
-
-@functools.cache
-def tell_once(text: str) -> None:
-    host.notice(text)
 
 
 @functools.cache
