@@ -20,7 +20,7 @@ from unet.data import em, splits
 from unet.data.augment import Frame
 from unet.data.loaders import StreamBatches
 from unet.data.phantom_em import make_slice, write_set
-from unet.data.tiles import margin
+from unet.data.tiles import framed, margin
 from unet.errors import DataError
 from unet.tasks.em import EM, output
 
@@ -415,3 +415,47 @@ def test_an_interrupted_crossval_saves_its_fold_and_goes_on(raw: Path, tmp_path:
         3000,
         3000,
     ]
+
+
+def test_stacks_in_a_folder_of_slices_are_refused(raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    (folder / "a.tif").write_bytes((raw / "train-volume.tif").read_bytes())
+    with pytest.raises(DataError, match="has 10 pages"):
+        em.read(folder)
+    stacks(tmp_path / "no-test", *arrays())
+    with pytest.raises(DataError, match=r"has no test-volume\.tif"):
+        em.inputs([tmp_path / "no-test"])
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (40, 3), (2, 2), (1, 7)])
+def test_the_mirrored_context_of_small_images(shape: tuple[int, int]) -> None:
+    image = torch.rand(1, 1, *shape)
+    wanted = np.pad(image[0, 0].numpy(), 20, mode="reflect")
+    assert np.array_equal(framed(image, 20, "mirror")[0, 0].numpy(), wanted)
+
+
+def test_a_run_goes_on_with_other_distances_between_evaluations(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--fold", "0", "--run-name", "r", "--weights", str(tmp_path / "r.pt"), "--log-every", "1"]
+    assert train(raw, tmp_path, *words, "--evaluate-every", "12", "--max-steps", "7") == 0
+    again = ["train", "--resume", "--run-name", "r", "--out", str(tmp_path), "--evaluate-every", "4"]
+    assert main([*again, "--max-steps", "14"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 15))
+    assert [row["step"] for row in rows if row["event"] == "epoch"] == [7, 8, 12, 14]
+
+
+def test_prediction_alone_is_timed(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["benchmark", *SMALL, "--data", str(raw), "--cache", "./cache", "--mode", "predict"]
+    sizes = ["--eval-batch-size", "2", "--rounds", "2", "--steps", "2", "--benchmark-warmup", "1"]
+    assert main([*words, *sizes, "--run-name", "timed"]) == 0
+    result = json.loads((tmp_path / "performance" / "timed" / "benchmark.json").read_text())
+    assert len(result["predict"]["seconds_a_pass"]) == 4
+    assert {"mean", "p90", "p95", "p99"} == result["predict"]["latency"].keys()
+    assert "prediction" in capsys.readouterr().out

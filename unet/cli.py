@@ -163,7 +163,7 @@ def dispatch(words: list[str]) -> int:
         )
     resolved = resolve(name, words if implied else words[1:])
     mode = resolved.config.mode
-    if mode and name not in ("train", "config") and resolved.sources["mode"].startswith("flag"):
+    if mode and name not in ("train", "benchmark", "config") and resolved.sources["mode"].startswith("flag"):
         raise UsageError(
             f"--mode {mode} goes with train (or with no command), not with {name}.",
             f"Type: python -m unet {name}, without --mode.",

@@ -103,7 +103,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     lines += [
         f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
-        *([f"  step       {evaluation.told(latency)}"] if latency else []),
+        *([f"  step       {evaluation.told(latency)} (means of {config.log_every} steps)"] if latency else []),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
         *(f"  device     {line}" for line in parts.device.report()),

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from unet.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.tasks.base import Task, create
 
 SETTINGS = "settings.json"
-KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run"}  # each fold's own, or of this command alone
+KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
+ENDED_BY_SIGNAL = (INTERRUPTED, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)))
 
 
 @dataclasses.dataclass
@@ -49,15 +51,40 @@ class Fold:
     def done(self) -> bool:
         return self.status().get("status") == "done" and (self.folder / "summary.json").exists()
 
-    def command(self, settings: Path) -> list[str]:
-        """The words after `python -m unet` that begin this fold, or go on with it."""
-        out = ["--run-name", self.name, "--out", str(self.folder.parent)]
-        if self.status().get("state") and (self.folder / "config.json").exists():
-            return ["train", "--resume", *out]
-        return [
-            *("train", "--config", str(settings), "--fold", str(self.number), *out),
-            *("--weights", str(self.weights.absolute())),
-        ]
+    def goes_on(self) -> bool:
+        return bool(self.status().get("state")) and (self.folder / "config.json").exists()
+
+    def command(self, settings: Path, config: Config, minutes: float | None) -> list[str]:
+        """The words after `python -m unet` that begin this fold, or go on with it, and end it after some minutes."""
+        words = ["--run-name", self.name, "--out", str(self.folder.parent)]
+        words += [word for word, on in (("--quiet", config.quiet), ("--verbose", config.verbose)) if on]
+        words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
+        if config.debug_dump:
+            words += ["--debug-dump", str(Path(config.debug_dump) / f"fold{self.number}")]
+        if config.cuda_devices and (config.devices or 1) == 1:
+            words += ["--cuda-devices", *map(str, config.cuda_devices)]
+        if self.goes_on():
+            return ["train", "--resume", *words]
+        fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]
+        return ["train", "--config", str(settings), *fold, *words]
+
+    def require(self, settings: dict[str, Any]) -> None:
+        """Raise UsageError where a run of this name is running, or was made with other settings."""
+        from unet.runtime.run_folder import RunFolder
+
+        RunFolder(self.folder).require_stopped()
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        made = {key: item["value"] for key, item in files.read_json(path)["settings"].items()}
+        wanted = {key: files.jsonable(value) for key, value in settings.items()} | {"fold": self.number}
+        changed = sorted(key for key in wanted if key in made and made[key] != wanted[key])
+        if changed:
+            words = ", ".join(f"{key} {made[key]} -> {wanted[key]}" for key in changed[:4])
+            raise UsageError(
+                f"Run {self.name!r} in {self.folder.absolute()} was made with other settings ({words}).",
+                "Give another --run-name, or start all folds anew with --overwrite.",
+            )
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -65,8 +92,9 @@ def run(resolved: Resolved, command: str) -> int:
     was stopped: the same command goes on."""
     config = resolved.config
     require(resolved)
-    task = create(config.task)
+    task, began = create(config.task), time.perf_counter()
     name = config.run_name or f"{config.task}-crossval"
+    cards = own_cards(config, min(config.devices or 1, config.folds))
     folder, found = open_folder(resolved, command, name)
     if config.dry_run:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
@@ -75,8 +103,7 @@ def run(resolved: Resolved, command: str) -> int:
     kept = len(found) - len(left)
     host.notice(f"{name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
     create(config.task).cases(config)  # one process makes the cache
-    began = time.perf_counter()
-    stopped = train(left, folder / SETTINGS, config)
+    stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
     rows = results(finished, task)
     if rows:
@@ -86,14 +113,15 @@ def run(resolved: Resolved, command: str) -> int:
         print(table(rows, task, len(found)))
         print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
+    again = "type the same command again" + (", without --overwrite" if config.overwrite else "")
     if stopped:
-        print(f"\n  go on      type the same command again ({len(finished)} of {len(found)} folds are done)")
+        print(f"\n  go on      {again} ({len(finished)} of {len(found)} folds are done)")
         return INTERRUPTED
     failed = [fold for fold in found if not fold.done()]
     if failed:
         raise UnetError(
             f"{len(failed)} of {len(found)} folds failed: {', '.join(fold.name for fold in failed)}.",
-            f"Read {spelt(failed[0].folder / 'run.log')}; type the same command again: the others are kept.",
+            f"Read {spelt(failed[0].folder / 'run.log')}; then {again}: the others are kept.",
         )
     return 0
 
@@ -111,9 +139,11 @@ def require(resolved: Resolved) -> None:
         raise UsageError(
             f"crossval trains every fold, and --fold {config.fold} names one.", "Leave it out, or type train --fold."
         )
-    if config.resume or config.mlperf_division:
-        word = "--resume" if config.resume else "--mlperf-division"
-        raise UsageError(f"{word} is for one run.", "Type the same crossval command again: it goes on by itself.")
+    if config.resume:
+        raise UsageError("--resume is for one run.", "Type the same crossval command again: it goes on by itself.")
+    if config.mlperf_division or config.benchmark:
+        word = "--benchmark" if config.benchmark else "--mlperf-division"
+        raise UsageError(f"{word} is not for the folds of a cross-validation.", "Leave it out.")
     if not config.checkpoints:
         raise UsageError("crossval keeps the weights of every fold.", "Leave out --no-checkpoints.")
 
@@ -132,7 +162,10 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     for number in range(config.folds):
         weights = compose.weights_path(f"{stem}-fold{number}.pt")
         found.append(Fold(number, f"{name}-fold{number}", out / f"{name}-fold{number}", weights))
-    settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT}
+    drawn = {"seed"} if config.seed == -1 else set()  # each fold draws one and keeps it
+    settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT | drawn}
+    for fold in found:
+        fold.require({} if config.overwrite else settings)
     path, going = folder / SETTINGS, read_status(folder.path).get("kind") == "crossval"
     if going and path.exists() and not config.overwrite:
         folder.require_stopped()
@@ -167,20 +200,22 @@ def clear(fold: Fold) -> None:
         path.unlink(missing_ok=True)
 
 
-def train(left: Sequence[Fold], settings: Path, config: Config) -> bool:
-    """Train folds, --devices at a time, each on a card (and a share of the cores) of its own; one that fails does not
-    stop the others. Returns whether it was stopped by a signal, which is passed on."""
+def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:
+    """Train folds, one on each of the `cards` at a time (and with a share of the cores); one that fails does not stop
+    the others. Returns whether it was stopped, by a signal, which is passed on, or by --max-time since `began`."""
     waiting, running = list(left), dict[int, tuple[Fold, subprocess.Popen[bytes]]]()
-    places = min(config.devices or 1, max(1, len(left)))
-    variables = own_cards(config, places)
     processes: list[subprocess.Popen[bytes]] = []
     stopped = False
-    with launch.passing_on(processes):
-        while waiting or running:
-            for place in range(places):
+    with launch.passing_on(processes) as came:
+        while running or (waiting and not stopped):
+            for place, variables in enumerate(cards):
+                spent = (time.perf_counter() - began) / 60
+                minutes = None if config.max_time is None else config.max_time - spent
+                stopped = stopped or bool(came) or (minutes is not None and minutes <= 0)
                 if waiting and place not in running and not stopped:
                     fold = waiting.pop(0)
-                    running[place] = fold, start(fold, settings, variables[place], place, places)
+                    words = fold.command(settings, config, minutes)
+                    running[place] = fold, start(fold, words, variables, place, len(cards))
                     processes.append(running[place][1])
             time.sleep(0.1)
             for place, (fold, process) in list(running.items()):
@@ -188,11 +223,9 @@ def train(left: Sequence[Fold], settings: Path, config: Config) -> bool:
                 if fold.code is None:
                     continue
                 del running[place]
-                stopped = stopped or fold.code in (INTERRUPTED, -2, -15)
-                if fold.code not in (0, 3, INTERRUPTED):
+                stopped = stopped or bool(came) or fold.code in ENDED_BY_SIGNAL
+                if fold.code not in (0, 3) and not stopped:
                     host.notice(f"{fold.name} ended with exit code {fold.code}; see {fold.folder / 'run.log'}")
-            if stopped:
-                waiting.clear()
     return stopped
 
 
@@ -200,7 +233,8 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
     """The variables of each place: which card is its. Raises UsageError for more places than cards."""
     if places == 1:
         return [{}]
-    kind, _ = environment.choose(config, launchers.find_rank(config))
+    alone = config.replace(devices=None)
+    kind, _ = environment.choose(alone, launchers.find_rank(alone))
     cards = kind.cards()
     if cards is not None and places > cards:
         raise UsageError(
@@ -209,7 +243,9 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
     return [kind.card(place) for place in range(places)]
 
 
-def start(fold: Fold, settings: Path, variables: dict[str, str], place: int, places: int) -> subprocess.Popen[bytes]:
+def start(
+    fold: Fold, words: Sequence[str], variables: dict[str, str], place: int, places: int
+) -> subprocess.Popen[bytes]:
     """The process of a fold."""
     cores = sorted(os.sched_getaffinity(0))
     own = cores[place * len(cores) // places : (place + 1) * len(cores) // places] or cores
@@ -218,9 +254,9 @@ def start(fold: Fold, settings: Path, variables: dict[str, str], place: int, pla
         launch.end_with_parent()
         os.sched_setaffinity(0, own)
 
-    host.notice(f"{fold.name}: {'goes on' if '--resume' in fold.command(settings) else 'begins'}")
+    host.notice(f"{fold.name}: {'goes on' if fold.goes_on() else 'begins'}")
     return subprocess.Popen(
-        [sys.executable, "-m", "unet", *fold.command(settings)],
+        [sys.executable, "-m", "unet", *words],
         env={**os.environ, **variables},
         start_new_session=True,  # Ctrl-C comes from this process alone, once
         preexec_fn=prepare,

@@ -115,10 +115,12 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 @contextlib.contextmanager
-def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them."""
+def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them; gives the list of those that came."""
+    came: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
+        came.append(number)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
@@ -126,7 +128,7 @@ def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -69,14 +69,8 @@ def run(resolved: Resolved, command: str) -> int:
     if members and members[0].seconds:
         from unet.runtime import evaluation
 
-        first = members[0]
-        rate = first.items / sum(first.seconds)
-        told = evaluation.told(evaluation.latency(first.seconds))
-        host.notice(
-            f"the network: {rate:.1f} {task.unit}/s, a pass {told}"
-            if task.tiling(config) is None
-            else f"the network: a case {told}"
-        )
+        seconds = members[0].seconds
+        host.notice(f"a pass of the network: {evaluation.told(evaluation.latency(seconds[1:] or seconds))}")
     host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
     if faults:
         message, hint = faults[0]

@@ -276,6 +276,9 @@ def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validatio
             f" is {config.batch_size} x {config.accumulate} x {world} {item}; batch statistics are each process's,"
             " running ones averaged"
         )
+    if parts.task.by_steps and config.max_steps:
+        shared = f", the share of each of {world} processes" if world > 1 else ""
+        lines.append(f"{config.max_steps} steps{shared}")
     if run.evaluate is None:
         why = f"--mode {config.mode}" if validation else "the split has no validation cases"
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")

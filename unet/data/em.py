@@ -9,7 +9,6 @@ the network (512 -> 388); what lies around it is added in batches. Source: NVIDI
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,11 +82,9 @@ def words(shape: Sequence[int]) -> str:
 
 
 def shape_of(path: Path) -> tuple[int, int, int]:
-    """(S, H, W) of a stack, or of the slices in a folder, whose sizes are read from the first."""
+    """(S, H, W) of a stack, or of the slices in a folder. Raises DataError."""
     if path.is_dir():
-        names = slices_in(path)
-        height, width = read_slice(names[0]).shape
-        return len(names), height, width
+        return same_sizes([read_slice(item) for item in slices_in(path)], slices_in(path)).shape
     return stack_shape(path)
 
 
@@ -166,20 +163,16 @@ def normalised(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.f
 def scaled(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
     """(..., H, W) -> (..., *shape) float32, bilinear between the centres of pixels, without smoothing, the border
     repeated: `tf.image.resize` of the sources, torch's `interpolate(align_corners=False)`."""
-    rows, columns = (matrix(new, old) for new, old in zip(shape, image.shape[-2:], strict=True))
-    result: NDArray[np.float32] = rows @ image.astype(np.float32, copy=False) @ columns.T
+    result = image.astype(np.float32, copy=False)
+    for axis, new in zip((-2, -1), shape, strict=True):
+        old = result.shape[axis]
+        if new != old:
+            place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+            low = np.minimum(place.astype(np.intp), max(0, old - 2))
+            share = (place - low).astype(np.float32)
+            share = share[:, None] if axis == -2 else share
+            result = (1 - share) * result.take(low, axis) + share * result.take(np.minimum(low + 1, old - 1), axis)
     return result
-
-
-@functools.lru_cache(maxsize=32)
-def matrix(new: int, old: int) -> NDArray[np.float32]:
-    """(new, old) matrix of that interpolation along one axis."""
-    from scipy import ndimage
-
-    if new == old:
-        return np.eye(old, dtype=np.float32)
-    spread = ndimage.zoom(np.eye(old), (new / old, 1), order=1, mode="nearest", grid_mode=True)
-    return spread.astype(np.float32)
 
 
 def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -190,11 +183,13 @@ def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
         if not path.exists():
             raise DataError(f"{path.absolute()}: no such file or folder.", "Give stacks, images or a raw set.")
         stack = path
-        if (path.is_dir() and not slices_in(path)) or (path.is_dir() and find(path, TEST)):
+        if path.is_dir() and (not slices_in(path) or find(path, TEST) or find(path, VOLUME)):
             stack = require(path, TEST)
         elif path.is_file() and path.suffix.lower() not in SLICES:
             raise DataError(f"{path.absolute()}: is neither TIFF nor PNG.", "Give 8-bit grey TIFF or PNG images.")
-        name = Path((stack.name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume"))
+        name = Path(
+            (stack.resolve().name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume")
+        )
         if name in found and found[name] != [stack]:
             raise DataError(
                 f"{stack} and {found[name][0]} have the same name; their masks would meet.",

@@ -25,10 +25,16 @@ def framed(image: Tensor, around: int, context: str = "zero") -> Tensor:
     """(N, C, H, W) -> the image with `around` pixels of context on each side: zeros, or its mirror image."""
     if context == "zero":
         return F.pad(image, (around,) * 4)
-    while around:  # an image mirrors at most its own side less one at a time
-        step = min(around, min(image.shape[-2:]) - 1)
-        image, around = F.pad(image, (step,) * 4, mode="reflect"), around - step
-    return image
+    rows, columns = (mirrored(side, around).to(image.device) for side in image.shape[-2:])
+    return image[..., rows, :][..., columns]
+
+
+def mirrored(side: int, around: int) -> Tensor:
+    """(side + 2 around): which line of an image stands at each place of it mirrored at its borders, again and again
+    where it is small."""
+    period = max(1, 2 * (side - 1))
+    place = torch.arange(-around, side + around).abs() % period
+    return torch.minimum(place, period - place).clamp(max=side - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,13 @@ def read_slice(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
     if path.suffix.lower() != ".png":
-        return read_stack(path, 0)
+        pages, height, width = stack_shape(path)
+        if pages != 1:
+            raise DataError(
+                f"{path}: has {pages} pages; one slice of a stack is expected in a file of a folder.",
+                "Give the stack itself, or a folder with a file for each slice.",
+            )
+        return read_stack(path).reshape(height, width)
     try:
         with Image.open(path, formats=("PNG",)) as file:
             mode, (width, height) = file.mode, file.size
@@ -144,11 +150,14 @@ def _series(path: Path) -> Iterator[Any]:
     except Exception as error:
         raise DataError(_unreadable(path, error), "Copy the file again from its source.") from error
     with file:
+        try:
+            colour = any("S" in item.axes or int(item.keyframe.photometric) in COLOURED for item in file.series)
+        except Exception as error:  # damaged tags raise many kinds
+            raise DataError(_unreadable(path, error), "Copy the file again from its source.") from error
         if len(file.series) != 1:
             shapes = ", ".join("x".join(map(str, series.shape)) for series in file.series[:3])
             raise DataError(f"{path}: pages of different kinds ({shapes}).", "Save a stack of equal pages.")
         series = file.series[0]
-        colour = "S" in series.axes or int(series.keyframe.photometric) in COLOURED
         if colour or series.dtype != np.uint8:
             kind = "colour" if colour else f"{series.dtype} values"
             shape = " x ".join(map(str, series.shape))
@@ -191,7 +200,9 @@ def pixel_size(path: Path) -> tuple[tuple[Any, Any] | None, str | None]:
         tags, about = file.pages.first.tags, file.imagej_metadata or {}
         if "XResolution" not in tags or "YResolution" not in tags:
             return None, None
-        unit = about.get("unit") or {2: "inch", 3: "cm"}.get(int(tags["ResolutionUnit"].value))
+        unit = about.get("unit") or {2: "inch", 3: "cm"}.get(
+            int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2
+        )
         return (tags["XResolution"].value, tags["YResolution"].value), unit
 
 

@@ -232,6 +232,11 @@ def restore(run: Run, state: Path) -> None:
             name: value * count / max(1, run.progress.loss_count) for name, value in run.progress.parts.items()
         }
         run.progress.loss_count = count if run.progress.loss_count else 0
+    if run.task.by_steps:  # its epochs may have another length now
+        if ranks != run.group.world:
+            run.progress.step = run.progress.step * ranks // run.group.world
+        done, run.progress.batch = divmod(run.progress.step * run.config.accumulate, len(run.loader))
+        run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # the target may have been typed anew
 
 

@@ -46,6 +46,7 @@ class Learner(Protocol):
     """What the loop needs of a task."""
 
     best: tuple[str, str]
+    by_steps: bool
 
     def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]: ...
     def asked(self, config: Config) -> tuple[int | None, int | None]: ...
@@ -330,7 +331,7 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    epoch_is_complete = progress.batch == run.steps_per_epoch * config.accumulate
+    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}

@@ -23,18 +23,16 @@ FEW = 8  # passes that need no progress bar
 
 
 class Timed:
-    """A function of a case's batch that keeps the seconds of each call, the device's work included, and the items
-    that went through it."""
+    """A function of a case's batch that keeps the seconds of each call, the device's work included."""
 
     def __init__(self, run: Callable[[Any], Tensor], device: Device) -> None:
-        self.run, self.device, self.items = run, device, 0
+        self.run, self.device = run, device
         self.seconds: list[float] = []
 
     def __call__(self, batch: Any) -> Tensor:
         start = self.device.now()
         result = self.run(batch)
         self.seconds.append(self.device.now() - start)
-        self.items += len(batch)
         return result
 
 

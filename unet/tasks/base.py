@@ -33,7 +33,8 @@ class Task:
 
     `item` is what a batch holds, `subject` what a case is, `unit` what scoring it costs, in words. `columns` (key,
     heading, format) are the scores of a case, `foot` their conventions, `picture` what predictions.png shows. `tied`
-    are the settings that weights hand on to evaluate and predict.
+    are the settings that weights hand on to evaluate and predict. `by_steps`: a run is so many steps, which several
+    processes share, and its epochs are pieces of them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     foot = ""
     picture = ""
     tied: tuple[str, ...] = ()
+    by_steps = False
 
     @property
     def score(self) -> str:

@@ -36,6 +36,7 @@ class EM(Task):
     name = "em"
     best = ("dice", "max")
     item, subject, unit = "slices", "slice", "slices"
+    by_steps = True
     columns = (
         ("dice", "Dice", "{:.4f}"),
         ("ce_loss", "CE loss", "{:.4f}"),
@@ -64,7 +65,7 @@ class EM(Task):
     def completed(self, config: Config, cases: Sequence[cache.CachedCase], world: int) -> Config:
         """The side of the raw slices, and the steps of each of several processes. Source: the seed's train_steps."""
         sides = {int(side) for case in cases for side in case.facts.get("raw", ())}
-        if len(sides) == 1:
+        if config.raw_side is None and len(sides) == 1:
             config = config.replace(raw_side=sides.pop())
         if config.max_steps and world > 1:
             config = config.replace(max_steps=max(1, config.max_steps // world))
