@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import program
 from PIL import Image
 
 from unet.cli import main, resolve
@@ -459,3 +460,19 @@ def test_prediction_alone_is_timed(
     assert len(result["predict"]["seconds_a_pass"]) == 4
     assert {"mean", "p90", "p95", "p99"} == result["predict"]["latency"].keys()
     assert "prediction" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_steps(raw: Path, tmp_path: Path) -> None:
+    words = ["--data", str(raw), "--cache", str(tmp_path / "cache"), "--batch-size", "2", "--fold", "0"]
+    names = ["--run-name", "two", "--weights", str(tmp_path / "two.pt")]
+    done = program("train", *SMALL, *words, *names, "--max-steps", 20, "--devices", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "10 steps, the share of each of 2 processes" in done.stderr
+    summary = tmp_path / "performance" / "two" / "summary.json"
+    assert json.loads(summary.read_text())["steps"] == 10
+    done = program("train", "--resume", "--run-name", "two", "--max-steps", 40, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(summary.read_text())["steps"] == 40
+    log = (tmp_path / "performance" / "two" / "run.log").read_text()
+    assert "step 20" in log  # ten steps of two processes are twenty of one
