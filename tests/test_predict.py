@@ -343,7 +343,7 @@ def test_a_checkpoint_of_another_network(use: Run, tiny: Run) -> None:
     error = error_of(tiny("--load", "unet.pt", "--run-name", "b", "--weights", "b.pt"))
     assert "weights of another network" in error
     torch.save({"a.weight": torch.zeros(3)}, "weights/alien.pt")
-    assert "not those of an LGG UNet" in error_of(use("evaluate", "--weights", "alien.pt"))
+    assert "not those of a UNet of task lgg" in error_of(use("evaluate", "--weights", "alien.pt"))
     content = Path("weights/unet.pt").read_bytes()
     Path("weights/short.pt").write_bytes(content[: len(content) // 2])
     assert "cut short" in error_of(use("evaluate", "--weights", "short.pt"))

@@ -25,6 +25,7 @@ from unet.commands import compose, launch
 from unet.config import Config, spelt
 from unet.devices import environment, launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
+from unet.options import flag
 from unet.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.tasks.base import Task, create
 
@@ -62,7 +63,7 @@ class Fold:
         if config.debug_dump:
             words += ["--debug-dump", str(Path(config.debug_dump) / f"fold{self.number}")]
         if config.cuda_devices and (config.devices or 1) == 1:
-            words += ["--cuda-devices", *map(str, config.cuda_devices)]
+            words += [flag("cuda_devices"), *map(str, config.cuda_devices)]
         if self.goes_on():
             return ["train", "--resume", *words]
         fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]
