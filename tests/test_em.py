@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -476,3 +477,19 @@ def test_several_processes_share_the_steps(raw: Path, tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["steps"] == 40
     log = (tmp_path / "performance" / "two" / "run.log").read_text()
     assert "step 20" in log  # ten steps of two processes are twenty of one
+
+
+@pytest.mark.slow
+def test_the_script_of_five_folds(raw: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "train_and_evaluate.sh"
+    small = ["--layers", "2", "--width", "4", "--image-size", "76", "--max-steps", "3", "--cache", str(tmp_path / "c")]
+    words = [str(script), str(raw), str(tmp_path / "results"), "2", "fp32", "1", *small]
+    how = {"cwd": tmp_path, "text": True, "capture_output": True, "timeout": 300}
+    env = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", "PYTHONPATH": str(script.parent.parent)}
+    done = subprocess.run(words, env=env, **how)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    assert "standard deviation" in done.stdout
+    summary = json.loads((tmp_path / "results" / "unet2d" / "summary.json").read_text())
+    assert [row["fold"] for row in summary["by_fold"]] == [0, 1, 2, 3, 4]
+    assert len(list((tmp_path / "results").glob("em-fold?.pt"))) == 5
+    assert subprocess.run(words[:4], env=env, **how).returncode == 2  # type: ignore[call-overload]
