@@ -110,10 +110,10 @@ def test_the_weights_are_the_cpu_s_bit_for_bit(mode: str, place: Path, phantoms:
         listed(log["ops"], "training")
 
 
-def listed(ops: list[str], section: str) -> None:
-    """Whether the operators that were needed are those that tests/operators/lgg.txt lists."""
-    text = (OPERATORS / "lgg.txt").read_text().split(f"[{section}]\n")[1].split("\n[")[0]
-    assert ops == text.split(), "write the new list into tests/operators/lgg.txt:\n" + "\n".join(ops)
+def listed(ops: list[str], section: str, task: str = "lgg") -> None:
+    """Whether the operators that were needed are those that the task's list in tests/operators has."""
+    text = (OPERATORS / f"{task}.txt").read_text().split(f"[{section}]\n")[1].split("\n[")[0]
+    assert ops == text.split(), f"write the new list into tests/operators/{task}.txt:\n" + "\n".join(ops)
 
 
 @pytest.mark.slow
