@@ -40,7 +40,7 @@ def run(resolved: Resolved, command: str) -> int:
                 )
     if config.dry_run:
         if group.leads:
-            print(f"Dry run: {len(groups)} {task.subject}s would be predicted into {output}/; nothing was written.")
+            print(f"Dry run: {len(groups)} {task.given}s would be predicted into {output}/; nothing was written.")
         return 0
 
     def begin() -> dict[Path, list[Path]]:
@@ -54,10 +54,10 @@ def run(resolved: Resolved, command: str) -> int:
     if todo:
         members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
         names = ", ".join(map(str, paths))
-        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {len(todo)} {task.subject}s")
+        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {len(todo)} {task.given}s")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
-    for folder, images in host.progress(list(mine.items()), name="predict", unit=task.subject):
+    for folder, images in host.progress(list(mine.items()), name="predict", unit=task.given):
         try:
             with compose.advising(parts):
                 task.predict(groups[folder], images, output / folder.name, members, config)
@@ -74,7 +74,7 @@ def run(resolved: Resolved, command: str) -> int:
     host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
     if faults:
         message, hint = faults[0]
-        raise UnetError(f"{len(faults)} of {len(groups)} {task.subject}s could not be predicted: {message}", hint)
+        raise UnetError(f"{len(faults)} of {len(groups)} {task.given}s could not be predicted: {message}", hint)
     return 0
 
 

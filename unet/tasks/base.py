@@ -47,6 +47,11 @@ class Task:
     by_steps = False
 
     @property
+    def given(self) -> str:
+        """What prediction is given, in a word."""
+        return self.subject
+
+    @property
     def score(self) -> str:
         """What `best` looks at, in words."""
         return self.best[0].replace("_", " ").upper()

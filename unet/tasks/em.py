@@ -49,6 +49,10 @@ class EM(Task):
     picture = "slices from worst to best Dice (true membranes green, predicted red, both yellow)"
     tied = ("image_size", "raw_side", "context", "layers")
 
+    @property
+    def given(self) -> str:
+        return "stack"
+
     def size(self, config: Config) -> str:
         return f"{config.image_size} px in, {output(config)} px out"
 
