@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,14 +105,137 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises UnetError where it is missing, cut short or not JSON."""
+def require_regular(path: Path | str) -> Path:
+    """`path` if it is a file that can be read to its end. Raises StorageError where it is missing, a folder, a pipe, a
+    device, or a link that leads nowhere or in a circle: opening those can wait for ever.
+    """
+    path = Path(path)
+    if "\0" in os.fspath(path):
+        raise StorageError(f"{os.fspath(path)!r}: a file name cannot hold a NUL character.", "Check the name.")
     try:
-        return json.loads(path.read_text())
+        mode = path.stat().st_mode
     except OSError as error:
         raise explain(error, path) from error
-    except ValueError as error:
-        raise UnetError(f"{path.absolute()}: not valid JSON ({error}).", "Mend the file, or delete it.") from error
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(mode)), "a device")
+        raise StorageError(f"{path.absolute()}: is {kind}, not a file.", "Name a regular file.")
+    return path
+
+
+def read_text(path: Path | str, limit: int = 2**30) -> str:
+    """The text of a regular file in UTF-8. Raises StorageError for what `require_regular` refuses and for more than
+    `limit` bytes; UnetError for other bytes than UTF-8.
+    """
+    path = require_regular(path)
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise StorageError(f"{path.absolute()}: {size} bytes; at most {limit} are read.", "Name another file.")
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise explain(error, path) from error
+    except UnicodeDecodeError as error:
+        raise UnetError(
+            f"{path.absolute()}: not a text file (byte {error.start} is not UTF-8).",
+            "Name another file, or restore it.",
+        ) from error
+
+
+def read_json(path: Path | str, schema: Any = None, hint: str = "Mend the file, or delete it.") -> Any:
+    """Parse a JSON file and check its shape. Raises UnetError where it is missing, not a regular file, cut short, not
+    JSON, or does not fit `schema` (see `misfit`); `hint` is what to type then.
+    """
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnetError(f"{Path(path).absolute()}: not valid JSON ({str(error)[:120]}).", hint) from error
+    wrong = misfit(found, schema) if schema is not None else ""
+    if wrong:
+        raise UnetError(f"{Path(path).absolute()}: {wrong}.", hint)
+    return found
+
+
+def misfit(value: Any, schema: Any, at: str = "the file") -> str:
+    """Where `value` (parsed JSON) does not fit `schema`, in words; empty where it fits.
+
+    A schema is: a type (`int` takes no bool, `float` takes int, no NaN or infinity); `object` for anything; None for
+    null; a set of the values allowed; a tuple of schemas, one of which must fit; a list of one schema, for each item; a
+    dict of name -> schema, where `"name?"` may be missing and other names may be there; a dict `{str: schema}`, for
+    each value whatever its name.
+    """
+    if isinstance(schema, tuple):
+        return "" if any(not misfit(value, item, at) for item in schema) else _unlike(value, schema, at)
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return _unlike(value, list, at)
+        return next((wrong for i, item in enumerate(value) if (wrong := misfit(item, schema[0], f"{at}[{i}]"))), "")
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return _unlike(value, dict, at)
+        within = "" if at == "the file" else f"{at}."
+        if str in schema:
+            fits = ((f"{within}{name}", item, schema[str]) for name, item in value.items())
+        else:
+            missing = [name for name in schema if not name.endswith("?") and name not in value]
+            if missing:
+                return f"{at} lacks {missing[0]!r}"
+            names = ((name.removesuffix("?"), item) for name, item in schema.items())
+            fits = ((f"{within}{name}", value[name], item) for name, item in names if name in value)
+        return next((wrong for name, item, wanted in fits if (wrong := misfit(item, wanted, name))), "")
+    return "" if _is_a(value, schema) else _unlike(value, schema, at)
+
+
+def _is_a(value: Any, schema: Any) -> bool:
+    if schema is None or isinstance(schema, set):
+        return value is None if schema is None else isinstance(value, str | int | float) and value in schema
+    if schema is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if schema is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, schema)
+
+
+def _unlike(value: Any, schema: Any, at: str) -> str:
+    return f"{at} is {json.dumps(value, default=str)[:60]}, expected {_words(schema)}"
+
+
+def _words(schema: Any) -> str:
+    if isinstance(schema, tuple):
+        return " or ".join(_words(item) for item in schema)
+    if isinstance(schema, set):
+        return " or ".join(sorted(map(str, schema)))
+    kinds: dict[Any, str] = {
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        None: "null",
+        list: "a list",
+    }
+    kinds[dict] = "an object"
+    kind = type(schema) if isinstance(schema, list | dict) else schema
+    return kinds.get(kind, "a value")
+
+
+def inside(folder: Path, name: Any) -> Path:
+    """The path of `name` in `folder`, for names that were read from a file. Raises UnetError for one that would lead
+    out of the folder (absolute, `..`, over a link) or is no file name.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    bad = any(
+        part in ("", ".", "..") or "\\" in part or not part.isprintable() or len(part.encode()) > 255 for part in parts
+    )
+    path = folder.joinpath(*parts) if not bad else folder
+    if not bad and len(parts) > 1:
+        bad = not path.parent.resolve().is_relative_to(folder.resolve())
+    if bad:
+        raise UnetError(
+            f"{folder.absolute()}: {str(name)[:120]!r} is not the name of a file in this folder.",
+            "The list of its files was changed or damaged: restore it, or use another folder.",
+        )
+    return path
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -133,6 +257,19 @@ def digest(*contents: bytes) -> str:
     total = hashlib.blake2b(digest_size=16)
     for content in contents:
         total.update(content)
+    return total.hexdigest()
+
+
+def digest_files(*paths: Path) -> str:
+    """Thirty-two hex digits of BLAKE2b over the contents of `paths` in order, read a piece at a time."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            with open(require_regular(path), "rb") as stream:
+                while piece := stream.read(2**20):
+                    total.update(piece)
+        except OSError as error:
+            raise explain(error, path) from error
     return total.hexdigest()
 
 

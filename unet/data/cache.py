@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,13 +83,8 @@ def stamp(case: Case) -> dict[str, list[int]]:
 
 
 def digest_of(case: Case) -> str:
-    """Thirty-two hex digits of a case's source files, read a piece at a time."""
-    total = hashlib.blake2b(digest_size=16)
-    for path in (*case.images, *case.labels):
-        with open(path, "rb") as stream:
-            while piece := stream.read(2**20):
-                total.update(piece)
-    return total.hexdigest()
+    """Thirty-two hex digits of a case's source files."""
+    return files.digest_files(*case.images, *case.labels)
 
 
 def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layout) -> bool:
