@@ -153,6 +153,11 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def counted(number: int, word: str) -> str:
+    """A number of things: 1 mask, 2 masks."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """Bytes in words: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -67,6 +67,8 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     if given.get("out", ("", ""))[1] == "--model-dir" and not sources["weights"].startswith(("flag", "file")):
         values["weights"] = tuple(str(Path(values["out"]) / Path(name).name) for name in values["weights"])
         sources["weights"] = "--model-dir"
+    if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
+        values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     if values["lr_milestones"] and sources["schedule"] == "default":
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
     if sources["cache"] == "made data":

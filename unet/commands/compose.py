@@ -113,14 +113,14 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
     return parts.device.capture(compiled, training=False)
 
 
-def infer(parts: Parts, network: nn.Module) -> Timed:
-    """What a task calls to run the network over a case."""
+def infer(parts: Parts, network: nn.Module, finite: bool = False) -> Timed:
+    """What a task calls to run the network over a case; with `finite` an output with NaN or infinity is an error."""
     from unet.runtime import inference
 
     how, config = parts.task.tiling(parts.config), parts.config
     over = inference.slices if how is None else inference.windows
     run = functools.partial(over, network=network, device=parts.device, batch=config.eval_batch_size, **(how or {}))
-    return inference.Timed(run, parts.device)
+    return inference.Timed(run, parts.device, finite)
 
 
 def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:

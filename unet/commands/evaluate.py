@@ -42,7 +42,7 @@ def run(resolved: Resolved, command: str) -> int:
     host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
     with compose.advising(parts):
-        infer = compose.infer(parts, network)
+        infer = compose.infer(parts, network, finite=True)
         records = scores.full(parts, infer, cases, folder)
     seconds = time.perf_counter() - start
     memory = parts.group.gather(parts.device.memory())

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import os
 from pathlib import Path
 from typing import Any
 
 from unet import files, host
-from unet.commands import compose
-from unet.config import where
-from unet.errors import DataError, UnetError, UsageError
+from unet.commands import compose, outputs
+from unet.errors import DataError, UnetError
 from unet.resolve import Resolved
-
-RECORD = "predictions.json"
+from unet.runtime.output_folder import Made, OutputFolder, digests
+from unet.runtime.stop import interruptible
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Write a mask for each input, under its name, in <output>/<its folder's name>/; what is there already is kept.
+    """Write a mask for each input, under its name, in <output>/<its folder's name>/; what is there already and was made
+    of the same images, weights and settings is kept.
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
@@ -27,94 +28,129 @@ def run(resolved: Resolved, command: str) -> int:
         for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)
     ]
     resolved, _ = compose.with_facts(resolved, paths, parts.task.tied)
-    config, task, group = resolved.config, parts.task, parts.group
+    config, group = resolved.config, parts.group
     parts = dataclasses.replace(parts, config=config)
-    groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
-    output = Path(config.output)
-    given = {image.resolve() for images in groups.values() for image in images}
-    for folder, images in groups.items():
-        for image in images:
-            if given & {path.resolve() for path in task.outputs(image, output / folder.name, config).values()}:
-                raise UsageError(
-                    f"The masks would be written over the images in {image.parent}.", "Name another --output."
-                )
+    groups = outputs.inputs_of(parts.task, config)
     if config.dry_run:
         if group.leads:
-            print(f"Dry run: {len(groups)} {task.given}s would be predicted into {output}/; nothing was written.")
+            outputs.require_free(parts.task, config)
+            given = host.counted(len(groups), parts.task.given)
+            print(f"Dry run: {given} would be predicted into {config.output}/; nothing was written.")
         return 0
+    out = OutputFolder(outputs.absolute(Path(config.output)))
+    try:
+        with interruptible(), contextlib.ExitStack() as stack:
+            made = Made("", "", weights_digest(paths), outputs.settings_digest(config, str(parts.device.dtype)))
+            group.mark("looking at what is there", patient=True)
+            todo = group.first(lambda: begin(parts, groups, out, made, stack))
+            return write(parts, resolved, paths, groups, todo, out, made)
+    except KeyboardInterrupt:
+        host.notice(f"What is done in {config.output}/ is kept: the same command goes on from there.")
+        raise
 
-    def begin() -> dict[Path, list[Path]]:
-        start_output(output, paths, groups, resolved, task.tied)
-        found = {folder: missing(task, folder, images, output, config) for folder, images in groups.items()}
-        return {folder: wanted for folder, wanted in found.items() if wanted}
 
-    todo = group.first(begin)
-    done = sum(map(len, groups.values())) - sum(map(len, todo.values()))
-    members = []
+def weights_digest(paths: list[Path]) -> str:
+    """A digest of the networks, whatever their files are called and in whatever order."""
+    return files.fingerprint(sorted(files.digest_files(path) for path in paths))
+
+
+def begin(
+    parts: compose.Parts, groups: outputs.Groups, out: OutputFolder, made: Made, stack: contextlib.ExitStack
+) -> dict[Path, outputs.Job]:
+    """Take the output folder until `stack` closes, and find what is to be made. Raises UsageError."""
+    stack.enter_context(out.held())
+    out.read()
+    todo = outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings)
+    out.shorten()
+    places = {path.parent for folder, job in todo.items() for path in results(parts.task, folder, job, out)}
+    for place in {out.path, *places}:
+        files.remove_leftovers(place)
+    again = outputs.told(todo.values())
+    if again and not parts.config.overwrite:
+        host.notice(f"{parts.config.output}/: masks of other {again} are made again")
+    return todo
+
+
+def results(task: Any, folder: Path, job: outputs.Job, out: OutputFolder) -> list[Path]:
+    """The files that are written for a case."""
+    place = out.path / folder.name
+    return [path for image in job.wanted for path in task.outputs(image, place, job.config).values()]
+
+
+def write(
+    parts: compose.Parts,
+    resolved: Resolved,
+    paths: list[Path],
+    groups: outputs.Groups,
+    todo: dict[Path, outputs.Job],
+    out: OutputFolder,
+    made: Made,
+) -> int:
+    """Load the networks, and make what is to be made; say what was."""
+    config, task, group = parts.config, parts.task, parts.group
+    done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
+    members: list[Any] = []
     if todo:
-        members = [compose.infer(parts, compose.trained_network(parts, path, resolved)) for path in paths]
+        members = [compose.infer(parts, compose.trained_network(parts, path, resolved), finite=True) for path in paths]
         names = ", ".join(map(str, paths))
-        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {len(todo)} {task.given}s")
+        given = host.counted(len(todo), task.given)
+        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {given}")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
-    for folder, images in host.progress(list(mine.items()), name="predict", unit=task.given):
+    for folder, job in host.progress(list(mine.items()), name="predict", unit=task.given):
         try:
             with compose.advising(parts):
-                task.predict(groups[folder], images, output / folder.name, members, config)
-            written += len(images)
+                apply(task, folder, groups[folder], job, out, made, members)
+            written += len(job.wanted)
         except DataError as error:
-            faults.append((error.message, error.hint))
-            host.notice(f"left out: {error.message}")
+            words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"
+            faults.append((words, error.hint))
+            host.notice(f"left out: {words}")
     faults = [fault for each in group.gather(faults) for fault in each]
     if members and members[0].seconds:
         from unet.runtime import evaluation
 
         seconds = members[0].seconds
         host.notice(f"a pass of the network: {evaluation.told(evaluation.latency(seconds[1:] or seconds))}")
-    host.notice(f"{output}/: {sum(group.gather(written))} masks written, {done} were there already")
+    host.notice(
+        f"{config.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there already"
+    )
     if faults:
         message, hint = faults[0]
-        raise UnetError(f"{len(faults)} of {len(groups)} {task.given}s could not be predicted: {message}", hint)
+        raise UnetError(
+            f"{len(faults)} of {host.counted(len(groups), task.given)} could not be predicted: {message}", hint
+        )
     return 0
 
 
-def share(todo: dict[Path, list[Path]], rank: int, world: int) -> dict[Path, list[Path]]:
+def apply(
+    task: Any,
+    folder: Path,
+    images: list[Path],
+    job: outputs.Job,
+    out: OutputFolder,
+    made: Made,
+    members: list[Any],
+) -> None:
+    """Make the results of one case, noted before and after. Raises DataError."""
+    inputs = outputs.inputs_digest(task, images, job.config)
+    made = dataclasses.replace(made, source=outputs.source_of(folder, images), inputs=inputs)
+    paths = results(task, folder, job, out)
+    appeared = [path for path in paths if path in job.free and os.path.lexists(path)]
+    if appeared:
+        raise DataError(
+            f"{appeared[0]} was written by somebody else while this program ran.",
+            "Move it elsewhere, or name another --output.",
+        )
+    out.note(made, dict.fromkeys(paths))
+    task.predict(images, job.wanted, out.path / folder.name, members, job.config)
+    out.note(made, digests(paths))
+
+
+def share(todo: dict[Path, outputs.Job], rank: int, world: int) -> dict[Path, outputs.Job]:
     """The patients of one rank, by their number of images."""
     from unet.runtime.evaluation import deal
 
     folders = list(todo)
-    return {folders[index]: todo[folders[index]] for index in deal([len(todo[name]) for name in folders], world)[rank]}
-
-
-def start_output(
-    output: Path, paths: list[Path], groups: Iterable[Path], resolved: Resolved, tied: tuple[str, ...]
-) -> None:
-    """Note what each case's masks are made with; refuse to mix two makers within a case. Raises UsageError."""
-    config = resolved.config
-    files.make_folder(output)
-    files.remove_leftovers(output)
-    record = output / RECORD
-    made: dict[str, Any] = files.read_json(record) if record.exists() else {}
-    settings = {name: files.jsonable(getattr(config, name)) for name in tied}
-    now = {"weights": {str(path): files.digest(path.read_bytes()) for path in paths}, **settings}
-    names = [folder.name for folder in groups]
-    for name in names:
-        before = made.get(name, now)
-        if before != now and not config.overwrite:
-            raise UsageError(
-                f"{(output / name).absolute()}: holds masks of {', '.join(before['weights'])} with"
-                f" {', '.join(f'{key} {before.get(key)}' for key in tied)} (other weights or settings).",
-                "Name another --output, or replace them with --overwrite.",
-            )
-    files.write_json(record, {**made, **dict.fromkeys(names, now)})
-
-
-def missing(task: Any, folder: Path, images: list[Path], output: Path, config: Any) -> list[Path]:
-    """The images of a patient whose mask (or overlay, or probabilities) is not written yet."""
-    if config.overwrite:
-        return images
-    return [
-        image
-        for image in images
-        if not all(path.exists() for path in task.outputs(image, output / folder.name, config).values())
-    ]
+    costs = [len(todo[name].wanted) for name in folders]
+    return {folders[index]: todo[folders[index]] for index in deal(costs, world)[rank]}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from unet.commands.compose import Parts
+from unet.errors import DataError
 from unet.files import write_text
 from unet.tasks.base import Infer
 
@@ -23,8 +23,13 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     def keep(case: Any, arrays: dict[str, Any]) -> None:
         rows.append((case, parts.task.panel(case, arrays)))
 
+    def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        try:
+            return parts.task.evaluate(case, infer, config, full=True)
+        except DataError as error:
+            raise error if case.id in error.message else DataError(f"{case.id}: {error.message}", error.hint) from error
+
     parts.group.mark("scoring", patient=True)
-    score = functools.partial(parts.task.evaluate, infer=infer, config=config, full=True)
     records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
     rows = [row for share in parts.group.gather(rows) for row in share]
     if not parts.group.leads:

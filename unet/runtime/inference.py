@@ -23,16 +23,22 @@ FEW = 8  # passes that need no progress bar
 
 
 class Timed:
-    """A function of a case's batch that keeps the seconds of each call, the device's work included."""
+    """A function of a case's batch that keeps the seconds of each call, the device's work included; with `finite` a
+    result that holds NaN or infinity is a DataError."""
 
-    def __init__(self, run: Callable[[Any], Tensor], device: Device) -> None:
-        self.run, self.device = run, device
+    def __init__(self, run: Callable[[Any], Tensor], device: Device, finite: bool = False) -> None:
+        self.run, self.device, self.finite = run, device, finite
         self.seconds: list[float] = []
 
     def __call__(self, batch: Any) -> Tensor:
         start = self.device.now()
         result = self.run(batch)
         self.seconds.append(self.device.now() - start)
+        if self.finite and not torch.isfinite(result.amax() - result.amin()).item():
+            raise DataError(
+                "the network's output is not finite (NaN or infinity).",
+                "Use weights of a run that did not diverge, or --precision fp32 where fp16 overflows.",
+            )
         return result
 
 

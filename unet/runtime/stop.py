@@ -12,6 +12,21 @@ from types import FrameType
 from unet import host
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Outside a loop that asks `Stop`, SIGTERM, SIGHUP and SIGUSR1 are a Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Stop:
     """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once.
 

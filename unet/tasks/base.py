@@ -179,6 +179,10 @@ class Task:
         """The files that prediction writes for an image of the case whose outputs go to `place`, "mask" among them."""
         raise NotImplementedError
 
+    def sources(self, image: Path, config: Config) -> list[Path]:
+        """The files that the outputs of an image are made of: itself, or the files of a folder of slices."""
+        return sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
+
     def predict(
         self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
     ) -> None:

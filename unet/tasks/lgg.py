@@ -178,6 +178,11 @@ class LGG(Task):
             found["probability"] = place / f"{image.stem}_probability.tif"
         return found
 
+    def sources(self, image: Path, config: Config) -> list[Path]:
+        """A slice, and the true mask beside it where that is drawn."""
+        truth = lgg.mask_of(image)
+        return [image, truth] if config.overlay and truth.exists() else [image]
+
     def predict(
         self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
     ) -> None:

@@ -1,0 +1,144 @@
+"""The folder that predict writes into: which files in it are the program's own, and what each was made of.
+
+`predictions.jsonl` has a line for each case when it is begun and one when it is done, with a digest of every file; it
+is only appended to, so that its cost does not grow with the number of cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from unet import files, host
+
+MANIFEST, LOCK = "predictions.jsonl", ".predictions.lock"
+FREE, FOREIGN, UNFINISHED, CHANGED, OWN = "free", "foreign", "unfinished", "changed", "own"
+LINE = {"source": str, "inputs": str, "weights": str, "settings": str, "files": {str: (str, None)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a file was made of: where its images lay; digests of the images, of the weights and of the settings."""
+
+    source: str
+    inputs: str
+    weights: str
+    settings: str
+
+
+class OutputFolder:
+    """The files that predict wrote into a folder: name -> (digest, what it was made of); the digest is None for a file
+    that was being written when the program ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, tuple[str | None, Made]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        return self.name(path) in self.records
+
+    def name(self, path: Path) -> str:
+        """The name of a file of this folder in the manifest."""
+        return path.relative_to(self.path).as_posix()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder; another predict that writes there is waited for."""
+        files.make_folder(self.path)
+        with files.lock(self.path / LOCK, host.notice):
+            yield
+
+    def read(self) -> None:
+        """Read the manifest, if there is one. A last line cut short, as by a power failure, is passed over; other
+        damaged lines are too, with a notice: the files that they named then count as somebody else's."""
+        self.records = {}
+        path = self.path / MANIFEST
+        if not os.path.lexists(path):
+            return
+        try:
+            text = files.require_regular(path).read_bytes().decode(errors="replace")
+        except OSError as error:
+            raise files.explain(error, path) from error
+        lines = text.splitlines()
+        damaged = [number for number, line in enumerate(lines) if line.strip() and not self._take(line)]
+        if [number for number in damaged if number < len(lines) - 1 or text.endswith("\n")]:
+            host.notice(f"{path}: {len(damaged)} of {len(lines)} lines are damaged and passed over.")
+
+    def _take(self, line: str) -> bool:
+        """Keep what a line of the manifest says; whether it could be read."""
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        if files.misfit(found, LINE):
+            return False
+        made = Made(**{field.name: found[field.name] for field in dataclasses.fields(Made)})
+        self.records.update({name: (digest, made) for name, digest in found["files"].items()})
+        return True
+
+    def made(self, path: Path) -> Made:
+        """What a file in the manifest was made of."""
+        return self.records[self.name(path)][1]
+
+    def state(self, path: Path) -> str:
+        """FREE: nothing is there. FOREIGN: something that is not in the manifest, or no file. UNFINISHED: the program's
+        own, but empty, or the program ended before it was noted as done. CHANGED: the program's own, changed since.
+        OWN: the program's own as it was written."""
+        if not os.path.lexists(path):
+            return FREE
+        if path not in self or path.is_symlink() or not path.is_file():
+            return FOREIGN
+        digest, _ = self.records[self.name(path)]
+        if digest is None or not path.stat().st_size:
+            return UNFINISHED
+        return OWN if files.digest_files(path) == digest else CHANGED
+
+    def note(self, made: Made, digests: Mapping[Path, str | None]) -> None:
+        """Append a line: these files are about to be written (None), or were written. Several processes may do so.
+        Raises UnetError where the disk is full."""
+        path = self.path / MANIFEST
+        names = {self.name(file): digest for file, digest in digests.items()}
+        line = json.dumps({**dataclasses.asdict(made), "files": names}) + "\n"
+        begins = None in names.values()
+        try:
+            with open(path, "a+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                end = stream.seek(0, os.SEEK_END)
+                if end:
+                    stream.seek(end - 1)
+                    line = line if stream.read(1) == b"\n" else "\n" + line
+                stream.write(line.encode())
+                stream.flush()
+                if begins:  # a file that lies there after a power failure must not look like somebody else's
+                    os.fsync(stream.fileno())
+        except OSError as error:
+            raise files.explain(error, path) from error
+
+    def shorten(self, least: int = 1000) -> None:
+        """Write the manifest anew, without the lines that later ones replaced, where those are most of it; only by who
+        holds the folder."""
+        path = self.path / MANIFEST
+        groups: dict[Made, dict[str, str | None]] = {}
+        for name, (digest, made) in self.records.items():
+            groups.setdefault(made, {})[name] = digest
+        with contextlib.suppress(OSError), open(path, "rb") as stream:
+            count = sum(1 for _ in stream)
+            if count > max(least, 4 * len(groups)):
+                lines = (json.dumps({**dataclasses.asdict(made), "files": names}) for made, names in groups.items())
+                files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def digests(paths: Iterable[Path]) -> dict[Path, str | None]:
+    """The digest of each file. Raises StorageError for one that is gone or empty just after it was written."""
+    found: dict[Path, str | None] = {}
+    for path in paths:
+        if not path.is_file() or not path.stat().st_size:
+            raise files.explain(OSError(errno.EIO, "is gone or empty just after it was written"), path)
+        found[path] = files.digest_files(path)
+    return found
