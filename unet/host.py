@@ -50,6 +50,16 @@ def _cgroup_cores() -> float | None:
     return None
 
 
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """Feature flags of the processor, as Linux names them; empty where it does not tell."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as stream:
+        for line in stream:
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
 def memory() -> tuple[int, int]:
     """(total, available) bytes of memory for this process, the control group's limit included; zeros where unknown."""
     total = available = 0

@@ -10,6 +10,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from unet import host
 from unet.config import Config
 from unet.devices.base import CHANNELS_FIRST, Device
 from unet.errors import DeviceError
@@ -79,19 +80,7 @@ def keep_memory(volumes: bool = False) -> None:
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or an Arm processor with BF16)."""
-    return bool(flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def flags() -> set[str]:
-    """Feature flags of the processor, as Linux names them."""
-    try:
-        with open("/proc/cpuinfo") as stream:
-            for line in stream:
-                if line.startswith(("flags", "Features")):
-                    return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return set()
+    return bool(host.processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def processor() -> str:
