@@ -109,8 +109,12 @@ def test_a_device_of_ones_own(cli, phantoms: Path, workplace: Path, monkeypatch:
     code, _, err = cli(*words, "--device-module", "mydevice:Mine")
     assert code == 0, err
     assert "lgg on my own device" in err
-    for name in ("nowhere:Mine", "mydevice:Other", "mydevice"):
+    (workplace / "broken.py").write_text("1 / 0\n")
+    for name in ("nowhere:Mine", "mydevice:Other", "broken:Mine", "os:system", "os:PathLike", "os:path"):
         assert "--device-module" in error_of(cli(*words, "--device-module", name))
+    (workplace / "s.json").write_text('{"device_module": "mydevice:Mine"}')  # a file does not choose what is imported
+    assert "type --device-module" in error_of(cli(*words, "--config", "s.json"), 2)
+    assert "package.module:Class" in error_of(cli(*words, "--device-module", "mydevice"), 2)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
-BASE = {"errors", "files", "host", "options", "flags", "flags_learning", "recipes", "config", "resolve"}
+BASE = {"errors", "files", "host", "values", "options", "flags", "flags_learning", "recipes", "capacity", "config"}
+BASE |= {"resolve"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "host": set(),
-    "options": {"errors"},
+    "values": set(),
+    "options": {"values"},
     "flags": {"options"},
-    "flags_learning": {"options"},
+    "flags_learning": {"options", "flags"},
     "recipes": set(),
+    "capacity": BASE,
     "config": BASE,
     "resolve": BASE,
     "models": BASE | {"models"},
@@ -32,7 +35,7 @@ ALLOWED = {
     "cli": BASE | {"commands"},
     "__main__": {"cli"},
 }
-STANDARD_ONLY = {"errors", "files", "host", "options", "flags", "flags_learning", "recipes", "config", "resolve", "cli"}
+STANDARD_ONLY = BASE | {"cli"}
 TORCH_FREE = [
     "cli",
     "options",

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 
 from unet import __version__, host
-from unet.config import check
+from unet.config import MEND, contradictions
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
 from unet.flags import (
@@ -32,7 +33,8 @@ from unet.flags import (
     WeightsOptions,
 )
 from unet.flags_learning import EvalOptions, NetworkOptions, TrainOptions
-from unet.options import fold, parser, read
+from unet.options import flag, nearest, parser, read
+from unet.recipes import TASK_DEFAULTS
 from unet.resolve import Resolved
 from unet.resolve import resolve as layers
 
@@ -98,7 +100,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code: 0 done, 1 failed, 2 usage, 3 target not reached, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    verbose = "-v" in words or "--verbose" in words
+    verbose = any(
+        word in ("-v", "--verbose") and after.lower() != "false"
+        for word, after in zip(words, [*words[1:], ""], strict=True)
+    )
     try:
         return dispatch(words)
     except UnetError as error:
@@ -149,7 +154,9 @@ def unexpected(error: Exception) -> UnetError:
 
 def dispatch(words: list[str]) -> int:
     """Find the command (none: train), resolve its settings, run it."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help", *words[2:]]
+    if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
     if words[0] in ("--version", "-V"):
@@ -159,7 +166,8 @@ def dispatch(words: list[str]) -> int:
     name = "train" if implied else words[0]
     if name not in COMMANDS:
         raise UsageError(
-            f"Unknown command {name!r}{nearest(name)}.", f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help"
+            f"Unknown command {name[:60]!r}{close(name)}.",
+            f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help",
         )
     resolved = resolve(name, words if implied else words[1:])
     mode = resolved.config.mode
@@ -173,6 +181,8 @@ def dispatch(words: list[str]) -> int:
     if name == "train" and mode in ("evaluate", "predict"):
         name = mode
     host.set_quiet(resolved.config.quiet)
+    for remark in resolved.remarks:
+        host.notice(f"note: {remark}")
     from unet.commands import launch
 
     return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)
@@ -181,26 +191,43 @@ def dispatch(words: list[str]) -> int:
 def resolve(name: str, words: Sequence[str]) -> Resolved:
     """The settings of a command line. Raises UsageError with all that is wrong with it."""
     command = COMMANDS[name]
-    program = f"python -m unet {name}"
-    text = parser(
-        program,
-        f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip(),
-        command.groups,
-        usage=f"{program} [options]{command.positional}",
-    )
     if any(word in ("-h", "--help") for word in words):
-        text.print_help()
+        print(explain_flags(name, words), end="")
         raise SystemExit(0)
-    resolved = layers(command.groups, read(text, command.groups, words))
-    check(resolved.config, shaping=name in ("train", "crossval", "benchmark", "config"))
-    return resolved
+    reading = read(command.groups, words)
+    shaping = name in ("train", "crossval", "benchmark", "config")
+    mistakes, hint, resolved = list(reading.mistakes), f"See: python -m unet {name} --help", None
+    if not reading.wrong & {"*", "task", "config", "resume", "recipe", "synth_data"}:
+        try:
+            resolved = layers(command.groups, reading.given)
+            wrong = {flag(item) for item in reading.wrong}
+            found = contradictions(resolved.config, shaping)
+            mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]
+            hint = hint if reading.mistakes else MEND
+        except UsageError as error:
+            mistakes.append(error.message.rstrip("."))
+            hint = error.hint
+    if mistakes or resolved is None:
+        raise UsageError("; ".join(mistakes) + ".", hint)
+    return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
 
 
-def nearest(name: str) -> str:
-    import difflib
+def explain_flags(name: str, words: Sequence[str]) -> str:
+    """The text of `COMMAND --help`: with --task NAME that task's flags and defaults, else those of all."""
+    command, program = COMMANDS[name], f"python -m unet {name}"
+    task = read((CommonOptions,), [word for word in words if word not in ("-h", "--help")]).given.get("task", (None,))[
+        0
+    ]
+    about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
+    if task:
+        about = f"{about} (Flags and defaults of --task {task}.)"
+    usage = f"{program} [options]{command.positional}"
+    return parser(program, about, command.groups, usage, task, TASK_DEFAULTS.get(task or "")).format_help()
 
-    near = difflib.get_close_matches(fold(name), list(COMMANDS), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+
+def close(name: str) -> str:
+    near = nearest(name, list(COMMANDS))
+    return f" (did you mean {near}?)" if near else ""
 
 
 def overview() -> str:
@@ -213,4 +240,5 @@ usage: python -m unet COMMAND [options]       (no command: train)
 {rows}
 
 Begin:   python -m unet train --synth-data --run-name first-run
-Options: python -m unet COMMAND --help; `_` and `-` are the same in their names."""
+Options: python -m unet COMMAND --help, with --task NAME for those of a task;
+         `_` and `-` are the same in their names."""

@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from unet import capacity
 from unet.errors import UsageError
 from unet.flags import (
     CheckOptions,
@@ -33,6 +34,7 @@ from unet.flags_learning import EvalOptions, NetworkOptions, TrainOptions
 from unet.options import flag
 from unet.recipes import VOLUME_TASKS
 
+MEND = "Change the named flags; `python -m unet config` shows what is in force and why."
 SIDES = ("patch", "eval_patch", "eval_crop", "pad_to", "spacing")
 
 
@@ -73,22 +75,28 @@ class Config(
 
 
 def check(config: Config, shaping: bool = True) -> None:
-    """Settings that contradict one another. Raises one UsageError with all of them.
+    """Settings that contradict one another. Raises one UsageError with all of them."""
+    mistakes = contradictions(config, shaping)
+    if mistakes:
+        raise UsageError("; ".join(mistakes) + ".", MEND)
 
-    `shaping`: the command makes a network, so its input must fit its layers.
+
+def contradictions(config: Config, shaping: bool = True) -> list[str]:
+    """What in the settings contradicts something else, in words with the flags.
+
+    `shaping`: the command makes a network, so its input must fit its layers, and the network the memory.
     """
-    mistakes = []
-    if shaping:
+    mistakes = wrong_counts(config)
+    if shaping and not mistakes:
         shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
-        mistakes += shape_of(config)
-    mistakes += wrong_counts(config)
+        mistakes += shape_of(config) or capacity.too_large(config)
     if config.mlperf_division and config.task != "kits19":
         mistakes.append(f"--mlperf-division is for --task kits19, not for {config.task}")
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
     if config.use_lazy_mode and config.compile:
         mistakes.append("--compile is for an HPU's eager mode, not for --use-lazy-mode (which has graphs: --capture)")
-    if config.workers != "auto" and not (config.workers.isdecimal() and int(config.workers) <= 256):
+    if config.workers != "auto" and int(config.workers) > 256:
         mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.workers!r}")
     if config.fold_scheme == "seed" and (config.task != "em" or config.folds != 5):
         mistakes.append("--fold-scheme seed is of --task em and --folds 5")
@@ -102,21 +110,27 @@ def check(config: Config, shaping: bool = True) -> None:
         mistakes.append("--rebuild-cache and --resume contradict each other")
     if config.resume and config.overwrite:
         mistakes.append("--resume and --overwrite contradict each other")
-    if config.run_name and (set(config.run_name) & set("/\\\0") or config.run_name.startswith(".")):
-        mistakes.append(f"--run-name {config.run_name!r} is a name, without / and not starting with a dot")
+    name = config.run_name or "name"
+    if set(name) & set("/\\") or name[0] in ".- " or len(name) > 200:
+        mistakes.append(
+            f"--run-name {name[:60]!r} is a name without / and \\, at most 200 letters, no dot, dash or blank first"
+        )
     if config.world_size is not None and config.rank is not None and config.rank >= config.world_size:
         mistakes.append(
             f"--rank {config.rank} is outside 0 to {config.world_size - 1} (--world-size {config.world_size})"
         )
-    if mistakes:
-        raise UsageError(
-            "; ".join(mistakes) + ".", "Change the named flags; `python -m unet config` shows what is in force and why."
-        )
+    return mistakes
 
 
 def misfit_slices(config: Config) -> list[str]:
     """Whether --image-size fits --layers."""
     side = 2**config.layers
+    if config.image_size == side and config.batch_size == 1:
+        return [
+            f"--image-size {side} with --layers {config.layers} leaves one value of a slice to the deepest batch norm,"
+            f" and --batch-size 1 has one slice: type --image-size {2 * side}, --layers {config.layers - 1} or"
+            " --batch-size 2"
+        ]
     if config.image_size % side == 0:
         return []
     low = max(side, config.image_size // side * side)
@@ -149,6 +163,12 @@ def misfits(config: Config) -> list[str]:
                 f"{name} {' '.join(map(str, sides))}: each side must be a multiple of {step} (2^layers) and at least"
                 f" {least}; nearest: {fitting}"
             )
+    alone = config.normalization == "batch" and config.batch_size == 1
+    if not found and alone and config.patch == (step,) * 3:
+        found.append(
+            f"--patch {step} with --layers {config.layers} leaves one value of a crop to the deepest batch norm, and"
+            f" --batch-size 1 has one crop: type --patch {2 * step} or --batch-size 2"
+        )
     if len(config.patch) == len(config.pad_to) == 3 and any(
         a > b for a, b in zip(config.patch, config.pad_to, strict=True)
     ):

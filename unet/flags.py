@@ -10,6 +10,7 @@ import dataclasses
 from unet.options import option
 
 TASKS = ("lgg", "em", "kits19")
+VOLUMES = ("kits19",)  # the tasks whose cases are volumes
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
@@ -20,7 +21,12 @@ class CommonOptions:
     """Task and settings"""
 
     task: str = option("lgg", "what is learnt", choices=TASKS)
-    config: str | None = option(None, "settings from a JSON file; a run's config.json replays it", metavar="FILE")
+    config: str | None = option(
+        None,
+        "settings from a JSON file; a run's config.json replays it",
+        metavar="FILE",
+        aliases=("--json_config_file",),
+    )
     recipe: str | None = option(
         None,
         "a named set of settings: lgg has published; kits19 mlperf, dgx, gaudi2, cambricon-4, cambricon-8",
@@ -36,7 +42,10 @@ class RunOptions:
 
     run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
     out: str = option(
-        "performance", "folder that holds the run folders", metavar="DIR", aliases=("--log_dir", "--model_dir")
+        "performance",
+        "folder that holds the run folders",
+        metavar="DIR",
+        aliases=("--log_dir", "--model_dir", "--output_dir"),
     )
     mode: str | None = option(
         None,
@@ -100,17 +109,28 @@ class DataOptions:
         "side of a slice in pixels, a multiple of 2^layers; em: side of the network's input, context included",
         minimum=4,
         maximum=4096,
+        tasks=("lgg", "em"),
     )
     raw_side: int | None = option(
         None,
-        "em: side in pixels of the raw slices that a network was trained on, which its scale stands for",
+        "side in pixels of the raw slices that a network was trained on, which its scale stands for",
         minimum=16,
+        maximum=10**6,
+        tasks=("em",),
         shown="that of the set, or what the weights say",
     )
-    spacing: tuple[float, ...] = option((1.6, 1.2, 1.2), "volumes: mm of a voxel that they are resampled to", above=0)
-    pad_to: tuple[int, ...] = option((128, 128, 128), "volumes: smallest sides; smaller ones are padded", minimum=1)
+    spacing: tuple[float, ...] = option(
+        (1.6, 1.2, 1.2), "mm of a voxel that volumes are resampled to", minimum=0.01, maximum=1000, tasks=VOLUMES
+    )
+    pad_to: tuple[int, ...] = option(
+        (128, 128, 128), "smallest sides; smaller volumes are padded", minimum=1, maximum=4096, tasks=VOLUMES
+    )
     workers: str = option(
-        "auto", "processes that read and prepare; 0 = in this process", aliases=("--num-workers",), metavar="N"
+        "auto",
+        "processes that read and prepare; 0 = in this process",
+        aliases=("--num-workers", "--workers_per_process"),
+        metavar="N",
+        pattern=(r"auto|\d{1,3}", "auto or a whole number up to 256"),
     )
 
 
@@ -123,18 +143,19 @@ class SplitOptions:
         "published (random.seed(42), sample), last (the seed's: last of the sorted names), mlperf (kits19: the 42"
         " evaluation cases), none, or a file (JSON, or validation cases one a line)",
         metavar="NAME|FILE",
+        synonyms=(("none", "none"),),
     )
     held_out: int | None = option(
         None, "validation cases of published and last", minimum=1, shown="10; a fifth of a set of 20 cases or fewer"
     )
     fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
-    folds: int = option(5, "number of folds", minimum=2)
+    folds: int = option(5, "number of folds", minimum=2, maximum=10000)
     fold_scheme: str = option(
         "disjoint",
         "folds that share no case, or the seed's of em, which overlap and leave out four slices",
         choices=("disjoint", "seed"),
     )
-    max_cases: int | None = option(None, "use the first N cases only", minimum=1)
+    max_cases: int | None = option(None, "use the first N cases only", minimum=1, aliases=("--max_niis_to_use",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +187,10 @@ class SaveOptions:
         bare="auto",
         metavar="PATH",
         aliases=("--resume-training",),
+        synonyms=(("true", "auto"), ("false", None)),
     )
     save_minutes: float = option(
-        0.0, "save the state at most every N minutes (0 = at each epoch's end)", minimum=0, metavar="MIN"
+        0.0, "save the state at most every N minutes (0 = at each epoch's end)", minimum=0, maximum=1e6, metavar="MIN"
     )
     checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
     checkpoints: bool = option(True, "--no-checkpoints writes none", aliases=(("--disable-ckpt-saving", False),))
@@ -196,7 +218,10 @@ class DeviceOptions:
     cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
     use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
     device_module: str | None = option(
-        None, "a device of your own: package.module:Class, a subclass of unet.devices.base.Device", metavar="NAME"
+        None,
+        "a device of your own: package.module:Class, a subclass of unet.devices.base.Device; typed, never from a file",
+        metavar="NAME",
+        pattern=(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"),
     )
     precision: str = option(
         "fp32",
@@ -205,6 +230,7 @@ class DeviceOptions:
         metavar="fp32|tf32|bf16|fp16|auto",
         bare="auto",
         aliases=("--amp", "--dtype"),
+        synonyms=(("true", "auto"), ("false", "fp32"), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")),
     )
     precision_ops: str | None = option(
         None,
@@ -219,6 +245,7 @@ class DeviceOptions:
         choices=("auto", "on", "off"),
         bare="on",
         metavar="auto|on|off",
+        synonyms=(("true", "on"), ("false", "off")),
     )
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=LAYOUTS, metavar="ORDER")
     deterministic: bool = option(
@@ -238,13 +265,18 @@ class DistributedOptions:
     distributed: bool = option(
         False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
     )
-    world_size: int | None = option(None, "number of processes", minimum=1)
+    world_size: int | None = option(None, "number of processes", minimum=1, maximum=10**6)
     rank: int | None = option(None, "number of this process", minimum=0)
     local_rank: int | None = option(None, "number of this process on its node", minimum=0)
-    dist_url: str = option("env://", "rendezvous", metavar="URL")
+    dist_url: str = option(
+        "env://",
+        "rendezvous: env:// or tcp://HOST:PORT",
+        metavar="URL",
+        pattern=(r"env://|tcp://(\[[0-9A-Fa-f:.%]+\]|[\w.-]+):\d{1,5}/?", "env:// or tcp://HOST:PORT"),
+    )
     process_per_node: int | None = option(None, "processes on each node", minimum=1)
     dist_timeout: float = option(
-        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, metavar="S"
+        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, maximum=1e6, metavar="S"
     )
     log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
 
@@ -271,19 +303,19 @@ class PredictOptions:
 class TimingOptions:
     """Timing"""
 
-    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1)
-    steps: int = option(10, "steps of each loop in a round", minimum=1)
+    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1, maximum=10**6)
+    steps: int = option(10, "steps of each loop in a round", minimum=1, maximum=10**6)
 
 
 @dataclasses.dataclass(frozen=True)
 class PhantomOptions:
     """Made data"""
 
-    patients: int = option(20, "made patients", minimum=2)
-    slices: int = option(20, "slices of a patient, at least; up to a quarter more", minimum=6)
+    patients: int = option(20, "made patients", minimum=2, maximum=100000)
+    slices: int = option(20, "slices of a patient, at least; up to a quarter more", minimum=6, maximum=4096)
     side: int = option(256, "pixels of a side", minimum=32, maximum=1024)
     labels: str | None = option(
-        None, "kits19: paint on the real labels of this folder instead of made anatomy", metavar="DIR"
+        None, "paint on the real labels of this folder instead of made anatomy", metavar="DIR", tasks=("kits19",)
     )
 
 
@@ -292,15 +324,27 @@ class MLPerfOptions:
     """MLPerf logging (kits19)"""
 
     mlperf_division: str | None = option(
-        None, "write a compliant log of this division: closed or open", choices=("closed", "open"), metavar="NAME"
+        None,
+        "write a compliant log of this division: closed or open",
+        choices=("closed", "open"),
+        metavar="NAME",
+        tasks=("kits19",),
     )
-    mlperf_rehearsal: bool = option(False, "closed with other sizes; the log says that it is a rehearsal")
-    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME")
-    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME")
+    mlperf_rehearsal: bool = option(
+        False, "closed with other sizes; the log says that it is a rehearsal", tasks=("kits19",)
+    )
+    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME", tasks=("kits19",))
+    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME", tasks=("kits19",))
     mlperf_status: str = option(
-        "onprem", "status in the log", choices=("cloud", "onprem", "preview", "research"), metavar="NAME"
+        "onprem",
+        "status in the log",
+        choices=("cloud", "onprem", "preview", "research"),
+        metavar="NAME",
+        tasks=("kits19",),
     )
-    mlperf_warmup: int = option(2, "steps on made data before the clock starts", minimum=0)
+    mlperf_warmup: int = option(
+        2, "steps on made data before the clock starts", minimum=0, maximum=10**6, tasks=("kits19",)
+    )
     drop_caches: bool = option(False, "clear the system's file cache first, and log it")
 
 

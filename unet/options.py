@@ -1,6 +1,6 @@
 """A dataclass field is a flag: name, aliases, type, bounds and help stand at the field and nowhere else.
 
-`option(...)` declares the field, `parser(...)` turns groups of fields into an argparse parser, `read(...)` turns a
+`option(...)` declares the field, `parser(...)` makes the text of --help from groups of fields, `read(...)` turns a
 command line into values and reports every mistake at once. No torch, no third-party package.
 """
 
@@ -10,42 +10,22 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import re
+import shutil
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from unet.errors import UsageError
+from unet.values import FALSE, NUMBER, SEVERAL, TRUE, Option, convert_many
 
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """How one setting is spelt and checked.
-
-    Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
-    value. `synonyms` are other words for a value; `worded` are spellings of a switch that take such a word. `bare` is
-    the value of the flag when nothing follows it. `shown` is what the help gives as default. A `repeated` flag takes
-    one value each time and keeps them all.
-    """
-
-    help: str
-    aliases: tuple[str | tuple[str, Any], ...] = ()
-    choices: tuple[Any, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    bare: Any = None
-    synonyms: tuple[tuple[str, Any], ...] = ()
-    metavar: str | None = None
-    positional: bool = False
-    repeated: bool = False
-    worded: tuple[str, ...] = ()
-    shown: str | None = None
+NARROW, WIDE = 40, 80  # columns of the help
 
 
 def option(default: Any, help: str, **how: Any) -> Any:
     """A dataclass field with its flag. Keywords are those of `Option`."""
-    return dataclasses.field(default=default, metadata={"option": Option(help, **how)})
+    return dataclasses.field(default=default, metadata={"option": Option(help, optional=default is None, **how)})
 
 
 def flag(name: str) -> str:
@@ -74,59 +54,13 @@ def fields(group: type) -> dict[str, tuple[Option, type, bool, Any]]:
     }
 
 
-def convert(name: str, option: Option, kind: type, value: Any) -> Any:
-    """`value` (text, or an item of a settings file) as `kind`, within the option's bounds. Raises ValueError in
-    words.
-    """
-    if value is None or (value == "none" and option.choices is None and kind is not str):
-        return None
-    value = dict(option.synonyms).get(value, value) if isinstance(value, str) else value
-    if option.bare is not None and value == option.bare:
-        return value
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"{name} takes true or false, not {value!r}")
-    if isinstance(value, bool) or (isinstance(value, float) and kind is int and not value.is_integer()):
-        raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}")
-    try:
-        result = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}") from None
-    if option.choices and result not in option.choices:
-        near = difflib.get_close_matches(str(result), [str(item) for item in option.choices], 1)
-        raise ValueError(
-            f"{name} is one of {', '.join(map(str, option.choices))}, not {value!r}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-        )
-    if isinstance(result, float) and result != result:
-        raise ValueError(f"{name} takes {_noun(kind)}, not {value!r}")
-    for bound, wrong, word in (
-        (option.minimum, lambda a, b: a < b, "at least"),
-        (option.maximum, lambda a, b: a > b, "at most"),
-        (option.above, lambda a, b: a <= b, "above"),
-    ):
-        if bound is not None and wrong(result, bound):
-            raise ValueError(f"{name} is {word} {bound:g}, not {value}")
-    return result
-
-
-def _noun(kind: type) -> str:
-    return {int: "a whole number", float: "a number"}.get(kind, "a word")
-
-
-class _Collect(argparse.Action):
-    """Keep every (spelling, raw value) of a setting, in order: contradictions are told from repetitions later."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, spelling: str | None = None) -> None:
-        if self.const is not None and (values is self.const or values == []):
-            values = self.const[0]
-        namespace.given.setdefault(self.dest, []).append((spelling or self.dest, values))
-
-
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=80)
+        columns = shutil.get_terminal_size((WIDE, 24)).columns
+        super().__init__(prog, max_help_position=28, width=max(NARROW, min(WIDE, columns)))
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(textwrap.fill(heading or "", self._width - 1))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -135,79 +69,61 @@ class _Help(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {values}".strip()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message[:1].upper() + message[1:] + ".", f"See: {self.prog} --help")
-
-
-def parser(prog: str, description: str, groups: Sequence[type], usage: str | None = None) -> argparse.ArgumentParser:
-    """An argparse parser whose options are the fields of `groups`; the first line of a group's docstring is its
-    title.
+def parser(
+    prog: str,
+    description: str,
+    groups: Sequence[type],
+    usage: str | None = None,
+    task: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> argparse.ArgumentParser:
+    """The help of a command whose options are the fields of `groups`; the first line of a group's docstring is its
+    title. `task`: leave out what other tasks have; `defaults` are its own.
     """
-    result = _Parser(
-        prog=prog,
-        description=description,
-        usage=usage or f"{prog} [options]",
-        allow_abbrev=False,
-        formatter_class=_Help,
-        add_help=False,
+    result = argparse.ArgumentParser(
+        prog=prog, description=description, usage=usage or f"{prog} [options]", formatter_class=_Help, add_help=False
     )
     for index, group in enumerate(groups):
         section = result.add_argument_group((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip("."))
         if index == 0:
-            section.add_argument("-h", "--help", action="help", help="show this text")
+            section.add_argument("-h", "--help", action="help", help="show this text; with --task NAME, that task's")
         for name, (option, kind, many, default) in fields(group).items():
-            _add(section, name, option, kind, many, default)
+            if task is None or not option.tasks or task in option.tasks:
+                _add(section, name, option, kind, many, (defaults or {}).get(name, default), task is None)
     return result
 
 
-def _add(section: Any, name: str, option: Option, kind: type, many: bool, default: Any) -> None:
-    spellings = [flag(name), *(alias for alias in option.aliases if isinstance(alias, str))]
-    unique = list(dict.fromkeys(fold(item) for item in spellings))
-    how: dict[str, Any] = {
-        "action": _Collect,
-        "dest": name,
-        "default": argparse.SUPPRESS,
-        "help": _describe(option, kind, default, spellings[1:]),
-    }
+def _add(section: Any, name: str, option: Option, kind: type, many: bool, default: Any, all_tasks: bool) -> None:
+    metavar = option.metavar or (
+        "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
+    )
+    how: dict[str, Any] = {"metavar": metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper())}
     if option.positional:
-        del how["dest"]
-        section.add_argument(name, nargs="*", metavar=option.metavar, **how)
+        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, kind, default, all_tasks))
         return
     if kind is bool:
-        section.add_argument(*unique, nargs=0, const=(True,), **how)
-        section.add_argument("--no-" + unique[0][2:], nargs=0, const=(False,), **{**how, "help": argparse.SUPPRESS})
-    else:
-        metavar = option.metavar or (
-            "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
-        )
-        if many and not option.repeated:
-            how["nargs"] = "+"
-        elif option.bare is not None:
-            how |= {"nargs": "?", "const": (option.bare,)}
-        section.add_argument(
-            *unique, metavar=metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper()), **how
-        )
-    for spelling in option.worded:
-        words = "|".join(word for word, _ in option.synonyms)
-        section.add_argument(fold(spelling), metavar=words, **{**how, "help": argparse.SUPPRESS})
-    for alias in option.aliases:
-        if not isinstance(alias, str):
-            section.add_argument(fold(alias[0]), **{**how, "help": argparse.SUPPRESS, "nargs": 0, "const": (alias[1],)})
+        how = {"action": "store_true"}
+    elif many and not option.repeated:
+        how["nargs"] = "+"
+    elif option.bare is not None:
+        how["nargs"] = "?"
+    section.add_argument(flag(name), help=_describe(option, kind, default, all_tasks), **how)
 
 
-def _describe(option: Option, kind: type, default: Any, aliases: Sequence[str]) -> str:
-    text = option.help
+def _describe(option: Option, kind: type, default: Any, all_tasks: bool) -> str:
+    text = f"{', '.join(option.tasks)}: {option.help}" if option.tasks and all_tasks else option.help
+    plain = [alias for alias in option.aliases if isinstance(alias, str)]
     switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]
     worded = [f"{spelling} {'|'.join(word for word, _ in option.synonyms)}" for spelling in option.worded]
-    also = [*aliases, *switches, *worded]
+    also = [*plain, *switches, *worded]
     if option.choices and option.metavar and "|" not in option.metavar and str(option.choices[0]) not in text:
         text += ": " + ", ".join(map(str, option.choices))
     if also:
         text += f" (also {', '.join(also)})"
-    shown = option.shown or ("on" if default is True else None if default in (None, False, ()) else str(default))
-    if isinstance(default, tuple) and default and not option.shown:
-        shown = " ".join(map(str, default))
+    plain_default = "on" if default is True else None if default in (None, False, ()) else str(default)
+    if isinstance(default, tuple) and default:
+        plain_default = " ".join(map(str, default))
+    shown = option.shown if option.shown and (all_tasks or plain_default is None) else plain_default
     return (text + (f" [{shown}]" if shown else "")).replace("%", "%%")
 
 
@@ -219,62 +135,177 @@ def fold(token: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def read(parser: argparse.ArgumentParser, groups: Sequence[type], argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """Parse `argv` -> {setting: (value, the spelling that set it)}. Raises one UsageError with every mistake found."""
-    folded = _folded(argv)
-    namespace = argparse.Namespace(given={})
-    _, unknown = parser.parse_known_args(folded, namespace)
-    known = [text for action in parser._actions for text in action.option_strings]
-    mistakes = [_unknown(token, known) for token in unknown if token.startswith("-")]
-    mistakes += [f"unexpected {token!r}" for token in unknown if not token.startswith("-")] if not mistakes else []
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """One way to write an option: a flag with a value, or a switch that stands for `value` (and `off` for its
+    opposite, where it has one)."""
+
+    name: str
+    option: Option
+    kind: type
+    many: bool
+    switch: bool = False
+    value: Any = None
+    off: Any = None
+
+
+@dataclasses.dataclass
+class Reading:
+    """A command line as read: {setting: (value, the spelling that set it)}, what is wrong with it, what to say of it;
+    `wrong` are the settings whose values are mistaken, "*" among them where one is not known."""
+
+    given: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    mistakes: list[str] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    wrong: set[str] = dataclasses.field(default_factory=set)
+
+
+@functools.cache
+def spellings(groups: tuple[type, ...]) -> dict[str, Spelling]:
+    """Every way to write the options of `groups`, folded."""
+    found: dict[str, Spelling] = {}
+    for group in groups:
+        for name, (option, kind, many, _) in fields(group).items():
+            if option.positional:
+                continue
+            plain = Spelling(name, option, kind, many)
+            for spelling in (flag(name), *(alias for alias in option.aliases if isinstance(alias, str))):
+                on = dataclasses.replace(plain, switch=True, value=True, off=False)
+                found[fold(spelling)] = on if kind is bool else plain
+            if kind is bool:
+                found["--no-" + flag(name)[2:]] = dataclasses.replace(plain, switch=True, value=False, off=True)
+            found |= {fold(spelling): plain for spelling in option.worded}
+            for alias in option.aliases:
+                if not isinstance(alias, str):
+                    off = (not alias[1]) if kind is bool else None
+                    found[fold(alias[0])] = dataclasses.replace(plain, switch=True, value=alias[1], off=off)
+    return found
+
+
+def read(groups: Sequence[type], argv: Sequence[str]) -> Reading:
+    """Read the words after a command. Mistakes are collected, not raised."""
+    known, result = spellings(tuple(groups)), Reading()
+    positional = [(name, spec) for group in groups for name, spec in fields(group).items() if spec[0].positional]
+    uses: dict[str, list[tuple[str, Any]]] = {}
+    rest: list[str] = []
+    words = list(argv)
+    position, literal = 0, False
+    while position < len(words):
+        token = words[position]
+        position += 1
+        if literal or not token.startswith("-") or NUMBER.fullmatch(token) or token == "-":
+            rest.append(token)
+            continue
+        if token == "--":
+            literal = True
+            continue
+        spelling, equals, attached = fold(token).partition("=")
+        spec = known.get(spelling)
+        if spec is None:
+            result.mistakes.append(_unknown(spelling, known))
+            result.wrong.add("*")
+            while position < len(words) and not positional and not words[position].startswith("-"):
+                position += 1  # what belongs to it
+            continue
+        values = [attached] if equals else list(_values(spec, words[position:], bool(positional)))
+        position += 0 if equals else len(values)
+        try:
+            uses.setdefault(spec.name, []).extend((spelling, value) for value in _used(spelling, spec, values))
+        except ValueError as error:
+            result.mistakes.append(str(error))
+            result.wrong.add(spec.name)
+    if rest and positional:
+        uses[positional[0][0]] = [(positional[0][1][0].metavar or "", tuple(rest))]
+    elif rest:
+        result.mistakes += [f"unexpected {_short(token)}" for token in rest]
     declared = {name: spec for group in groups for name, spec in fields(group).items()}
-    result: dict[str, tuple[Any, str]] = {}
-    for name, uses in namespace.given.items():
-        option, kind, many, _ = declared[name]
-        values: dict[str, Any] = {}
-        for spelling, raw in uses:
-            label = spelling if spelling.startswith("-") else option.metavar or name
-            try:
-                values[spelling] = convert_many(label, option, kind, many, raw)
-            except ValueError as error:
-                swallowed = many and kind is not str and any(spec[0].positional for spec in declared.values())
-                mistakes.append(f"{error}{' (files stand before the options)' if swallowed else ''}")
+    for name, each in uses.items():
+        _take(result, name, declared[name], each)
+    return result
+
+
+def _values(spec: Spelling, following: Sequence[str], positional: bool) -> Iterator[str]:
+    """The words after a flag that are its values."""
+    for count, word in enumerate(following):
+        if spec.switch:
+            if count == 0 and word.lower() in (TRUE, FALSE):
+                yield word
+            return
+        if word.startswith("-") and word != "-" and not re.match(r"-(\.?\d|inf|nan)", word, re.IGNORECASE):
+            return
+        if count and (not spec.many or spec.option.repeated):
+            return
+        numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
+        if count and positional and not numbers:
+            return  # a file to work on
+        yield word
+
+
+def _used(spelling: str, spec: Spelling, values: list[str]) -> list[Any]:
+    """The values that one use of a flag gives. Raises ValueError in words."""
+    if spec.switch:
+        word = values[0].lower() if values else TRUE
+        if word not in (TRUE, FALSE):
+            raise ValueError(f"{spelling} takes no value, or true or false, not {_short(values[0])}")
+        chosen = spec.value if word == TRUE else spec.off
+        return [] if chosen is None else [chosen]
+    if not values:
+        if spec.option.bare is None:
+            raise ValueError(f"{spelling} needs a value{_example(spec)}")
+        return [spec.option.bare]
+    return [tuple(values)] if spec.many and not spec.option.repeated else values
+
+
+def _example(spec: Spelling) -> str:
+    if spec.option.choices:
+        return f": {', '.join(map(str, spec.option.choices))}"
+    return {int: ": a whole number", float: ": a number"}.get(spec.kind, "")
+
+
+def _take(result: Reading, name: str, spec: tuple[Option, type, bool, Any], uses: list[tuple[str, Any]]) -> None:
+    """Convert the uses of one setting: repetitions are said, contradictions are mistakes."""
+    option, kind, many, _ = spec
+    values: dict[str, Any] = {}
+    for spelling, raw in uses:
+        if raw == "None" and kind is str and not option.optional and not option.synonyms:
+            result.remarks.append(f"{spelling} None is taken as not given (a file of this name: ./None)")
+            continue
+        try:
+            value = convert_many(spelling, option, kind, many, raw)
+        except ValueError as error:
+            result.mistakes.append(str(error))
+            result.wrong.add(name)
+            continue
         if option.repeated:
-            values = {
-                "--" + name: tuple(item for _, raw in uses for item in convert_many(name, option, kind, many, raw))
-            }
-        if len({repr(value) for value in values.values()}) > 1:
-            mistakes.append(
-                f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"
-                f" both set {flag(name)}"
-            )
-        if values:
-            spelling = list(values)[-1]
-            result[name] = (values[spelling], spelling)
-    if mistakes:
-        raise UsageError("; ".join(mistakes) + ".", f"See: {parser.prog} --help")
-    return result
+            value = values.get(flag(name), ()) + value
+        elif spelling in values and values[spelling] != value:
+            result.remarks.append(f"{spelling} is given more than once: {value} is used, not {values[spelling]}")
+        values[flag(name) if option.repeated else spelling] = value
+    if len({repr(value) for value in values.values()}) > 1:
+        result.mistakes.append(
+            f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"
+            f" both set {flag(name)}"
+        )
+        result.wrong.add(name)
+    if values:
+        spelling = list(values)[-1]
+        result.given[name] = (values[spelling], spelling)
 
 
-def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -> Any:
-    if not many:
-        return convert(label, option, kind, raw)
-    items = raw if isinstance(raw, list | tuple) else [raw]
-    if list(items) == ["none"] and kind is not str:
-        return ()
-    return tuple(convert(label, option, kind, item) for item in items)
+def _unknown(spelling: str, known: Mapping[str, Spelling]) -> str:
+    near = nearest(spelling, known)
+    return f"unknown option {_short(spelling, quoted=False)}" + (f" (did you mean {near}?)" if near else "")
 
 
-def _folded(argv: Iterable[str]) -> list[str]:
-    result: list[str] = []
-    literal = False
-    for token in argv:
-        literal = literal or token == "--"
-        result.append(token if literal else fold(token))
-    return result
+def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:
+    """The one of `known` that `name` is a slip of, if any: a few letters wrong, or the beginning of just one."""
+    bare = {item.lstrip("-").replace("_", "-"): item for item in known}
+    wanted = name.lstrip("-").replace("_", "-").lower()
+    starts = [item for item in bare if len(wanted) > 2 and item.startswith(wanted)]
+    near = starts if len(starts) == 1 else difflib.get_close_matches(wanted[:64], list(bare), 1, 0.75)
+    return bare[near[0]] if near else None
 
 
-def _unknown(token: str, known: Sequence[str]) -> str:
-    name = token.split("=")[0]
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"unknown option {name}" + (f" (did you mean {near[0]}?)" if near else "")
+def _short(text: str, quoted: bool = True) -> str:
+    cut = text if len(text) <= 60 else f"{text[:40]}..."
+    return repr(cut) if quoted or not cut.isprintable() else cut

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unet.config import Config
-from unet.errors import UsageError
-from unet.files import jsonable, read_json
-from unet.options import convert_many, fields
+from unet.errors import UnetError, UsageError
+from unet.files import jsonable, misfit, read_json, require_regular
+from unet.options import fields, flag, nearest
 from unet.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
+from unet.values import convert_many
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The settings of a command and, by name, where each value comes from."""
+    """The settings of a command and, by name, where each value comes from; `remarks` are what to say of them."""
 
     config: Config
     sources: Mapping[str, str]
     names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def table(self) -> dict[str, dict[str, Any]]:
         """name -> {"value", "source"} of the settings that the command has: the content of config.json."""
@@ -42,11 +43,18 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
             values[name], sources[name] = value, source
 
     typed = {name: value for name, (value, _) in given.items()}
-    from_file = read_file(Path(typed["config"]), names) if typed.get("config") else {}
+    if typed.get("resume") and typed.get("config"):
+        raise UsageError(
+            "--resume takes every setting from its run, and --config from a file.", "Leave out one of the two."
+        )
+    from_file = read_file(Path(typed["config"]), names, typed) if typed.get("config") else {}
     file_source = f"file {typed.get('config')}"
     if typed.get("resume"):
         folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", values["out"]))
-        from_file |= read_file(folder / "config.json", names) | {"run_name": folder.name, "out": str(folder.parent)}
+        from_file |= read_file(folder / "config.json", names, typed) | {
+            "run_name": folder.name,
+            "out": str(folder.parent),
+        }
         file_source = f"run {folder.name}"
     strong = {**from_file, **typed}
     task = strong.get("task", values["task"])
@@ -69,11 +77,30 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
         sources["weights"] = "--model-dir"
     if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
+    remarks = settle(values, sources, given)
     if values["lr_milestones"] and sources["schedule"] == "default":
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
     if sources["cache"] == "made data":
         values["cache"] = f"{values['cache']}_{values['side' if task in VOLUME_TASKS else 'image_size']}"
-    return Resolved(Config(**values), sources, names)
+    return Resolved(Config(**values), sources, names, tuple(remarks))
+
+
+def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """Mend in place what was typed as another program means it; what to say of it, and of what has no effect."""
+    remarks = []
+    scale = values["aug_scale"]
+    if scale > 0.5:
+        values["aug_scale"] = round(1 - scale, 9)
+        sources["aug_scale"] += f" ({scale:g})"
+        remarks.append(
+            f"--aug-scale {scale:g} is taken as the factor of another program, which is a half-width of"
+            f" {values['aug_scale']:g}: scales from {scale:g} to {2 - scale:g}"
+        )
+    for name, (_, spelling) in given.items():
+        tasks = fields(Config)[name][0].tasks
+        if tasks and values["task"] not in tasks:
+            remarks.append(f"{spelling} is for --task {' or '.join(tasks)}: it changes nothing with {values['task']}")
+    return remarks
 
 
 def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
@@ -119,38 +146,48 @@ NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
 }
+TYPED_ONLY = ("config", "resume", "inputs", "device_module")  # which file to read, or which code to import
+LARGEST = 10 * 2**20  # bytes of a settings file
+SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
 
 
-def read_file(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> dict[str, Any]:
     """Settings from a JSON file: {name: value}, or a run's config.json, whose run name, --resume and --overwrite are
-    left out. Names may be spelt with `-` or `_`. Raises UsageError with every mistake."""
-    content = read_json(path)
-    replay = isinstance(content, dict) and isinstance(content.get("settings"), dict)
-    if replay:
+    left out. Names may be spelt with `-` or `_`; `typed` are set by flags all the same. Raises UsageError with every
+    mistake."""
+    try:
+        size = require_regular(path).stat().st_size
+        content = read_json(path, dict, SETTINGS) if size <= LARGEST else None
+    except UnetError as error:
+        raise UsageError(error.message, error.hint) from error
+    if content is None:
+        raise UsageError(f"{path.absolute()}: {size} bytes are no file of settings (at most {LARGEST}).", SETTINGS)
+    if "settings" in content:
+        wrong = misfit(content, {"settings": {str: {"value": object}}})
+        if wrong:
+            raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
         content = {name: item["value"] for name, item in content["settings"].items() if name not in NOT_REPLAYED}
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"{path}: holds {type(content).__name__}, not a JSON object of settings.",
-            'Write for example {"image-size": 128, "epochs": 50}.',
-        )
     declared = fields(Config)
     result: dict[str, Any] = {}
     mistakes = []
     for key, value in content.items():
         name = key.lstrip("-").replace("-", "_")
         if name not in declared:
-            near = difflib.get_close_matches(name, names, 1)
-            mistakes.append(f"unknown setting {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            near = nearest(key, names)
+            mistakes.append(f"unknown setting {key[:60]!r}" + (f" (did you mean {near!r}?)" if near else ""))
+            continue
+        if name in TYPED_ONLY:
+            if value not in (None, []) and not (name == "device_module" and name in typed):
+                mistakes.append(f"{key} is not taken from a file: type {flag(name)}")
             continue
         spec, kind, many, _ = declared[name]
         try:
-            result[name] = value if value is None else convert_many(key, spec, kind, many, value)
+            result[name] = convert_many(key, spec, kind, many, value)
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise UsageError(
-            f"{path}: {'; '.join(mistakes)}.", "Mend the file; `python -m unet config` lists every setting."
-        )
+        more = [f"and {len(mistakes) - 8} more"] if len(mistakes) > 8 else []
+        raise UsageError(f"{path.absolute()}: {'; '.join(mistakes[:8] + more)}.", SETTINGS)
     return result
 
 

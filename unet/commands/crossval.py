@@ -31,6 +31,7 @@ from unet.tasks.base import Task, create
 
 SETTINGS = "settings.json"
 KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
+KEPT |= {"device_module"}  # typed, never from a file
 ENDED_BY_SIGNAL = (INTERRUPTED, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)))
 
 
@@ -60,6 +61,7 @@ class Fold:
         words = ["--run-name", self.name, "--out", str(self.folder.parent)]
         words += [word for word, on in (("--quiet", config.quiet), ("--verbose", config.verbose)) if on]
         words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
+        words += [flag("device_module"), config.device_module] if config.device_module else []
         if config.debug_dump:
             words += ["--debug-dump", str(Path(config.debug_dump) / f"fold{self.number}")]
         if config.cuda_devices and (config.devices or 1) == 1:

@@ -78,10 +78,15 @@ def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
     """The device class of --device-module package.module:Class, usable. Raises DeviceError."""
     module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
+    from unet.devices.base import Device
+
     try:
-        device: type[Device] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DeviceError(f"--device-module {name}: {type(error).__name__}: {error}.", hint) from error
+        device = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the module does at its top
+        words = str(error).splitlines()[0] if str(error) else ""
+        raise DeviceError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
+    if not (isinstance(device, type) and issubclass(device, Device)):
+        raise DeviceError(f"--device-module {name}: {attribute} is no subclass of unet.devices.base.Device.", hint)
     why = usable(device, config, rank)
     if why:
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)

@@ -1,0 +1,157 @@
+"""From what was typed, or stands in a settings file, to the value of an option: type, bounds, words. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import unicodedata
+from typing import Any
+
+NONE, TRUE, FALSE = "none", "true", "false"
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+SEVERAL = re.compile(r"[-+\d.,eE\s'\"\[\]()]+", re.ASCII)  # "0.9, 0.999", [128, 128, 128], ['0', '1']
+MOST = 10**9  # of a whole number that names no bound of its own
+LONGEST = 4095, 255  # bytes of a path, and of each name in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How one setting is spelt and checked.
+
+    Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
+    value. `synonyms` are other words for a value; `worded` are spellings of a switch that take such a word. `bare` is
+    the value of the flag when nothing follows it. `shown` is what the help gives as default. A `repeated` flag takes
+    one value each time and keeps them all. `tasks` are those that have the setting, none: all. `pattern` is what a
+    text must match, and the same in words. `optional`: None is a value.
+    """
+
+    help: str
+    aliases: tuple[str | tuple[str, Any], ...] = ()
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    bare: Any = None
+    synonyms: tuple[tuple[str, Any], ...] = ()
+    metavar: str | None = None
+    positional: bool = False
+    repeated: bool = False
+    worded: tuple[str, ...] = ()
+    shown: str | None = None
+    tasks: tuple[str, ...] = ()
+    pattern: tuple[str, str] | None = None
+    optional: bool = False
+
+
+def convert(name: str, option: Option, kind: type, value: Any) -> Any:
+    """`value` (text, or an item of a settings file) as `kind`, within the option's bounds. Raises ValueError in
+    words.
+    """
+    word = value.strip().lower() if isinstance(value, str) else None
+    for synonym, meaning in option.synonyms:
+        if word is not None and synonym.lower() == word:
+            return meaning
+    nothing = value is None or (word == NONE if kind is not str else value == "None")
+    if nothing and not (option.choices and NONE in option.choices):
+        if option.optional:
+            return None
+        raise ValueError(f"{name} takes {_noun(option, kind)}, not {_shown(value)}")
+    if option.bare is not None and value == option.bare:
+        return value
+    if kind is bool:
+        if isinstance(value, bool) or word in (TRUE, FALSE):
+            return value if isinstance(value, bool) else word == TRUE
+        words = ", ".join(synonym for synonym, _ in option.synonyms) or "true or false"
+        raise ValueError(f"{name} takes {words}, not {_shown(value)}")
+    result = _text(name, option, value) if kind is str else _number(name, option, kind, value)
+    if option.choices and result not in option.choices:
+        near = difflib.get_close_matches(str(result).lower(), [str(item) for item in option.choices], 1)
+        raise ValueError(
+            f"{name} is one of {', '.join(map(str, option.choices))}, not {_shown(value)}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+        )
+    return result
+
+
+def _number(name: str, option: Option, kind: type, value: Any) -> Any:
+    """A finite number within the option's bounds. Raises ValueError in words."""
+    wrong = ValueError(f"{name} takes {_noun(option, kind)}, not {_shown(value)}")
+    if isinstance(value, str):
+        if not (WHOLE if kind is int else NUMBER).fullmatch(value):
+            raise wrong
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong
+    try:
+        result = kind(value)
+    except (ValueError, OverflowError):
+        raise wrong from None
+    if (
+        abs(result) == float("inf")
+        or result != result
+        or (kind is int and isinstance(value, float) and result != value)
+    ):
+        raise wrong
+    highest = option.maximum if option.maximum is not None or kind is float else MOST
+    for bound, outside, words in (
+        (option.minimum, lambda a, b: a < b, "at least"),
+        (highest, lambda a, b: a > b, "at most"),
+        (option.above, lambda a, b: a <= b, "above"),
+    ):
+        if bound is not None and outside(result, bound):
+            raise ValueError(f"{name} is {words} {bound:.10g}, not {_shown(value, quoted=False)}")
+    return result
+
+
+def _text(name: str, option: Option, value: Any) -> str:
+    """A text that can be a name, a path or a word, and that a log can hold. Raises ValueError in words."""
+    if option.pattern and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} takes {_noun(option, str)}, not {_shown(value)}")
+    if not value.strip():
+        raise ValueError(f"{name} is empty")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+        raise ValueError(f"{name} {_shown(value)} holds a control character, or bytes that are not UTF-8")
+    if len(value.encode()) > LONGEST[0] or any(len(part.encode()) > LONGEST[1] for part in value.split("/")):
+        raise ValueError(f"{name} {_shown(value)} is too long: at most {LONGEST[1]} bytes a name, {LONGEST[0]} a path")
+    if option.pattern and not re.fullmatch(option.pattern[0], value, re.ASCII):
+        raise ValueError(f"{name} takes {option.pattern[1]}, not {_shown(value)}")
+    return value
+
+
+def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -> Any:
+    """The value of an option that may take several: `0.9 0.999`, `"0.9, 0.999"` and `[0.9, 0.999]` are the same."""
+    if not many:
+        return convert(label, option, kind, raw)
+    items = list(raw) if isinstance(raw, list | tuple) else [raw]
+    if kind is not str:
+        if [item.strip().lower() for item in items if isinstance(item, str)] == [NONE] or raw is None:
+            return ()
+        items = [part for item in items for part in _parts(item)]
+    if not items:
+        raise ValueError(f"{label} takes {_noun(option, kind)} or more" if kind is str else f"{label} takes numbers")
+    return tuple(convert(label, option, kind, item) for item in items)
+
+
+def _parts(item: Any) -> list[Any]:
+    """The numbers in a text."""
+    if not isinstance(item, str) or not SEVERAL.fullmatch(item) or not re.search(r"[,\s\[\]()'\"]", item):
+        return [item]
+    return [part for part in re.split(r"[,\s\[\]()'\"]+", item) if part]
+
+
+def _noun(option: Option, kind: type) -> str:
+    if option.pattern:
+        return option.pattern[1]
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a word")
+
+
+def _shown(value: Any, quoted: bool = True) -> str:
+    """A value in a message: never longer than a line."""
+    try:
+        text = repr(value) if quoted else str(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        text = "so large a number"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
