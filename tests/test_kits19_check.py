@@ -18,10 +18,11 @@ import pytest
 from scipy import ndimage
 
 from unet import host
-from unet.data import checks_kits19, checksums, phantom_ct
+from unet.data import boxes, checks_kits19, checksums, phantom_ct
 from unet.data.anatomy import paint
 from unet.data.checks import Report
 from unet.errors import DataError
+from unet.files import digest_files
 
 SMALL: dict[str, Any] = {"cases": 6, "shape": (16, 24, 24), "seed": 3}
 IMAGE, LABEL = phantom_ct.IMAGE, phantom_ct.LABEL
@@ -352,7 +353,7 @@ def test_what_is_no_list_of_checksums(tmp_path: Path, content: str) -> None:
         checksums.read_checksums(path)
 
 
-def make_cache(folder: Path, cases: int = 3) -> Path:
+def make_cache(folder: Path, cases: int = 3, digests: bool = True) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     records = {}
@@ -363,7 +364,11 @@ def make_cache(folder: Path, cases: int = 3) -> Path:
         np.save(folder / f"case_{index:05d}_x.npy", image)
         np.save(folder / f"case_{index:05d}_y.npy", label)
         foreground = [int((label == number).sum()) for number in (1, 2)]
-        records[f"case_{index:05d}"] = {"shape": list(image.shape), "foreground": foreground}
+        record = {"shape": list(image.shape), "foreground": foreground, "boxes": boxes.components(label[0])}
+        paths = {kind: folder / f"case_{index:05d}_{end}.npy" for kind, end in (("image", "x"), ("mask", "y"))}
+        arrays = {kind: {"bytes": path.stat().st_size, "digest": digest_files(path)} for kind, path in paths.items()}
+        record |= {"sources": {}, "digest": "0" * 32, **({"arrays": arrays} if digests else {})}
+        records[f"case_{index:05d}"] = record
     manifest = {"task": "kits19", "version": 1, "settings": {}, "fingerprint": "f", "cases": records, "expected": cases}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -386,7 +391,7 @@ def test_a_cache(tmp_path: Path) -> None:
 
 
 def test_faults_of_a_cache(here: None, tmp_path: Path) -> None:
-    folder = make_cache(tmp_path / "cache", 8)
+    folder = make_cache(tmp_path / "cache", 8, digests=False)
     name = [folder / f"case_{index:05d}" for index in range(8)]
     edit(Path(f"{name[0]}_x.npy"), put((0, 1, 1), np.inf))
     edit(Path(f"{name[1]}_x.npy"), put((0, 1, 1), 2.9))
@@ -407,7 +412,16 @@ def test_faults_of_a_cache(here: None, tmp_path: Path) -> None:
     assert named(report.errors, "duplicate: case_00001 and case_00008")
     assert named(report.warnings, "case_00001", "2.9000")
     assert named(report.warnings, "1 cases are not in the manifest: case_00008")
+    assert named(report.warnings, "8 of 8 cases have no digests")
     assert len(report.errors) == 8
+
+
+def test_an_array_that_looks_right_and_is_another(here: None, tmp_path: Path) -> None:
+    folder = make_cache(tmp_path / "cache")
+    edit(folder / "case_00001_x.npy", put((0, 1, 1), 0.5))
+    report = checks_kits19.cached(folder)
+    assert len(report.errors) == 1
+    assert named(report.errors, "case_00001_x.npy has other content")
 
 
 def test_checksums_of_a_cache_and_its_count(here: None, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from conftest import GOLDEN, read_json
 from torch.nn import functional as F
 
 from unet import host
-from unet.data import boxes, cache, grids, kits19, nifti, resample, splits
+from unet.data import boxes, cache, foreign_cache, grids, kits19, nifti, resample, splits
 from unet.errors import CacheError, DataError, UnetError
 
 EXPECTED = json.loads((GOLDEN / "kits19_preprocess.json").read_text())["cases"]
@@ -594,7 +594,7 @@ def test_a_changed_source_names_the_settings(built: Path, tmp_path: Path) -> Non
 def test_an_mlperf_cache_is_read_as_it_is(
     built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "SMALL", 0)  # processes even for these
+    monkeypatch.setattr(foreign_cache, "SMALL", 0)  # processes even for these
     own = cache.open_cache(built, wanted())
     (built / "manifest.json").unlink()
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in built.glob("*.npy")}

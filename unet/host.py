@@ -151,6 +151,19 @@ def spread(
             pool.shutdown(cancel_futures=True)
 
 
+def processes(count: int, largest: int) -> int:
+    """How many processes for `count` cases the memory carries where one takes up to `largest` bytes (0: little); a
+    notice where that is fewer than the cores."""
+    most, available = max(1, min(cores(), count)), memory()[1]
+    carried = min(most, max(1, available // largest)) if largest and available else most
+    if carried < most or largest > available > 0:
+        notice(
+            f"{carried} of {most} processes at a time: a case takes up to {size(largest)}, {size(available)} of memory"
+            " are free"
+        )
+    return carried
+
+
 def _follow(parent: int) -> None:
     """In a worker: leave Ctrl-C to the parent, and end with it; workers of a killed parent would wait for ever."""
 

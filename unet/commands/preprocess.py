@@ -28,6 +28,7 @@ def run(resolved: Resolved, command: str) -> int:
         functools.partial(task.prepare, config=config),
         cache.make_manifest(task.name, task.settings(config)),
         config.rebuild_cache,
+        renew=True,
     )
     seconds = time.perf_counter() - start
     cost = sum(case.cost for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config))))

@@ -1,151 +1,63 @@
 """The cache: an image and a mask of each case (see `layouts`) and `manifest.json`, memory-mapped by whoever trains. No
 torch.
 
-A cache names what made it: settings, code version, sizes, times and digests of the sources. One process builds, the
-others wait; a build that was stopped continues; a changed source is made again. A cache without manifest (another
-program's) is read after its shapes and types are checked.
+A cache names what made it: settings, code version, sizes, times and digests of the sources, digests of its arrays (see
+`integrity`). One process builds, the others wait; a build that was stopped continues; a changed source is made again.
+A cache without manifest (another program's) is read after its shapes and types are checked (`foreign_cache`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from unet import files, host
 from unet.config import spelt
+from unet.data import integrity
+from unet.data.cached_case import CachedCase, opened
+from unet.data.foreign_cache import open_foreign
 from unet.data.layouts import OF_TASK, Layout, flags
+from unet.data.manifest import (
+    MANIFEST,
+    digest_of,
+    make_manifest,
+    outdated,
+    read_manifest,
+    require_names,
+    require_same,
+    require_same_set,
+    save,
+    set_aside,
+    stamp,
+)
 from unet.data.volumes import Case, open_npy, write_npy
-from unet.errors import CacheError, DataError, UnetError
+from unet.errors import CacheError, DataError
 
-MANIFEST = "manifest.json"
-SMALL = 2**26  # bytes of masks that are looked through before processes have started
+__all__ = ["MANIFEST", "CachedCase", "build", "ensure", "make_manifest", "open_cache", "open_npy", "read_manifest"]
 Prepare = Callable[[Case], dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class CachedCase:
-    """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
-    each class (`foreground`). `facts` is what the manifest, or `boxes.json`, tells of it; `windows` what scoring it
-    takes where that is not its slices."""
-
-    id: str
-    image: Path
-    mask: Path
-    shape: tuple[int, ...]
-    foreground: tuple[int, ...]
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    windows: int = 0
-
-    @property
-    def cost(self) -> int:
-        return self.windows or self.shape[0]
-
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (1, D, H, W) both."""
-        return open_npy(self.image), open_npy(self.mask)
-
-
-def _opened(layout: Layout, folder: Path, case: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> CachedCase:
-    image, mask = layout.paths(folder, case)
-    return CachedCase(case, image, mask, shape, tuple(facts["foreground"]), facts, layout.windows(shape))
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a cache, None where there is none. Raises CacheError for one that lacks its parts."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    found = files.read_json(path)
-    if not isinstance(found, dict) or not {"fingerprint", "settings", "cases", "task", "version"} <= set(found):
-        raise CacheError(
-            f"{path.absolute()}: not the manifest of a cache.", "Make the cache again with --rebuild-cache."
-        )
-    return found
-
-
-def make_manifest(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without cases: what a cache of these settings is known by."""
-    key = {"task": task, "version": OF_TASK[task].version, "settings": files.jsonable(dict(settings))}
-    return {**key, "fingerprint": files.fingerprint(key), "cases": {}}
-
-
-def stamp(case: Case) -> dict[str, list[int]]:
-    """name -> [bytes, time of change in ns] of a case's source files."""
-    return {path.name: _stamp(path) for path in (*case.images, *case.labels)}
-
-
-def digest_of(case: Case) -> str:
-    """Thirty-two hex digits of a case's source files."""
-    return files.digest_files(*case.images, *case.labels)
-
-
-def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layout) -> bool:
-    """Whether a case's cached files are there and its sources are those that made them (time changed: by content)."""
-    if not all(path.exists() for path in layout.paths(folder, case.id)):
-        return False
-    now = stamp(case)
-    if record["sources"] == now:
-        return True
-    same_sizes = {name: item[0] for name, item in record["sources"].items()} == {
-        name: item[0] for name, item in now.items()
-    }
-    return same_sizes and record["digest"] == digest_of(case)
-
-
-def outdated(folder: Path, manifest: Mapping[str, Any], cases: Sequence[Case]) -> list[str]:
-    """Ids that are missing from the cache, changed since, or no longer in the raw set."""
-    records, layout = manifest["cases"], OF_TASK[manifest["task"]]
-    changed = [
-        case.id for case in cases if case.id not in records or not is_current(records[case.id], case, folder, layout)
-    ]
-    return changed + sorted(set(records) - {case.id for case in cases})
-
-
-def require_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise CacheError unless a cache was made with these settings and this version of the code."""
-    if found["fingerprint"] == wanted["fingerprint"]:
-        return
-    both = {**found.get("settings", {}), **wanted["settings"]}
-    words = [
-        f"{name} {found['settings'].get(name)} (asked: {wanted['settings'].get(name)})"
-        for name in both
-        if found["settings"].get(name) != wanted["settings"].get(name)
-    ]
-    words += [
-        f"{name} {found[name]} (now: {wanted[name]})" for name in ("task", "version") if found[name] != wanted[name]
-    ]
-    raise CacheError(
-        f"{folder.absolute()}: the cache was made with {', '.join(words)}.",
-        "Use its settings, name another --cache, or make it again with --rebuild-cache.",
-    )
-
-
-def require_same_set(folder: Path, records: Mapping[str, Any], cases: Sequence[Case]) -> None:
-    """Raise CacheError where a cache and a raw set share less than half of the cache's cases: they are two sets."""
-    shared = set(records) & {case.id for case in cases}
-    if len(shared) < len(records) / 2:
-        raise CacheError(
-            f"{folder.absolute()}: holds another set: {len(records)} cases ({min(records)} ...), of which this raw set"
-            f" has {len(shared)} (its first: {cases[0].id}).",
-            "Name another --cache for this set (or replace the cache with --rebuild-cache).",
-        )
+Choose = Callable[[list[str]], Collection[str]]
 
 
 def build(
-    folder: Path, cases: Sequence[Case], prepare: Prepare, wanted: dict[str, Any], rebuild: bool = False
+    folder: Path,
+    cases: Sequence[Case],
+    prepare: Prepare,
+    wanted: dict[str, Any],
+    rebuild: bool = False,
+    only: Collection[str] | None = None,
+    renew: bool = False,
 ) -> dict[str, int]:
-    """Make what is missing or changed. Returns counts: made, kept, removed.
+    """Make what is missing, changed or damaged. Returns counts: made, kept, removed.
 
     A case that cannot be read does not stop the others; all of them are named in one CacheError at the end, and what
-    was made stays. `rebuild` makes everything anew, also over a cache of other settings.
+    was made stays. `rebuild` makes everything anew, also over a cache of other settings. `only`: these cases of the
+    set, the others stay as they are; the manifest tells that they are missing. `renew`: cases without digests, of an
+    earlier version, are made again too.
     """
     files.make_folder(folder)
     with files.lock(folder / ".lock", host.notice):
@@ -153,25 +65,28 @@ def build(
         manifest = _start(folder, wanted, rebuild)
         records, layout = manifest["cases"], OF_TASK[wanted["task"]]
         require_same_set(folder, records, cases)
-        manifest["expected"] = len(cases)
-        gone = sorted(set(records) - {case.id for case in cases})
+        require_names(folder, layout, [case.id for case in cases])
+        gone = sorted(set(records) - {case.id for case in cases}) if only is None else []
         for case_id in gone:
             del records[case_id]
             for path in layout.paths(folder, case_id):
                 path.unlink(missing_ok=True)
-        todo = [
-            case for case in cases if case.id not in records or not is_current(records[case.id], case, folder, layout)
-        ]
+        asked = [case for case in cases if only is None or case.id in only]
+        stale = _stale(folder, layout, asked, records, renew)
+        todo = [case for case in asked if case.id in stale]
         if todo or gone or not (folder / MANIFEST).exists():
-            _make(folder, todo, prepare, manifest)
-    return {"made": len(todo), "kept": len(cases) - len(todo), "removed": len(gone)}
+            _make(folder, todo, prepare, {**manifest, "expected": len(cases)}, {case.id for case in cases})
+    return {"made": len(todo), "kept": len(asked) - len(todo), "removed": len(gone)}
 
 
 def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any]:
     """The manifest to go on from: the folder's own, or a new one."""
+    if rebuild:
+        set_aside(folder)
+        return wanted
     found = read_manifest(folder)
-    if rebuild or found is None:
-        if not rebuild and any(folder.glob("*.npy")):
+    if found is None:
+        if any(folder.glob("*.npy")):
             raise CacheError(
                 f"{folder.absolute()}: holds arrays of another program (no {MANIFEST}).",
                 "Name another --cache, or replace it with --rebuild-cache.",
@@ -181,171 +96,134 @@ def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any
     return found
 
 
-def _make(folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[str, Any]) -> None:
+def _stale(
+    folder: Path, layout: Layout, cases: Sequence[Case], records: Mapping[str, Any], renew: bool
+) -> Collection[str]:
+    """The cases that are to be made."""
+    known = {case.id: records[case.id] for case in cases if case.id in records}
+    stale = set(outdated(folder, layout, records, cases))
+    if renew:
+        stale |= {case for case, record in known.items() if "arrays" not in record}
+    return stale | set(integrity.damaged(folder, layout, {case: known[case] for case in known if case not in stale}))
+
+
+def _make(
+    folder: Path, todo: Sequence[Case], prepare: Prepare, manifest: dict[str, Any], whole: Collection[str]
+) -> None:
     faults: list[DataError] = []
-    saved = time.monotonic()
+    states: dict[str, Any] = {}
+    records, pause = manifest["cases"], 2.0
     work = functools.partial(_make_one, folder, prepare=prepare, task=manifest["task"])
-    _save(folder, manifest)  # before the first array: arrays without a manifest would pass for another program's cache
-    at_once = _at_once(len(todo), max((case.memory for case in todo), default=0))
+    saved = _save(folder, manifest, whole)  # first: arrays without a manifest would pass for another program's cache
+    most = host.processes(len(todo), max((case.memory for case in todo), default=0))
     try:
-        for case, done in host.spread(work, todo, "preprocess", "case", at_once):
+        for case, done in host.spread(work, todo, "preprocess", "case", most):
             try:
-                manifest["cases"][case.id] = done.result()
+                records[case.id], state = done.result()
+                states |= state
             except BrokenExecutor:
                 raise CacheError(
-                    f"{folder.absolute()}: a worker process was killed (out of memory?);"
-                    f" {len(manifest['cases'])} cases are made.",
+                    f"{folder.absolute()}: a worker process was killed (out of memory?); {len(records)} cases are"
+                    " made.",
                     "Type the command again: it goes on from there.",
                 ) from None
             except DataError as error:
                 faults.append(error)
-            if time.monotonic() - saved > 2:
-                _save(folder, manifest)
-                saved = time.monotonic()
+            if time.monotonic() - saved > pause:
+                began, saved = time.monotonic(), _save(folder, manifest, whole)
+                pause = max(2.0, 20 * (saved - began))  # a long manifest takes its time
     finally:
-        _save(folder, manifest)
+        _save(folder, manifest, whole)
+        integrity.note(folder, states)
     if faults:
         more = f" (and {len(faults) - 2} more cases)" if len(faults) > 2 else ""
         raise CacheError(
             " ".join(error.message for error in faults[:2]) + more,
-            f"{faults[0].hint} The other {len(manifest['cases'])} cases are kept: type the command again after that.",
+            f"{faults[0].hint} The other {len(records)} cases are kept: type the command again after that.",
         )
 
 
-def _save(folder: Path, manifest: dict[str, Any]) -> None:
-    files.write_json(folder / MANIFEST, {**manifest, "cases": dict(sorted(manifest["cases"].items()))})
+def _save(folder: Path, manifest: Mapping[str, Any], whole: Collection[str]) -> float:
+    """Write the manifest, with the cases of the whole set that are not made. Returns when."""
+    save(folder, {**manifest, "missing": sorted(set(whole) - set(manifest["cases"]))})
+    return time.monotonic()
 
 
-def _at_once(count: int, largest: int) -> int:
-    """How many processes of `count` cases the memory carries where one takes up to `largest` bytes (0: little); a
-    notice where that is fewer than the cores."""
-    most, available = max(1, min(host.cores(), count)), host.memory()[1]
-    carried = min(most, max(1, available // largest)) if largest and available else most
-    if carried < most or largest > available > 0:
-        host.notice(
-            f"{carried} of {most} processes at a time: a case takes up to {host.size(largest)}, {host.size(available)}"
-            " of memory are free"
-        )
-    return carried
-
-
-def _make_one(folder: Path, case: Case, prepare: Prepare, task: str) -> dict[str, Any]:
-    """In a worker: prepare one case, write its arrays, return its record."""
+def _make_one(folder: Path, case: Case, prepare: Prepare, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """In a worker: prepare one case, write its arrays; its record, and the states of its arrays."""
     sources = stamp(case)
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(digest_of, case)
         made = prepare(case)
         content = job.result()
-    for path, array in zip(OF_TASK[task].paths(folder, case.id), (made["image"], made["mask"]), strict=True):
-        write_npy(path, array)
-    kept = {name: value for name, value in made.items() if name not in ("image", "mask")}
+    arrays, states = {}, {}
+    for kind, path in zip(integrity.KINDS, OF_TASK[task].paths(folder, case.id), strict=True):
+        digest = write_npy(path, made[kind])
+        states[path.name] = integrity.state_of(path, digest)
+        arrays[kind] = {"bytes": states[path.name][1], "digest": digest}
+    kept = {name: value for name, value in made.items() if name not in integrity.KINDS}
     plain: dict[str, Any] = {
         name: dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else item
         for name, item in kept.items()
     }
-    return {"sources": sources, "digest": content, "shape": list(made["image"].shape), **plain}
+    record = {"sources": sources, "digest": content, "shape": list(made["image"].shape), "arrays": arrays, **plain}
+    return record, states
 
 
-def open_cache(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
-    """The cases of a cache, sorted by id. Raises CacheError for other settings, missing or damaged files."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return open_foreign(folder, wanted)
-    require_same(folder, manifest, wanted)
-    made, expected = len(manifest["cases"]), manifest.get("expected", 0)
-    if made < expected:
-        raise CacheError(
-            f"{folder.absolute()}: {made} of {expected} cases are made.", "Complete it: python -m unet preprocess"
-        )
-    layout, result = OF_TASK[manifest["task"]], []
-    for case_id, record in sorted(manifest["cases"].items()):
-        image, mask = layout.paths(folder, case_id)
-        shape = tuple(record["shape"])
-        for path, expected in ((image, shape), (mask, layout.mask_shape(shape))):
-            if open_npy(path).shape != expected:
-                raise CacheError(
-                    f"{path.absolute()}: its shape is not the manifest's {expected}.",
-                    "Make it again with --rebuild-cache.",
-                )
-        result.append(_opened(layout, folder, case_id, shape, record))
-    return result
+def open_cache(
+    folder: Path,
+    wanted: Mapping[str, Any],
+    only: Collection[str] | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    again: str = "python -m unet preprocess",
+    compare: bool = True,
+) -> list[CachedCase]:
+    """The cases of a cache (or `only` these), sorted by id. `manifest`: as read just now; `again`: the command that
+    makes the cache; `compare` arrays with their digests where that was not done before (see `integrity`).
 
-
-def open_foreign(folder: Path, wanted: Mapping[str, Any]) -> list[CachedCase]:
-    """A cache without manifest, in the layout of the task: shapes and types are checked, then masks are looked through
-    for what the manifest would tell."""
-    layout = OF_TASK[wanted["task"]]
-    ids = layout.ids(folder)
-    if not ids:
-        raise CacheError(f"{folder.absolute()}: holds no cache.", "Give the raw set with --data, or another --cache.")
-    shapes = {}
-    for case in ids:
-        image, mask = layout.paths(folder, case)
-        if not mask.exists():
-            raise CacheError(f"{image.absolute()}: has no {mask.name}.", "Restore the mask, or remove the case.")
-        a, b = open_npy(image), open_npy(mask)
-        layout.require(image, a, b, wanted["settings"])
-        shapes[case] = a.shape
-    facts = foreign_facts(folder, wanted["task"], ids)
-    host.notice(f"{folder}: a cache without {MANIFEST}; its shapes and types are right, its origin is not known.")
-    return [_opened(layout, folder, case, shapes[case], facts[case]) for case in ids]
-
-
-def foreign_facts(folder: Path, task: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the masks of a cache without manifest hold, by case; kept beside the cache where that is costly to find.
-
-    One process finds it, the others wait; a mask that changed is looked through again. A folder that cannot be written
-    is read in every run, with a notice.
+    Raises CacheError for other settings, cases that are not made, missing or damaged files.
     """
-    layout = OF_TASK[task]
-    work = functools.partial(_facts_of, task=task)
-    masks = {case: layout.paths(folder, case)[1] for case in ids}
-    if layout.kept is None:
-        return {case: work(path) for case, path in masks.items()}
-    if not os.access(folder, os.W_OK):
-        found, missing = _kept(folder / layout.kept, masks)
-        if missing:
-            host.notice(f"{folder}: cannot be written; {len(missing)} masks are looked through in every run")
-        return found | _find(work, missing, masks)
-    found, missing = _kept(folder / layout.kept, masks)
-    if not missing:
-        return found
-    with files.lock(folder / ".lock", host.notice):
-        found, missing = _kept(folder / layout.kept, masks)
-        if missing:
-            found |= _find(work, missing, masks)
-            files.write_json(folder / layout.kept, found)
-    return found
+    manifest = manifest or read_manifest(folder)
+    if manifest is None:
+        return [case for case in open_foreign(folder, wanted) if only is None or case.id in only]
+    require_same(folder, manifest, wanted)
+    layout, records = OF_TASK[manifest["task"]], dict(sorted(manifest["cases"].items()))
+    if only is not None:
+        records = {case: record for case, record in records.items() if case in only}
+    made = len(records)
+    expected = len(only) if only is not None else max(manifest.get("expected", 0), made + len(missing_of(manifest)))
+    if made < expected:
+        raise CacheError(f"{folder.absolute()}: {made} of {expected} cases are made.", f"Complete it: {again}")
+    if not records:
+        raise CacheError(f"{folder.absolute()}: the cache holds no cases.", f"Complete it: {again}")
+    if compare:
+        _require_whole(folder, layout, records, again)
+    cases = [opened(layout, folder, case, tuple(record["shape"]), record, own=True) for case, record in records.items()]
+    before = [case for case in cases if "arrays" not in records[case.id]]
+    for case in before:
+        case.arrays()
+    if before:
+        host.notice_once(
+            f"{folder}: {len(before)} cases have no digests (an earlier version made them): damage to their arrays is"
+            f" not noticed. To make them again with digests: {again}"
+        )
+    return cases
 
 
-def _kept(path: Path, masks: Mapping[str, Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """(what is known of masks that are as they were, the cases of the others)."""
-    try:
-        known = files.read_json(path) if path.exists() else {}
-    except UnetError:  # cut short by a crash of another program: found again
-        known = {}
-    found = {case: known[case] for case, mask in masks.items() if known.get(case, {}).get("mask") == _stamp(mask)}
-    return found, [case for case in masks if case not in found]
+def missing_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The cases of the whole set that a cache does not hold."""
+    return [case for case in manifest.get("missing", ()) if case not in manifest["cases"]]
 
 
-def _find(work: Callable[[Path], dict[str, Any]], cases: Sequence[str], masks: Mapping[str, Path]) -> dict[str, Any]:
-    ids = {masks[case]: case for case in cases}
-    if sum(path.stat().st_size for path in ids) < SMALL:
-        return {case: work(path) for path, case in ids.items()}
-    at_once = _at_once(len(ids), 250_000_000 + 7 * max((path.stat().st_size for path in ids), default=0))
-    return {ids[path]: done.result() for path, done in host.spread(work, list(ids), "boxes", "case", at_once)}
-
-
-def _facts_of(path: Path, task: str) -> dict[str, Any]:
-    """In a worker: what a mask holds. Raises CacheError for values that it must not hold."""
-    try:
-        return {"mask": _stamp(path), **OF_TASK[task].facts(open_npy(path))}
-    except CacheError as error:
-        raise CacheError(f"{path.absolute()}: {error.message}", error.hint) from error
-
-
-def _stamp(path: Path) -> list[int]:
-    return [(stat := path.stat()).st_size, stat.st_mtime_ns]
+def _require_whole(folder: Path, layout: Layout, records: Mapping[str, Any], again: str) -> None:
+    wrong = integrity.damaged(folder, layout, records)
+    if wrong:
+        case = next(iter(wrong))
+        more = f"; {len(wrong)} of {len(records)} cases are damaged ({', '.join(list(wrong)[:3])})"
+        raise CacheError(
+            f"{folder.absolute()}: {wrong[case]}{more if len(wrong) > 1 else ''}.",
+            f"Restore it, or make these cases again: {again} (--rebuild-cache: all of them).",
+        )
 
 
 def ensure(
@@ -355,29 +233,44 @@ def ensure(
     prepare: Prepare,
     wanted: dict[str, Any],
     rebuild: bool = False,
+    choose: Choose | None = None,
 ) -> list[CachedCase]:
     """The cases of a cache that fits: built where there is none, completed where a build was stopped, checked against
-    the raw set where that is at hand. Raises CacheError where sources have changed since."""
+    the raw set where that is at hand. Raises CacheError where sources have changed since.
+
+    `choose(ids of the whole set)`: only these cases are prepared, compared and returned.
+    """
     found = None if rebuild else read_manifest(folder)
+    again = (
+        f"python -m unet preprocess --task {wanted['task']} --data {spelt(raw)} --cache {spelt(folder)}"
+        f" {flags(wanted['settings'])}"
+    )
     if found is None and not rebuild and folder.is_dir() and any(folder.glob("*.npy")):
-        return open_foreign(folder, wanted)
+        cases = open_foreign(folder, wanted)
+        ids = set(choose([case.id for case in cases]) if choose else [case.id for case in cases])
+        return [case for case in cases if case.id in ids]
     if found is not None:
         require_same(folder, found, wanted)
-        if not raw.is_dir():
-            return open_cache(folder, wanted)
-        cases = index()
-        require_same_set(folder, found["cases"], cases)
-        stale = outdated(folder, found, cases)
-        changed = [case_id for case_id in stale if case_id in found["cases"]]
+        if not raw.is_dir() or raw.resolve() == folder.resolve():
+            chosen = choose(sorted([*found["cases"], *missing_of(found)])) if choose else None
+            return open_cache(folder, wanted, chosen, found, again)
+    indexed = index()
+    chosen = choose(sorted(case.id for case in indexed)) if choose else None
+    if found is not None:
+        asked = [case for case in indexed if chosen is None or case.id in chosen]
+        require_same_set(folder, found["cases"], indexed)
+        stale = set(outdated(folder, OF_TASK[found["task"]], found["cases"], asked))
+        gone = set(found["cases"]) - {case.id for case in indexed} if chosen is None else set()
+        changed = sorted((stale & set(found["cases"])) | gone)
         if changed:
             raise CacheError(
                 f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
                 f" ({', '.join(changed[:3])}).",
-                f"Type: python -m unet preprocess --task {wanted['task']} --data {spelt(raw)} --cache {spelt(folder)}"
-                f" {flags(wanted['settings'])}",
+                f"Type: {again}",
             )
         if not stale:
-            return open_cache(folder, wanted)
-    host.notice(f"{'Rebuilding' if rebuild else 'Building'} the cache {folder} from {raw} ...")
-    build(folder, index(), prepare, wanted, rebuild)
-    return open_cache(folder, wanted)
+            return open_cache(folder, wanted, chosen, found, again)
+    part = f"{len(chosen)} of {len(indexed)} cases of " if chosen is not None and len(chosen) < len(indexed) else ""
+    host.notice(f"{'Rebuilding' if rebuild else 'Building'} the cache {folder} from {part}{raw} ...")
+    build(folder, indexed, prepare, wanted, rebuild, only=None if rebuild else chosen)
+    return open_cache(folder, wanted, chosen, again=again)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet import files, host
-from unet.data import cache, lgg
+from unet.data import cache, integrity, lgg
 from unet.data.volumes import read_tiff
 from unet.errors import DataError, UnetError
 
@@ -155,9 +155,13 @@ def _duplicates(leaks: Sequence[tuple[str, str, str, str]], ids: list[str], spli
 
 
 def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
-    """A cache: shapes, types, finite values, masks of 0 and 1, counts against the manifest, equal volumes."""
+    """A cache: shapes, types, digests, finite values, masks of 0 and 1, counts against the manifest, equal volumes."""
     report = Report()
-    manifest = cache.read_manifest(folder)
+    try:
+        manifest = cache.read_manifest(folder)
+    except UnetError as error:
+        report.errors.append(f"{error.message} {error.hint}")
+        return report
     own = {**wanted, "settings": manifest["settings"], "fingerprint": manifest["fingerprint"]} if manifest else wanted
     if manifest is None:
         report.warnings.append(f"no {cache.MANIFEST}: made by another program; what made it is not known")
@@ -166,14 +170,19 @@ def cached(folder: Path, wanted: Mapping[str, Any]) -> Report:
             size = cache.open_npy(images[0]).shape[1]
             own = {**wanted, "settings": {**wanted["settings"], "image_size": size}}
     try:
-        cases = cache.open_cache(folder, own)
+        cases = cache.open_cache(folder, own, compare=False)
     except UnetError as error:
         report.errors.append(error.message)
         return report
+    damaged = integrity.report(folder, manifest, report.errors, report.warnings) if manifest else {}
     seen: dict[str, str] = {}
     foreground = voxels = 0
     for case in host.progress(cases, name="check", unit="case"):
-        image, mask = (np.asarray(array) for array in case.arrays())
+        try:
+            image, mask = (np.asarray(array) for array in case.arrays())
+        except UnetError as error:
+            report.errors += [] if case.id in damaged else [error.message]
+            continue
         if not np.isfinite(image).all():
             report.errors.append(f"{case.image}: holds values that are not finite")
         if not set(np.unique(mask).tolist()) <= {0, 1}:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from unet import files, host
-from unet.data import cache, grids, kits19, nifti, windows
+from unet.data import cache, grids, integrity, kits19, nifti, windows
 from unet.data.checks import Report
 from unet.data.checksums import SHOWN, some, verify
 from unet.data.layouts import VOLUMES
@@ -92,7 +92,11 @@ def cached(
     """A cache: pairs, shapes, types, finite values, labels, counts against the manifest, equal volumes, MD5 sums; its
     cost in windows of `patch`."""
     report = Report()
-    manifest = cache.read_manifest(folder)
+    try:
+        manifest = cache.read_manifest(folder)
+    except UnetError as error:
+        report.errors.append(f"{error.message} {error.hint}")
+        return report
     records = manifest["cases"] if manifest else {}
     if manifest is None:
         report.warnings.append(f"no {cache.MANIFEST}: made by another program; what made it is not known")
@@ -108,6 +112,8 @@ def cached(
         report.errors.append(f"{folder.absolute()}: holds no *{VOLUMES.image} with *{VOLUMES.mask}")
     seen = _each(functools.partial(_look_cached, folder), [(name, records.get(name)) for name in names], report)
     owners: dict[str, str] = {}
+    if manifest:
+        integrity.report(folder, manifest, report.errors, report.warnings)
     for item in seen:
         report.errors += item.errors
         report.warnings += item.warnings

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unet.data import boxes, em, preprocess, windows
 from unet.errors import CacheError
+from unet.files import inside
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -28,7 +29,9 @@ class Layout:
     `image`, `mask`: what follows the case's id in the names of its files. `version`: of the code that makes the arrays.
     `mask_shape` of an image's shape. `windows` of an image's shape: what scoring takes where that is not its slices.
     `require(image's path, image, mask, settings)`: raise CacheError unless the arrays of another program fit. `facts`
-    of a mask, as the manifest has them; `kept`: the file beside such a cache that keeps them, where they are costly.
+    of a mask, as the manifest has them; `counted` of an image's shape: how many numbers `foreground` among them holds;
+    `needed`: what else of a record a run needs; `kept`: the file beside such a cache that keeps the facts, where they
+    are costly.
     """
 
     image: str
@@ -38,11 +41,18 @@ class Layout:
     windows: Callable[[Shape], int]
     require: Callable[[Path, Array, Array, Settings], None]
     facts: Callable[[Array], dict[str, Any]]
+    counted: Callable[[Shape], int]
+    needed: tuple[str, ...] = ()
     kept: str | None = None
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """Image and mask of a case."""
-        return folder / f"{case}{self.image}", folder / f"{case}{self.mask}"
+        """Image and mask of a case. Raises CacheError for a name that leads out of the folder or is no file name."""
+        if not case.strip(".") or "/" in case:
+            raise CacheError(
+                f"{folder.absolute()}: {case!r} is not the name of a case.",
+                "The list of its files was changed or damaged: restore it, or use another folder.",
+            )
+        return inside(folder, case + self.image), inside(folder, case + self.mask)
 
     def ids(self, folder: Path) -> list[str]:
         """The cases whose images lie in a folder, sorted."""
@@ -131,6 +141,7 @@ SLICES = Layout(
     lambda shape: 0,
     _require_slices,
     _slice_facts,
+    lambda shape: shape[0],
 )
 VOLUMES = Layout(
     "_x.npy",
@@ -140,7 +151,9 @@ VOLUMES = Layout(
     lambda shape: windows.count(shape[1:], (128, 128, 128)),
     _require_volumes,
     _volume_facts,
+    lambda shape: len(boxes.CLASSES),
+    ("boxes", "geometry"),
     "boxes.json",
 )
-SQUARES = dataclasses.replace(SLICES, version=em.VERSION, require=_require_squares)
+SQUARES = dataclasses.replace(SLICES, version=em.VERSION, require=_require_squares, needed=("raw",))
 OF_TASK = {"lgg": SLICES, "em": SQUARES, "kits19": VOLUMES}

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
+import hashlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,13 +221,23 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(stream, "PNG")
 
 
-def write_npy(path: Path, array: NDArray[Any]) -> None:
-    """Write an array, atomically."""
+def write_npy(path: Path, array: NDArray[Any]) -> str:
+    """Write an array, atomically. Returns the digest of the file, that of `files.digest_files`."""
     with atomic(path) as stream:
-        try:
-            np.save(stream, array, allow_pickle=False)
-        except OSError as error:  # numpy reports a short write without an error number
-            raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        hashed = _Hashed(stream)
+        np.save(hashed, array, allow_pickle=False)
+    return hashed.total.hexdigest()
+
+
+class _Hashed:
+    """A stream that makes a digest of what is written to it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.total = stream, hashlib.blake2b(digest_size=16)
+
+    def write(self, content: bytes) -> int:
+        self.total.update(content)
+        return self.stream.write(content)
 
 
 def open_npy(path: Path) -> NDArray[Any]:

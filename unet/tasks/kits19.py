@@ -225,7 +225,7 @@ class KiTS19(Task):
             files = Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1]))
             target, geometry = kits19.truth(files, config)
             same = geometry.size == case.shape[1:]
-            if same and "sources" not in case.facts:  # a cache without manifest: nobody has compared it with this set
+            if same and not case.own:  # a cache without manifest: nobody has compared it with this set
                 same = np.array_equal(kits19.resampled_label(files, config), case.arrays()[1][0])
         except DataError as error:
             host.notice_once(f"{error.message} {case.id}: {grid}.")

@@ -1,0 +1,280 @@
+"""The cache as a place that others can damage: names that lead out, arrays that changed, manifests of any kind."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import error_of, read_json
+
+from unet import files
+from unet.data import cache, integrity, lgg
+from unet.data.volumes import Case
+from unet.errors import CacheError, UnetError
+
+SIZE = 16
+
+
+def wanted() -> dict[str, Any]:
+    return cache.make_manifest("lgg", {"image_size": SIZE})
+
+
+def built(folder: Path, raw: Path) -> Path:
+    cache.build(folder, lgg.index(raw), functools.partial(lgg.prepare, size=SIZE), wanted())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """A cache of six patients; read only."""
+    return built(tmp_path_factory.mktemp("whole") / "c", phantoms)
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "c"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    content = read_json(folder / "manifest.json")
+    edit(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def first(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(content["cases"].values()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["../../victim", "/etc/victim", "a/b", "", ".", "..", "a\0b", "a\nb", "x" * 260, "a\\b", "../c/x"]
+)
+@pytest.mark.parametrize("place", ["cases", "missing"])
+def test_a_name_in_a_manifest_never_becomes_a_path(folder: Path, phantoms: Path, name: str, place: str) -> None:
+    victim = folder.parent.parent / "victim.npy"
+    victim.write_text("precious")
+
+    def add(content: dict[str, Any]) -> None:
+        if place == "cases":
+            content["cases"][name] = first(content)
+        else:
+            content["missing"] = [name]
+
+    change(folder, add)
+    before = sorted(path.name for path in folder.glob("*.npy"))
+    prepare = functools.partial(lgg.prepare, size=SIZE)
+    for act in (
+        lambda: cache.build(folder, lgg.index(phantoms), prepare, wanted()),
+        lambda: cache.open_cache(folder, wanted()),
+        lambda: cache.ensure(folder, lambda: lgg.index(phantoms), phantoms, prepare, wanted()),
+    ):
+        with pytest.raises(UnetError, match="not the name"):
+            act()
+    assert victim.read_text() == "precious"
+    assert sorted(path.name for path in folder.glob("*.npy")) == before
+
+
+def test_two_cases_that_would_write_one_file(tmp_path: Path, phantoms: Path) -> None:
+    cases = lgg.index(phantoms)[:2]
+    other = Case(f"{cases[0].id}_mask", cases[1].images, cases[1].labels)
+    with pytest.raises(CacheError, match="would both write"):
+        cache.build(tmp_path / "c", [cases[0], other], functools.partial(lgg.prepare, size=SIZE), wanted())
+
+
+def zeros(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:128] + bytes(len(content) - 128))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def exchange(path: Path) -> None:
+    other = next(item for item in sorted(path.parent.glob("*01.npy")) if item != path)
+    shutil.copy2(path, path.with_suffix(".x"))
+    shutil.copy2(other, path)
+    path.with_suffix(".x").replace(other)
+
+
+def in_place(path: Path) -> None:
+    """Other bytes under the same size and time of change, as a backup that restores both."""
+    status = path.stat()
+    with open(path, "r+b") as stream:
+        stream.seek(200)
+        stream.write(bytes([7]) * 400)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [zeros, cut, flip, exchange, in_place, Path.unlink])
+@pytest.mark.parametrize("end", [".npy", "_mask.npy"])
+def test_a_damaged_array_is_found_before_it_is_used(
+    folder: Path, phantoms: Path, damage: Callable[[Path], None], end: str
+) -> None:
+    cache.open_cache(folder, wanted())  # compared and noted: what comes after must show all the same
+    case = sorted(read_json(folder / "manifest.json")["cases"])[2]
+    if end == "_mask.npy" and damage is exchange:
+        pytest.skip("masks of made patients may be equal")
+    damage(folder / f"{case}{end}")
+    with pytest.raises(CacheError, match=case) as caught:
+        cache.open_cache(folder, wanted())
+    assert "preprocess" in caught.value.hint
+    errors: list[str] = []
+    manifest = cache.read_manifest(folder)
+    assert manifest
+    integrity.report(folder, manifest, errors, [])
+    assert len(errors) == (2 if damage is exchange else 1)
+    if damage is cut:  # one way to mend them all
+        counts = cache.build(folder, lgg.index(phantoms), functools.partial(lgg.prepare, size=SIZE), wanted())
+        assert (counts["made"], counts["kept"]) == (1, 5)
+        assert len(cache.open_cache(folder, wanted())) == 6
+
+
+def test_an_array_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    own = files.digest_files
+
+    def count(*paths: Path) -> str:
+        read.extend(path.name for path in paths)
+        return own(*paths)
+
+    monkeypatch.setattr(files, "digest_files", count)
+    cache.open_cache(folder, wanted())  # a copy: its files have other times than those that preprocess wrote
+    assert len(read) == 12
+    cache.open_cache(folder, wanted())
+    assert len(read) == 12
+    sorted(folder.glob("*_mask.npy"))[0].touch()
+    cache.open_cache(folder, wanted())
+    assert len(read) == 13
+    (folder / integrity.NOTED).write_text("{cut")
+    cache.open_cache(folder, wanted())
+    assert len(read) == 25
+
+
+def test_what_preprocess_wrote_is_not_read_again(
+    tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(tmp_path / "c", phantoms)
+    monkeypatch.setattr(files, "digest_files", lambda *paths: pytest.fail("read again"))
+    assert len(cache.open_cache(tmp_path / "c", wanted())) == 6
+
+
+def test_a_cache_without_digests_is_read_with_one_notice(
+    cli: Callable[..., tuple[int, str, str]], folder: Path, phantoms: Path
+) -> None:
+    def drop(content: dict[str, Any]) -> None:
+        for record in content["cases"].values():
+            del record["arrays"]
+        content.pop("missing")
+
+    change(folder, drop)
+    words = ("--data", phantoms, "--cache", folder, "--image-size", SIZE)
+    code, _, err = cli(
+        "train", *words, "--layers", 2, "--width", 2, "--batch-size", 4, "--epochs", 1, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert err.count("6 cases have no digests") == 1
+    assert "python -m unet preprocess" in err
+    assert "6 of 6 cases have no digests" in cli("check", "--cache", folder)[1]
+    assert "6 cases made, 0 kept" in cli("preprocess", *words)[2]
+    assert "0 cases made, 6 kept" in cli("preprocess", *words)[2]
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "cases []": lambda content: content.update(cases=[]),
+    "cases {}": lambda content: content.update(cases={}),
+    "task": lambda content: content.update(task="knee"),
+    "task of a list": lambda content: content.update(task=["lgg"]),
+    "settings": lambda content: content.update(settings=None),
+    "fingerprint": lambda content: content.update(fingerprint=5),
+    "no cases": lambda content: content.pop("cases"),
+    "expected": lambda content: content.update(expected="six"),
+    "missing": lambda content: content.update(missing=5),
+    "record": lambda content: content["cases"].update(TCGA=[]),
+    "shape of text": lambda content: first(content).update(shape=["1", 2, 3, 4]),
+    "negative shape": lambda content: first(content).update(shape=[-6, 16, 16, 3]),
+    "huge shape": lambda content: first(content).update(shape=[6, 10**30, 16, 3]),
+    "short shape": lambda content: first(content).update(shape=[6]),
+    "foreground": lambda content: first(content).update(foreground=[1]),
+    "negative foreground": lambda content: first(content).update(foreground=[-1] * first(content)["shape"][0]),
+    "sources": lambda content: first(content).update(sources=[]),
+    "digest": lambda content: first(content).update(digest=None),
+    "arrays": lambda content: first(content).update(arrays={"image": "x"}),
+    "bytes": lambda content: first(content)["arrays"]["image"].update(bytes=True),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_manifest_is_an_error_of_two_lines(
+    cli: Callable[..., tuple[int, str, str]], folder: Path, phantoms: Path, name: str
+) -> None:
+    change(folder, DAMAGES[name])
+    words = ("--data", phantoms, "--cache", folder, "--image-size", SIZE)
+    if name != "cases {}":
+        assert str(folder) in error_of(cli("preprocess", *words))
+        code, out, _ = cli("check", *words[2:])
+        assert code == 1
+        assert "manifest" in out
+    with pytest.raises(UnetError):
+        cache.open_cache(folder, wanted())
+    if name == "cases []":
+        assert cli("preprocess", *words, "--rebuild-cache")[0] == 0
+        assert len(cache.open_cache(folder, wanted())) == 6
+        assert (folder / "manifest.json.1").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"{", b'"text"', b"nan", b"[" * 100_000])
+def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UnetError, match=r"manifest\.json"):
+        cache.open_cache(folder, wanted())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "circle"])
+def test_a_manifest_that_is_no_file(folder: Path, kind: str) -> None:
+    path = folder / "manifest.json"
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "circle": lambda name: path.symlink_to(name)}[kind](path)
+    with pytest.raises(UnetError, match=r"manifest\.json"):
+        cache.open_cache(folder, wanted())
+
+
+WHOLE = {"mask": "STAMP", "foreground": [1, 2], "boxes": {"1": [], "2": []}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([], "{cut", {"case_00000": []}, {"case_00000": {"mask": 5}}, {"../../victim": WHOLE}),
+        {"case_00000": {**WHOLE, "foreground": [1]}},
+        {"case_00000": {**WHOLE, "boxes": []}},
+        {"case_00000": {**WHOLE, "boxes": {"1": [[5]], "2": []}}},
+        {"case_00000": {**WHOLE, "boxes": {"1": [[0, 99, 0, 1, 0, 1]], "2": []}}},
+    ],
+)
+def test_damaged_boxes_are_found_again(tmp_path: Path, content: Any) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    label = np.zeros((1, 8, 8, 8), np.uint8)
+    label[0, 2:5, 2:5, 2:5] = 1
+    np.save(folder / "case_00000_x.npy", np.zeros((1, 8, 8, 8), np.float32))
+    np.save(folder / "case_00000_y.npy", label)
+    status = (folder / "case_00000_y.npy").stat()
+    text = json.dumps(content).replace('"STAMP"', f"[{status.st_size}, {status.st_mtime_ns}]")
+    (folder / "boxes.json").write_text(text)
+    found = cache.open_cache(folder, cache.make_manifest("kits19", {"pad_to": [8, 8, 8], "spacing": [1, 1, 1]}))
+    assert found[0].facts["boxes"] == {"1": [[2, 5, 2, 5, 2, 5]], "2": []}

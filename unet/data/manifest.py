@@ -1,0 +1,190 @@
+"""What a cache says of itself, `manifest.json`: settings, code version, and of each case its sources, its arrays with
+their digests, and what a run must know of it. Read with a schema; the names of cases stay inside the folder. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.data.boxes import CLASSES
+from unet.data.layouts import OF_TASK, Layout
+from unet.data.volumes import Case
+from unet.errors import CacheError, StorageError, UnetError
+
+MANIFEST = "manifest.json"
+LARGEST = 2**40  # values of an array: more is a damaged number
+AGAIN = "Make the cache again with --rebuild-cache."
+ARRAY = {"bytes": int, "digest": str}
+FACTS = {"foreground": [int], "boxes?": {str: [[int]]}, "raw?": [int]}
+RECORD = {
+    **FACTS,
+    "shape": [int],
+    "sources": {str: list},
+    "digest": str,
+    "arrays?": {"image": ARRAY, "mask": ARRAY},
+}
+SCHEMA = {
+    "fingerprint": str,
+    "settings": {str: object},
+    "cases": {str: RECORD},
+    "task": set(OF_TASK),
+    "version": int,
+    "expected?": int,
+    "missing?": [str],
+}
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a cache, None where there is none. Raises CacheError for one that is damaged, or names a case
+    that would lie outside of the folder."""
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        return None
+    try:
+        found: dict[str, Any] = files.read_json(path, SCHEMA)
+    except StorageError:
+        raise
+    except UnetError as error:
+        raise CacheError(f"{error.message} This is not the manifest of a cache.", AGAIN) from error
+    layout = OF_TASK[found["task"]]
+    require_names(folder, layout, [*found["cases"], *found.get("missing", ())])
+    for case, record in found["cases"].items():
+        if not possible(layout, tuple(record["shape"]), record):
+            raise CacheError(f"{path.absolute()}: the numbers of case {case} do not fit one another.", AGAIN)
+    return found
+
+
+def require_names(folder: Path, layout: Layout, ids: Sequence[str]) -> None:
+    """Raise CacheError for a case whose arrays would lie outside of the folder, or be another case's."""
+    owners: dict[str, str] = {}
+    for case in ids:
+        for path in layout.paths(folder, case):
+            if owners.setdefault(path.name, case) != case:
+                raise CacheError(
+                    f"{folder.absolute()}: cases {owners[path.name]} and {case} would both write {path.name}.",
+                    f"Rename one of them: a name must not end in {layout.mask.removesuffix('.npy')}.",
+                )
+
+
+def possible(layout: Layout, shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
+    """Whether what is told of a case can be: its shape, how much of its mask is labelled, boxes inside of it."""
+    if len(shape) != 4 or min(shape) < 1 or math.prod(shape) > LARGEST:
+        return False
+    counts, classes = facts["foreground"], {str(number) for number in CLASSES}
+    if "boxes" in layout.needed and set(facts.get("boxes", ())) != classes:
+        return False
+    if len(counts) != layout.counted(shape) or min(counts, default=0) < 0:
+        return False
+    boxes = [box for found in facts.get("boxes", {}).values() for box in found]
+    return all(
+        len(box) == 6
+        and all(0 <= low < high <= side for low, high, side in zip(box[::2], box[1::2], shape[1:], strict=True))
+        for box in boxes
+    )
+
+
+def make_manifest(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without cases: what a cache of these settings is known by."""
+    key = {"task": task, "version": OF_TASK[task].version, "settings": files.jsonable(dict(settings))}
+    return {**key, "fingerprint": files.fingerprint(key), "cases": {}}
+
+
+def save(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest: a line for each case, in the order of their names."""
+    head = json.dumps(files.jsonable({name: value for name, value in manifest.items() if name != "cases"}), indent=1)
+    lines = (
+        f"  {json.dumps(case)}: {json.dumps(files.jsonable(record), allow_nan=False)}"
+        for case, record in sorted(manifest["cases"].items())
+    )
+    files.write_text(folder / MANIFEST, head[:-2] + ',\n "cases": {\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
+def set_aside(folder: Path) -> None:
+    """Keep a file that stands in the manifest's place and is none under another name, with a notice."""
+    path = folder / MANIFEST
+    with contextlib.suppress(UnetError):
+        if read_manifest(folder) is not None or not os.path.lexists(path):
+            return
+    number = 1
+    while os.path.lexists(other := path.with_name(f"{MANIFEST}.{number}")):
+        number += 1
+    try:
+        path.rename(other)
+    except OSError as error:
+        raise files.explain(error, path) from error
+    host.notice(f"{path}: is no manifest of a cache; kept as {other.name}")
+
+
+def stamp(case: Case) -> dict[str, list[int]]:
+    """name -> [bytes, time of change in ns] of a case's source files."""
+    return {path.name: file_stamp(path) for path in (*case.images, *case.labels)}
+
+
+def file_stamp(path: Path) -> list[int]:
+    """[bytes, time of change in ns] of a file. Raises StorageError."""
+    try:
+        return [(stat := path.stat()).st_size, stat.st_mtime_ns]
+    except OSError as error:
+        raise files.explain(error, path) from error
+
+
+def digest_of(case: Case) -> str:
+    """Thirty-two hex digits of a case's source files."""
+    return files.digest_files(*case.images, *case.labels)
+
+
+def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layout) -> bool:
+    """Whether a case's cached files are there and its sources are those that made them (time changed: by content)."""
+    if not all(path.exists() for path in layout.paths(folder, case.id)):
+        return False
+    now = stamp(case)
+    if record["sources"] == now:
+        return True
+    same_sizes = {name: item[:1] for name, item in record["sources"].items()} == {
+        name: item[:1] for name, item in now.items()
+    }
+    return same_sizes and record["digest"] == digest_of(case)
+
+
+def outdated(folder: Path, layout: Layout, records: Mapping[str, Any], cases: Sequence[Case]) -> list[str]:
+    """Ids that are missing from the cache, or changed since."""
+    return [
+        case.id for case in cases if case.id not in records or not is_current(records[case.id], case, folder, layout)
+    ]
+
+
+def require_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise CacheError unless a cache was made with these settings and this version of the code."""
+    if found["fingerprint"] == wanted["fingerprint"]:
+        return
+    both = {**found["settings"], **wanted["settings"]}
+    words = [
+        f"{name} {found['settings'].get(name)} (asked: {wanted['settings'].get(name)})"
+        for name in both
+        if found["settings"].get(name) != wanted["settings"].get(name)
+    ]
+    words += [
+        f"{name} {found[name]} (now: {wanted[name]})" for name in ("task", "version") if found[name] != wanted[name]
+    ]
+    raise CacheError(
+        f"{folder.absolute()}: the cache was made with {', '.join(words) or 'other settings'}.",
+        "Use its settings, name another --cache, or make it again with --rebuild-cache.",
+    )
+
+
+def require_same_set(folder: Path, records: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Raise CacheError where a cache and a raw set share less than half of the cache's cases: they are two sets."""
+    shared = set(records) & {case.id for case in cases}
+    if len(shared) < len(records) / 2:
+        raise CacheError(
+            f"{folder.absolute()}: holds another set: {len(records)} cases ({min(records)} ...), of which this raw set"
+            f" has {len(shared)} (its first: {cases[0].id}).",
+            "Name another --cache for this set (or replace the cache with --rebuild-cache).",
+        )
