@@ -17,7 +17,7 @@ BASE |= {"resolve"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "host": set(),
+    "host": {"errors"},
     "values": set(),
     "options": {"values"},
     "flags": {"options"},

@@ -139,13 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def unexpected(error: Exception) -> UnetError:
-    """A loader process that died, which torch reports at any moment and place; or a defect of this program."""
+    """A defect of this program, in two lines."""
     first = str(error).splitlines()[0] if str(error) else ""
-    if "DataLoader worker" in first:
-        return UnetError(
-            f"A loader process died: {first.strip()} ({host.size(host.memory()[1])} of memory free)",
-            "Type the command again with fewer --workers, each takes memory of its own; a run goes on with --resume.",
-        )
     return UnetError(
         f"Internal error: {type(error).__name__}: {first}",
         "This should not happen. Type the command again with -v for the traceback, and report it.",

@@ -1,21 +1,32 @@
-"""What this machine grants this process: cores, memory, disk, and a progress bar on its terminal."""
+"""What this machine grants this process: cores, memory, disk, a progress bar on its terminal, processes of its own."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
+import pickle
 import shutil
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from unet.errors import UnetError
+
+TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # what a user or a scheduler stops a run with
+PARTING = 3.0  # seconds that a process may take to finish what it has in hand
+LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
 
 
@@ -132,23 +143,55 @@ def progress(
     )
 
 
+class ProcessLost(UnetError):
+    """A process that worked for this one is gone, with what it had in hand."""
+
+
 def spread(
     work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str, at_once: int | None = None
-) -> Iterator[tuple[Any, concurrent.futures.Future[Any]]]:
+) -> Iterator[tuple[Any, Future[Any]]]:
     """Run `work(item)` for each item in processes, one a core (or `at_once`), with a progress bar: (item, future) as
-    they finish.
+    they finish; the future of an item whose process was killed raises ProcessLost.
 
-    Leaving the loop early cancels what has not begun. Workers leave Ctrl-C to this process and end when it ends.
+    Leaving the loop early ends the processes; what they have in hand may be finished within `PARTING` seconds. Each has
+    a connection of its own: one that dies cannot hold what another waits for, and its end is seen at once.
     """
-    context = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
-    count = max(1, min(at_once or cores(), len(items)))
-    with concurrent.futures.ProcessPoolExecutor(count, context, _follow, (os.getpid(),)) as pool:
-        waiting = {pool.submit(work, item): item for item in items}
-        try:
-            for future in progress(concurrent.futures.as_completed(waiting), total=len(items), name=name, unit=unit):
-                yield waiting[future], future
-        finally:
-            pool.shutdown(cancel_futures=True)
+    context: Any = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
+    busy: dict[Any, tuple[Any, Any]] = {}  # connection -> (process, the item in hand)
+    processes: list[Any] = []
+    ended = multiprocessing.util.Finalize(None, end_processes, (processes,), exitpriority=10)
+    waiting = list(reversed(items))
+    try:
+        with signals_held(context):
+            for _ in range(max(1, min(at_once or cores(), len(items)))):
+                ours, theirs = context.Pipe()
+                inherited = [ours, *busy] if context.get_start_method() == "fork" else []
+                processes.append(context.Process(target=_serve, args=(theirs, inherited, work), daemon=True))
+                processes[-1].start()
+                theirs.close()
+                busy[ours] = processes[-1], None
+        for connection in list(busy):
+            _hand_out(connection, waiting, busy)
+        with progress(total=len(items), name=name, unit=unit) as bar:
+            while busy:
+                ready: list[Any] = multiprocessing.connection.wait(list(busy))
+                for connection in ready:
+                    process, item = busy[connection]
+                    future = _answer(connection, process, item)
+                    bar.update()
+                    if isinstance(future.exception(), ProcessLost):
+                        del busy[connection]
+                        connection.close()
+                    else:
+                        _hand_out(connection, waiting, busy)
+                    yield item, future
+        for item in reversed(waiting):  # every process is lost
+            yield item, _failed(ProcessLost(f"{_named(item)}: all processes are lost.", LOST_HINT))
+    finally:
+        for connection in busy:
+            connection.close()  # an idle process ends by that, a busy one after what it has in hand
+        end_processes(processes, PARTING)
+        ended.cancel()
 
 
 def processes(count: int, largest: int) -> int:
@@ -164,16 +207,116 @@ def processes(count: int, largest: int) -> int:
     return carried
 
 
-def _follow(parent: int) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it; workers of a killed parent would wait for ever."""
+def _hand_out(connection: Any, waiting: list[Any], busy: dict[Any, tuple[Any, Any]]) -> None:
+    """Give a process its next item, or let it go."""
+    process, _ = busy.pop(connection)
+    if not waiting:
+        connection.close()
+        return
+    busy[connection] = process, waiting.pop()
+    with contextlib.suppress(OSError):  # it has died: waiting for its answer tells
+        connection.send(busy[connection][1])
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+
+def _answer(connection: Any, process: Any, item: Any) -> Future[Any]:
+    """What a process made of its item: a result, an error, or its own death."""
+    try:
+        result, error, where = connection.recv()
+    except (EOFError, OSError):
+        return _failed(ProcessLost(f"{_named(item)}: {how_it_ended(process)}", LOST_HINT))
+    if error is not None:
+        error.__cause__ = RuntimeError(where)  # for -v
+        return _failed(error)
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _named(item: Any) -> str:
+    return str(getattr(item, "id", item))[:200]
+
+
+def _serve(connection: Any, inherited: Sequence[Any], work: Callable[[Any], Any]) -> None:
+    """In a process of `spread`: item after item, until the other end is closed."""
+    follow()
+    for other in inherited:  # ends that only the process which started this one shall hold
+        other.close()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            item = connection.recv()
+            answer: tuple[Any, Exception | None, str]
+            try:
+                answer = work(item), None, ""
+            except Exception as error:
+                answer = None, error, traceback.format_exc()
+            try:
+                connection.send(answer)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                connection.send((None, RuntimeError(f"{answer!r:.200} cannot be sent: {error}"), ""))
+
+
+# -- processes that belong to this one ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def signals_held(context: Any) -> Iterator[None]:
+    """While processes are started: a signal to the whole group waits until they leave it to this one (`follow`)."""
+    if context.get_start_method() != "fork":
+        multiprocessing.resource_tracker.ensure_running()  # starting it would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def follow() -> None:
+    """In a process that was started: leave the signals that stop a run to the starting process, and end with it, also
+    where that is killed (Linux; elsewhere a thread looks for it)."""
+    parent = os.getppid()
+    for number in TO_STOP:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_STOP)
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    started_by = multiprocessing.parent_process()
+    if os.getppid() != parent or (started_by is not None and not started_by.is_alive()):
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def end_processes(processes: Sequence[Any], patience: float = 0.0) -> None:
+    """Wait `patience` seconds for processes to end, then kill them; one that even then does not end (it waits for a
+    disk that does not answer) is left behind."""
+    deadline = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.exitcode is None:
+            process.kill()
+    for process in processes:
+        process.join(1)
+
+
+def how_it_ended(process: Any) -> str:
+    """The end of a process that was not to end, in words."""
+    process.join(1)
+    code = process.exitcode or 0
+    by = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"process {process.pid} {by} ({size(memory()[1])} of memory free)."
 
 
 def counted(number: int, word: str) -> str:

@@ -210,6 +210,17 @@ def watch_workers() -> None:
 
     iterator.__init__ = init
 
+    begin = multiprocessing.process.BaseProcess.start
+
+    @functools.wraps(begin)
+    def start(self: Any) -> None:
+        method = getattr(self, "_start_method", None) or multiprocessing.get_start_method()
+        if method == "fork" and RECORD.device.used():
+            RECORD.violate(f"A process is forked from one that uses {RECORD.kind}; spawn, or forkserver")
+        begin(self)
+
+    multiprocessing.process.BaseProcess.start = start  # type: ignore[method-assign]
+
 
 def on_event(what: str) -> None:
     """Called by the device: "read" before data goes to the host, "convolution" before the first one."""

@@ -229,6 +229,7 @@ def build(
             log.starts(group.world, mlperf_rules.process_began(), cleared)
     loader = batches(parts, training)
     stop = engine.Stop(config.max_time)
+    loader.hurry(stop.asked)
     score = functools.partial(task.evaluate, infer=infer, config=config)
     evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
     evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,10 @@ def _make(
             try:
                 records[case.id], state = done.result()
                 states |= state
-            except BrokenExecutor:
+            except host.ProcessLost as lost:
                 raise CacheError(
-                    f"{folder.absolute()}: a worker process was killed (out of memory?); {len(records)} cases are"
-                    " made.",
-                    "Type the command again: it goes on from there.",
+                    f"{folder.absolute()}: {lost.message} {len(records)} cases are made.",
+                    "It may have been out of memory. Type the command again: it goes on from there.",
                 ) from None
             except DataError as error:
                 faults.append(error)

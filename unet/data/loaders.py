@@ -6,22 +6,18 @@ on at any batch without replaying the ones before.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from unet.data.cache import CachedCase
 from unet.data.sampling import draw, generator, slice_probabilities
-from unet.errors import DataError
-
-Batch = dict[str, Tensor]
-Key = tuple[int, int]
+from unet.data.workers import Batch, Key, Pool
+from unet.errors import DataError, UnetError
 
 
 class Slices:
@@ -161,32 +157,6 @@ class StreamBatches(EpochBatches):
         return torch.randperm(len(self.slices), generator=generator(self.seed, each))
 
 
-class _Keys:
-    """Sampler of (epoch, batch) pairs: DataLoader asks it anew each epoch."""
-
-    epoch, start, stop = 0, 0, 0
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter([(self.epoch, number) for number in range(self.start, self.stop)])
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-def _leave_signals(worker: int) -> None:
-    """In a worker: a signal to the whole process group is the main process's to answer; it still needs its batches.
-
-    A worker that is told to end, and is not let go within a minute, ends: its parent may be waiting for that.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_in_a_minute)
-
-
-def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
-    signal.alarm(60)
-
-
 class Batches(Protocol):
     """What a loader hands out: whole batches by (epoch, batch)."""
 
@@ -196,31 +166,35 @@ class Batches(Protocol):
 
 
 class Loader:
-    """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader."""
+    """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader.
+
+    `options` are the device's: "multiprocessing_context" (how the processes are started), "pin_memory".
+    """
 
     def __init__(self, batches: Batches, workers: int = 0, options: dict[str, Any] | None = None) -> None:
-        self.batches, self._keys = batches, _Keys()
-        how: dict[str, Any] = dict(options or {})
-        if not workers:
-            how.pop("multiprocessing_context", None)
-        self._loader: DataLoader[Batch] = DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=self._keys,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # its own: each iterator draws a seed, and a resumed epoch makes one more
-            **how,
-        )
+        how = dict(options or {})
+        method, self.pin = how.pop("multiprocessing_context", None), how.pop("pin_memory", False)
+        if how:
+            raise UnetError(
+                f"The device's loader_options name {', '.join(sorted(how))}.",
+                "A device may give workers, multiprocessing_context and pin_memory.",
+            )
+        self.batches = batches
+        self.pool = Pool(batches, workers, method) if workers else None
 
     def __len__(self) -> int:
         return len(self.batches)
 
+    def hurry(self, asked: Callable[[], bool]) -> None:
+        """Whether the run is asked to stop: then no process is waited for longer than a few seconds."""
+        if self.pool:
+            self.pool.hurried = asked
+
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Batches start .. stop of an epoch."""
-        self._keys.epoch, self._keys.start, self._keys.stop = epoch, start, len(self) if stop is None else stop
-        return iter(self._loader)
+        keys = [(epoch, number) for number in range(start, len(self) if stop is None else stop)]
+        for batch in self.pool.take(keys) if self.pool else map(self.batches.__getitem__, keys):
+            yield {name: value.pin_memory() for name, value in batch.items()} if self.pin else batch
 
     def names(self, index: Tensor) -> list[str]:
         """What the samples of a batch are, in words."""

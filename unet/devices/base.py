@@ -223,7 +223,8 @@ class Device:
         return kinds[name](groups, fused=True, **how) if name in self.fused else None
 
     def loader_options(self) -> dict[str, Any]:
-        """Keyword arguments for DataLoader, and "workers": how many processes suit this device."""
+        """For the loader: "workers", how many processes suit this device; "multiprocessing_context", how they start;
+        "pin_memory", whether batches go to memory that the device reads by itself."""
         return {"workers": 0}
 
     def own_workers(self) -> dict[str, Any]:

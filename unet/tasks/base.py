@@ -141,7 +141,7 @@ class Task:
     ) -> Loader:
         """Training batches of fixed shapes: dicts of CPU tensors (or device tensors with --data-on device).
 
-        `shard` is (rank, world); `options` are the device's for a DataLoader, "workers" among them.
+        `shard` is (rank, world); `options` are the device's for a loader, "workers" among them.
         """
         raise NotImplementedError
 
