@@ -10,7 +10,6 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def _each(work: Callable[[Any], Seen], items: Sequence[tuple[str, Any]], report:
     for (name, _), future in host.spread(work, items, "check", "case"):
         try:
             done[name] = future.result()
-        except BrokenExecutor:
+        except host.ProcessLost:
             report.errors.append(f"{name}: not checked: a process was killed (out of memory?)")
         except UnetError as error:
             report.errors.append(error.message)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from unet import files, host
@@ -59,7 +58,7 @@ def verify(folder: Path, checksums: Path, own: Sequence[str], report: Report) ->
     for name, future in host.spread(functools.partial(_md5, folder), sorted(here & set(listed)), "checksums", "file"):
         try:
             sums[name] = future.result()
-        except BrokenExecutor:
+        except host.ProcessLost:
             report.errors.append(f"{name}: not checked: a process was killed")
         except UnetError as error:
             report.errors.append(error.message)

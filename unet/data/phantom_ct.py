@@ -8,7 +8,6 @@ import functools
 import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +152,9 @@ def _make(work: Callable[[int], None], numbers: Sequence[int]) -> None:
     try:
         for _, future in host.spread(work, numbers, "making cases", "case"):
             future.result()
-    except BrokenExecutor as error:
+    except host.ProcessLost as error:
         raise UnetError(
-            f"A process that makes cases has died: {error}",
+            f"A process that makes cases has died: {error.message}",
             "Free some memory, then type the command again: it goes on where it stopped.",
         ) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +203,9 @@ def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None
     try:
         for _, future in host.spread(work, indexes, "making patients", "patient"):
             future.result()
-    except BrokenExecutor as error:
+    except host.ProcessLost as error:
         raise UnetError(
-            f"A process that makes patients has died: {error}",
+            f"A process that makes patients has died: {error.message}",
             "Free some memory, then type the command again: it goes on where it stopped.",
         ) from error
 
