@@ -46,7 +46,8 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     chosen = ordered if len(ordered) <= 6 else [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)]
     name = best.replace("_", " ")
     labelled = [(f"{case.id}\n{name} {by_case[case.id][best]:.3f}", panel) for case, panel in chosen]
-    pictures.panels(labelled, f"{folder.name}: {parts.task.picture}", folder / "predictions.png")
+    title = f"{folder.name}: {parts.task.picture}"
+    pictures.panels(labelled, title, folder / "predictions.png", parts.task.key)
     return records
 
 

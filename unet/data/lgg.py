@@ -7,6 +7,7 @@ with it.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -194,9 +195,9 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
         else:
             what = "is no .tif image" if path.is_file() else "no such file or folder"
             raise DataError(f"{path}: {what}.", "Give .tif images, patient folders or a whole set.")
-    names = [folder.name for folder in groups]
+    names = collections.Counter(folder.name for folder in groups)
     for folder in groups:
-        if names.count(folder.name) > 1:
+        if names[folder.name] > 1:
             raise DataError(
                 f"{folder}: another input folder is named {folder.name} too; their masks would meet.",
                 "Predict them one after the other, each with its own --output.",

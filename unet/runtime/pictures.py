@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,79 +10,80 @@ from typing import Any
 
 from unet.files import atomic
 
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by the colour-blind (Okabe and Ito, 2008)
+
 
 def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path: Path) -> None:
     """Loss (left axis) and score (right axis) over the epochs; the best epoch is marked."""
-    plot = _pyplot()
-    figure, axis = plot.subplots(figsize=(8, 4.5), layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axis = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     epochs, name = [row["epoch"] for row in history], score.replace("_", " ").upper()
-    marker = "." if len(history) <= 100 else None
-    axis.plot(
-        epochs,
-        [row["loss"] for row in history],
-        color="tab:blue",
-        label="training loss",
-        marker=marker,
-        markersize=4,
-        linewidth=1,
-    )
-    scored = [row for row in history if "score" in row]
-    with_loss = [row for row in scored if "eval_loss" in row]
-    axis.plot(
-        [row["epoch"] for row in with_loss],
-        [row["eval_loss"] for row in with_loss],
-        color="tab:orange",
-        label="validation loss",
-        marker=".",
-        markersize=4,
-    )
-    axis.set(xlabel="epoch", ylabel="loss", title=title)
-    axis.set_ylim(bottom=0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _line(axis, history, "loss", "training loss", BLUE, "o-")
+    _line(axis, history, "eval_loss", "validation loss", ORANGE, "s--")
+    axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, _top(history, ("loss", "eval_loss"))))
+    margin = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
+    axis.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lines = axis.get_lines()
+    scored = [row for row in history if "score" in row]
     if scored:
         right = axis.twinx()
-        values = [row["score"] for row in scored]
-        right.plot(
-            [row["epoch"] for row in scored],
-            values,
-            color="tab:green",
-            label=f"validation {name}",
-            marker=".",
-            markersize=4,
-        )
-        best = max(range(len(values)), key=values.__getitem__)
-        right.annotate(
-            f"{values[best]:.3f}",
-            (scored[best]["epoch"], values[best]),
-            textcoords="offset points",
-            xytext=(0, -14),
-            ha="center",
-            color="tab:green",
-        )
-        right.set(ylabel=name, ylim=(0, 1))
-        lines = [*lines, *right.get_lines()]
+        best = max(scored, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
+        words = f"validation {name} (best {best['score']:.3f}, epoch {best['epoch']})"
+        _line(right, history, "score", words, GREEN, "D-.")
+        right.plot(best["epoch"], best["score"], "o", color=GREEN, fillstyle="none", markersize=14, clip_on=False)
+        right.set(ylabel=name, ylim=(0, max(1.05, _top(history, ("score",)))))
+        lines = [*lines, right.get_lines()[0]]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
 
-def panels(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
-    """One row of images for each (label, {name: (H, W) or (H, W, 3) array})."""
-    plot = _pyplot()
+def _line(axis: Any, history: Sequence[Mapping[str, Any]], key: str, label: str, colour: str, style: str) -> None:
+    """The rows that have a number of this name; the fewer they are, the larger their marks."""
+    rows = [row for row in history if key in row]
+    if rows:
+        size = 7 if len(rows) < 4 else 3 if len(rows) <= 100 else 0
+        how = {"color": colour, "label": label, "markersize": size, "linewidth": 1.4, "clip_on": False}
+        axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, **how)
+
+
+def _top(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> float:
+    """The end of an axis on which the highest finite number is seen."""
+    values = [row[key] for row in history for key in keys if key in row and math.isfinite(row[key])]
+    return 1.05 * max(values, default=1.0) or 1.0
+
+
+def panels(
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    title: str,
+    path: Path,
+    key: Sequence[tuple[str, tuple[int, int, int]]] = (),
+) -> None:
+    """One row for each (label, {name: (H, W, 3) image or (H, W) probability}); `key` says what the colours mean."""
+    from matplotlib.patches import Patch
+
     columns = list(rows[0][1])
-    figure, axes = plot.subplots(
-        len(rows), len(columns), figsize=(2.6 * len(columns), 2.75 * len(rows)), squeeze=False, layout="constrained"
-    )
+    bar = any(image.ndim == 2 for image in rows[0][1].values())
+    size = (2.6 * len(columns) + bar, 2.7 * len(rows) + (0.4 if key else 0))
+    figure, axes = _pyplot().subplots(len(rows), len(columns), figsize=size, squeeze=False, layout="constrained")
+    shown = None
     for line, (label, images) in zip(axes, rows, strict=True):
         for axis, name in zip(line, columns, strict=True):
-            axis.imshow(
-                images[name], cmap="gray", vmin=0, vmax=1 if images[name].ndim == 2 else None, interpolation="nearest"
-            )
+            if images[name].ndim == 2:
+                shown = axis.imshow(images[name], cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                axis.imshow(images[name], interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=9)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.2 / len(rows)), label="probability")
+    if key:
+        patches = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in key]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
     figure.suptitle("\n".join(textwrap.wrap(title, 28 * len(columns))), fontsize=10)
     _save(figure, path)
 

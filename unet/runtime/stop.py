@@ -14,12 +14,14 @@ from unet import host
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Outside a loop that asks `Stop`, SIGTERM, SIGHUP and SIGUSR1 are a Ctrl-C."""
+    """Outside a loop that asks `Stop`, SIGTERM, SIGUSR1 and SIGHUP (unless it is ignored, as under nohup) are a
+    Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1, *hangup)}
     try:
         yield
     finally:

@@ -32,9 +32,9 @@ class Task:
     """One system. `best` is (score, "max" | "min"): what --target, --patience and the best weights look at.
 
     `item` is what a batch holds, `subject` what a case is, `unit` what scoring it costs, in words. `columns` (key,
-    heading, format) are the scores of a case, `foot` their conventions, `picture` what predictions.png shows. `tied`
-    are the settings that weights hand on to evaluate and predict. `by_steps`: a run is so many steps, which several
-    processes share, and its epochs are pieces of them.
+    heading, format) are the scores of a case, `foot` their conventions, `picture` what predictions.png shows, in the
+    colours of `key`. `tied` are the settings that weights hand on to evaluate and predict. `by_steps`: a run is so many
+    steps, which several processes share, and its epochs are pieces of them.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Task:
     columns: tuple[Column, ...] = ()
     foot = ""
     picture = ""
+    key: tuple[tuple[str, tuple[int, int, int]], ...] = ()
     tied: tuple[str, ...] = ()
     by_steps = False
 
@@ -164,7 +165,7 @@ class Task:
         raise NotImplementedError
 
     def panel(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Name -> image of one case, for predictions.png."""
+        """Name -> image (H, W, 3) in uint8, or probability (H, W), of one case, for predictions.png."""
         raise NotImplementedError
 
     def restore(self, arrays: Any, raw: Any) -> Any:

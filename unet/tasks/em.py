@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks_em, em, splits
+from unet.data import cache, checks_em, drawing, em, splits
 from unet.data.checks import Report
 from unet.data.volumes import Case, pixel_size, write_stack
 from unet.errors import DataError, UsageError
@@ -46,7 +46,8 @@ class EM(Task):
         ("information", "information", "{:.4f}"),
     )
     foot = FOOT
-    picture = "slices from worst to best Dice (true membranes green, predicted red, both yellow)"
+    picture = "membranes of slices, from worst to best Dice"
+    key = drawing.KEY
     tied = ("image_size", "raw_side", "context", "layers")
 
     @property
@@ -157,9 +158,9 @@ class EM(Task):
         return numbers, {"image": image[0, 0].numpy(), "probability": probability, "target": target}
 
     def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Slice, truth and prediction, probability of a membrane, as images (H, W) or (H, W, 3) in [0, 1]."""
-        grey = (arrays["image"] + 1) / 2
-        both = membranes_over(grey, arrays["probability"] <= LEVEL, ~arrays["target"])
+        """Slice, its membranes, probability of a membrane."""
+        grey = drawing.grey((arrays["image"] + 1) / 2)
+        both = drawing.filled(grey, arrays["probability"] <= LEVEL, ~arrays["target"])
         return {"slice": grey, "truth and prediction": both, "probability of a membrane": 1 - arrays["probability"]}
 
     def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -192,9 +193,10 @@ class EM(Task):
             if config.probabilities:
                 write_stack(paths["probability"], cells, *pixel)
             if config.overlay:
-                grey = stack / np.float32(255)
-                drawn = [membranes_over(a, b <= LEVEL) for a, b in zip(grey, cells, strict=True)]
-                write_stack(paths["overlay"], (255 * np.stack(drawn)).astype(np.uint8), *pixel)
+                pairs = zip(stack, cells, strict=True)
+                drawn = [drawing.filled(drawing.grey(a / np.float32(255)), b <= LEVEL) for a, b in pairs]
+                sheets = np.stack([drawing.enlarged(image) for image in drawn])
+                write_stack(paths["overlay"], sheets, finer(pixel[0], drawing.factor(stack.shape[1:])), pixel[1])
             write_stack(paths["mask"], (cells > LEVEL).astype(np.uint8) * 255, *pixel)
 
     def probability(self, slices: Any, members: Sequence[Infer], config: Config) -> Any:
@@ -248,6 +250,11 @@ def batch_of(stack: Any, config: Config) -> int:
     return config.eval_batch_size if whole else 1
 
 
+def finer(pixels: tuple[Any, Any] | None, times: int) -> tuple[Any, Any] | None:
+    """Pixels a unit along x and y, as rational numbers, of an image that was enlarged so many times."""
+    return pixels and ((pixels[0][0] * times, pixels[0][1]), (pixels[1][0] * times, pixels[1][1]))
+
+
 def output(config: Config) -> int:
     """Side of the network's output in pixels: 388 of 572."""
     return config.image_size - 12 * 2**config.layers + 8
@@ -274,16 +281,3 @@ def label_files(root: Path) -> dict[str, Path]:
         return {case.id: case.labels[0] for case in em.index(root)}
     except DataError:
         return {}
-
-
-def membranes_over(grey: Any, predicted: Any, true: Any | None = None) -> Any:
-    """(H, W) in [0, 1] -> (H, W, 3) with predicted membranes in red, true ones in green, both in yellow, half
-    transparent."""
-    import numpy as np
-
-    result = np.repeat(np.asarray(grey, dtype=np.float32)[..., None], 3, 2)
-    shown = [predicted, np.zeros_like(predicted) if true is None else true]
-    colour = np.stack([*shown, np.zeros_like(predicted)], -1).astype(np.float32)
-    inside = colour.any(-1)
-    result[inside] = 0.5 * result[inside] + 0.5 * colour[inside]
-    return result

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks, checks_kits19, grids, kits19, splits, windows
+from unet.data import cache, checks, checks_kits19, drawing, grids, kits19, splits, windows
 from unet.data.volumes import Case
 from unet.errors import DataError
 from unet.files import make_folder
@@ -25,11 +25,13 @@ SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 tr
 CLASSES = 3
 PHANTOM_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
-COLOURS = ((220, 70, 60), (70, 160, 255))  # kidney, tumour
+COLOURS = (drawing.ORANGE, drawing.SKY)
+NAMES = ("kidney", "tumour")
 FOOT = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
 resampled grid, kidney without tumour, 1 where a class is in neither; with --eval-region rounded the sides are rounded
 to half windows. KiTS kidney is kidney and tumour together on the scan's own grid, as are KiTS tumour, HD95
-(mm; undefined (-) where one of the two is empty) and surface Dice (within --surface-tolerance mm)."""
+(mm; undefined (-) where one of the two is empty) and surface Dice (within --surface-tolerance mm).
+Surfaces are counted by voxels, each as much as any other, not weighted by their area."""
 
 
 class KiTS19(Task):
@@ -51,7 +53,8 @@ class KiTS19(Task):
         ("surface_tumour", "surf. tumour", "{:.4f}"),
     )
     foot = FOOT
-    picture = "slice with most kidney of each case, from worst to best mean Dice (kidney red, tumour blue)"
+    picture = "slices with most kidney and most tumour of each case, from worst to best mean Dice"
+    key = tuple(zip(NAMES, COLOURS, strict=True))
     tied = ("spacing", "pad_to", "eval_patch", "overlap", "blend", "activation")
 
     def size(self, config: Config) -> str:
@@ -236,15 +239,18 @@ class KiTS19(Task):
         return target, geometry
 
     def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """CT, truth and prediction of the slice with most kidney, as images (H, W, 3) in uint8."""
-        labelled = arrays["target"] if arrays["target"].any() else arrays["prediction"]
-        number = int((labelled > 0).sum((1, 2)).argmax())
-        grey = grey_of(arrays["image"][number])
-        return {
-            "CT": grey,
-            "truth": coloured(grey, arrays["target"][number]),
-            "prediction": coloured(grey, arrays["prediction"][number]),
-        }
+        """CT, truth and prediction of the slice with most of each class (true, or predicted where it has none)."""
+        shown: dict[str, Any] = {}
+        for label, name in enumerate(NAMES, 1):
+            true = (arrays["target"] == label).any()
+            number = fullest(arrays["target" if true else "prediction"], label)
+            grey = grey_of(arrays["image"][number])
+            shown |= {
+                f"CT, most {name}": grey,
+                f"truth, most {name}": drawing.labelled(grey, arrays["target"][number], COLOURS),
+                f"prediction, most {name}": drawing.labelled(grey, arrays["prediction"][number], COLOURS),
+            }
+        return shown
 
     def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return {Path(name): [image] for name, image in kits19.inputs(paths).items()}
@@ -254,7 +260,7 @@ class KiTS19(Task):
         if config.overlay:
             found["overlay"] = place.with_name(f"{place.name}_overlay.png")
         if config.probabilities:
-            found |= {name: place.with_name(f"{place.name}_{name}.nii.gz") for name in ("kidney", "tumour")}
+            found |= {name: place.with_name(f"{place.name}_{name}.nii.gz") for name in NAMES}
         return found
 
     def predict(
@@ -263,8 +269,8 @@ class KiTS19(Task):
         """Mean logits of the `members` over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
         the scan's own grid, with its affine.
 
-        On request the slice with most kidney as PNG, and the probabilities of kidney and tumour (float32 NIfTI). Raises
-        DataError.
+        On request the slices with most kidney and most tumour as PNG, and the probabilities of both (float32 NIfTI).
+        Raises DataError.
         """
         from unet.data import nifti
 
@@ -278,7 +284,7 @@ class KiTS19(Task):
             logits = (logits / len(members)).cpu()
             make_folder(place.parent)
             if config.probabilities:
-                for name, scores in zip(("background", "kidney", "tumour"), logits.softmax(0).numpy(), strict=True):
+                for name, scores in zip(("background", *NAMES), logits.softmax(0).numpy(), strict=True):
                     if name in paths:
                         nifti.write_like(paths[name], grids.restore_scores(scores, geometry), image)
             mask = grids.restore(logits.numpy(), geometry)
@@ -291,8 +297,14 @@ class KiTS19(Task):
         from unet.models import metrics
 
         labels = metrics.label_map(logits).numpy()[geometry.inner]
-        number = int((labels > 0).sum((1, 2)).argmax())
-        write_png(path, coloured(grey_of(volume[geometry.inner][number]), labels[number]))
+        images = []
+        for label, (name, words) in enumerate(zip(NAMES, ("orange", "blue"), strict=True), 1):
+            found = bool((labels == label).any())
+            number = fullest(labels, label) if found else len(labels) // 2
+            grey = grey_of(volume[geometry.inner][number])
+            drawn = drawing.enlarged(drawing.labelled(grey, labels[number], COLOURS))
+            images.append((f"most {name} ({words})" if found else f"no {name} predicted", drawn))
+        write_png(path, drawing.side_by_side(images))
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
         return checks_kits19.raw(path, functools.partial(self.split, config=config), listed(config))
@@ -354,17 +366,9 @@ def grey_of(image: Any) -> Any:
     return np.repeat(grey[..., None], 3, 2)
 
 
-def coloured(grey: Any, labels: Any) -> Any:
-    """(H, W, 3) uint8 with kidney in red and tumour in blue over it, half transparent, outlined."""
-    import numpy as np
-    from skimage.segmentation import find_boundaries
-
-    result = grey.copy()
-    for number, colour in enumerate(COLOURS, 1):
-        inside = labels == number
-        result[inside] = (0.6 * result[inside] + 0.4 * np.array(colour)).astype(np.uint8)
-        result[find_boundaries(inside, mode="inner")] = colour
-    return result
+def fullest(labels: Any, label: int) -> int:
+    """The slice (D, H, W) with most voxels of a class; the first where it has none."""
+    return int((labels == label).sum((1, 2)).argmax())
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks, lgg, splits
+from unet.data import cache, checks, drawing, lgg, splits
 from unet.data.volumes import Case
 from unet.files import make_folder
 from unet.tasks.base import Infer, Task, loading
@@ -27,7 +27,8 @@ PHANTOM_SEED = 2001
 FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
 percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
 one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
-where only the truth is empty. Undefined values are left out of mean and median."""
+where only the truth is empty. Undefined values are left out of mean and median.
+Surfaces are counted by voxels, each as much as any other, not weighted by their area."""
 
 
 class LGG(Task):
@@ -42,7 +43,8 @@ class LGG(Task):
         ("loss", "loss", "{:.4f}"),
     )
     foot = FOOT
-    picture = "slice with most tumour of each patient, from worst to best DSC (truth green, prediction red)"
+    picture = "slice with most tumour of each patient, from worst to best DSC"
+    key = drawing.KEY
     tied = ("image_size",)
 
     def size(self, config: Config) -> str:
@@ -132,21 +134,15 @@ class LGG(Task):
         return infer(volume).float().sigmoid()[:, 0].numpy()
 
     def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """FLAIR, truth, prediction and probability of the slice with most tumour, as images (H, W) or (H, W, 3) in
-        [0, 1].
-        """
+        """FLAIR, outlines and probability of the slice with most tumour."""
         import numpy as np
 
         image, _ = case.arrays()
         number = int((arrays["target"] if arrays["target"].any() else arrays["probability"]).sum((1, 2)).argmax())
         flair = np.asarray(image[number, ..., 1], dtype=np.float32)
         low, high = np.percentile(flair, (1, 99.5))
-        grey = np.clip((flair - low) / max(high - low, 1e-6), 0, 1)
-        outlined = overlay(
-            (255 * np.repeat(grey[..., None], 3, 2)).astype(np.uint8),
-            arrays["prediction"][number],
-            arrays["target"][number],
-        )
+        grey = drawing.grey((flair - low) / max(high - low, 1e-6))
+        outlined = drawing.outlined(grey, arrays["prediction"][number], arrays["target"][number])
         return {"FLAIR": grey, "truth and prediction": outlined, "probability": arrays["probability"][number]}
 
     def restore(self, arrays: Any, raw: Geometry) -> Any:
@@ -188,7 +184,7 @@ class LGG(Task):
     ) -> None:
         """Mean probability of the `members` over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
 
-        On request outlines (PNG; truth in green where a mask lies beside the image) and probabilities (float32). A
+        On request outlines (PNG; truth in blue where a mask lies beside the image) and probabilities (float32). A
         patient with nothing in it gets empty masks. Raises DataError.
         """
         import numpy as np
@@ -219,7 +215,8 @@ class LGG(Task):
             if config.overlay:
                 beside = lgg.mask_of(image)
                 truth = read_tiff(beside) > 0 if beside.exists() else None
-                write_png(paths["overlay"], overlay(flair(read_tiff(image, 3)), mask[number], truth))
+                drawn = drawing.outlined(flair(read_tiff(image, 3)), mask[number], truth)
+                write_png(paths["overlay"], drawing.enlarged(drawn))
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
@@ -248,14 +245,3 @@ TASK = LGG
 def flair(image: Any) -> Any:
     """The FLAIR channel of (H, W, 3) as a grey image of the same shape: outlines are lost on false colours."""
     return image[..., 1:2].repeat(3, axis=2)
-
-
-def overlay(image: Any, prediction: Any, target: Any | None = None) -> Any:
-    """(H, W, 3) uint8 with the outline of the prediction in red and of the target, where given, in green."""
-    from skimage.segmentation import find_boundaries
-
-    result = image.copy()
-    if target is not None:
-        result[find_boundaries(target, mode="inner")] = (0, 220, 0)
-    result[find_boundaries(prediction, mode="inner")] = (255, 40, 40)
-    return result
