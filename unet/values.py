@@ -127,7 +127,8 @@ def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -
         return convert(label, option, kind, raw)
     items = list(raw) if isinstance(raw, list | tuple) else [raw]
     if kind is not str:
-        if [item.strip().lower() for item in items if isinstance(item, str)] == [NONE] or raw is None:
+        none = [item.strip().lower() for item in items if isinstance(item, str)] == [NONE]
+        if none or raw is None or (not items and isinstance(raw, list | tuple)):  # as a run's config.json has it
             return ()
         items = [part for item in items for part in _parts(item)]
     if not items:
