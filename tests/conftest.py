@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unet import host
 from unet.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,6 +88,22 @@ def tiny(cli: Callable[..., tuple[int, str, str]], phantoms: Path) -> Callable[.
         return cli("train", "--data", phantoms, "--cache", "cache_16", "--device", "cpu", *TINY, *words)
 
     return run
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in this process: starting others takes most of a test's time (the tests without this start them)."""
+
+    def spread(work: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> Iterator[tuple[Any, Future[Any]]]:
+        for item in items:
+            future: Future[Any] = Future()
+            try:
+                future.set_result(work(item))
+            except Exception as error:
+                future.set_exception(error)
+            yield item, future
+
+    monkeypatch.setattr(host, "spread", spread)
 
 
 def program(*words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:

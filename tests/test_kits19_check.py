@@ -7,8 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet import host
 from unet.data import boxes, checks_kits19, checksums, phantom_ct
 from unet.data.anatomy import paint
 from unet.data.checks import Report
@@ -39,22 +37,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(original: Path, tmp_path: Path) -> Path:
     """A copy of a made set, to damage."""
     return Path(shutil.copytree(original, tmp_path / "raw" / "made"))
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in this process: starting others takes most of a test's time (the tests without this start them)."""
-
-    def spread(work: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> Iterator[tuple[Any, Future[Any]]]:
-        for item in items:
-            future: Future[Any] = Future()
-            try:
-                future.set_result(work(item))
-            except Exception as error:
-                future.set_exception(error)
-            yield item, future
-
-    monkeypatch.setattr(host, "spread", spread)
 
 
 def first_validates(ids: list[str]) -> dict[str, list[str]]:
@@ -287,10 +269,10 @@ def test_faults_of_values(here: None, made: Path) -> None:
     assert named(report.errors, "case_00000", "NaN")
     assert named(report.errors, "case_00002", "7 (1 voxels)")
     assert named(report.errors, "case_00003", "0.5 (1 voxels)")
-    assert len(report.errors) == 3
+    assert named(report.errors, "case_00005", "first voxel at 5, 0, 0 mm", "up to 5 mm apart")
+    assert len(report.errors) == 4
     assert named(report.warnings, "case_00001", "saturated to 8 bits")
     assert named(report.warnings, "case_00004: no tumour")
-    assert named(report.warnings, "case_00005", "affines")
     assert named(report.warnings, "case_00005", "labels are float32")
     assert "uint16 1" in report.facts["label types"]
 

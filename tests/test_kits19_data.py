@@ -35,6 +35,7 @@ IPL = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]], floa
 def settings(**changed: Any) -> Any:
     """The settings that preprocessing reads; small pads keep tests fast."""
     usual = {"spacing": (1.6, 1.2, 1.2), "pad_to": (32, 32, 32), "eval_patch": (32, 32, 32), "overlap": 0.5}
+    usual["label_geometry"] = "header"
     return SimpleNamespace(**usual | changed)
 
 
@@ -678,7 +679,8 @@ from types import SimpleNamespace
 sys.path.insert(0, sys.argv[2])
 from unet import host
 from unet.data import kits19
-config = SimpleNamespace(spacing=(1.6, 1.2, 1.2), pad_to=(128,) * 3, eval_patch=(128,) * 3, overlap=0.5)
+sizes = {"spacing": (1.6, 1.2, 1.2), "pad_to": (128,) * 3, "eval_patch": (128,) * 3}
+config = SimpleNamespace(**sizes, overlap=0.5, label_geometry="header")
 (case,) = kits19.index(Path(sys.argv[1]), config)
 made = kits19.prepare(case, config)
 print(json.dumps([host.peak_memory(), case.memory, made["image"].shape, made["foreground"]]))

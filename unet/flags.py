@@ -125,6 +125,14 @@ class DataOptions:
     pad_to: tuple[int, ...] = option(
         (128, 128, 128), "smallest sides; smaller volumes are padded", minimum=1, maximum=4096, tasks=VOLUMES
     )
+    label_geometry: str = option(
+        "header",
+        "where labels lie: as their own headers say, which must describe the grids of their scans (header), or voxel by"
+        " voxel as their scans are stored (as-stored)",
+        choices=("header", "as-stored"),
+        metavar="header|as-stored",
+        tasks=VOLUMES,
+    )
     workers: str = option(
         "auto",
         "processes that read and prepare; 0 = in this process",

@@ -124,6 +124,15 @@ def notice_once(text: str) -> None:
     notice(text)
 
 
+def notice_by_kind(remarks: Iterable[Sequence[str]]) -> None:
+    """`notice` of the first of each kind among (kind, words), with how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for kind, words in remarks:
+        kinds.setdefault(kind, []).append(words)
+    for same in kinds.values():
+        notice(same[0] + (f" ({len(same)} cases are like that)" if len(same) > 1 else ""))
+
+
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, name: str = "", unit: str = "it"
 ) -> Any:

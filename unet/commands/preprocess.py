@@ -31,7 +31,10 @@ def run(resolved: Resolved, command: str) -> int:
         renew=True,
     )
     seconds = time.perf_counter() - start
-    cost = sum(case.cost for case in cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config))))
+    found = cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config)))
+    cost = sum(case.cost for case in found)
+    for words in task.remarks(found):
+        host.notice(words)
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
     host.notice(
         f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.unit} from {raw};"

@@ -112,6 +112,7 @@ def _make(
 ) -> None:
     faults: list[DataError] = []
     states: dict[str, Any] = {}
+    remarks: list[list[str]] = []
     records, pause = manifest["cases"], 2.0
     work = functools.partial(_make_one, folder, prepare=prepare, task=manifest["task"])
     saved = _save(folder, manifest, whole)  # first: arrays without a manifest would pass for another program's cache
@@ -121,6 +122,7 @@ def _make(
             try:
                 records[case.id], state = done.result()
                 states |= state
+                remarks += records[case.id].get("remarks", [])
             except host.ProcessLost as lost:
                 raise CacheError(
                     f"{folder.absolute()}: {lost.message} {len(records)} cases are made.",
@@ -134,6 +136,7 @@ def _make(
     finally:
         _save(folder, manifest, whole)
         integrity.note(folder, states)
+    host.notice_by_kind(remarks)
     if faults:
         more = f" (and {len(faults) - 2} more cases)" if len(faults) > 2 else ""
         raise CacheError(

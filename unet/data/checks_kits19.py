@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from unet import files, host
-from unet.data import cache, grids, integrity, kits19, nifti, windows
+from unet.data import alignment, cache, grids, integrity, kits19, nifti, windows
 from unet.data.checks import Report
 from unet.data.checksums import SHOWN, some, verify
+from unet.data.intensity import AIR, CtWindow
 from unet.data.layouts import VOLUMES
 from unet.data.splits import number_of
 from unet.data.volumes import open_npy
@@ -26,8 +27,7 @@ from unet.errors import DataError, UnetError
 
 LIST = "kits.json"
 NAMES = ("kidney", "tumour")
-FINEST, COARSEST = 0.3, 10.0  # mm; KiTS19: 0.4 to 5
-AIR = -200.0  # every CT of an abdomen reaches below
+MOST = 0.5  # share of the voxels of a set above which a class is suspected to be inverted
 RANGE = (-2.3408, 2.6399)  # of clipped, scaled Hounsfield units
 BLOCK = 2**22  # voxels of a cached volume looked at a time
 SplitOf = Callable[[list[str]], Mapping[str, Sequence[str]]]
@@ -48,13 +48,18 @@ class Seen:
     digest: str = ""
 
 
-def raw(path: Path, split_of: SplitOf, checksums: Path | None = None) -> Report:
+def raw(path: Path, split_of: SplitOf, checksums: Path | None = None, label_geometry: str = alignment.HEADER) -> Report:
     """A raw set: files, grids, values, labels, equal images (leakage of the split that `split_of(ids)` makes), what
     kits.json in the folder or beside it tells of the cases, MD5 sums from a list (see `checksums`)."""
     report = Report()
     found = kits19.find(path)
     bare = [name for name, item in found.items() if not item.labels and (number_of(name) or 0) >= kits19.UNLABELLED]
-    seen = _each(_look, [item for item in found.items() if item[0] not in bare], report)
+    try:
+        kits19.require_one_channel(path, {name: item.images for name, item in found.items()})
+    except DataError as error:
+        report.errors.append(error.message)
+    look = functools.partial(_look, geometry=label_geometry)
+    seen = _each(look, [item for item in found.items() if item[0] not in bare], report)
     usual = Counter(item.codes for item in seen if item.shape).most_common(1)
     for item in seen:
         report.errors += item.errors
@@ -152,8 +157,22 @@ def _facts(seen: Sequence[Seen], report: Report) -> dict[str, Any]:
     }
     if not whole and not report.errors:
         report.errors.append("no case can be used")
+    report.warnings += set_remarks([item.counts for item in whole], voxels)
     shape = " x ".join(_median(item.shape for item in whole)) + " (median)"
     return {"cases": len(seen), "voxels": f"{voxels / 1e6:.1f} million", "shape": shape, **shares}
+
+
+def set_remarks(counts: Sequence[Sequence[int]], voxels: float) -> list[str]:
+    """What is odd about the labels of a whole set, in words. `counts`: voxels of kidney and tumour of each case;
+    `voxels`: those of all cases."""
+    found = []
+    for number, name in enumerate(NAMES):
+        total = sum(item[number] for item in counts)
+        if total > MOST * voxels:
+            found.append(f"{name} (label {number + 1}) fills {total / voxels:.0%} of the set: its labels are inverted?")
+    if counts and not any(sum(item) for item in counts):
+        found.append(f"no label of the {len(counts)} cases holds kidney or tumour: every voxel is background")
+    return found
 
 
 def _median(rows: Iterable[tuple[float, ...]]) -> list[str]:
@@ -169,8 +188,8 @@ def _types(seen: Sequence[Seen]) -> Counter[str]:
     return Counter(item.label_type for item in seen if item.label_type)
 
 
-def _look(item: tuple[str, kits19.Found]) -> Seen:
-    """In a worker: one raw case."""
+def _look(item: tuple[str, kits19.Found], geometry: str = alignment.HEADER) -> Seen:
+    """In a worker: one raw case; `geometry` as in `alignment.place`."""
     name, found = item
     seen = Seen(name)
     heads = []
@@ -182,29 +201,24 @@ def _look(item: tuple[str, kits19.Found]) -> Seen:
     for paths, look in ((found.images, _look_image), (found.labels, _look_label)):
         if paths:
             try:
-                head = nifti.read_header(paths[0])
+                head = nifti.read_header(paths[0], grid=look is _look_image or geometry == alignment.HEADER)
                 heads.append(head)
                 look(head, seen)
             except UnetError as error:
                 seen.errors.append(error.message)
     if len(heads) == 2:
-        _compare(heads[0], heads[1], seen)
+        _compare(heads[0], heads[1], seen, geometry)
     return seen
 
 
-def _compare(image: nifti.Header, label: nifti.Header, seen: Seen) -> None:
+def _compare(image: nifti.Header, label: nifti.Header, seen: Seen, geometry: str) -> None:
     """Whether an image and its label are of one grid."""
     try:
-        a, b = (tuple(head.shape[axis] for axis in grids.turn(head, image)[0]) for head in (image, label))
+        alignment.place(seen.id, image, label, grids.geometry(image, image.spacing, (1, 1, 1)), geometry)
     except UnetError as error:
         seen.errors.append(error.message)
         return
-    if a != b:
-        sizes = [" x ".join(map(str, head.shape)) for head in (label, image)]
-        seen.errors.append(f"{label.path}: the label is {sizes[0]}, its image {sizes[1]}")
-    elif image.codes == label.codes and not np.allclose(image.affine, label.affine, atol=1e-3):
-        seen.warnings.append(f"{seen.id}: the affines of image and label differ; the voxels are taken as they lie")
-    elif image.codes != label.codes:
+    if geometry == alignment.HEADER and image.codes != label.codes:
         seen.warnings.append(
             f"{seen.id}: axis codes {_codes(label.codes)} of the label, {_codes(image.codes)} of its image"
         )
@@ -212,23 +226,19 @@ def _compare(image: nifti.Header, label: nifti.Header, seen: Seen) -> None:
 
 def _look_image(head: nifti.Header, seen: Seen) -> None:
     _set_grid(head, seen)
-    if not all(FINEST <= mm <= COARSEST for mm in head.spacing):
-        seen.warnings.append(
-            f"{head.path}: a spacing of {' x '.join(f'{mm:.4g}' for mm in head.spacing)} mm is strange"
-        )
-    words = grids.remark(head)
-    seen.warnings += [words] if words else []
-    low, high, total = np.inf, -np.inf, hashlib.blake2b(repr(head.shape).encode(), digest_size=16)
-    for block in nifti.blocks(head):
-        values = nifti.values(head, block)
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    seen.warnings += [words for _, words in grids.remarks(head)]
+    headers, window = len(head.notes), CtWindow()
+    total = hashlib.blake2b(repr(head.shape).encode(), digest_size=16)
+    for values in nifti.values(head, AIR):
         total.update(np.ascontiguousarray(values).data)
+        window(values.astype(np.float32))
     seen.digest = total.hexdigest()
-    if low == high:
-        seen.warnings.append(f"{head.path}: every voxel is {low:g}")
-    elif low > AIR:
-        kind = "grey values saturated to 8 bits" if low >= 0 and high <= 255 else "no CT in Hounsfield units"
-        seen.warnings.append(f"{head.path}: values from {low:g} to {high:g}: {kind} (air is -1000)")
+    seen.warnings += head.notes[headers:]
+    words, fault = window.remark(head.path), window.fault()
+    if fault:
+        seen.errors.append(f"{head.path}: is no CT in Hounsfield units: {fault}")
+    elif words:
+        seen.warnings.append(words)
 
 
 def _set_grid(head: nifti.Header, seen: Seen) -> None:
@@ -238,26 +248,31 @@ def _set_grid(head: nifti.Header, seen: Seen) -> None:
 
 
 def _look_label(head: nifti.Header, seen: Seen) -> None:
+    headers = len(head.notes)
     if not seen.shape:  # no image, or none that can be read
         _set_grid(head, seen)
     seen.label_type = head.dtype.name
     voxels = np.zeros(3, int)
-    odd: Counter[float] = Counter()
-    for block in nifti.blocks(head):
-        values = nifti.values(head, block)
-        counts = [int(np.count_nonzero(values == number)) for number in range(3)]
-        voxels += counts
-        if sum(counts) < values.size:
-            strange, times = np.unique(values[(values != 0) & (values != 1) & (values != 2)], return_counts=True)
-            odd.update(dict(zip(strange.tolist(), times.tolist(), strict=True)))
+    odd: Counter[Any] = Counter()
+    slack, off = nifti.slack_of(head), 0.0
+    for values in nifti.values(head):
+        right = [nifti.is_label(values, number, slack) for number in nifti.LABELS]
+        voxels += [int(np.count_nonzero(where)) for where in right]
+        if values.dtype.kind == "f":
+            off = max(off, float(np.abs(np.rint(values) - values).max()))
+        if not (right[0] | right[1] | right[2]).all():
+            odd.update(Counter(values[~(right[0] | right[1] | right[2])].ravel().tolist()))
     if odd:
-        shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in sorted(odd.items())[:SHOWN])
+        shown = ", ".join(f"{value:.7g} ({count} voxels)" for value, count in sorted(odd.items())[:SHOWN])
         seen.errors.append(
             f"{head.path}: holds labels {shown}{' ...' if len(odd) > SHOWN else ''}; 0 is background, 1 kidney, 2"
             " tumour"
         )
     elif head.dtype.kind not in "iu":
         seen.warnings.append(f"{head.path}: labels are {head.dtype.name}; whole numbers, so they are read")
+    if off and not odd:
+        seen.warnings.append(f"{head.path}: labels are up to {off:.2g} from whole numbers; they are rounded")
+    seen.warnings += head.notes[headers:]
     seen.counts = int(voxels[1]), int(voxels[2])
     _absent(seen)
 
@@ -348,6 +363,8 @@ def _look_cached(folder: Path, item: tuple[str, Mapping[str, Any] | None]) -> Se
         voxels += [int(np.count_nonzero(labels == number)) for number in range(3)]
         largest = max(largest, int(labels.max()))
     seen.digest, seen.counts = total.hexdigest(), (int(voxels[1]), int(voxels[2]))
+    if low == high:
+        seen.warnings.append(f"{image}: every voxel is {low:g}")
     if not finite:
         seen.errors.append(f"{image}: holds values that are not finite")
     elif low < RANGE[0] or high > RANGE[1]:

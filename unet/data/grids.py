@@ -24,6 +24,8 @@ AXIAL = ("I", "P", "L")
 TURNED = {0: ("R", "A", "S"), 1: ("P", "I", "L")}  # by the world axis (R-L, A-P) that the thick slices follow
 THICKER = 1.25
 THIN = 8.0
+LONGEST = 5000.0  # mm; nobody is as long
+FINEST, COARSEST = 0.3, 10.0  # mm; KiTS19: 0.4 to 5
 PLANES = 32
 
 
@@ -75,11 +77,22 @@ def geometry(head: nifti.Header, spacing: Iterable[float], pad_to: Iterable[int]
     counts = [
         max(1, int(own / target * head.shape[axis])) for own, target, axis in zip(mm, spacing, order, strict=True)
     ]
+    if any(
+        head.shape[axis] > 1 and int(own / target * head.shape[axis]) < 1
+        for own, target, axis in zip(mm, spacing, order, strict=True)
+    ):
+        raise DataError(
+            f"{head.path}: {_x(head.shape)} voxels of {_x(head.spacing)} mm are less than one voxel of {_x(spacing)} mm"
+            " along an axis.",
+            "Mend the spacing in its header, type a finer --spacing, or remove the case.",
+        )
     padding = [max(0, least - count) for least, count in zip(pad_to, counts, strict=True)]
     size = [count + pad for count, pad in zip(counts, padding, strict=True)]
-    if math.prod(size) > nifti.LARGEST:
+    longest = max(count * mm for count, mm in zip(head.shape, head.spacing, strict=True))
+    if math.prod(size) > nifti.LARGEST or longest > LONGEST:
         raise DataError(
-            f"{head.path}: its {_x(head.shape)} voxels of {_x(head.spacing)} mm would become {_x(size)}.",
+            f"{head.path}: its {_x(head.shape)} voxels of {_x(head.spacing)} mm, {longest / 1000:.3g} m long,"
+            f" would become {_x(size)}.",
             "Mend the spacing in its header, or remove the case.",
         )
     before = tuple(pad // 2 for pad in padding)
@@ -94,7 +107,7 @@ def turn(head: nifti.Header, like: nifti.Header | None = None) -> tuple[Triple, 
     """(the stored axis of each of D, H, W; whether it runs backwards), from the affine.
 
     CT has axial slices. Where thick slices lie across another axis than head-foot by the affine, its names are not
-    believed: the thick axis is D (see `remark`). A file without orientation is taken as stored, or as (x, y, z) where
+    believed: the thick axis is D (see `remarks`). A file without orientation is taken as stored, or as (x, y, z) where
     its slices come last. A label is turned as its image, `like`, and as that one is stored where either has no
     orientation. Raises DataError where sizes and spacing contradict each other.
     """
@@ -121,6 +134,16 @@ def _target(head: nifti.Header) -> tuple[str, str, str]:
     others = [mm for axis, mm in enumerate(head.spacing) if axis != thick]
     codes = _codes(head) or AXIAL
     return TURNED.get(WORLD[codes[thick]][0], AXIAL) if head.spacing[thick] > THICKER * max(others) else AXIAL
+
+
+def remarks(head: nifti.Header) -> list[tuple[str, str]]:
+    """What is unusual about a scan's header and how it was taken: (kind, words), [] for axial slices with an
+    orientation and a usual spacing."""
+    words = remark(head)
+    found = [("axes", words)] if words else []
+    if not all(FINEST <= mm <= COARSEST for mm in head.spacing):
+        found.append(("spacing", f"{head.path}: a spacing of {_x(head.spacing)} mm is strange"))
+    return found + [("header", note) for note in head.notes]
 
 
 def remark(head: nifti.Header) -> str | None:
@@ -159,20 +182,18 @@ def _require_plausible(head: nifti.Header) -> None:
         )
 
 
-def planes(head: nifti.Header, how: Geometry, convert: Callable[[nifti.Header, Array], Array]) -> Iterator[Array]:
-    """The scan's planes along W in order, as arrays (planes, H, D): what `resample` takes. `convert` is nifti.values or
-    nifti.labels.
+def planes(blocks: Iterator[Array], how: Geometry) -> Iterator[Array]:
+    """The scan's planes along W in order, as arrays (planes, H, D): what `resample` takes. `blocks` are nifti.values or
+    nifti.labels of its file.
 
     A file in the usual order streams; one in another order is read as a whole, in its own type.
     """
     if how.order == (0, 1, 2) and not any(how.flips):
-        for block in nifti.blocks(head):
-            yield convert(head, block)
+        yield from blocks
         return
     first = 0
     whole: Array | None = None
-    for block in nifti.blocks(head):
-        block = convert(head, block)
+    for block in blocks:
         whole = np.empty(how.turned[::-1], block.dtype) if whole is None else whole
         stored(whole.transpose(2, 1, 0), how)[:, :, first : first + len(block)] = block.transpose(2, 1, 0)
         first += len(block)
@@ -185,10 +206,13 @@ def _backwards(how: Geometry) -> tuple[slice, ...]:
     return tuple(slice(None, None, -1 if flip else 1) for flip in how.flips)
 
 
-def image(head: nifti.Header, how: Geometry, finish: Callable[[Array], Any] | None = None) -> Array:
-    """The scan on the network's grid, (D, H, W) float32: linear, `finish` applied in place, padded with its edge."""
+def image(
+    head: nifti.Header, how: Geometry, finish: Callable[[Array], Any] | None = None, background: float = 0.0
+) -> Array:
+    """The scan on the network's grid, (D, H, W) float32: linear, `finish` applied in place, padded with its edge.
+    `background`: what NaN outside of the body becomes (see `nifti.values`)."""
     result = np.empty(how.size, np.float32)
-    resample.linear(planes(head, how, nifti.values), how.turned, result[how.inner], finish)
+    resample.linear(planes(nifti.values(head, background), how), how.turned, result[how.inner], finish)
     return _pad(result, how)
 
 
@@ -196,7 +220,7 @@ def label(head: nifti.Header, how: Geometry) -> Array:
     """The labels on the network's grid, (D, H, W) uint8: nearest, padded with their edge. `how` is the image's, with
     the label's own `raw`, `order` and `flips`."""
     result = np.empty(how.size, np.uint8)
-    resample.nearest(planes(head, how, nifti.labels), how.turned, result[how.inner])
+    resample.nearest(planes(nifti.labels(head), how), how.turned, result[how.inner])
     return _pad(result, how)
 
 

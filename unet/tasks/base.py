@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet import host
 from unet.config import Config, where
 from unet.errors import UsageError
 
@@ -110,6 +111,10 @@ class Task:
         """A raw case -> arrays for the cache, and what is needed to undo it."""
         raise NotImplementedError
 
+    def remarks(self, cases: Sequence[CachedCase]) -> list[str]:
+        """What is odd about a whole set, in words; said where it is prepared or used."""
+        return []
+
     def cases(self, config: Config) -> list[CachedCase]:
         """Every cached case; builds the cache where there is none."""
         from unet.data import cache
@@ -122,6 +127,8 @@ class Task:
             cache.make_manifest(self.name, self.settings(config)),
             config.rebuild_cache,
         )
+        for words in self.remarks(found):
+            host.notice_once(words)
         return found[: config.max_cases]
 
     def settings(self, config: Config) -> dict[str, Any]:

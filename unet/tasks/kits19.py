@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks, checks_kits19, drawing, grids, kits19, splits, windows
+from unet.data import alignment, cache, checks, checks_kits19, drawing, grids, intensity, kits19, splits, windows
 from unet.data.volumes import Case
 from unet.errors import DataError
 from unet.files import make_folder
@@ -106,10 +106,17 @@ class KiTS19(Task):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What decides the content of the cache."""
-        return {"spacing": list(config.spacing), "pad_to": list(config.pad_to)}
+        found: dict[str, Any] = {"spacing": list(config.spacing), "pad_to": list(config.pad_to)}
+        if config.label_geometry != alignment.HEADER:
+            found["label_geometry"] = config.label_geometry
+        return found
 
     def prepare(self, case: Case, config: Config) -> dict[str, Any]:
         return kits19.prepare(case, config)
+
+    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+        voxels = sum(math.prod(case.shape) for case in cases)
+        return checks_kits19.set_remarks([case.foreground for case in cases], voxels)
 
     def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
         return splits.make(ids, config.split, config.held_out, config.fold, config.folds, FOLD_SEED, training=training)
@@ -122,6 +129,11 @@ class KiTS19(Task):
         options: dict[str, Any],
         place: Callable[[Tensor], Tensor],
     ) -> Loader:
+        if not any(sum(case.foreground) for case in cases):
+            raise DataError(
+                f"None of the {len(cases)} training cases holds kidney or tumour: every voxel is background.",
+                "Give labels of 1 (kidney) and 2 (tumour); look at them with: python -m unet check --task kits19",
+            )
         from unet.data.augment import Change
         from unet.data.crops import EpochCrops, Volumes
         from unet.data.loaders import Loader
@@ -307,7 +319,9 @@ class KiTS19(Task):
         write_png(path, drawing.side_by_side(images))
 
     def check_raw(self, path: Path, config: Config) -> checks.Report:
-        return checks_kits19.raw(path, functools.partial(self.split, config=config), listed(config))
+        return checks_kits19.raw(
+            path, functools.partial(self.split, config=config), listed(config), config.label_geometry
+        )
 
     def check_cache(self, path: Path, config: Config) -> checks.Report:
         return checks_kits19.cached(path, listed(config), config.eval_patch, config.overlap)
@@ -360,8 +374,8 @@ def grey_of(image: Any) -> Any:
     """A normalised slice (H, W) -> (H, W, 3) uint8, the whole range of the network's input."""
     import numpy as np
 
-    low, high = kits19.LOW, kits19.HIGH
-    hounsfield = np.asarray(image) * kits19.DEVIATION + kits19.MEAN
+    low, high = intensity.LOW, intensity.HIGH
+    hounsfield = np.asarray(image) * intensity.DEVIATION + intensity.MEAN
     grey = np.clip((hounsfield - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, 2)
 
