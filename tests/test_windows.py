@@ -401,3 +401,17 @@ def test_the_reference_s_loss_and_score() -> None:
     assert metrics.dice_ce_of(logits, labels) == pytest.approx(REFERENCE["loss_64"], rel=1e-4)
     scores = metrics.dice_by_class(metrics.confusion(metrics.label_map(logits), labels))
     assert scores[1:] == pytest.approx(REFERENCE["score_64"], rel=1e-4)
+
+
+def test_a_result_that_is_not_finite_is_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cpus = device()
+    for value in (float("nan"), float("inf"), -float("inf")):
+        bad = torch.zeros(2, 3)
+        bad[1, 1] = value
+        host.notice_once.cache_clear()
+        assert inference.Timed(lambda batch: batch, cpus)(bad) is bad
+        assert "the network's output is not finite" in capsys.readouterr().err
+        with pytest.raises(DataError, match="not finite"):
+            inference.Timed(lambda batch: batch, cpus, finite=True)(bad)
+    good = torch.tensor([-1e38, 1e38])
+    assert inference.Timed(lambda batch: batch, cpus, finite=True)(good) is good

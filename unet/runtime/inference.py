@@ -23,8 +23,8 @@ FEW = 8  # passes that need no progress bar
 
 
 class Timed:
-    """A function of a case's batch that keeps the seconds of each call, the device's work included; with `finite` a
-    result that holds NaN or infinity is a DataError."""
+    """A function of a case's batch that keeps the seconds of each call, the device's work included; a result
+    that holds NaN or infinity is a notice, or with `finite` a DataError."""
 
     def __init__(self, run: Callable[[Any], Tensor], device: Device, finite: bool = False) -> None:
         self.run, self.device, self.finite = run, device, finite
@@ -34,11 +34,12 @@ class Timed:
         start = self.device.now()
         result = self.run(batch)
         self.seconds.append(self.device.now() - start)
-        if self.finite and not torch.isfinite(result.amax() - result.amin()).item():
-            raise DataError(
-                "the network's output is not finite (NaN or infinity).",
-                "Use weights of a run that did not diverge, or --precision fp32 where fp16 overflows.",
-            )
+        if not torch.isfinite(result.amax() - result.amin()).item():
+            words = "the network's output is not finite (NaN or infinity)."
+            if self.finite:
+                hint = "Use weights of a run that did not diverge, or --precision fp32 where fp16 overflows."
+                raise DataError(words, hint)
+            host.notice_once(f"A score says nothing: {words}")
         return result
 
 

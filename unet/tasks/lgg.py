@@ -194,9 +194,8 @@ class LGG(Task):
         from unet.models.metrics import largest_component
 
         if len(images) < 3:
-            host.notice(
-                f"{images[0].parent}: {len(images)} slices; their intensities are normalised without the others"
-            )
+            given = host.counted(len(images), "slice")
+            host.notice(f"{images[0].parent}: {given}; intensities are normalised without the others")
         try:
             volume, geometry = lgg.prepare_for_prediction(images, config.image_size)
             each = [self.restore(self.probability(volume, infer), geometry) for infer in members]
