@@ -34,9 +34,9 @@ def train_raw(cli, *words: object) -> tuple[int, str, str]:
 
 def test_a_missing_folder(cli) -> None:
     for command in ("train", "preprocess", "check"):
-        error = error_of(cli(command, "--data", "nowhere"))
+        error = error_of(cli(command, "--data", "nowhere"), 2)
         assert str(Path("data/nowhere").absolute()) in error
-    assert "--synth-data" in error_of(cli("train", "--data", "nowhere"))
+    assert "--synth-data" in error_of(cli("train", "--data", "nowhere"), 2)
 
 
 def test_an_empty_folder(cli) -> None:

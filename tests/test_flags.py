@@ -68,6 +68,8 @@ def parsed(line: str) -> Config:
         ("--total_epochs 3 --max_niis_to_use 4", {"epochs": 3, "max_cases": 4}),
         ("--output_dir o --workers_per_process 2", {"out": "o", "workers": "2"}),
         ("--gradient_clipping_value 100", {"clip": 100.0}),
+        ("--data=~/x --out=~/y", {"data": str(Path.home() / "x"), "out": str(Path.home() / "y")}),
+        ("--data=~nosuchuser/x", {"data": "~nosuchuser/x"}),
         ("--run-name lgg-ärzte", {"run_name": "lgg-ärzte"}),
     ],
 )
@@ -104,6 +106,9 @@ def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: 
         (["--data", "\udcff"], "not UTF-8"),
         (["--weights", ""], "--weights is empty"),
         (["--dist-url", "foo"], "--dist-url takes env:// or tcp://HOST:PORT"),
+        (["--dist-url", "tcp://host:99999"], "99999 is no port"),
+        (["--out=--lr"], "begins with a dash"),
+        (["--data", "\u202eabc"], "control character"),
         (["--dist-url", "tcp://host"], "--dist-url takes env:// or tcp://HOST:PORT"),
         (["--warmup-epochs", "1e20"], "--warmup-epochs takes a whole number"),
         (["--warmup-epochs", "1" + "0" * 20], "--warmup-epochs is at most 1000000000"),
@@ -126,7 +131,7 @@ def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: 
         (["--image-size", "16", "--batch-size", "1"], "one value of a slice to the deepest batch norm"),
         (["--task", "kits19", "--patch", "32", "--normalization", "batch", "--batch-size", "1"], "one value of a crop"),
         (["--width", "1000000"], "a network of 7.57e+15 parameters, which take"),
-        (["--device", "cpu", "--batch-size", "65536", "--image-size", "4096"], "at the network's first level"),
+        (["--device", "cpu", "--batch-size", "100000", "--image-size", "4096"], "at the network's first level"),
         (["extra", "words"], "unexpected 'extra'; unexpected 'words'"),
     ],
 )
@@ -247,6 +252,10 @@ def test_the_network_is_counted_before_it_is_built() -> None:
 def test_the_memory_of_what_every_task_does_by_default_is_granted() -> None:
     for task in ("lgg", "em", "kits19"):
         assert not capacity.too_large(parsed(f"--task {task}"))
+    wide = parsed("--width 600")  # 11 GB to make, four times that to train
+    assert len(capacity.too_large(wide, own_memory=False)) >= len(capacity.too_large(wide, own_memory=True))
+    with pytest.raises(UsageError, match="--width 100000 "):
+        program.resolve("predict", ["--width", "100000"])
     assert contradictions(parsed("--task kits19 --recipe dgx --devices 8")) == []
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 BASE = {"errors", "files", "host", "values", "options", "flags", "flags_learning", "recipes", "capacity", "config"}
-BASE |= {"resolve"}
+BASE |= {"resolve", "paths"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -26,6 +26,7 @@ ALLOWED = {
     "capacity": BASE,
     "config": BASE,
     "resolve": BASE,
+    "paths": BASE,
     "models": BASE | {"models"},
     "data": BASE | {"data"},
     "devices": BASE | {"devices"},

@@ -240,6 +240,7 @@ def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, s
     phantom_ct.write_set(other, 6, (32, 36, 40), 2)
     words = ("--task", "kits19", "--device", "cpu", "--pad-to", 32, "--eval-patch", 32, "--cache", "cache")
     host.notice_once.cache_clear()  # other tests of this process may have been told
+    (workplace / "no").mkdir()
     for name, raw, told in (("same", scans, False), ("other", other, True), ("none", workplace / "no", True)):
         done = cli("evaluate", *words, "--weights", "kits19.pt", "--data", raw, "--run-name", name)
         assert done[0] == 0, done[2]

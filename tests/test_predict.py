@@ -214,7 +214,7 @@ def test_what_a_shell_pattern_gives(use: Run, phantoms: Path) -> None:
     assert use("predict", "--weights", "unet.pt", *folder.glob("*.tif"))[0] == 0
     assert len(list(Path("predictions").glob("*/*.tif"))) == len(list(folder.glob("*[0-9].tif")))
     assert "is no .tif image" in error_of(use("predict", "--weights", "unet.pt", "weights/unet.pt"))
-    assert "no such file or folder" in error_of(use("predict", "--weights", "unet.pt", "nowhere"))
+    assert "nowhere does not exist" in error_of(use("predict", "--weights", "unet.pt", "nowhere"), 2)
     shutil.copytree(folder, Path("other") / folder.name)
     assert "would meet" in error_of(use("predict", "--weights", "unet.pt", folder, Path("other") / folder.name))
 
@@ -349,7 +349,7 @@ def test_a_checkpoint_of_another_network(use: Run, tiny: Run) -> None:
     content = Path("weights/unet.pt").read_bytes()
     Path("weights/short.pt").write_bytes(content[: len(content) // 2])
     assert "cut short" in error_of(use("evaluate", "--weights", "short.pt"))
-    assert "no such file" in error_of(use("predict", "--weights", "none.pt"))
+    assert "none.pt does not exist" in error_of(use("predict", "--weights", "none.pt"), 2)
 
 
 @pytest.mark.real

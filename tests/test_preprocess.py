@@ -250,8 +250,8 @@ def test_a_foreign_cache_is_read_with_one_warning(cli, workplace: Path) -> None:
     assert "--image-size 32" in error
     np.save("data/kaggle_cache/P0_mask.npy", np.full((6, 32, 32, 1), 7.0))
     assert "a mask is 0 and 1" in error_of(cli(*words, "--run-name", "c"))
-    error = error_of(cli("preprocess", "--data", workplace / "none", "--cache", "kaggle_cache", "--image-size", 32))
-    assert "no such folder" in error
+    words = ("preprocess", "--data", workplace / "none", "--cache", "kaggle_cache", "--image-size", 32)
+    assert "none does not exist" in error_of(cli(*words), 2)
 
 
 def test_preprocess_imports_no_torch(phantoms: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from unet import host
+from unet.errors import UsageError
 from unet.recipes import VOLUME_TASKS
 
 if TYPE_CHECKING:
@@ -71,3 +72,10 @@ def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
             f" processes; this machine has {host.size(total)}"
         )
     return found
+
+
+def require(config: Config, own_memory: bool) -> None:
+    """Raise UsageError where the network, or a batch of it, cannot fit the machine that the device is in."""
+    found = too_large(config, own_memory)
+    if found:
+        raise UsageError("; ".join(found) + ".", "Change the named flags.")

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from unet import __version__, host
+from unet import __version__, host, paths
 from unet.config import MEND, contradictions
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
@@ -178,6 +178,7 @@ def dispatch(words: list[str]) -> int:
     host.set_quiet(resolved.config.quiet)
     for remark in resolved.remarks:
         host.notice(f"note: {remark}")
+    paths.require(name, resolved)
     from unet.commands import launch
 
     return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)

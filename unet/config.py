@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     if shaping and not mistakes:
         shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
         mistakes += shape_of(config) or capacity.too_large(config)
+    elif not shaping:  # evaluate and predict build it too where --width is typed
+        mistakes += capacity.too_large(config, own_memory=True)
     if config.mlperf_division and config.task != "kits19":
         mistakes.append(f"--mlperf-division is for --task kits19, not for {config.task}")
     if config.use_lazy_mode and config.device not in ("auto", "hpu"):
@@ -104,6 +107,9 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
         mistakes.append(f"--fold {config.fold} is outside 0 to {config.folds - 1} (--folds {config.folds})")
     if config.schedule == "multistep" and not config.lr_milestones:
         mistakes.append("--schedule multistep needs --lr-milestones")
+    port = config.dist_url.rstrip("/").rpartition(":")[2]
+    if port.isdecimal() and not 0 < int(port) < 65536:
+        mistakes.append(f"--dist-url {config.dist_url}: {port} is no port, 1 to 65535")
     if config.verbose and config.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
     if config.rebuild_cache and config.resume:
@@ -195,7 +201,7 @@ def wrong_counts(config: Config) -> list[str]:
 
 def where(name: str, parent: str) -> Path:
     """A path (anything with a separator, `.` and `..`) as it is; a bare name under `parent`."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (an unknown user is left as it is)
     return path if "/" in name or path.is_absolute() or name in (".", "..") else Path(parent) / path
 
 

@@ -40,7 +40,7 @@ class TrainOptions:
     max_steps: int | None = option(
         None, "stop after N optimiser steps of the whole run", minimum=1, aliases=("--train_steps",)
     )
-    batch_size: int = option(64, "slices per step and device", minimum=1, maximum=65536)
+    batch_size: int = option(64, "slices per step and device", minimum=1, maximum=10**6)
     accumulate: int = option(
         1, "batches whose gradients make one step", minimum=1, maximum=65536, aliases=("--ga_steps",)
     )

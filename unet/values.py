@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import unicodedata
 from typing import Any
@@ -12,6 +13,8 @@ NONE, TRUE, FALSE = "none", "true", "false"
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 SEVERAL = re.compile(r"[-+\d.,eE\s'\"\[\]()]+", re.ASCII)  # "0.9, 0.999", [128, 128, 128], ['0', '1']
+# these turn the order of the letters after them: a name would not be what it shows
+ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 MOST = 10**9  # of a whole number that names no bound of its own
 LONGEST = 4095, 255  # bytes of a path, and of each name in it
 
@@ -112,8 +115,12 @@ def _text(name: str, option: Option, value: Any) -> str:
         raise ValueError(f"{name} takes {_noun(option, str)}, not {_shown(value)}")
     if not value.strip():
         raise ValueError(f"{name} is empty")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in ORDER for letter in value):
         raise ValueError(f"{name} {_shown(value)} holds a control character, or bytes that are not UTF-8")
+    if value.startswith("-"):
+        raise ValueError(f"{name} {_shown(value)} begins with a dash (a file of this name: ./{_shown(value, False)})")
+    if value.startswith("~"):
+        value = os.path.expanduser(value)  # noqa: PTH111 (an unknown user is left as it is)
     if len(value.encode()) > LONGEST[0] or any(len(part.encode()) > LONGEST[1] for part in value.split("/")):
         raise ValueError(f"{name} {_shown(value)} is too long: at most {LONGEST[1]} bytes a name, {LONGEST[0]} a path")
     if option.pattern and not re.fullmatch(option.pattern[0], value, re.ASCII):

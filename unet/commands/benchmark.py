@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from unet import host
+from unet import capacity, host
 from unet.commands import compose
 from unet.config import Config
 from unet.devices import environment, launchers
@@ -42,6 +42,7 @@ def run(resolved: Resolved, command: str) -> int:
     task = compose.create(config.task)
     cases = task.cases(config)
     parts = compose.assemble(config)
+    capacity.require(config, parts.device.own_memory)
     loader = task.batches(cases, config, (0, 1), parts.device.loader_options(), parts.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
     times: dict[str, list[float]] = {"plain": [], "ours": []}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
+from unet import capacity, files, host
 from unet.commands import closing, compose, opening
 from unet.config import Config, where
 from unet.devices import launchers
@@ -44,6 +44,7 @@ def run(resolved: Resolved, command: str) -> int:
     if resolved.config.drop_caches and not resolved.config.resume and rank.local == 0:  # one process of each node
         cleared = mlperf_rules.clear_caches(where(resolved.config.cache, "data"))
     parts = compose.assemble(resolved.config)
+    capacity.require(resolved.config, parts.device.own_memory)
     folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
     parts = dataclasses.replace(parts, config=resolved.config)
     folder.writes = parts.group.leads
