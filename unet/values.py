@@ -117,7 +117,7 @@ def _text(name: str, option: Option, value: Any) -> str:
         raise ValueError(f"{name} is empty")
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in ORDER for letter in value):
         raise ValueError(f"{name} {_shown(value)} holds a control character, or bytes that are not UTF-8")
-    if value.startswith("-"):
+    if value.startswith("-") and not option.pattern:
         raise ValueError(f"{name} {_shown(value)} begins with a dash (a file of this name: ./{_shown(value, False)})")
     if value.startswith("~"):
         value = os.path.expanduser(value)  # noqa: PTH111 (an unknown user is left as it is)
