@@ -177,7 +177,11 @@ def test_a_killed_predict_goes_on(predict: Run, workplace: Path) -> None:
     manifest.write_bytes(b'\xff\xfe nothing\n[1]\n{"files": 3}\n' + manifest.read_bytes())
     code, _, err = predict("./P1")
     assert code == 0 and "lines are damaged and passed over" in err
-    manifest.write_bytes(os.urandom(3000))
+    for mine in (os.urandom(3000) + b"\n", b"my notes", b'{"a": 1}\n'):
+        manifest.write_bytes(mine)
+        assert "is not a list of results of this program" in error_of(predict("./P1"), 2)
+        assert manifest.read_bytes() == mine
+    manifest.unlink()
     assert "does not list it" in error_of(predict("./P1"), 2)
     assert contents() == before
 

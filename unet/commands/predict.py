@@ -105,7 +105,8 @@ def write(
         except DataError as error:
             words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"
             faults.append((words, error.hint))
-            host.notice(f"left out: {words}")
+            before = any(os.path.lexists(path) for path in results(task, folder, job, out))
+            host.notice(f"left out: {words}" + (" Its results that are there are of before." if before else ""))
     faults = [fault for each in group.gather(faults) for fault in each]
     if members and members[0].seconds:
         from unet.runtime import evaluation

@@ -16,9 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from unet import files, host
+from unet.errors import UsageError
 
 MANIFEST, LOCK = "predictions.jsonl", ".predictions.lock"
 FREE, FOREIGN, UNFINISHED, CHANGED, OWN = "free", "foreign", "unfinished", "changed", "own"
+BEGINS = '{"source": '
 LINE = {"source": str, "inputs": str, "weights": str, "settings": str, "files": {str: (str, None)}}
 
 
@@ -56,7 +58,8 @@ class OutputFolder:
 
     def read(self) -> None:
         """Read the manifest, if there is one. A last line cut short, as by a power failure, is passed over; other
-        damaged lines are too, with a notice: the files that they named then count as somebody else's."""
+        damaged lines are too, with a notice: the files that they named then count as somebody else's. Raises UsageError
+        where no line is the program's."""
         self.records = {}
         path = self.path / MANIFEST
         if not os.path.lexists(path):
@@ -65,10 +68,14 @@ class OutputFolder:
             text = files.require_regular(path).read_bytes().decode(errors="replace")
         except OSError as error:
             raise files.explain(error, path) from error
-        lines = text.splitlines()
-        damaged = [number for number, line in enumerate(lines) if line.strip() and not self._take(line)]
+        lines = [line for line in text.splitlines() if line.strip()]
+        damaged = [number for number, line in enumerate(lines) if not self._take(line)]
+        if lines and len(damaged) == len(lines) and not text.startswith(BEGINS):
+            raise UsageError(
+                f"{path} is not a list of results of this program.", "Move it elsewhere, or name another --output."
+            )
         if [number for number in damaged if number < len(lines) - 1 or text.endswith("\n")]:
-            host.notice(f"{path}: {len(damaged)} of {len(lines)} lines are damaged and passed over.")
+            host.notice(f"{path}: {len(damaged)} of {host.counted(len(lines), 'line')} are damaged and passed over.")
 
     def _take(self, line: str) -> bool:
         """Keep what a line of the manifest says; whether it could be read."""
