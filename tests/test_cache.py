@@ -278,3 +278,64 @@ def test_damaged_boxes_are_found_again(tmp_path: Path, content: Any) -> None:
     (folder / "boxes.json").write_text(text)
     found = cache.open_cache(folder, cache.make_manifest("kits19", {"pad_to": [8, 8, 8], "spacing": [1, 1, 1]}))
     assert found[0].facts["boxes"] == {"1": [[2, 5, 2, 5, 2, 5]], "2": []}
+
+
+def few_files(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("unet.data.maps.room", lambda: count)
+
+
+def test_maps_are_closed_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet.data.maps import Maps
+
+    few_files(monkeypatch, 2)
+    cases = cache.open_cache(whole, wanted())
+    maps = Maps(cases)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in (0, 1, 2, 3, 4, 5, 0, 5, 3):
+        image, mask = maps[number]
+        assert np.array_equal(image, np.load(cases[number].image))
+        assert np.array_equal(mask, np.load(cases[number].mask))
+    del image, mask
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
+
+
+def test_batches_are_the_same_with_few_files_open(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from unet.data.loaders import EpochBatches, Slices
+
+    cases = cache.open_cache(whole, wanted())
+    usual = EpochBatches(Slices(cases), 8, 5, None)
+    expected = [usual[1, number] for number in range(len(usual))]
+    few_files(monkeypatch, 2)
+    again = EpochBatches(Slices(cases), 8, 5, None)
+    for number, batch in enumerate(expected):
+        for key, value in again[1, number].items():
+            assert torch.equal(value, batch[key])
+
+
+@pytest.mark.parametrize("kind", ["zero", "binary", "folder", "pipe", "list", "numbers", "no validation", "many"])
+def test_a_split_that_is_none(tmp_path: Path, kind: str) -> None:
+    from unet.data import splits
+
+    path = tmp_path / "split"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "zero":
+        content = {"list": "[]", "numbers": '{"validation": [1]}', "no validation": '{"train": []}', "many": "a\n"}
+        path.write_bytes(content.get(kind, "").encode() or bytes(range(256)))
+    with pytest.raises(UnetError) as caught:
+        splits.from_file(["aa", "ab"], Path("/dev/zero") if kind == "zero" else path)
+    assert caught.value.hint
+
+
+def test_a_split_of_many_names_is_fast() -> None:
+    from unet.data import splits
+
+    ids = [f"TCGA_ZZ_{number:05d}_20000101" for number in range(20_000)]
+    text = "\n".join(["", *ids, ""])
+    known = set(ids)
+    found = [splits._match(f"ZZ_{number:05d}", known, text, Path("x")) for number in range(0, 20_000, 40)]
+    assert found == ids[::40]

@@ -31,7 +31,8 @@ def finish(
     stopped = reason.startswith("stopped")
     records = []
     if not stopped and engine_run.evaluate and config.checkpoints:
-        validation = [case for case in cases if case.id in set(split["validation"])][: config.eval_steps]
+        held = set(split["validation"])
+        validation = [case for case in cases if case.id in held][: config.eval_steps]
         if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: compose.read_weights(weights)[1])

@@ -6,6 +6,7 @@ wherever the volumes lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from unet import host
 from unet.data.augment import Change, changes, finish
 from unet.data.cache import CachedCase
+from unet.data.maps import Maps
 from unet.data.sampling import Window, balanced_window, generator
 from unet.errors import DataError
 
@@ -36,21 +38,42 @@ class Volumes:
         shared: bool = False,
     ) -> None:
         self.cases = list(cases)
-        self._maps: dict[int, tuple[Any, Any]] = {}
+        self._maps = Maps(self.cases)
         self._placed: list[tuple[Tensor, Tensor]] | None = None
+        self._whole: tuple[Tensor, Tensor] | None = None
+        self._starts = np.cumsum([0, *(math.prod(case.shape) for case in self.cases)])
         if where == "ram":
             require_memory(self.cases, shared)
-        if where != "disk":
-            keep = place if where == "device" and place else torch.Tensor.share_memory_ if shared else _itself
+            self._whole = self._read(shared)
+        elif where == "device":
+            keep = place or _itself
             self._placed = [
                 (keep(torch.from_numpy(np.array(image))), keep(torch.from_numpy(np.array(mask))))
-                for image, mask in (
-                    case.arrays() for case in host.progress(self.cases, name=f"to {where}", unit="case")
-                )
+                for image, mask in (case.arrays() for case in host.progress(self.cases, name="to device", unit="case"))
             ]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+    def _read(self, shared: bool) -> tuple[Tensor, Tensor]:
+        """All images (float32) and all masks (uint8) one after the other: shared by processes as two files, where a
+        tensor for each would take a file descriptor for each."""
+        images, masks = (torch.empty(int(self._starts[-1]), dtype=kind) for kind in (torch.float32, torch.uint8))
+        if shared:
+            images, masks = images.share_memory_(), masks.share_memory_()
+        for number, case in enumerate(host.progress(self.cases, name="to ram", unit="case")):
+            span = slice(int(self._starts[number]), int(self._starts[number + 1]))
+            image, mask = case.arrays()
+            images[span].numpy()[...], masks[span].numpy()[...] = image.reshape(-1), mask.reshape(-1)
+        return images, masks
+
+    def _arrays(self, case: int) -> tuple[Any, Any]:
+        """Image and mask of a case (1, D, H, W), from memory or mapped."""
+        if self._placed is not None:
+            image, mask = (tensor.numpy() for tensor in self._placed[case])
+            return image, mask
+        if self._whole is None:
+            return self._maps[case]
+        span = slice(int(self._starts[case]), int(self._starts[case + 1]))
+        image, mask = (tensor[span].numpy().reshape(self.cases[case].shape) for tensor in self._whole)
+        return image, mask
 
     def crop(self, case: int, window: Window, flips: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Image (1, d, h, w) float32 and mask (1, d, h, w) uint8 of a case's window, mirrored along `flips`."""
@@ -59,12 +82,7 @@ class Volumes:
         if self._placed is not None and self._placed[case][0].device.type != "cpu":
             image, mask = (tensor[place] for tensor in self._placed[case])
             return (image.flip(axes), mask.flip(axes)) if axes else (image.contiguous(), mask.contiguous())
-        if self._placed is not None:
-            image_map, mask_map = (tensor.numpy() for tensor in self._placed[case])
-        else:
-            if case not in self._maps:
-                self._maps[case] = self.cases[case].arrays()
-            image_map, mask_map = self._maps[case]
+        image_map, mask_map = self._arrays(case)
         mirrored = (slice(None), *(slice(None, None, -1 if flip else None) for flip in flips))
         # cut and mirrored in one copy; the copy is C-contiguous whatever the strides of the view
         return (

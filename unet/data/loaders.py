@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet.data.cache import CachedCase
+from unet.data.maps import Maps
 from unet.data.sampling import draw, generator, slice_probabilities
 from unet.data.workers import Batch, Key, Pool
 from unet.errors import DataError, UnetError
@@ -30,7 +31,7 @@ class Slices:
     ) -> None:
         self.cases = list(cases)
         self.starts = np.cumsum([0, *(case.shape[0] for case in cases)])
-        self._maps: list[tuple[Any, Any]] | None = None
+        self._maps = Maps(self.cases)
         self._whole: tuple[Tensor, Tensor] | None = None
         if where != "disk":
             image, mask = self._read(range(len(self)))
@@ -40,9 +41,6 @@ class Slices:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": None}
 
     def name(self, index: int) -> str:
         """Case and slice of a flat index, in words."""
@@ -60,18 +58,16 @@ class Slices:
         return image.permute(0, 3, 1, 2), mask.permute(0, 3, 1, 2).float()
 
     def _read(self, indices: Sequence[int] | Tensor | range) -> tuple[Tensor, Tensor]:
-        if self._maps is None:
-            self._maps = [case.arrays() for case in self.cases]
         _, height, width, channels = self.cases[0].shape
         image = np.empty((len(indices), height, width, channels), np.float32)
         mask = np.empty((len(indices), height, width, 1), np.uint8)
-        for position, index in enumerate(indices):
-            case = int(np.searchsorted(self.starts, int(index), "right")) - 1
+        flat = np.asarray(indices)
+        owners = np.searchsorted(self.starts, flat, "right") - 1
+        for position in np.argsort(owners, kind="stable"):  # case by case: a map is opened once
+            case = int(owners[position])
             images, masks = self._maps[case]
-            image[position], mask[position] = (
-                images[int(index) - self.starts[case]],
-                masks[int(index) - self.starts[case]],
-            )
+            number = int(flat[position]) - int(self.starts[case])
+            image[position], mask[position] = images[number], masks[number]
         return torch.from_numpy(image), torch.from_numpy(mask)
 
 

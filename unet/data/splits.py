@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from unet.errors import DataError
+from unet.errors import DataError, StorageError
+from unet.files import read_json, read_text, require_regular
 
 Split = dict[str, list[str]]
+SCHEMA = {"validation": [str], "train?": ([str], None)}
+LARGEST = 2**26  # bytes of a file of names
 FEW, PUBLISHED = 20, 10
 # evaluation_cases.txt of MLPerf's U-Net3D reference: the 42 of KiTS19's 210 cases that its target is defined on
 MLPERF = frozenset(
@@ -89,44 +91,46 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     that are not in the set, or are in both parts.
     """
     try:
-        text = path.read_text()
-    except OSError as error:
+        require_regular(path)
+    except StorageError as error:
         raise DataError(
-            f"{path.absolute()}: {error.strerror}.",
-            "Give published, last, mlperf, none, or a file of names with --split.",
+            error.message, "Give published, last, mlperf, none, or a file of names with --split."
         ) from error
-    if text.lstrip().startswith("{"):
-        try:
-            content = json.loads(text)
-            validation, train = list(content["validation"]), content.get("train")
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path.absolute()}: not a split ({type(error).__name__}: {error}).",
-                'Write {"train": [...], "validation": [...]}, or one validation case a line.',
-            ) from error
+    text = read_text(path, LARGEST).removeprefix("\ufeff")
+    if text.lstrip().startswith(("{", "[")):
+        content = read_json(path, SCHEMA, 'Write {"train": [...], "validation": [...]}, or one validation case a line.')
+        validation, train = content["validation"], content.get("train")
     else:
-        validation, train = (
-            [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")],
-            None,
-        )
-    held = list(dict.fromkeys(_match(name, ids, path) for name in validation))
+        lines = [line.strip() for line in text.splitlines()]
+        validation, train = [line for line in lines if line and not line.startswith("#")], None
+    known, together = set(ids), "\n".join(["", *sorted(ids), ""])
+    held = list(dict.fromkeys(_match(name, known, together, path) for name in validation))
+    taken = set(held)
     kept = (
-        list(dict.fromkeys(_match(name, ids, path) for name in train))
+        list(dict.fromkeys(_match(name, known, together, path) for name in train))
         if train is not None
-        else [item for item in sorted(ids) if item not in held]
+        else [item for item in ids if item not in taken]
     )
-    both = sorted(set(held) & set(kept))
+    both = sorted(taken & set(kept))
     if both:
         raise DataError(f"{path.absolute()}: {', '.join(both[:3])} in both parts.", "Keep each case in one part.")
     return {"train": sorted(kept), "validation": sorted(held)}
 
 
-def _match(name: str, ids: Sequence[str], path: Path) -> str:
-    found = [item for item in ids if item == name] or [item for item in ids if name in item]
-    if len(found) != 1:
+def _match(name: str, known: Collection[str], together: str, path: Path) -> str:
+    """The id that a name, or a part of an id, means. `together`: the ids, each in a line."""
+    if name in known:
+        return name
+    found: list[str] = []
+    place = together.find(name) if name.strip() else -1
+    while place >= 0 and len(found) < 2:
+        end = together.find("\n", place + len(name))
+        found.append(together[together.rfind("\n", 0, place + 1) + 1 : end])
+        place = together.find(name, end)
+    if len(found) != 1 or found[0] not in known:
+        count, first = sum(name in item for item in known), f"{len(known)} cases, first {sorted(known)[:1]}"
         raise DataError(
-            f"{path.absolute()}: {name!r} names {len(found)} cases of the set ({len(ids)} cases, first"
-            f" {sorted(ids)[:1]}).",
+            f"{path.absolute()}: {name[:120]!r} names {count} cases of the set ({first}).",
             "Write names as the patient folders have them.",
         )
     return found[0]
