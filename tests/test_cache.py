@@ -290,13 +290,13 @@ def test_maps_are_closed_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> 
     few_files(monkeypatch, 2)
     cases = cache.open_cache(whole, wanted())
     maps = Maps(cases)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for number in (0, 1, 2, 3, 4, 5, 0, 5, 3):
         image, mask = maps[number]
         assert np.array_equal(image, np.load(cases[number].image))
         assert np.array_equal(mask, np.load(cases[number].mask))
     del image, mask
-    assert len(os.listdir("/proc/self/fd")) - before <= 4
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 4
 
 
 def test_batches_are_the_same_with_few_files_open(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,3 +339,26 @@ def test_a_split_of_many_names_is_fast() -> None:
     known = set(ids)
     found = [splits._match(f"ZZ_{number:05d}", known, text, Path("x")) for number in range(0, 20_000, 40)]
     assert found == ids[::40]
+
+
+def test_pictures_of_many_cases_are_few_and_spread() -> None:
+    from unet.commands.scores import KEPT, SHOWN, Spread, shown_of
+
+    rng = np.random.default_rng(0)
+    scores = [float("nan"), *rng.beta(5, 1, 2000).tolist(), 0.0, 1.0]
+    made: list[float] = []
+    kept = Spread()
+    for number, score in enumerate(scores):
+        kept.add(score, f"{number:05d}", lambda score=score: made.append(score) or {"x": score})  # type: ignore[misc]
+    assert len(kept.rows) == KEPT
+    assert all(row.panel for row in kept.rows)
+    assert len(made) < len(scores)
+    chosen = shown_of(kept.rows, scores)
+    assert len(chosen) == SHOWN
+    assert (chosen[0].score, chosen[-1].score) == (float("-inf"), 1.0)
+    middle = sorted(scores[1:])[round(2 * len(scores) / 5)]
+    assert abs(chosen[2].score - middle) < 0.05
+    few = Spread()
+    for number in range(11):
+        few.add(number / 10, str(number), dict)
+    assert [row.score for row in shown_of(few.rows, [0.0] * 11)] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from unet.commands.compose import Parts
 from unet.errors import DataError
 from unet.files import write_text
 from unet.tasks.base import Infer
 
+KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
+
 
 def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation, pictures
 
-    config, rows = parts.config.replace(eval_crop=()), []
+    config, best = parts.config.replace(eval_crop=()), parts.task.best[0]
+    kept = Spread()
 
-    def keep(case: Any, arrays: dict[str, Any]) -> None:
-        rows.append((case, parts.task.panel(case, arrays)))
+    def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
+        kept.add(record[best], case.id, lambda: parts.task.panel(case, arrays))
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
@@ -31,7 +35,7 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
 
     parts.group.mark("scoring", patient=True)
     records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
-    rows = [row for share in parts.group.gather(rows) for row in share]
+    rows = sorted(row for share in parts.group.gather(kept.rows) for row in share)
     if not parts.group.leads:
         return records
     text = io.StringIO()
@@ -40,15 +44,53 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     writer.writerow(["case", *keys])
     writer.writerows([record["case"], *(record[key] for key in keys)] for record in records)
     write_text(folder / "cases.csv", text.getvalue())
-    by_case = {record["case"]: record for record in records}
-    best = parts.task.best[0]
-    ordered = sorted(rows, key=lambda row: by_case[row[0].id][best])
-    chosen = ordered if len(ordered) <= 6 else [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)]
+    chosen = shown_of(rows, [record[best] for record in records])
     name = best.replace("_", " ")
-    labelled = [(f"{case.id}\n{name} {by_case[case.id][best]:.3f}", panel) for case, panel in chosen]
+    labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
     title = f"{folder.name}: {parts.task.picture}"
     pictures.panels(labelled, title, folder / "predictions.png", parts.task.key)
     return records
+
+
+class Row(NamedTuple):
+    """The pictures of a case; rows are in the order of scores."""
+
+    score: float
+    case: str
+    panel: dict[str, Any]
+
+
+class Spread:
+    """Pictures of some of many cases, from the worst to the best: a set of any size takes the memory of a few."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, score: float, case: str, panel: Callable[[], dict[str, Any]]) -> None:
+        """Keep a case; where there are too many, the one goes whose neighbours are closest in score."""
+        row = Row(-math.inf if math.isnan(score) else score, case, {})
+        place = bisect.bisect(self.rows, row[:2], key=lambda each: each[:2])
+        self.rows.insert(place, row)
+        if len(self.rows) > KEPT:
+            gaps = [self.rows[i + 1].score - self.rows[i - 1].score for i in range(1, KEPT)]
+            gone = 1 + min(range(len(gaps)), key=lambda i: 0.0 if math.isnan(gaps[i]) else gaps[i])
+            del self.rows[gone]
+            if gone == place:
+                return
+            place -= gone < place
+        self.rows[place] = row._replace(panel=panel())
+
+
+def shown_of(rows: Sequence[Row], scores: Sequence[float]) -> list[Row]:
+    """The rows that stand for all `scores`, from the worst to the best."""
+    if len(rows) <= SHOWN:
+        return list(rows)
+    if len(rows) == len(scores):
+        return [rows[round(i * (len(rows) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
+    ordered = sorted(-math.inf if math.isnan(score) else score for score in scores)
+    wanted = [ordered[round(i * (len(ordered) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
+    places = {min(bisect.bisect_left(rows, score, key=lambda row: row.score), len(rows) - 1) for score in wanted}
+    return [rows[place] for place in sorted(places)]
 
 
 def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:

@@ -30,14 +30,14 @@ def score(
     cases: Sequence[Any],
     evaluate: Callable[[Any], tuple[dict[str, float], dict[str, Any]]],
     name: str = "evaluate",
-    keep: Callable[[Any, dict[str, Any]], None] | None = None,
+    keep: Callable[[Any, Record, dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
     group: Group | None = None,
 ) -> list[Record] | None:
     """One record {"case", numbers ...} for each case, by id, the same in every rank; None when `stop` asked any rank
     to stop.
 
-    Each rank scores its share; `keep` is given the arrays of those.
+    Each rank scores its share; `keep` is given the records and arrays of those.
     """
     group = group or Group()
     records = []
@@ -50,7 +50,7 @@ def score(
         numbers, arrays = evaluate(case)
         records.append({"case": case.id, **numbers})
         if keep:
-            keep(case, arrays)
+            keep(case, records[-1], arrays)
     shares = group.gather(None if stopped else records)
     if any(items is None for items in shares):
         return None
