@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import error_of
 
-from unet import capacity
+from unet import capacity, paths
 from unet import cli as program
 from unet.config import Config, contradictions
 from unet.errors import UsageError
@@ -296,3 +296,84 @@ def test_help_at_narrow_terminals(
 def test_values_are_converted_alike_from_flags_and_files() -> None:
     with pytest.raises(UsageError, match="at most 1000"):
         parsed("--lr 1e5")
+
+
+HOSTILE = (
+    *(
+        "",
+        " ",
+        "\0",
+        "a\nb",
+        "\x1b[31m",
+        "\udcff",
+        "\u202eabc",
+        "\u0663",
+        "1_000",
+        "0",
+        "-1",
+        "1.5",
+        "-0.0",
+        "1e20",
+        "1e999",
+    ),
+    *(
+        "inf",
+        "-inf",
+        "nan",
+        "None",
+        "none",
+        "null",
+        "True",
+        "0x10",
+        "9" * 30,
+        "9" * 5000,
+        "..",
+        "/",
+        "a/b",
+        "~nosuch/x",
+    ),
+    *(
+        "/dev/zero",
+        "./pipe",
+        "./circle",
+        "$HOME",
+        "-",
+        "--",
+        "--lr",
+        "=",
+        "a" * 300,
+        "a/" * 3000,
+        "[1",
+        "1,2,3,4",
+        "[]",
+        ",",
+    ),
+    *("{}", "%s%n", "os:system", "tcp://x:99999", "tcp://x:1", "unet.pt", "'"),
+)
+
+
+def test_hostile_values_of_every_flag(workplace: Path) -> None:
+    """Each flag of each command with each of these values: either a value, or one usage error of two short lines."""
+    import os
+
+    os.mkfifo("pipe")
+    Path("circle").symlink_to("circle")
+    tried: set[tuple[str, str]] = set()
+    for name, command in program.COMMANDS.items():
+        for spelling, spec in spellings(command.groups).items():
+            if (spec.name, spelling) in tried:
+                continue
+            tried.add((spec.name, spelling))
+            for value in HOSTILE[len(tried) % 4 :: 4]:  # each value meets each kind of flag
+                try:
+                    resolved = program.resolve(name, [f"{spelling}={value}"])
+                    paths.require(name, resolved)
+                except UsageError as error:
+                    text = f"{error.message}{error.hint}"
+                    assert "\n" not in text and len(text) < 1200 and text.isprintable(), (name, spelling, value)
+                    continue
+                found = getattr(resolved.config, spec.name)
+                for item in found if isinstance(found, tuple) else (found,):
+                    assert not isinstance(item, float) or abs(item) < 1e13, (spelling, value)
+                    assert not isinstance(item, str) or (item.strip() and item.isprintable()), (spelling, value)
+    assert len(tried) > 150

@@ -103,11 +103,31 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("train --data zzz --load zzz --split zzz", "--split zzz"),
         ("train --task em --rebuild-cache --cache ./c", "--rebuild-cache reads the raw set"),
         ("train --task em", "Neither"),
+        ("train --data ./raw --cache c", "Type --cache ./c (or --cache data/c for a new one)"),
+        ("preprocess --data ./raw --cache c", "Type --cache ./c"),
         ("evaluate", "weights/unet.pt does not exist"),
     ],
 )
 def test_what_was_meant(cli: Any, place: Path, line: str, words: str) -> None:
     assert words in error_of(cli(*line.split()), 2)
+
+
+def test_the_folder_is_gone(tmp_path: Path) -> None:
+    code = "import os, sys; os.rmdir(os.getcwd()); from unet.cli import main; sys.exit(main(['train', '--data', 'x']))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, env=environment
+    )
+    assert "The current folder no longer exists" in error_of((done.returncode, done.stdout, done.stderr))
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "unet", "config", "--run-name", "é", "--data", "./ü"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\\xe9" in done.stdout
 
 
 def test_no_torch_is_imported_for_a_typo(place: Path) -> None:

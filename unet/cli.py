@@ -4,12 +4,14 @@ command runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from unet import __version__, host, paths
 from unet.config import MEND, contradictions
@@ -104,7 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         word in ("-v", "--verbose") and after.lower() != "false"
         for word, after in zip(words, [*words[1:], ""], strict=True)
     )
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter of a name shows its number
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        require_folder()
         return dispatch(words)
     except UnetError as error:
         failure = error
@@ -134,8 +140,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failure.exit_code
     if verbose:
         traceback.print_exception(failure.__cause__ or failure)
-    print(f"error: {failure.message}\n  {failure.hint}", file=sys.stderr)
+    message, hint = (" ".join(text.split("\n")) for text in (failure.message, failure.hint))
+    print(f"error: {message}\n  {hint}", file=sys.stderr)
     return failure.exit_code
+
+
+def require_folder() -> None:
+    """Raise UnetError where the folder that the command was typed in has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UnetError("The current folder no longer exists.", "Change to a folder that exists: cd ~") from error
 
 
 def unexpected(error: Exception) -> UnetError:
@@ -211,9 +226,10 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
 def explain_flags(name: str, words: Sequence[str]) -> str:
     """The text of `COMMAND --help`: with --task NAME that task's flags and defaults, else those of all."""
     command, program = COMMANDS[name], f"python -m unet {name}"
-    task = read((CommonOptions,), [word for word in words if word not in ("-h", "--help")]).given.get("task", (None,))[
-        0
-    ]
+    reading = read(command.groups, [word for word in words if word not in ("-h", "--help")])
+    if "task" in reading.wrong:
+        raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
+    task = reading.given.get("task", (None,))[0]
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
     if task:
         about = f"{about} (Flags and defaults of --task {task}.)"

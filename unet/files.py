@@ -25,8 +25,8 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def explain(error: OSError, path: Path | str | None = None) -> StorageError:
     """The two-line form of an operating-system error on `path`."""
-    name = os.fspath(path) if path is not None else str(error.filename or "a file")
-    target = Path(name).absolute()
+    name = os.fspath(path) if path is not None else error.filename
+    target = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else "A file, or the output"
     if error.errno in _NO_SPACE:
         return StorageError(
             f"{target}: cannot be written: {error.strerror} (no room on the disk, or a quota or limit).",

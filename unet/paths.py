@@ -46,6 +46,10 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):
         yield from _folder("--cache", cache)
+        here = Path(config.cache)
+        if here != cache and not _kind(cache) and _kind(here) == "a folder":
+            words = f"--cache {config.cache}: {cache.absolute()} does not exist, but {here.absolute()} does"
+            yield words, f"Type --cache {spelt(here)} (or --cache {cache} for a new one)."
     elif command == "check" and sources["cache"].startswith("flag"):
         yield from _there(config.cache, cache, sources["cache"].removeprefix("flag "))
     if config.synth_data:
@@ -56,7 +60,7 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
     elif config.mlperf_division or config.mlperf_rehearsal:
         return  # its rules name this among all that is missing
     elif command in TRAINING and not raw.exists() and (config.rebuild_cache or not cache.exists()):
-        missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists"
+        missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists{_meant(config.data, raw)}"
         if config.rebuild_cache:
             missing = f"--rebuild-cache reads the raw set, and {raw.absolute()} does not exist"
         yield missing, "Give a raw set with --data (or a cache with --cache), or type --synth-data for made data."
@@ -131,9 +135,10 @@ def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | N
     kind = _kind(path)
     label = f"{spelling} {name}".strip()
     if not kind:
-        near = _near(name, path, other)
-        meant = f" (did you mean {near}?)" if near else ""
-        yield f"{label}: {path.absolute()} does not exist{meant}", hint or "Name a path that exists."
+        yield (
+            f"{label}: {path.absolute()} does not exist{_meant(name, path, other)}",
+            hint or "Name a path that exists.",
+        )
     elif kind not in ("a file", "a folder"):
         yield f"{label}: {path.absolute()} is {kind}, not a file or folder", hint or "Name a regular file or a folder."
     elif not os.access(path, os.R_OK):
@@ -159,6 +164,11 @@ def _folder(spelling: str, path: Path) -> Iterator[Fault]:
             f"{spelling}: {nearest.absolute()} may not be written",
             "Give this user the right to write there, or name another folder.",
         )
+
+
+def _meant(name: str, path: Path, other: Path | None = None) -> str:
+    near = _near(name, path, other)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def _near(name: str, path: Path, other: Path | None) -> str:
