@@ -25,6 +25,7 @@ from conftest import TINY, program, read_json
 
 from unet.runtime.distributed import Group
 from unet.runtime.heart import NEWS, Heart
+from unet.runtime.meeting import Line
 
 ROOT = Path(__file__).parent.parent
 LONG = ("--epochs", 5000, "--quiet", "--checkpoint-every", 20)
@@ -135,8 +136,8 @@ def test_a_usage_error_is_told_once(two: Path) -> None:
 
 def hearts(count: int, timeout: float = 0.4) -> list[Heart]:
     """Hearts that do not beat by themselves, on a store in memory."""
-    store = torch.distributed.HashStore()
-    return [Heart(store, rank, count, timeout) for rank in range(count)]
+    line = Line(torch.distributed.HashStore(), "a secret of the test")
+    return [Heart(line, rank, count, timeout) for rank in range(count)]
 
 
 def look(all_hearts: list[Heart], *, without: int | None = None) -> str | None:
@@ -199,10 +200,10 @@ def test_a_rank_with_an_error_of_its_own_is_not_ahead_of_the_others() -> None:
 def test_a_rank_that_ended_in_peace_is_not_missed_and_one_with_an_error_is_quoted() -> None:
     three = hearts(3)
     look(three)
-    three[2].line.set("heart/0/left/2", "")
+    three[2].line.write("left/2", "")
     time.sleep(0.6)
     assert look(three, without=2) is None
-    three[1].line.set("heart/0/left/1", "case 7 is bad.")
+    three[1].line.write("left/1", "case 7 is bad.")
     assert "ended with an error: case 7 is bad." in str(look(three, without=2))
 
 

@@ -66,7 +66,8 @@ def meet(config: Config, device: Device) -> Group:
     interface = "lo" if rank.one_node else launchers.interface(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return distributed.join(device, address, port, config.dist_timeout)
+    own = None if rank.one_node else launchers.own_address(address)
+    return distributed.join(device, address, port, config.dist_timeout, Path(config.out), own)
 
 
 def all_cases(parts: Parts) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -77,6 +78,7 @@ def start(count: int, words: Sequence[str]) -> int:
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), launchers.STARTER: f"--devices {count}"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"UNET_TOKEN": os.environ.get("UNET_TOKEN") or secrets.token_hex(32)}  # by which they know each other
     processes = []
     for number in range(count):
         rest = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}

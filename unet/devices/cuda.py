@@ -65,6 +65,8 @@ class CUDA(Device):
         result = super().environment(config, rank)
         if config.deterministic:
             result["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        if rank.one_node and rank.world > 1:
+            result["NCCL_SOCKET_IFNAME"] = "lo"  # its own choice is an interface that others reach
         if config.cuda_devices:
             result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.cuda_devices))
         return result

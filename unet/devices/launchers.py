@@ -335,6 +335,15 @@ def _variables_of(pid: int) -> dict[str, str]:
 def interface(address: str) -> str | None:
     """The network interface by which this node reaches `address`, or else the world; never the loopback: a node's own
     name often stands for 127.0.1.1."""
+    return _way(address)[0]
+
+
+def own_address(address: str) -> str | None:
+    """The address of that interface."""
+    return _way(address)[1]
+
+
+def _way(address: str) -> tuple[str | None, str | None]:
     for target in (address, "192.0.2.1"):
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -344,8 +353,8 @@ def interface(address: str) -> str | None:
         except OSError:
             continue
         if names and not own.startswith("127."):
-            return names[0]
-    return None
+            return names[0], own
+    return None, None
 
 
 def _address_of(name: str, probe: socket.socket) -> str | None:

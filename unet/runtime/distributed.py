@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from unet import host
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UnetError, UsageError
 from unet.runtime.heart import AGAIN, GRACE, NEWS, RESUME, Heart
+from unet.runtime.meeting import Meeting
 
 T = TypeVar("T")
 ENDLESS = datetime.timedelta(days=1)  # how long a collective may wait: the heart ends it long before
@@ -84,28 +85,23 @@ class Group:
 class Ranks(Group):
     """Several processes, of which this is one."""
 
-    def __init__(self, device: Device, address: str, port: int, timeout: float) -> None:
-        from torch import distributed
-
+    def __init__(self, device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None) -> None:
         self.rank, self.world = device.rank.rank, device.rank.world
         self._wish: tuple[Any, Tensor] | None = None
         self._explained: BaseException | None = None
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-        patience = datetime.timedelta(seconds=5 * timeout)
         try:
-            url = f"env://?rank={self.rank}&world_size={self.world}"
-            store, _, _ = next(distributed.rendezvous(url, timeout=patience))
-            line = distributed.TCPStore(address, port, None, False, patience, wait_for_workers=False)
+            self._meeting = Meeting(device.rank, address, port, timeout, folder, own)
         except (RuntimeError, OSError, ValueError) as error:
             raise UnetError(
                 f"Rank {self.rank} of {self.world} on {socket.gethostname()} does not meet the others at"
                 f" {address}:{port} ({first_line(error)}).",
                 "Another program may hold the port: set MASTER_PORT to a free one. Or rank 0 ended: it says why.",
             ) from error
+        line = self._meeting.line
         self.heart = Heart(line, self.rank, self.world, timeout)
         self.heart.start()
         try:
-            self._join(device, store)
+            self._join(device)
         except Exception as error:
             found = self.explain(error)
             if not isinstance(found, UnetError):
@@ -113,10 +109,11 @@ class Ranks(Group):
                     f"The first exchange over {device.collective} failed: {first_line(error)}",
                     "Compare driver, collective library and network interfaces of all nodes; python -m unet doctor",
                 )
+            self._meeting.close()
             self.heart.leave(found)
             raise found from error
 
-    def _join(self, device: Device, store: Any) -> None:
+    def _join(self, device: Device) -> None:
         """Both groups, and a sum over the device's own: a wrong interface or a card that does not answer shows here,
         and not as a first step that never ends. It may build rings, so it has longer than a step."""
         from torch import distributed
@@ -124,14 +121,15 @@ class Ranks(Group):
         self.heart.step = self.heart.timeout / 2
         self.heart.mark(f"in the first exchange over {device.collective}")
         own = f"{device.name} with torch {torch.__version__}"
-        store.set(f"device of {self.rank}", own)
-        first = store.get("device of 0").decode()
+        line = self._meeting.line
+        line.write(f"device/{self.rank}", own)
+        first = line.wait("device/0", self.heart.timeout) or "a device that it does not tell"
         if own != first:
             raise UsageError(
                 f"Rank 0 runs on {first}, rank {self.rank} on {own}.",
                 "Type --device, and start all processes in the same environment.",
             )
-        device.join(store, ENDLESS)
+        device.join(self._meeting.store, ENDLESS)
         self._talk = distributed.new_group(backend="gloo", timeout=ENDLESS)
         total = device.put(torch.ones(1))
         distributed.all_reduce(total)
@@ -143,6 +141,7 @@ class Ranks(Group):
                 f"The first sum over {device.collective} is {found:g} instead of {self.world}.",
                 "Compare driver and collective library of all nodes; python -m unet doctor",
             )
+        self._meeting.close()
         self.heart.mark("starting", patient=True)
         self.heart.step = 0.0
 
@@ -256,11 +255,12 @@ def group() -> Group:
     return _group
 
 
-def join(device: Device, address: str, port: int, timeout: float) -> Group:
-    """Meet the other ranks, once for the life of the process. Raises UnetError where they do not come."""
+def join(device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None = None) -> Group:
+    """Meet the other ranks, once for the life of the process: `folder` is shared by the nodes, `own` this node's
+    address as the others see it. Raises UnetError where they do not come."""
     global _group
     if device.rank.world > 1 and _group.world == 1:
-        _group = Ranks(device, address, port, timeout)
+        _group = Ranks(device, address, port, timeout, folder, own)
         host.set_quiet(host.is_quiet() or not _group.leads)
     return _group
 

@@ -33,12 +33,12 @@ STEPS = 10.0  # usual steps that one step may last
 
 
 class Heart(threading.Thread):
-    """The beating and watching thread of one rank; `line` is a connection of its own to the store of the run."""
+    """The beating and watching thread of one rank; `line` is a connection of its own to the store of the run
+    (`meeting.Line`): signed, so that nobody else's keys count."""
 
     def __init__(self, line: Any, rank: int, world: int, timeout: float) -> None:
         super().__init__(daemon=True, name="heart")
         self.line, self.rank, self.world, self.timeout = line, rank, world, timeout
-        self.prefix = f"heart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.place, self.patient, self.marks, self.beats, self.step = "starting", True, 0, 0, 0.0
         self.on_death: Callable[[str], None] | None = None
         self.hint = AGAIN
@@ -95,7 +95,7 @@ class Heart(threading.Thread):
 
     def beat(self) -> None:
         self.beats += 1
-        self.line.set(f"{self.prefix}/beat/{self.rank}", json.dumps(self.now()))
+        self.line.write(f"beat/{self.rank}", json.dumps(self.now()))
 
     def now(self) -> list[Any]:
         return [self.beats, self.marks, self.patient, self.place, socket.gethostname(), _machine(), os.getpid()]
@@ -162,8 +162,8 @@ class Heart(threading.Thread):
         return f"Rank {rank}" + (f" (process {sight.pid} on {sight.host})" if sight and sight.pid else "")
 
     def read(self, key: str) -> str | None:
-        key = f"{self.prefix}/{key}"
-        return self.line.get(key).decode() if self.line.check([key]) else None
+        text: str | None = self.line.read(key)
+        return text
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Heart(threading.Thread):
         self.decided.set()
         if self.rank == 0:
             with contextlib.suppress(RuntimeError, OSError):
-                self.line.set(f"{self.prefix}/verdict", found)
+                self.line.write("verdict", found)
         if self.quiet.wait(GRACE):
             return
         if self.on_death:
@@ -204,7 +204,7 @@ class Heart(threading.Thread):
             while error is None and self.rank and self.read("left/0") is None and not self.decided.wait(0.05):
                 pass
             if error is not None or not self.decided.is_set():
-                self.line.set(f"{self.prefix}/left/{self.rank}", words)
+                self.line.write(f"left/{self.rank}", words)
             deadline = time.monotonic() + (GRACE if error is None else 2.0)
             others = [f"left/{rank}" for rank in range(1, self.world)] if self.rank == 0 else ["left/0"]
             while time.monotonic() < deadline and not all(self.read(key) is not None for key in others):
