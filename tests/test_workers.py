@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 import torch
 from conftest import TINY, read_json
 
-from unet import host
+from unet import files, host
+from unet.commands import launch
 from unet.data import workers
 from unet.data.loaders import Loader
 from unet.errors import DataError, UnetError
@@ -273,3 +275,53 @@ def test_a_killed_process_of_preprocess(cli: Callable[..., tuple[int, str, str]]
     assert done.returncode == 1 and victim in done.stderr and "SIGKILL" in done.stderr, done.stderr
     assert "Type the command again" in done.stderr and "Internal error" not in done.stderr
     assert cli(*words)[0] == 0
+
+
+# -- locks and processes that do not end -------------------------------------------------------------------------------
+
+
+def test_a_lock_whose_owner_is_stopped_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SILENCE", 2.0)
+    code = (
+        "import sys, time, pathlib; from unet import files; files.SILENCE = 2.0\n"
+        "with files.lock(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(1000)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    owner = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout and owner.stdout.readline() == "held\n"
+        os.kill(owner.pid, signal.SIGSTOP)
+        silent = pytest.raises(UnetError, match=rf"process {owner.pid} on .* without a sign of life for 2 s")
+        with silent, files.lock(tmp_path / "lock"):
+            pass
+        os.kill(owner.pid, signal.SIGCONT)
+        threading.Timer(3.5, owner.kill).start()  # it works for longer than that: waited for
+        with files.lock(tmp_path / "lock"):
+            assert owner.wait(1) == -signal.SIGKILL
+    finally:
+        owner.kill()
+        owner.wait()
+        assert owner.stdout
+        owner.stdout.close()
+
+
+def test_a_third_ctrl_c_kills_processes_that_do_not_end() -> None:
+    code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('on', flush=True); time.sleep(1000)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout and process.stdout.readline() == b"on\n"
+    with launch.passing_on([process]) as came:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+        assert process.wait(5) == -signal.SIGKILL
+    assert came == [signal.SIGINT] * 3
+    process.stdout.close()
+
+
+def test_a_closed_terminal_reaches_the_processes() -> None:
+    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    with launch.passing_on([process]):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert process.wait(5) == -signal.SIGTERM

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from unet.errors import StorageError, UnetError
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SILENCE = 600.0  # seconds without a sign of life after which the owner of a lock is not waited for any more
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -291,14 +293,16 @@ def alive(pid: int) -> bool:
 def lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold `path` as a lock; wait while another process holds it. The kernel frees it when its owner dies.
 
-    The file names its owner (host, process, since when); `waiting` is told once, in words, whom we wait for.
+    The file names its owner (host, process, since when); `waiting` is told once, in words, whom we wait for. An owner
+    that works touches the file now and then: Raises StorageError where it has not for `SILENCE` seconds, since it is
+    stopped, or its disk or its host does not answer.
     """
     try:
         stream = open(path, "a+")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise explain(error, path) from error
     with stream:
-        told = False
+        touched, quiet, told = 0, 0.0, False
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -308,10 +312,28 @@ def lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[N
                     waiting(f"waiting for {_owner(path)}, which holds {path}")
                     told = True
                 time.sleep(0.2)
+                before, touched = touched, os.fstat(stream.fileno()).st_mtime_ns
+                quiet = 0.0 if touched != before else quiet + 0.2  # counted: this process may itself be stopped a while
+                if quiet > SILENCE:
+                    raise StorageError(
+                        f"{path.absolute()}: {_owner(path)} holds it, without a sign of life for {SILENCE:.0f} s.",
+                        "Let that process go on (kill -CONT) or end it (kill -KILL), then type the command again.",
+                    ) from None
         stream.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, stream)
         stream.flush()
-        yield
+        done = threading.Event()
+        threading.Thread(target=_keep_touching, args=(path, done), daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _keep_touching(path: Path, done: threading.Event) -> None:
+    while not done.wait(SILENCE / 10):
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def _owner(path: Path) -> str:

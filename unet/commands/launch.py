@@ -118,16 +118,20 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
 
 @contextlib.contextmanager
 def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them; gives the list of those that came."""
+    """SIGINT, SIGTERM and SIGUSR1 of this process go to all of them, a closed terminal (SIGHUP) as SIGTERM; gives the
+    list of those that came. The second SIGINT ends a process at once; the third kills those that do not even then
+    end."""
     came: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
         came.append(number)
+        told = signal.SIGTERM if number == signal.SIGHUP else number
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+                process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 2 else told)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # ignored under nohup
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangup)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield came
