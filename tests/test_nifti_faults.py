@@ -179,6 +179,26 @@ def test_a_gzip_name_without_an_end_does_not_take_minutes(tmp_path: Path) -> Non
     refused(lambda: nifti.read_header(path))
 
 
+def test_a_volume_larger_than_the_memory(tmp_path: Path) -> None:
+    """By its header, before memory is taken."""
+    head = nib.Nifti1Header()
+    head.set_data_dtype(np.uint8)
+    head.set_data_shape((1280, 1280, 1280))
+    head.set_sform(np.diag([-1.2, -1.2, 1.6, 1]), 2)
+    head.set_zooms((1.2, 1.2, 1.6))
+    head["vox_offset"] = 352
+    path = tmp_path / "a.nii"
+    with open(path, "wb") as stream:
+        stream.write(head.binaryblock)
+        stream.truncate(352 + 1280**3)  # a hole of 2 GB: it takes no room
+    how = kits19.grids.geometry(nifti.read_header(path), (1.6, 1.2, 1.2), (32, 32, 32))
+    kits19.require_memory(nifti.read_header(path), how, 1)
+    message = refused(lambda: kits19.require_memory(nifti.read_header(path), how, 2**60))
+    assert "become 1280 x 1280 x 1280, which takes 1152921.5 TB of memory" in message
+    if kits19.host.memory()[0] < 20 * 1280**3:
+        assert "of memory; this machine has" in refused(lambda: kits19.prepare_image(path, settings()))
+
+
 def test_a_volume_below_one_voxel(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", scan()[0], np.diag([-0.02, -0.02, 0.02, 1]))
     assert "less than one voxel" in refused(lambda: kits19.prepare_image(path, settings()))

@@ -65,7 +65,7 @@ class CtWindow:
         if bright > (BRIGHT if self.below > self.voxels / 1000 else BRIGHT_WITHOUT_AIR):
             return f"{bright:.1%} of what is no background lies at {HIGH:g} HU or above ({values})"
         if deviation < FLAT:
-            return f"its values ({values}) deviate by {deviation:.2g} HU: no contrast is left"
+            return f"{values} deviate by {deviation:.2g} HU: no contrast is left"
         return None
 
     def require(self, path: Path) -> None:

@@ -17,6 +17,7 @@ from unet.config import Config, spelt
 from unet.data import alignment, boxes, grids, nifti, windows
 from unet.data.intensity import AIR, CtWindow
 from unet.data.nifti_cases import Found, find, inputs, require_one_channel
+from unet.data.nifti_header import times
 from unet.data.splits import number_of
 from unet.data.volumes import Case
 from unet.errors import DataError, UnetError
@@ -26,6 +27,7 @@ __all__ = ["Found", "find", "inputs"]
 Array = NDArray[Any]
 UNLABELLED = 210
 TOGETHER = 10**8  # voxels of a result below which image and mask are made at the same time
+PREDICTED = 20  # bytes of a voxel in prediction: the scan, sums of three classes, their parts
 LONG = 250  # letters of a fault above which one is enough
 MISSING = "Complete the set or remove these cases"
 
@@ -116,6 +118,17 @@ def memory(head: nifti.Header, how: grids.Geometry) -> int:
     return max(6 * voxels, 5 * voxels + whole) + 350_000_000
 
 
+def require_memory(head: nifti.Header, how: grids.Geometry, needed: int) -> None:
+    """Raise DataError for a volume that takes more than this machine has, by its header: before memory is taken."""
+    total = host.memory()[0]
+    if needed > total > 0:
+        raise DataError(
+            f"{head.path}: its {times(head.shape)} voxels of {times(head.spacing)} mm become {times(how.size)}, which"
+            f" takes {host.size(needed)} of memory; this machine has {host.size(total)}.",
+            "Mend the spacing in its header, type a coarser --spacing, or remove the case.",
+        )
+
+
 def prepare(case: Case, config: Config) -> dict[str, Any]:
     """The deterministic part of one case -> image (1, D, H, W) float32, mask (1, D, H, W) uint8 in {0, 1, 2},
     foreground (voxels of kidney and of tumour), geometry, boxes (see `boxes`), remarks (kind, words): what was odd
@@ -124,6 +137,7 @@ def prepare(case: Case, config: Config) -> dict[str, Any]:
     Order as in MLPerf's reference: resample, clip, scale, pad. Raises DataError, also for what is no CT.
     """
     head, label, how, own = _open(case, config)
+    require_memory(head, how, memory(head, how))
     headers = len(head.notes), len(label.notes)
     window = CtWindow()
     with ThreadPoolExecutor(1) as pool:
@@ -163,6 +177,7 @@ def prepare_image(path: Path, config: Config) -> tuple[Array, grids.Geometry]:
     head = nifti.read_header(path)
     how = grids.geometry(head, config.spacing, config.pad_to)
     remarks = grids.remarks(head)
+    require_memory(head, how, max(memory(head, how), PREDICTED * math.prod(how.size)))
     headers, window = len(head.notes), CtWindow()
     volume = grids.image(head, how, window, AIR)
     window.require(path)

@@ -57,7 +57,7 @@ def _names(images: Sequence[Path], labels: Iterable[Path]) -> list[str]:
         stem = nifti.stem(path)
         base = _CHANNEL.sub("", stem)
         channel = base != stem and (path.parent.name.lower() in NNUNET or f"{base}_0000" in stems or base in labelled)
-        result.append(stem if stem in labelled else base if channel else _name(path))
+        result.append(stem if stem in labelled else base if channel and base else _name(path))
     return result
 
 
@@ -82,8 +82,9 @@ def find(root: Path, tests: bool = False) -> dict[str, Found]:
     folders = [item for item in sorted(root.iterdir()) if item.is_dir() and not item.name.startswith(".")]
     sides = IMAGES + LABELS + (TESTS if tests else ())
     paired = [item for item in folders if item.name.lower() in sides and _files(item)]
+    labels = [path for folder in paired for path in _files(folder) if is_label(path)]
     for folder in [*paired] if paired else [root]:
-        _take(_files(folder), [path for item in paired for path in _files(item) if is_label(path)], result)
+        _take(_files(folder), labels, result)
     for folder in [] if paired else folders:
         for path in _files(folder):
             case = result.setdefault(folder.name, Found())
@@ -98,7 +99,7 @@ def find(root: Path, tests: bool = False) -> dict[str, Found]:
 def _take(paths: Sequence[Path], labels: Sequence[Path], result: dict[str, Found]) -> None:
     """Sort the files of one folder into cases; `labels` are those that may belong to its images, besides its own."""
     own = [path for path in paths if is_label(path)]
-    images = [path for path in paths if path not in own]
+    images = [path for path in paths if not is_label(path)]
     for path in own:
         result.setdefault(_name(path), Found()).labels.append(path)
     for path, name in zip(images, _names(images, [*labels, *own]), strict=True):
@@ -122,7 +123,7 @@ def require_one_channel(root: Path, found: Mapping[str, Sequence[Path]]) -> None
     raise DataError(
         f"{root.absolute()}: {len(several)} of {len(found)} cases have several channels, {total} files in all"
         f" ({name}: {files}); the network takes one channel.",
-        f"Predict one of them, {chosen}, or move the other channels out of the folder.",
+        f"Give one of them, {chosen}, or move the other channels out of the folder.",
     )
 
 
@@ -134,11 +135,7 @@ def inputs(paths: Iterable[Path]) -> dict[str, Path]:
     result: dict[str, Path] = {}
     given = [Path(os.path.abspath(item)) for item in paths]  # noqa: PTH100 (resolve() would rename links)
     single = [path for path in given if nifti.is_nifti(path) and not path.is_dir() and not is_label(path)]
-    names = {
-        path: name
-        for folder in {path.parent for path in single}
-        for path, name in zip(*_named([path for path in single if path.parent == folder]), strict=True)
-    }
+    names = _named(single)
     for path in given:
         if path.is_dir():
             own = [item for item in _files(path) if not is_label(item)]
@@ -165,14 +162,20 @@ def inputs(paths: Iterable[Path]) -> dict[str, Path]:
     return result
 
 
-def _named(images: list[Path]) -> tuple[list[Path], list[str]]:
-    """Images of one folder that were given one by one, and their cases."""
-    names = _names(images, [])
-    groups: dict[str, list[Path]] = {}
-    for path, name in zip(images, names, strict=True):
-        groups.setdefault(name, []).append(path)
-    require_one_channel(images[0].parent, {name: sorted(set(paths)) for name, paths in groups.items()})
-    return images, names
+def _named(images: Iterable[Path]) -> dict[Path, str]:
+    """Images that were given one by one, and their cases."""
+    folders: dict[Path, list[Path]] = {}
+    for path in images:
+        folders.setdefault(path.parent, []).append(path)
+    result: dict[Path, str] = {}
+    for folder, paths in folders.items():
+        names = dict(zip(paths, _names(paths, []), strict=True))
+        groups: dict[str, list[Path]] = {}
+        for path, name in sorted(names.items()):
+            groups.setdefault(name, []).append(path)
+        require_one_channel(folder, groups)
+        result |= names
+    return result
 
 
 def _is_case(folder: Path) -> bool:
