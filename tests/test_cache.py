@@ -20,6 +20,7 @@ from unet.data.volumes import Case
 from unet.errors import CacheError, UnetError
 
 SIZE = 16
+NETWORK = ["--image-size", SIZE, "--layers", 2, "--width", 2, "--batch-size", 4, "--epochs", 1, "--device", "cpu"]
 
 
 def wanted() -> dict[str, Any]:
@@ -362,3 +363,42 @@ def test_pictures_of_many_cases_are_few_and_spread() -> None:
     for number in range(11):
         few.add(number / 10, str(number), dict)
     assert [row.score for row in shown_of(few.rows, [0.0] * 11)] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_evaluate_prepares_only_what_it_scores(
+    cli: Callable[..., tuple[int, str, str]], phantoms: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantoms, "raw")
+    assert cli("train", "--data", "./raw", "--cache", "./c", *NETWORK, "--held-out", 2, "--run-name", "a")[0] == 0
+    held = read_json(Path("performance/a/splits.json"))["validation"]
+    shutil.rmtree("c")
+    code, _, err = cli("evaluate", "--run-name", "e")
+    assert code == 0, err
+    assert "2 of 6 cases" in err
+    manifest = read_json(Path("c/manifest.json"))
+    assert sorted(manifest["cases"]) == held
+    assert len(manifest["missing"]) == 4
+    assert len(list(Path("c").glob("*_mask.npy"))) == 2
+    Path("names.txt").write_text(manifest["missing"][0])
+    assert cli("evaluate", "--run-name", "f", "--split", "names.txt")[0] == 0
+    assert len(list(Path("c").glob("*_mask.npy"))) == 3
+    Path("raw").rename("away")
+    assert cli("evaluate", "--run-name", "g")[0] == 0  # what is made is enough
+    words = ("--cache", "./c", *NETWORK, "--run-name", "b", "--weights", "./b.pt")
+    assert "3 of 6 cases are made" in error_of(cli("train", *words))
+    assert "cases are made" in error_of(cli("evaluate", "--run-name", "h", "--fold", 0, "--folds", 3, "--cache", "./c"))
+    Path("away").rename("raw")
+    assert cli("train", "--data", "./raw", *words)[0] == 0
+    assert sorted(read_json(Path("c/manifest.json"))["cases"]) == sorted(
+        path.name for path in Path("raw").glob("TCGA*")
+    )
+
+
+def test_data_that_is_a_cache_is_used_as_one(cli: Callable[..., tuple[int, str, str]], whole: Path) -> None:
+    shutil.copytree(whole, "prepared")
+    code, _, err = cli("train", "--data_dir", "./prepared", *NETWORK, "--run-name", "a")
+    assert code == 0, err
+    assert "used as the cache" in err
+    assert read_json(Path("performance/a/config.json"))["settings"]["cache"]["value"] == "./prepared"
+    assert cli("evaluate", "--data_dir", "./prepared", "--run-name", "e")[0] == 0
+    assert cli("check", "--data_dir", "./prepared")[0] == 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet.config import Config
+from unet.config import Config, where
 from unet.errors import UnetError, UsageError
 from unet.files import jsonable, misfit, read_json, require_regular
 from unet.options import fields, flag, nearest
@@ -85,9 +86,22 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     return Resolved(Config(**values), sources, names, tuple(remarks))
 
 
+def holds_arrays(folder: Path) -> bool:
+    """Whether a folder is a cache, this program's or another's."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.endswith(("_x.npy", "_mask.npy")) for entry in entries)
+    except (OSError, ValueError):
+        return False
+
+
 def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
     """Mend in place what was typed as another program means it; what to say of it, and of what has no effect."""
     remarks = []
+    raw = where(values["data"], "data")
+    if sources["data"].startswith("flag") and sources["cache"].startswith(("default", "task")) and holds_arrays(raw):
+        values["cache"], sources["cache"] = values["data"], sources["data"]
+        remarks.append(f"{raw} holds preprocessed arrays: it is used as the cache")
     scale = values["aug_scale"]
     if scale > 0.5:
         values["aug_scale"] = round(1 - scale, 9)

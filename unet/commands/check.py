@@ -17,7 +17,7 @@ def run(resolved: Resolved, command: str) -> int:
     typed = {name for name in ("data", "cache") if not resolved.sources[name].startswith(("default", "task"))}
     raw, folder = where(config.data, "data"), where(config.cache, "data")
     chosen: list[tuple[str, Path]] = []
-    if "data" in typed or (not typed and raw.is_dir()):
+    if raw != folder and ("data" in typed or (not typed and raw.is_dir())):
         chosen.append(("raw set", raw))
     if "cache" in typed or (not typed and folder.is_dir()):
         chosen.append(("cache", folder))

@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,11 @@ def meet(config: Config, device: Device) -> Group:
     return distributed.join(device, address, port, config.dist_timeout, Path(config.out), own)
 
 
-def all_cases(parts: Parts) -> list[Any]:
-    """Every cached case; rank 0 builds or rebuilds the cache, the others find it."""
+def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
+    """Every cached case, or those that `choose` takes of all ids; rank 0 builds or rebuilds the cache, the others find
+    it."""
     once = parts.config if parts.group.leads else parts.config.replace(rebuild_cache=False)
-    found: list[Any] = parts.group.in_turn(lambda: parts.task.cases(once))
+    found: list[Any] = parts.group.in_turn(lambda: parts.task.cases(once, choose))
     return found
 
 

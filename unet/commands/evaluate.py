@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from unet import host
 from unet.commands import compose, scores
 from unet.errors import UsageError
 from unet.resolve import Resolved, dumps
+from unet.tasks.base import Task
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -77,9 +79,12 @@ def run(resolved: Resolved, command: str) -> int:
 def chosen_cases(parts: compose.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
     """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
     that the weights name; of a set that has none of these, every case that was not trained on."""
-    config, task = resolved.config, parts.task
-    cases = compose.all_cases(parts)
-    ids = [case.id for case in cases]
+    return compose.all_cases(parts, functools.partial(choose, parts.task, resolved, facts))
+
+
+def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]) -> list[str]:
+    """As `chosen_cases`: of the ids of the set, those to score; no other case is prepared."""
+    config = resolved.config
     typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
     trained = set(facts.get("training", ()))
     if typed or not facts:
@@ -103,4 +108,4 @@ def chosen_cases(parts: compose.Parts, resolved: Resolved, facts: dict[str, Any]
         host.notice(f"{len(held & trained)} of the {len(held)} cases were trained on: their scores say little")
     if len(held) < len(ids):
         host.notice(f"{len(held)} of the {len(ids)} cases are scored; --split none scores all")
-    return [case for case in cases if case.id in held][: config.eval_steps]
+    return [case for case in ids if case in held][: config.eval_steps]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,13 @@ class Task:
         """What is odd about a whole set, in words; said where it is prepared or used."""
         return []
 
-    def cases(self, config: Config) -> list[CachedCase]:
-        """Every cached case; builds the cache where there is none."""
+    def cases(self, config: Config, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
+        """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
+        cases) where there is none."""
         from unet.data import cache
+
+        def chosen(ids: list[str]) -> Collection[str]:
+            return choose(ids[: config.max_cases]) if choose else ids
 
         found = cache.ensure(
             where(config.cache, "data"),
@@ -126,6 +130,7 @@ class Task:
             functools.partial(self.prepare, config=config),
             cache.make_manifest(self.name, self.settings(config)),
             config.rebuild_cache,
+            chosen if choose else None,
         )
         for words in self.remarks(found):
             host.notice_once(words)
