@@ -180,6 +180,10 @@ def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
         b'{"device_module": "os:system"}',
         b'{"run_name": "../up"}',
         b'{"task": "brain"}',
+        b'{"lr": 0.1, "learning_rate": 0.2}',
+        b'{"xla": "yes"}',
+        b'{"json_config_file": "other.json"}',
+        b'{"resume_training": true}',
         b'{"no": 1, "such": 2, "setting": 3}',
     ],
     ids=lambda content: content[:24].decode(errors="replace"),
@@ -207,11 +211,12 @@ def test_a_settings_file_that_is_no_file(cli: Any, workplace: Path, kind: str) -
 
 
 def test_settings_files_take_what_flags_take(workplace: Path) -> None:
-    content = {"workers": 2, "epochs": 3.0, "fold": None, "lamb-betas": "0.9, 0.99", "amp": 1, "quiet": False}
-    del content["amp"]
+    content = {"workers": 2, "total_epochs": 3.0, "fold": None, "lamb-betas": "0.9, 0.99", "quiet": False}
+    content |= {"learning_rate": 0.5, "disable_ckpt_saving": True, "no_hpu": False, "cpu": True, "amp": "bf16"}
     Path("s.json").write_text(json.dumps(content))
     config = parsed("--config s.json")
     assert (config.workers, config.epochs, config.fold, config.lamb_betas) == ("2", 3, None, (0.9, 0.99))
+    assert (config.lr, config.checkpoints, config.device, config.precision) == (0.5, False, "cpu", "bf16")
 
 
 def test_resume_and_config_do_not_go_together(cli: Any, workplace: Path) -> None:

@@ -89,7 +89,10 @@ class DataOptions:
     """Data"""
 
     data: str = option(
-        "kaggle_3m", "raw data: a path, or a name under data/", metavar="DIR", aliases=("--data-path", "--data_dir")
+        "kaggle_3m",
+        "raw data: a path, or a name under data/",
+        metavar="DIR",
+        aliases=("--data-path", "--data_dir", "--nifti_dir", "--nifti_flair_dir"),
     )
     cache: str = option(
         "kaggle_cache",

@@ -12,7 +12,7 @@ from typing import Any
 from unet.config import Config, where
 from unet.errors import UnetError, UsageError
 from unet.files import jsonable, misfit, read_json, require_regular
-from unet.options import fields, flag, nearest
+from unet.options import fields, flag, nearest, spellings
 from unet.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
 from unet.values import convert_many
 
@@ -181,28 +181,42 @@ def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> 
         if wrong:
             raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
         content = {name: item["value"] for name, item in content["settings"].items() if name not in NOT_REPLAYED}
-    declared = fields(Config)
     result: dict[str, Any] = {}
     mistakes = []
     for key, value in content.items():
-        name = key.lstrip("-").replace("-", "_")
-        if name not in declared:
-            near = nearest(key, names)
-            mistakes.append(f"unknown setting {key[:60]!r}" + (f" (did you mean {near!r}?)" if near else ""))
-            continue
-        if name in TYPED_ONLY:
-            if value not in (None, []) and not (name == "device_module" and name in typed):
-                mistakes.append(f"{key} is not taken from a file: type {flag(name)}")
-            continue
-        spec, kind, many, _ = declared[name]
         try:
-            result[name] = convert_many(key, spec, kind, many, value)
+            for name, found in _setting(key, value, names, typed).items():
+                if name in result and result[name] != found:
+                    raise ValueError(f"{key} contradicts another setting of the file: both set {name}")
+                result[name] = found
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
         more = [f"and {len(mistakes) - 8} more"] if len(mistakes) > 8 else []
         raise UsageError(f"{path.absolute()}: {'; '.join(mistakes[:8] + more)}.", SETTINGS)
     return result
+
+
+def _setting(key: str, value: Any, names: Sequence[str], typed: Collection[str]) -> dict[str, Any]:
+    """{name: value} of one entry of a settings file, under any spelling of its flag; empty for one that is not taken.
+    Raises ValueError in words."""
+    name = key.lstrip("-").replace("-", "_")
+    if name in TYPED_ONLY:
+        if value not in (None, []) and not (name == "device_module" and name in typed):
+            raise ValueError(f"{key} is not taken from a file: type {flag(name)}")
+        return {}
+    spec = spellings((Config,)).get(flag(name))
+    if spec is None:
+        near = nearest(key, names)
+        raise ValueError(f"unknown setting {key[:60]!r}" + (f" (did you mean {near!r}?)" if near else ""))
+    if spec.name in TYPED_ONLY:
+        raise ValueError(f"{key} is not taken from a file: type {flag(spec.name)}")
+    if spec.switch and spec.name != name:
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} takes true or false")
+        chosen = spec.value if value else spec.off
+        return {} if chosen is None else {spec.name: chosen}
+    return {spec.name: convert_many(key, spec.option, spec.kind, spec.many, value)}
 
 
 def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None) -> str:
