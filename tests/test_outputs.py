@@ -248,6 +248,16 @@ def test_the_output_is_looked_at_before_training(workplace: Path) -> None:
     outputs.require_free(task, config.replace(synth_data=True, data="later"))
 
 
+def test_settings_that_are_of_no_account_keep_the_masks() -> None:
+    config = resolve("predict", []).config
+    digest = outputs.settings_digest(config, "float32")
+    same = config.replace(workers="3", eval_batch_size=1, data="other", cache="other", bootstrap=200)
+    assert outputs.settings_digest(same, "float32") == digest
+    others = [config.replace(overlap=0.25), config.replace(mirror=True), config.replace(image_size=128)]
+    assert len({digest, *(outputs.settings_digest(each, "float32") for each in others)}) == 4
+    assert outputs.settings_digest(config, "bfloat16") != digest
+
+
 def test_model_dir_holds_the_masks_too(workplace: Path) -> None:
     words = ["--exec_mode", "predict", "--model_dir", "results/unet"]
     assert resolve("train", words).config.output == "results/unet/predictions"

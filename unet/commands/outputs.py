@@ -192,7 +192,8 @@ def told(found: Iterable[Job]) -> str:
 
 
 def settings_digest(config: Config, kind: str) -> str:
-    """A fingerprint of the settings that decide what a mask is; `kind` is the network's number format."""
-    names = [name for group in DECIDING for name in fields(group) if name not in INDIFFERENT]
-    chosen = {name: getattr(config, name) for name in names}
+    """A fingerprint of the settings that decide what a mask is; `kind` is the network's number format. A setting at its
+    default leaves no trace, so that a version of the program with more settings keeps what is there."""
+    known = {name: spec[3] for group in DECIDING for name, spec in fields(group).items() if name not in INDIFFERENT}
+    chosen = {name: getattr(config, name) for name, default in known.items() if getattr(config, name) != default}
     return files.fingerprint({"format": FORMAT, "task": config.task, "kind": kind, **chosen})
