@@ -478,6 +478,13 @@ def test_labels_of_a_set_that_cannot_be_right(here: None, tmp_path: Path) -> Non
     assert any("no label of the 2 cases holds kidney or tumour" in item for item in report.warnings)
 
 
+def test_names_that_no_cache_can_have(tmp_path: Path) -> None:
+    for name in ("case\n1", "case\udcff", "a\\b"):
+        root = make_set(tmp_path / str(len(list(tmp_path.iterdir()))), 2)
+        (root / "case_00001").rename(root / name)
+        assert f"{name!r} in " in refused(lambda root=root: kits19.index(root, settings()))  # type: ignore[misc]
+
+
 KITS = ("--task", "kits19", "--pad-to", 32)
 
 

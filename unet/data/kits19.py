@@ -49,6 +49,11 @@ def _read_case(name: str, found: Found, config: Config) -> tuple[Case, list[Unet
         if len(files) > 1:
             names = ", ".join(path.name for path in files[:3])
             faults.append(DataError(f"{name}: {len(files)} files for its {kind}: {names}; one is expected", MISSING))
+    if not name.isprintable() or "\\" in name:
+        mend = "Give the case a name of letters, digits, - and _"
+        faults.append(
+            DataError(f"{name!r} in {(found.images or found.labels)[0].parent.parent}: no name for a case", mend)
+        )
     if faults:
         return case, faults, []
     try:
