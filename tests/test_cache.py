@@ -212,7 +212,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "short shape": lambda content: first(content).update(shape=[6]),
     "foreground": lambda content: first(content).update(foreground=[1]),
     "negative foreground": lambda content: first(content).update(foreground=[-1] * first(content)["shape"][0]),
-    "sources": lambda content: first(content).update(sources=[]),
+    "sources": lambda content: first(content).update(sources=5),
     "digest": lambda content: first(content).update(digest=None),
     "arrays": lambda content: first(content).update(arrays={"image": "x"}),
     "bytes": lambda content: first(content)["arrays"]["image"].update(bytes=True),
@@ -402,3 +402,29 @@ def test_data_that_is_a_cache_is_used_as_one(cli: Callable[..., tuple[int, str, 
     assert read_json(Path("performance/a/config.json"))["settings"]["cache"]["value"] == "./prepared"
     assert cli("evaluate", "--data_dir", "./prepared", "--run-name", "e")[0] == 0
     assert cli("check", "--data_dir", "./prepared")[0] == 0
+
+
+def test_an_image_and_a_label_of_one_name_are_two_files(tmp_path: Path) -> None:
+    from unet.data import manifest
+
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.nii.gz").write_bytes(b"before")
+    image, label = tmp_path / "images" / "x.nii.gz", tmp_path / "labels" / "x.nii.gz"
+    case = Case("x", (image,), (label,))
+    record = {"sources": manifest.stamp(case), "digest": manifest.digest_of(case)}
+    old = {"sources": manifest.stamp_of_before(case), "digest": manifest.digest_of(case)}
+    layout = manifest.OF_TASK["kits19"]
+    for path in layout.paths(tmp_path, "x"):
+        path.touch()
+    for known in (record, old):
+        assert manifest.is_current(known, case, tmp_path, layout)
+    label.touch()  # another time, the same content
+    for known in (record, old):
+        assert manifest.is_current(known, case, tmp_path, layout)
+    image.write_bytes(b"after.")
+    for known in (record, old):
+        assert not manifest.is_current(known, case, tmp_path, layout)
+    label.write_bytes(b"longer than it was")
+    for known in (record, old):
+        assert not manifest.is_current(known, case, tmp_path, layout)

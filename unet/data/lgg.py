@@ -48,8 +48,11 @@ def _is_slice(path: Path) -> bool:
 
 def mask_of(image: Path) -> Path:
     """The mask beside an image: <stem>_mask with the image's suffix, or with another one where that exists."""
-    names = [image.with_name(image.stem + MASK + suffix) for suffix in (image.suffix, *SUFFIXES)]
-    return next((name for name in names if name.exists()), names[0])
+    first = image.with_name(image.stem + MASK + image.suffix)
+    if first.exists():
+        return first
+    others = (image.with_name(image.stem + MASK + suffix) for suffix in SUFFIXES)
+    return next((name for name in others if name.exists()), first)
 
 
 def patient_folders(root: Path) -> list[Path]:

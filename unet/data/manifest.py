@@ -26,7 +26,7 @@ FACTS = {"foreground": [int], "boxes?": {str: [[int]]}, "raw?": [int]}
 RECORD = {
     **FACTS,
     "shape": [int],
-    "sources": {str: list},
+    "sources": ([str], {str: list}),
     "digest": str,
     "arrays?": {"image": ARRAY, "mask": ARRAY},
 }
@@ -122,8 +122,14 @@ def set_aside(folder: Path) -> None:
     host.notice(f"{path}: is no manifest of a cache; kept as {other.name}")
 
 
-def stamp(case: Case) -> dict[str, list[int]]:
-    """name -> [bytes, time of change in ns] of a case's source files."""
+def stamp(case: Case) -> list[str]:
+    """Digests of a case's source files by name and bytes, and by name, bytes and time of change."""
+    rows = [(path.name, *file_stamp(path)) for path in (*case.images, *case.labels)]
+    return [files.digest(repr(part).encode()) for part in ([row[:2] for row in rows], rows)]
+
+
+def stamp_of_before(case: Case) -> dict[str, list[int]]:
+    """name -> [bytes, time of change in ns] of a case's source files, as earlier versions noted them."""
     return {path.name: file_stamp(path) for path in (*case.images, *case.labels)}
 
 
@@ -144,13 +150,18 @@ def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layo
     """Whether a case's cached files are there and its sources are those that made them (time changed: by content)."""
     if not all(path.exists() for path in layout.paths(folder, case.id)):
         return False
-    now = stamp(case)
-    if record["sources"] == now:
-        return True
-    same_sizes = {name: item[:1] for name, item in record["sources"].items()} == {
-        name: item[:1] for name, item in now.items()
-    }
-    return same_sizes and record["digest"] == digest_of(case)
+    known = record["sources"]
+    if isinstance(known, dict):
+        before = stamp_of_before(case)
+        whole = len(before) == len(case.images) + len(case.labels)  # one of two files of one name was not noted
+        same, sizes = (
+            whole and known == before,
+            {n: i[:1] for n, i in known.items()} == {n: i[:1] for n, i in before.items()},
+        )
+    else:
+        now = stamp(case)
+        same, sizes = known == now, known[:1] == now[:1]
+    return same or (sizes and record["digest"] == digest_of(case))
 
 
 def outdated(folder: Path, layout: Layout, records: Mapping[str, Any], cases: Sequence[Case]) -> list[str]:
