@@ -205,7 +205,7 @@ BAD = {
     "one value": (lambda v, x: (v, np.full_like(x, 255)), "labels hold 1 values"),
     "float": (lambda v, x: (v.astype(np.float32), x), "float32 values; grey values of 8 bits"),
     "sixteen bits": (lambda v, x: (v.astype(np.uint16), x), "uint16 values"),
-    "colour": (lambda v, x: (np.repeat(v[..., None], 3, -1), x), "of colour"),
+    "colour": (lambda v, x: (np.stack([v, 255 - v, v], -1), x), "of colour"),
     "one page": (lambda v, x: (v[0], x[0]), "holds 1 page"),
     "not square": (lambda v, x: (v[:, :30], x[:, :30]), "30 x 40; the network is trained on squares"),
 }

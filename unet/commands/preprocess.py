@@ -34,7 +34,7 @@ def run(resolved: Resolved, command: str) -> int:
     found = cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config)))
     cost = sum(case.cost for case in found)
     for words in task.remarks(found):
-        host.notice(words)
+        host.notice(f"warning: {words}")
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
     host.notice(
         f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.unit} from {raw};"

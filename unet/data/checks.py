@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unet import files, host
-from unet.data import cache, integrity, lgg
-from unet.data.volumes import read_tiff
+from unet.data import cache, integrity, lgg, masks
+from unet.data.images import read_mask, read_rgb
 from unet.errors import DataError, UnetError
 
 SHOWN = 10
@@ -57,10 +57,10 @@ def raw_lgg(root: Path, split_of: Any) -> Report:
             report.errors.append(error.message)
             continue
         report.errors += faults
-        images = _images(case.images, report)
-        masks = _masks([path for path in case.labels if path.exists()], report)
+        images = _read(case.images, read_rgb, report)
+        found = _masks(folder, [path for path in case.labels if path.exists()], report)
         shapes |= {image.shape for image in images.values()}
-        _compare(folder, images, masks, report)
+        _compare(folder, images, found, report)
         for path, image in images.items():
             if not image.any():
                 continue
@@ -68,9 +68,10 @@ def raw_lgg(root: Path, split_of: Any) -> Report:
             if first[0] != folder.name:
                 leaks.append((*first, folder.name, path.name))
         slices += len(images)
-        tumours += sum(bool(mask.any()) for mask in masks.values())
-        pixels += sum(mask.size for mask in masks.values())
-        foreground += sum(int((mask > 0).sum()) for mask in masks.values())
+        tumours += sum(bool(mask.any()) for mask in found.values())
+        pixels += sum(mask.size for mask in found.values())
+        foreground += sum(int(mask.sum()) for mask in found.values())
+    report.warnings += masks.crowded("tumour", foreground / max(1, pixels))
     _duplicates(leaks, [folder.name for folder in folders], split_of, report)
     report.facts = {
         "patients": len(folders),
@@ -82,40 +83,37 @@ def raw_lgg(root: Path, split_of: Any) -> Report:
     return report
 
 
-def _images(paths: Iterable[Path], report: Report) -> dict[Path, Any]:
+def _read(paths: Iterable[Path], read: Callable[[Path], Any], report: Report) -> dict[Path, Any]:
     result = {}
     for path in paths:
         try:
-            result[path] = read_tiff(path, 3)
+            result[path] = read(path)
         except UnetError as error:
-            report.errors.append(error.message)
+            if not any(error.message.startswith(known) for known in report.errors):  # a pipe or link is named already
+                report.errors.append(error.message)
     return result
 
 
-def _masks(paths: Iterable[Path], report: Report) -> dict[Path, Any]:
-    result = {}
-    for path in paths:
-        try:
-            result[path] = read_tiff(path)
-        except UnetError as error:
-            report.errors.append(error.message)
-            continue
-        values = np.unique(result[path])
-        if not set(values.tolist()) <= {0, 255} and not set(values.tolist()) <= {0, 1}:
-            report.warnings.append(
-                f"{path}: mask values {values[:5].tolist()}{' ...' if len(values) > 5 else ''}; all above 0 count as"
-                " tumour"
-            )
-    return result
+def _masks(folder: Path, paths: Iterable[Path], report: Report) -> dict[Path, Any]:
+    """The masks of a patient, (H, W) bool, as `preprocess` reads them."""
+    found = _read(paths, read_mask, report)
+    try:
+        read, levels = masks.binary(list(found.values()), list(found))
+    except DataError as error:
+        report.errors.append(error.message)
+        return {}
+    if levels.noise:
+        report.warnings.append(f"{folder.name}: {masks.cut_in_the_middle(levels)}")
+    return dict(zip(found, read, strict=True))
 
 
-def _compare(folder: Path, images: Mapping[Path, Any], masks: Mapping[Path, Any], report: Report) -> None:
+def _compare(folder: Path, images: Mapping[Path, Any], truths: Mapping[Path, Any], report: Report) -> None:
     """Sizes within a patient, masks against images, channels that equal one another."""
     sizes = {image.shape[:2] for image in images.values()}
     if len(sizes) > 1:
         report.errors.append(f"{folder}: slices of different sizes: {', '.join(f'{a}x{b}' for a, b in sorted(sizes))}")
     for path, image in images.items():
-        mask = masks.get(lgg.mask_of(path))
+        mask = truths.get(lgg.mask_of(path))
         if mask is not None and mask.shape != image.shape[:2]:
             report.errors.append(
                 f"{path}: {image.shape[0]}x{image.shape[1]}, its mask is {mask.shape[0]}x{mask.shape[1]}"
@@ -132,7 +130,7 @@ def _compare(folder: Path, images: Mapping[Path, Any], masks: Mapping[Path, Any]
                 f"{folder.name}: {' and '.join(equal)} equal FLAIR (the set has ten such patients: the sequence is"
                 " missing)"
             )
-    if masks and not any(mask.any() for mask in masks.values()):
+    if truths and not any(mask.any() for mask in truths.values()):
         report.warnings.append(f"{folder.name}: no tumour in any mask")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import files
-from unet.data import em
+from unet.data import em, masks
 from unet.data.checks import Report
 from unet.data.phantom_em import RECORD
 from unet.errors import DataError, UnetError
@@ -23,7 +23,9 @@ def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]
     report = Report()
     try:
         cases = em.index(root)
-        volume, labels = em.read(em.require(root, em.VOLUME)), em.read(em.require(root, em.LABELS))
+        truth = em.require(root, em.LABELS)
+        volume, levels = em.read(em.require(root, em.VOLUME)), em.levels_of(truth)
+        labels = np.stack([em.cells_of(case.labels[0], case.id)[0] for case in cases])
     except UnetError as error:
         report.errors.append(error.message)
         return report
@@ -32,11 +34,14 @@ def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]
     except DataError as error:
         report.errors.append(error.message)
         held = set()
+    if levels.noise:
+        report.warnings.append(f"{truth.name}: {masks.cut_in_the_middle(levels)}")
+    report.warnings += masks.crowded("membrane", 1 - float(labels.mean()))
     slices(volume, labels, [case.id for case in cases], held, report)
     report.facts = {
         "slices": len(volume),
         "size": em.words(volume.shape[1:]),
-        "cell": f"{(labels > 0).mean():.2%}",
+        "cell": f"{labels.mean():.2%}",
         "values": f"{volume.min()} to {volume.max()}, mean {volume.mean():.1f}",
     }
     test = em.find(root, em.TEST)
@@ -53,7 +58,7 @@ def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]
 
 
 def slices(
-    volume: NDArray[np.uint8], labels: NDArray[np.uint8], ids: Sequence[str], held: set[str], report: Report
+    volume: NDArray[np.uint8], labels: NDArray[np.bool_], ids: Sequence[str], held: set[str], report: Report
 ) -> None:
     """Empty slices and labels, and slices that occur twice."""
     seen: dict[str, str] = {}

@@ -9,6 +9,7 @@ the network (512 -> 388); what lies around it is added in batches. Source: NVIDI
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.config import spelt
-from unet.data.volumes import Case, read_slice, read_stack, stack_shape
+from unet.data import masks
+from unet.data.images import irregular, read_labels, read_stack, stack_shape, words
+from unet.data.volumes import Case
 from unet.errors import DataError
 
 VERSION = 1
 TIFF, SLICES = (".tif", ".tiff"), (".png", ".tif", ".tiff")
 VOLUME, LABELS, TEST = "train-volume", "train-labels", "test-volume"
 OTHER = {VOLUME: ("train_volume", "images"), LABELS: ("train_labels", "labels"), TEST: ("test_volume", "test")}
+SAMPLE = 64  # slices
 ORDER = re.compile(r"(\d+)")
 
 
@@ -61,31 +65,35 @@ def slices_in(folder: Path) -> list[Path]:
 
 def read(path: Path) -> NDArray[np.uint8]:
     """A stack, a folder of slices or one image -> (S, H, W) uint8. Raises DataError."""
-    if path.is_dir():
-        return same_sizes([read_slice(item) for item in slices_in(path)], slices_in(path))
-    return read_stack(path) if path.suffix.lower() in TIFF else read_slice(path)[None]
-
-
-def same_sizes(slices: Sequence[NDArray[np.uint8]], paths: Sequence[Path]) -> NDArray[np.uint8]:
-    """(S, H, W) of slices. Raises DataError for sizes that differ."""
-    for image, path in zip(slices, paths, strict=True):
-        if image.shape != slices[0].shape:
-            raise DataError(
-                f"{path}: is {words(image.shape)}, but {paths[0].name} is {words(slices[0].shape)}.",
-                "The slices of a stack have one size: copy them again, or remove the odd ones.",
-            )
-    return np.stack(slices)
-
-
-def words(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    if not path.is_dir():
+        return read_stack(path)
+    shape_of(path)
+    return np.concatenate([read_stack(item) for item in slices_in(path)])
 
 
 def shape_of(path: Path) -> tuple[int, int, int]:
-    """(S, H, W) of a stack, or of the slices in a folder. Raises DataError."""
-    if path.is_dir():
-        return same_sizes([read_slice(item) for item in slices_in(path)], slices_in(path)).shape
-    return stack_shape(path)
+    """(S, H, W) of a stack, or of the slices in a folder, whose pixels are not read. Raises DataError."""
+    if not path.is_dir():
+        return stack_shape(path)
+    paths = slices_in(path)
+    wrong = irregular(paths)
+    if wrong:
+        raise DataError(f"{wrong[0]} ({len(wrong)} of {len(paths)} slices).", "Copy the slices again.")
+    sizes: list[tuple[int, int]] = []
+    for item in paths:
+        pages, height, width = stack_shape(item)
+        sizes.append((height, width))
+        if pages != 1:
+            raise DataError(
+                f"{item}: has {pages} pages; one slice of a stack is expected in a file of a folder.",
+                "Give the stack itself, or a folder with a file for each slice.",
+            )
+        if sizes[-1] != sizes[0]:
+            raise DataError(
+                f"{item}: is {words(sizes[-1])}, but {paths[0].name} is {words(sizes[0])}.",
+                "The slices of a stack have one size: copy them again, or remove the odd ones.",
+            )
+    return len(paths), *sizes[0]
 
 
 def index(root: Path) -> list[Case]:
@@ -109,49 +117,74 @@ def index(root: Path) -> list[Case]:
             f"{volume.absolute()}: slices are {images[1]} x {images[2]}; the network is trained on squares.",
             "Cut them into squares (prediction takes images of any size).",
         )
-    require_two(labels, read(labels))
-    pages = [(item(volume, number), item(labels, number)) for number in range(images[0])]
-    return [Case(f"slice_{number:02}", (a,), (b,)) for number, (a, b) in enumerate(pages)]
+    read_stack(slices_in(volume)[0] if volume.is_dir() else volume, 0)  # of the right kind; `prepare` reads the others
+    levels_of(labels)
+    pages = [slices_in(path) if path.is_dir() else [path] * images[0] for path in (volume, labels)]
+    return [Case(f"slice_{number:02}", (a,), (b,)) for number, (a, b) in enumerate(zip(*pages, strict=True))]
 
 
-def item(path: Path, number: int) -> Path:
-    """The file of a slice: the stack itself, or the slice in the folder."""
-    return slices_in(path)[number] if path.is_dir() else path
+def levels_of(labels: Path) -> masks.Levels:
+    """What labels, a stack or a folder of slices, are written with. Raises DataError unless they have two values, or
+    nearly two. Of large sets `SAMPLE` slices are looked at here; `prepare` looks at each."""
+    return _levels_of(labels, labels.stat().st_mtime_ns)
 
 
-def require_two(path: Path, labels: NDArray[np.uint8]) -> None:
-    """Raise DataError unless labels have exactly two values, 0 among them."""
-    values = np.unique(labels)
-    if len(values) != 2 or values[0] != 0:
-        shown = ", ".join(map(str, values[:5].tolist())) + (" ..." if len(values) > 5 else "")
+@functools.lru_cache(maxsize=8)
+def _levels_of(labels: Path, changed: int) -> masks.Levels:
+    if labels.is_dir():
+        paths = slices_in(labels)
+        step = max(1, len(paths) // SAMPLE)
+        found = masks.values(read_labels(path) for path in paths[::step])
+    else:
+        found = masks.values([read_labels(labels)])
+    levels = masks.levels(found)
+    if levels is None or len(found) < 2:
+        shown = ", ".join(f"{value:g}" for value in found[:5]) + (" ..." if len(found) > 5 else "")
         raise DataError(
-            f"{path.absolute()}: labels hold {len(values)} values ({shown}); they are 0 (membrane) and 255 (cell).",
+            f"{labels.absolute()}: labels hold {len(found)} values ({shown}); they are 0 (membrane) and 255 (cell).",
             "Save the labels with two values, without smoothing or lossy compression.",
         )
+    return levels
 
 
-def slice_of(path: Path, case: str) -> NDArray[np.uint8]:
-    """The image (H, W) of a case in its file: its page of a stack, or the slice itself."""
-    number = int(case.rpartition("_")[2])
-    whole = path.suffix.lower() in TIFF and stack_shape(path)[0] > 1
-    return read_stack(path, number) if whole else read_slice(path)
+def page_of(path: Path, case: str) -> int | None:
+    """The page of a case in its stack; None where its file is the slice."""
+    return int(case.rpartition("_")[2]) if stack_shape(path)[0] > 1 else None
+
+
+def cells_of(path: Path, case: str) -> tuple[NDArray[np.bool_], masks.Levels]:
+    """(H, W), whether each pixel of a case's label is cell, and what its set is written with. Raises DataError for
+    values that its set has not."""
+    page = page_of(path, case)
+    found, levels = read_labels(path, page or 0), levels_of(path.parent if page is None else path)
+    own = masks.values([found])
+    if not levels.fits(own):
+        raise DataError(
+            f"{path}: {case} has the label values {masks.words(own)}; its set has 0 and {2 * levels.cut:g}.",
+            "Save the labels with two values, without smoothing or lossy compression.",
+        )
+    return levels.foreground(found), levels
 
 
 def prepare(case: Case, side: int) -> dict[str, Any]:
     """One slice for a network whose output is `side` pixels wide -> image (1, side, side, 1) float32 in [-1, 1], mask
-    of the same shape (uint8, 1 = cell), foreground, raw (its sides in pixels). Raises DataError."""
-    image, label = slice_of(case.images[0], case.id), slice_of(case.labels[0], case.id)
+    of the same shape (uint8, 1 = cell), foreground, raw (its sides in pixels), mask_noise where the labels are not
+    exactly two values. Raises DataError."""
+    path = case.images[0]
+    image = read_stack(path, page_of(path, case.id) or 0)
+    label, levels = cells_of(case.labels[0], case.id)
     if image.shape != label.shape:
         raise DataError(
             f"{case.labels[0]}: {case.id} is {words(label.shape)}, its image is {words(image.shape)}.",
             "Give labels of the same slices.",
         )
-    mask = (scaled((label > 0).astype(np.float32), (side, side)) >= 0.5).astype(np.uint8)
+    mask = (scaled(label.astype(np.float32), (side, side)) >= 0.5).astype(np.uint8)
     return {
         "image": normalised(image, (side, side))[None, ..., None],
         "mask": mask[None, ..., None],
         "foreground": [int(mask.sum())],
         "raw": list(image.shape),
+        **({"mask_noise": levels.noise} if levels.noise else {}),
     }
 
 

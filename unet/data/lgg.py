@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 from unet.config import spelt
 from unet.data import preprocess
-from unet.data.volumes import Case, read_tiff
+from unet.data.images import irregular, read_mask, read_rgb, words
+from unet.data.masks import Levels, binary
+from unet.data.volumes import Case
 from unet.errors import DataError
+from unet.files import require_regular
 
 SUFFIXES = (".tif", ".tiff")
 MASK = "_mask"
@@ -56,7 +59,7 @@ def mask_of(image: Path) -> Path:
 
 
 def patient_folders(root: Path) -> list[Path]:
-    """Direct sub-folders of `root` that hold slices, sorted. A second copy nested deeper is not looked at.
+    """Direct sub-folders of `root` that hold slices or masks, sorted. A second copy nested deeper is not looked at.
 
     Raises DataError where there are none, and says where they are if one level away.
     """
@@ -66,7 +69,7 @@ def patient_folders(root: Path) -> list[Path]:
             f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
             "Give the raw set with --data PATH, or try made data with --synth-data.",
         )
-    found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(is_image, folder.iterdir()))]
+    found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(_is_slice, folder.iterdir()))]
     if not found:
         deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
             root.parent for _ in filter(is_image, root.iterdir())
@@ -88,6 +91,7 @@ def read_case(folder: Path) -> tuple[Case, list[str]]:
     faults = [f"{expected[path]}: has no mask {path.name}" for path in expected if path not in masks]
     faults += [f"{path}: is a mask without an image" for path in sorted(masks - set(expected))]
     faults += [f"{folder}: slice number {n} occurs twice" for n in sorted({n for n in numbers if numbers.count(n) > 1})]
+    faults += irregular([*images, *(path for path in expected if path in masks)])
     if len(images) < 3:
         faults.append(f"{folder}: has {len(images)} slices; 3 are needed (the first and the last are dropped)")
     return Case(folder.name, tuple(images), tuple(expected), max(1, len(images) - 2)), faults
@@ -111,32 +115,37 @@ def index(root: Path) -> list[Case]:
 
 def read_images(paths: Sequence[Path]) -> NDArray[np.uint8]:
     """Slices -> (S, H, W, 3) uint8. Raises DataError for sizes that differ."""
-    return _stack([read_tiff(path, 3) for path in paths], paths)
+    return _stack((read_rgb(path) for path in paths), paths)
 
 
-def read_masks(paths: Sequence[Path]) -> NDArray[np.uint8]:
-    """Masks -> (S, H, W) uint8. Raises DataError for sizes that differ."""
-    return _stack([read_tiff(path) for path in paths], paths)
+def read_masks(paths: Sequence[Path]) -> tuple[NDArray[np.bool_], Levels]:
+    """Masks of one patient -> (S, H, W), whether each pixel is tumour, and what they are written with. Raises DataError
+    for sizes that differ and for other values than two."""
+    found, levels = binary([read_mask(path) for path in paths], paths)
+    return _stack(found, paths), levels
 
 
-def _stack(images: list[NDArray[np.uint8]], paths: Sequence[Path]) -> NDArray[np.uint8]:
+def _stack(images: Iterable[NDArray[Any]], paths: Sequence[Path]) -> NDArray[Any]:
+    read: list[NDArray[Any]] = []
     for image, path in zip(images, paths, strict=True):
-        if image.shape != images[0].shape:
+        read.append(image)
+        if image.shape != read[0].shape:
             raise DataError(
-                f"{path}: is {' x '.join(map(str, image.shape))}, but {paths[0].name} is"
-                f" {' x '.join(map(str, images[0].shape))}: slices of a patient have one size.",
+                f"{path}: is {words(image.shape)}, but {paths[0].name} is {words(read[0].shape)}: slices of a patient"
+                " have one size.",
                 "Copy the patient's files again, or remove the patient.",
             )
-    return np.stack(images)
+    return np.stack(read)
 
 
 def prepare(case: Case, size: int) -> dict[str, Any]:
     """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0,
-    1}, geometry, intensity, foreground (mask pixels of each slice).
+    1}, geometry, intensity, foreground (mask pixels of each slice), and mask_noise where masks are not exactly two
+    values.
 
     Order as published: drop the first and the last slice, crop, square, resize, rescale. Raises DataError.
     """
-    image, mask = read_images(case.images), read_masks(case.labels)
+    image, (mask, levels) = read_images(case.images), read_masks(case.labels)
     if mask.shape != image.shape[:3]:
         raise DataError(
             f"{case.labels[0]}: masks are {mask.shape[1]} x {mask.shape[2]}, images {image.shape[1]} x"
@@ -152,13 +161,14 @@ def prepare(case: Case, size: int) -> dict[str, Any]:
         )
     except preprocess.BlankError as error:
         raise DataError(f"{case.images[0].parent}: {error.message}", error.hint) from error
-    binary = preprocess.resize_mask(preprocess.to_square(mask[inner], how), how).astype(np.uint8)
+    small = preprocess.resize_mask(preprocess.to_square(mask[inner], how), how).astype(np.uint8)
     return {
         "image": np.ascontiguousarray(np.moveaxis(normalised, 1, 3)),
-        "mask": binary[..., None],
+        "mask": small[..., None],
         "geometry": how,
         "intensity": intensity,
-        "foreground": binary.sum((1, 2)).tolist(),
+        "foreground": small.sum((1, 2)).tolist(),
+        **({"mask_noise": levels.noise} if levels.noise else {}),
     }
 
 
@@ -191,8 +201,11 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
         if path.is_dir():
             own = [item for item in path.iterdir() if is_image(item)]
             for folder in [path] if own else patient_folders(path):
-                groups.setdefault(folder, set()).update(filter(is_image, folder.iterdir()))
-        elif path.is_file() and path.suffix.lower() in SUFFIXES:
+                found = set(filter(is_image, folder.iterdir()))
+                if found:
+                    groups.setdefault(folder, set()).update(found)
+        elif path.suffix.lower() in SUFFIXES and (path.exists() or path.is_symlink()):
+            require_regular(path)
             if is_image(path):
                 groups.setdefault(path.parent, set()).add(path)
         else:

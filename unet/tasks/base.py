@@ -133,7 +133,7 @@ class Task:
             chosen if choose else None,
         )
         for words in self.remarks(found):
-            host.notice_once(words)
+            host.notice_once(f"warning: {words}")
         return found[: config.max_cases]
 
     def settings(self, config: Config) -> dict[str, Any]:

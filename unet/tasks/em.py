@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks_em, drawing, em, splits
+from unet.data import cache, checks_em, drawing, em, masks, splits
 from unet.data.checks import Report
-from unet.data.volumes import Case, pixel_size, write_stack
+from unet.data.images import pixel_size
+from unet.data.volumes import Case, write_stack
 from unet.errors import DataError, UsageError
 from unet.files import make_folder
 from unet.tasks.base import Infer, Task, loading
@@ -94,6 +95,9 @@ class EM(Task):
     def prepare(self, case: Case, config: Config) -> dict[str, Any]:
         return em.prepare(case, output(config))
 
+    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+        return masks.remarks(cases, "membrane", background=True)
+
     def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
         if config.fold is not None and config.fold_scheme == "seed":
             return splits.seed_fold(ids, config.fold, max(config.seed, 0))
@@ -153,7 +157,7 @@ class EM(Task):
         probability, target = logits.softmax(1)[0, 1].numpy(), mask[0, 0].numpy() > 0
         if full:
             truth = raw_truth(case, config)
-            cells = target if truth is None else truth > 0
+            cells = target if truth is None else truth
             numbers["rand"], numbers["information"] = membranes.scores(em.scaled(probability, cells.shape), cells)
         return numbers, {"image": image[0, 0].numpy(), "probability": probability, "target": target}
 
@@ -261,11 +265,11 @@ def output(config: Config) -> int:
 
 
 def raw_truth(case: cache.CachedCase, config: Config) -> Any | None:
-    """The labels of a case (H, W) on their own grid; None, with a notice, where the raw set is not at hand."""
+    """The cells of a case (H, W) bool on the labels' own grid; None, with a notice, where the raw set is gone."""
     path = label_files(where(config.data, "data")).get(case.id)
     raw = tuple(case.facts.get("raw", ()))
     try:
-        found = em.slice_of(path, case.id) if path else None
+        found = em.cells_of(path, case.id)[0] if path else None
     except DataError:
         found = None
     if found is None or (raw and found.shape != raw):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config import Config, where
-from unet.data import cache, checks, drawing, lgg, splits
+from unet.data import cache, checks, drawing, lgg, masks, splits
 from unet.data.volumes import Case
+from unet.errors import DataError
 from unet.files import make_folder
 from unet.tasks.base import Infer, Task, loading
 
@@ -69,6 +70,9 @@ class LGG(Task):
 
     def prepare(self, case: Case, config: Config) -> dict[str, Any]:
         return lgg.prepare(case, config.image_size)
+
+    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+        return masks.remarks(cases, "tumour")
 
     def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
         return splits.make(
@@ -189,8 +193,9 @@ class LGG(Task):
         """
         import numpy as np
 
+        from unet.data.images import read_rgb, stack_shape
         from unet.data.preprocess import BlankError
-        from unet.data.volumes import read_tiff, write_png, write_tiff
+        from unet.data.volumes import write_png, write_tiff
         from unet.models.metrics import largest_component
 
         if len(images) < 3:
@@ -202,7 +207,7 @@ class LGG(Task):
             probability: Any = np.mean(each, 0, dtype=np.float32)
         except BlankError as error:
             host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
-            probability = np.zeros((len(images), *read_tiff(images[0], 3).shape[:2]), np.float32)
+            probability = np.zeros((len(images), *stack_shape(images[0])[1:]), np.float32)
         mask = largest_component(probability > LEVEL)
         make_folder(place)
         for number, image in enumerate(images):
@@ -212,9 +217,7 @@ class LGG(Task):
             if config.probabilities:
                 write_tiff(paths["probability"], probability[number])
             if config.overlay:
-                beside = lgg.mask_of(image)
-                truth = read_tiff(beside) > 0 if beside.exists() else None
-                drawn = drawing.outlined(flair(read_tiff(image, 3)), mask[number], truth)
+                drawn = drawing.outlined(flair(read_rgb(image)), mask[number], truth_beside(image))
                 write_png(paths["overlay"], drawing.enlarged(drawn))
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
@@ -239,6 +242,21 @@ class LGG(Task):
 
 
 TASK = LGG
+
+
+def truth_beside(image: Path) -> Any | None:
+    """The mask beside an image, (H, W) bool; None where there is none, or, with a notice, where it cannot be read."""
+    from unet.data.images import read_mask
+    from unet.data.masks import binary
+
+    path = lgg.mask_of(image)
+    if not path.exists():
+        return None
+    try:
+        return binary([read_mask(path)], [path])[0][0]
+    except DataError as error:
+        host.notice(f"drawn without its true mask: {error.message}")
+        return None
 
 
 def flair(image: Any) -> Any:
