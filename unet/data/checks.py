@@ -103,7 +103,7 @@ def _masks(folder: Path, paths: Iterable[Path], report: Report) -> dict[Path, An
         report.errors.append(error.message)
         return {}
     if levels.noise:
-        report.warnings.append(f"{folder.name}: {masks.cut_in_the_middle(levels)}")
+        report.warnings.append(f"{folder.name}: {levels.told}")
     return dict(zip(found, read, strict=True))
 
 

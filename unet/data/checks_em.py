@@ -35,7 +35,7 @@ def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]
         report.errors.append(error.message)
         held = set()
     if levels.noise:
-        report.warnings.append(f"{truth.name}: {masks.cut_in_the_middle(levels)}")
+        report.warnings.append(f"{truth.name}: {levels.told}")
     report.warnings += masks.crowded("membrane", 1 - float(labels.mean()))
     slices(volume, labels, [case.id for case in cases], held, report)
     report.facts = {

@@ -168,7 +168,7 @@ def cells_of(path: Path, case: str) -> tuple[NDArray[np.bool_], masks.Levels]:
 
 def prepare(case: Case, side: int) -> dict[str, Any]:
     """One slice for a network whose output is `side` pixels wide -> image (1, side, side, 1) float32 in [-1, 1], mask
-    of the same shape (uint8, 1 = cell), foreground, raw (its sides in pixels), mask_noise where the labels are not
+    of the same shape (uint8, 1 = cell), foreground, raw (its sides in pixels), remarks where the labels are not
     exactly two values. Raises DataError."""
     path = case.images[0]
     image = read_stack(path, page_of(path, case.id) or 0)
@@ -184,7 +184,7 @@ def prepare(case: Case, side: int) -> dict[str, Any]:
         "mask": mask[None, ..., None],
         "foreground": [int(mask.sum())],
         "raw": list(image.shape),
-        **({"mask_noise": levels.noise} if levels.noise else {}),
+        **({"remarks": levels.remarks(case.id)} if levels.noise else {}),
     }
 
 

@@ -140,7 +140,7 @@ def _stack(images: Iterable[NDArray[Any]], paths: Sequence[Path]) -> NDArray[Any
 
 def prepare(case: Case, size: int) -> dict[str, Any]:
     """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0,
-    1}, geometry, intensity, foreground (mask pixels of each slice), and mask_noise where masks are not exactly two
+    1}, geometry, intensity, foreground (mask pixels of each slice), and remarks where masks are not exactly two
     values.
 
     Order as published: drop the first and the last slice, crop, square, resize, rescale. Raises DataError.
@@ -168,7 +168,7 @@ def prepare(case: Case, size: int) -> dict[str, Any]:
         "geometry": how,
         "intensity": intensity,
         "foreground": small.sum((1, 2)).tolist(),
-        **({"mask_noise": levels.noise} if levels.noise else {}),
+        **({"remarks": levels.remarks(case.id)} if levels.noise else {}),
     }
 
 

@@ -37,6 +37,15 @@ class Levels:
     cut: float
     noise: str = ""
 
+    @property
+    def told(self) -> str:
+        """What was done to masks that hold nearly two values, in words."""
+        return f"masks hold {self.noise}, as after lossy compression: cut in the middle, at {self.cut:g}"
+
+    def remarks(self, case: str) -> list[list[str]]:
+        """The same as a remark on a case: its kind and its words."""
+        return [["nearly two values", f"{case}: {self.told}"]]
+
     def foreground(self, mask: Array) -> NDArray[np.bool_]:
         """Whether each pixel of a mask is foreground."""
         return mask > (math.floor(self.cut) if mask.dtype.kind in "iu" else self.cut)
@@ -121,27 +130,15 @@ def _odd(masks: Sequence[Array], paths: Sequence[Path], found: Array) -> str:
     return f"{paths[worst]}: mask values {words(own)} ({len(own)}{others}); a mask has two."
 
 
-def cut_in_the_middle(levels: Levels) -> str:
-    """What was done to masks that hold nearly two values, in words."""
-    return f"masks hold {levels.noise}, as after lossy compression: cut in the middle, at {levels.cut:g}"
-
-
 def remarks(cases: Iterable[CachedCase], name: str, background: bool = False) -> list[str]:
-    """What somebody should know of the masks of cached slices: those that were cut in the middle, and a class `name`
-    (the foreground, or the `background`) that fills more than half of the set."""
-    noises, foreground, pixels = {}, 0, 0
+    """What is odd about the masks of cached slices: a class `name` (the foreground, or the `background`) that fills
+    more than half of the set."""
+    foreground = pixels = 0
     for case in cases:
         foreground += sum(case.foreground)
         pixels += math.prod(case.shape[:3])
-        if case.facts.get("mask_noise"):
-            noises[case.id] = case.facts["mask_noise"]
-    told = []
-    if noises:
-        first, noise = next(iter(noises.items()))
-        count = f"{first} and {len(noises) - 1} more" if len(noises) > 1 else first
-        told = [f"{count}: masks hold {noise}, as after lossy compression; they were cut in the middle."]
     share = foreground / max(1, pixels)
-    return told + (crowded(name, 1 - share if background else share) if pixels else [])
+    return crowded(name, 1 - share if background else share) if pixels else []
 
 
 def crowded(name: str, share: float) -> list[str]:
