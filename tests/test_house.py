@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 BASE = {"errors", "files", "host", "values", "options", "flags", "flags_learning", "recipes", "capacity", "config"}
-BASE |= {"resolve", "paths"}
+BASE |= {"run_files", "resolve", "paths"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -25,6 +25,7 @@ ALLOWED = {
     "recipes": set(),
     "capacity": BASE,
     "config": BASE,
+    "run_files": {"errors", "files"},
     "resolve": BASE,
     "paths": BASE,
     "models": BASE | {"models"},
@@ -41,6 +42,7 @@ TORCH_FREE = [
     "cli",
     "options",
     "config",
+    "run_files",
     "resolve",
     "errors",
     "files",

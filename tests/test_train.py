@@ -21,6 +21,7 @@ from unet.config import Config
 from unet.runtime import optim
 
 RUN_FILES = {
+    "files.json",
     "config.json",
     "environment.json",
     "status.json",

@@ -89,9 +89,23 @@ def write_text(path: Path | str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file. Raises UnetError where it cannot be written."""
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+    except OSError as error:
+        raise explain(error, path) from error
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON; NaN and infinity become null, which every JSON reader accepts."""
-    write_text(path, json.dumps(jsonable(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON; NaN and infinity become null."""
+    return json.dumps(jsonable(value), indent=1, allow_nan=False) + "\n"
 
 
 def jsonable(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from unet.errors import UnetError, UsageError
 from unet.files import jsonable, misfit, read_json, require_regular
 from unet.options import fields, flag, nearest, spellings
 from unet.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
+from unet.run_files import read_status
 from unet.values import convert_many
 
 
@@ -134,9 +136,11 @@ def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
     elif run_name:
         folders = [parent / run_name]
     else:
-        runs = [item.parent for item in parent.glob("*/status.json") if read_json(item).get("status") != "done"]
+        runs = [item.parent for item in parent.glob("*/config.json")]
         folders = sorted(
-            (run for run in runs if _state_of(run)), key=lambda run: (run / "status.json").stat().st_mtime, reverse=True
+            (run for run in runs if read_status(run).get("status") != "done" and _has_state(run)),
+            key=lambda run: (run / "config.json").stat().st_mtime,
+            reverse=True,
         )
     for folder in folders:
         if (folder / "config.json").is_file():
@@ -151,9 +155,14 @@ def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
 
 def _state_of(folder: Path) -> Path | None:
     """The state file that a run's status names, if the run has one."""
-    status = folder / "status.json"
-    state = read_json(status).get("state") if status.exists() else None
+    state = read_status(folder).get("state")
     return Path(state).absolute() if state else None
+
+
+def _has_state(folder: Path) -> bool:
+    """Whether a run has a state to go on from: its latest, or the one before."""
+    state = _state_of(folder)
+    return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state.*"))
 
 
 NOT_REPLAYED = {

@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from unet import capacity, host
@@ -16,8 +17,8 @@ from unet.commands import compose
 from unet.config import Config
 from unet.devices import environment, launchers
 from unet.errors import UnetError, UsageError
-from unet.files import write_json, write_text
 from unet.resolve import Resolved, dumps
+from unet.runtime import run_folder
 
 PREDICTING = ("predict", "evaluate")
 
@@ -39,6 +40,9 @@ def run(resolved: Resolved, command: str) -> int:
             f"benchmark times one process, and {rank.launcher} runs {rank.world}.",
             "Start one process; a training run on several shows its images a second.",
         )
+    folder = run_folder.RunFolder(Path(config.out) / config.run_name) if config.run_name else None
+    if folder:
+        folder.create("benchmark", config.overwrite)
     task = compose.create(config.task)
     cases = task.cases(config)
     parts = compose.assemble(config)
@@ -68,15 +72,12 @@ def run(resolved: Resolved, command: str) -> int:
         loading = [load_time(loader, number) for number in range(1, config.rounds + 2)][1:]
         result |= summary(parts, times, memory, loading, latency["step"])
     print(text(result))
-    if config.run_name:
-        from unet.runtime.run_folder import RunFolder, environment
-
-        folder = RunFolder(compose.run_path(config, "benchmark"))
-        folder.create("benchmark", config.overwrite)
+    if folder:
         folder.status("done", kind="benchmark")
-        write_text(folder / "config.json", dumps(resolved, command))
-        write_json(folder / "benchmark.json", result)
-        write_json(folder / "environment.json", environment(parts.device.describe()))
+        folder.write("config.json", dumps(resolved, command))
+        folder.write("benchmark.json", result)
+        folder.write("environment.json", run_folder.environment(parts.device.describe()))
+        folder.begin()
     return 0
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
-import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -81,15 +79,6 @@ def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | Non
 def weights_path(name: str) -> Path:
     """A name in weights/, or a path as it is."""
     return where(name, "weights")
-
-
-def run_path(config: Config, kind: str) -> Path:
-    """The folder of a run: its --run-name, or its kind and the time (counted on where that is taken)."""
-    if config.run_name:
-        return Path(config.out) / config.run_name
-    first = Path(config.out) / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([first], later) if not path.exists())
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

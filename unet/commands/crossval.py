@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
-from unet.commands import compose, launch
+from unet import files, host, run_files
+from unet.commands import compose, launch, opening
 from unet.config import Config, spelt
 from unet.devices import environment, launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
@@ -30,9 +30,11 @@ from unet.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.tasks.base import Task, create
 
 SETTINGS = "settings.json"
+SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
 KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
 KEPT |= {"device_module"}  # typed, never from a file
-ENDED_BY_SIGNAL = (INTERRUPTED, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)))
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+ENDED_BY_SIGNAL = (INTERRUPTED, *(-number for number in STOPPING))
 
 
 @dataclasses.dataclass
@@ -46,9 +48,7 @@ class Fold:
     code: int | None = None
 
     def status(self) -> dict[str, Any]:
-        from unet.runtime.run_folder import read_status
-
-        return read_status(self.folder)
+        return run_files.read_status(self.folder)
 
     def done(self) -> bool:
         return self.status().get("status") == "done" and (self.folder / "summary.json").exists()
@@ -79,7 +79,8 @@ class Fold:
         path = self.folder / "config.json"
         if not path.exists():
             return
-        made = {key: item["value"] for key, item in files.read_json(path)["settings"].items()}
+        hint = f"Restore it, or remove the run {spelt(self.folder)}: it is then trained anew."
+        made = {key: item["value"] for key, item in run_files.read_settings(path, hint).items()}
         wanted = {key: files.jsonable(value) for key, value in settings.items()} | {"fold": self.number}
         changed = sorted(key for key in wanted if key in made and made[key] != wanted[key])
         if changed:
@@ -89,23 +90,42 @@ class Fold:
                 "Give another --run-name, or start all folds anew with --overwrite.",
             )
 
+    def require_weights(self, replaced: bool) -> None:
+        """Raise UsageError where the fold's weights are another run's, unless they are to be replaced."""
+        state = opening.state_path(self.weights)
+        own = self.status().get("weights") == str(self.weights.absolute())
+        if not own and not replaced and (self.weights.exists() or state.exists()):
+            raise UsageError(
+                f"{self.weights.absolute()} exists, and is not of run {self.name!r} in {self.folder.absolute()}.",
+                "Give another --weights or --run-name.",
+            )
+
 
 def run(resolved: Resolved, command: str) -> int:
     """Train what is left of the folds, then show and write the table. Returns 0, 1 where a fold failed, 130 where it
     was stopped: the same command goes on."""
     config = resolved.config
     require(resolved)
-    task, began = create(config.task), time.perf_counter()
+    began = time.perf_counter()
     name = config.run_name or f"{config.task}-crossval"
     cards = own_cards(config, min(config.devices or 1, config.folds))
     folder, found = open_folder(resolved, command, name)
     if config.dry_run:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
         return 0
+    with opening.noting(folder):
+        return train_and_sum_up(folder, found, config, cards, began)
+
+
+def train_and_sum_up(
+    folder: Any, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
+) -> int:
+    """What `run` does once its folder stands."""
+    task = create(config.task)
     left = [fold for fold in found if not fold.done()]
     kept = len(found) - len(left)
-    host.notice(f"{name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
-    create(config.task).cases(config)  # one process makes the cache
+    host.notice(f"{folder.name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
+    task.cases(config)  # one process makes the cache
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
     rows = results(finished, task)
@@ -154,11 +174,13 @@ def require(resolved: Resolved) -> None:
 def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[Fold]]:
     """The folder of the whole, new or gone on with, and its folds. Raises UsageError where it was begun with other
     settings."""
-    from unet.runtime.run_folder import RunFolder, read_status
+    from unet.runtime.run_folder import RunFolder
 
     config = resolved.config
     out = Path(config.out)
     folder = RunFolder(out / name)
+    files.make_folder(out)
+    folder.take()
     typed = not resolved.sources["weights"].startswith(("default", "task", "made data"))
     stem = Path(config.weights[0]).with_suffix("") if typed else Path(name)
     found = []
@@ -169,10 +191,11 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT | drawn}
     for fold in found:
         fold.require({} if config.overwrite else settings)
-    path, going = folder / SETTINGS, read_status(folder.path).get("kind") == "crossval"
+        fold.require_weights(replaced=config.overwrite and typed)
+    hold_weights(compose.weights_path(str(stem)), folder)
+    path, going = folder / SETTINGS, run_files.read_status(folder.path).get("kind") == "crossval"
     if going and path.exists() and not config.overwrite:
-        folder.require_stopped()
-        before = files.read_json(path)
+        before = files.read_json(path, dict, "Restore the file, or start anew with --overwrite.")
         changed = sorted(key for key in {*before, *settings} if before.get(key) != files.jsonable(settings.get(key)))
         if changed:
             words = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:4])
@@ -185,7 +208,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
         if config.overwrite:
             for fold in found:
                 clear(fold)
-        folder.status("running", kind="crossval")
+        folder.begin()
         folder.write(SETTINGS, settings)
         folder.write("config.json", dumps(resolved, command))
     if not config.dry_run:
@@ -193,13 +216,25 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     return folder, found
 
 
+def hold_weights(stem: Path, folder: Any) -> None:
+    """Hold the names of all folds' weights for this cross-validation. Raises UsageError while another has them."""
+    from unet.runtime import claims
+
+    files.make_folder(stem.parent)
+    owner = claims.claim(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
+    if owner:
+        raise UsageError(
+            f"The folds of {stem.absolute()} are being trained by another cross-validation ({owner}).",
+            "Give another --run-name or --weights, or wait for it.",
+        )
+
+
 def clear(fold: Fold) -> None:
     """Remove a fold's run and weights, which are made anew."""
-    from unet.commands.opening import state_path
     from unet.runtime.run_folder import RunFolder
 
-    RunFolder(fold.folder).create("train", True)
-    for path in (fold.weights, state_path(fold.weights)):
+    RunFolder(fold.folder).remove("train")
+    for path in (fold.weights, opening.state_path(fold.weights)):
         path.unlink(missing_ok=True)
 
 
@@ -271,9 +306,9 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
     rows = []
     for fold in finished:
-        about = files.read_json(fold.folder / "summary.json")
-        with open(fold.folder / "cases.csv", newline="") as stream:
-            cases = list(csv.DictReader(stream))
+        again = f"Restore it, or remove the run {spelt(fold.folder)}: it is then trained anew."
+        about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
+        cases = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
         keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
         rows.append(
             {

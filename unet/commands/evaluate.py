@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import compose, scores
+from unet.commands import compose, opening, scores
 from unet.errors import UsageError
 from unet.resolve import Resolved, dumps
 from unet.tasks.base import Task
@@ -34,16 +35,10 @@ def run(resolved: Resolved, command: str) -> int:
         if parts.group.leads:
             print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
         return 0
-    from unet.runtime.run_folder import RunFolder, environment
-
-    folder = RunFolder(compose.run_path(config, f"{config.task}-evaluate"), parts.group.leads)
-    parts.group.first(lambda: folder.create("evaluate", config.overwrite))
-    folder.status("running", kind="evaluate")
-    folder.write("config.json", dumps(resolved, command))
-    folder.write("environment.json", environment(parts.device.describe()))
+    folder = open_folder(parts, resolved, command)
     host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
-    with compose.advising(parts):
+    with opening.noting(folder, parts.group.explain), compose.advising(parts):
         infer = compose.infer(parts, network, finite=True)
         records = scores.full(parts, infer, cases, folder)
     seconds = time.perf_counter() - start
@@ -74,6 +69,22 @@ def run(resolved: Resolved, command: str) -> int:
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )
     return 0
+
+
+def open_folder(parts: compose.Parts, resolved: Resolved, command: str) -> Any:
+    """The folder of this run, made by rank 0."""
+    from unet.runtime.run_folder import environment, new_folder
+
+    config, kind = parts.config, f"{parts.config.task}-evaluate"
+    folder = parts.group.first(
+        lambda: new_folder(Path(config.out), config.run_name, kind, "evaluate", config.overwrite)
+    )
+    folder.writes = parts.group.leads
+    folder.status("running", kind="evaluate")
+    folder.write("config.json", dumps(resolved, command))
+    folder.write("environment.json", environment(parts.device.describe()))
+    parts.group.first(folder.begin)
+    return folder
 
 
 def chosen_cases(parts: compose.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:

@@ -19,6 +19,9 @@ from unet import host
 from unet.devices import launchers
 from unet.errors import FAILED, USAGE, UnetError, UsageError
 from unet.resolve import Resolved
+from unet.runtime import claims
+from unet.runtime.stop import interruptible, stop_signals
+from unet.runtime.terminal import outlive_terminal
 
 PATIENCE = 15.0  # seconds for the other processes to end by themselves after one has failed
 ENDS = (0, 3, 130)  # exit codes of a process that did what it was asked
@@ -32,13 +35,17 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
         found = launchers.launched(os.environ)
         if found is None or found.world == 1:
             return start(config.devices or 1, words)
+    outlive_terminal()
     try:
-        code: int = command.run(resolved, "python -m unet " + shlex.join(words))
+        with interruptible():
+            code: int = command.run(resolved, "python -m unet " + shlex.join(words))
     except BaseException as error:
         lost = part(error)
         if lost is error:
             raise
         raise lost from error
+    finally:
+        claims.release_all()
     lost = part(None)
     if lost:
         raise lost
@@ -130,9 +137,7 @@ def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 2 else told)
 
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # ignored under nohup
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangup)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         yield came
     finally:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from unet.commands.compose import Parts
 from unet.errors import DataError
-from unet.files import write_text
 from unet.tasks.base import Infer
 
 KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
@@ -43,12 +42,12 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     keys = shown(parts.task, records)
     writer.writerow(["case", *keys])
     writer.writerows([record["case"], *(record[key] for key in keys)] for record in records)
-    write_text(folder / "cases.csv", text.getvalue())
+    folder.write("cases.csv", text.getvalue())
     chosen = shown_of(rows, [record[best] for record in records])
     name = best.replace("_", " ")
     labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
     title = f"{folder.name}: {parts.task.picture}"
-    pictures.panels(labelled, title, folder / "predictions.png", parts.task.key)
+    pictures.panels(labelled, title, folder.place("predictions.png"), parts.task.key)
     return records
 
 

@@ -7,14 +7,12 @@ import dataclasses
 import functools
 import io
 import secrets
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unet import capacity, files, host
+from unet import capacity, files, run_files
 from unet.commands import closing, compose, opening
 from unet.config import Config, where
 from unet.devices import launchers
@@ -48,19 +46,8 @@ def run(resolved: Resolved, command: str) -> int:
     folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
     parts = dataclasses.replace(parts, config=resolved.config)
     folder.writes = parts.group.leads
-    try:
-        with interruptible():
-            return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
-    except KeyboardInterrupt:
-        _note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
-        raise
-    except Exception as error:
-        found = parts.group.explain(error)
-        words = found.message if isinstance(found, UnetError) else f"{type(found).__name__}: {found}"
-        _note(folder, "failed", words)
-        if found is error:
-            raise
-        raise found from error
+    with opening.noting(folder, parts.group.explain):
+        return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
 
 
 def clearing(parts: compose.Parts, asked: bool, cleared: float | None) -> float | None:
@@ -68,31 +55,6 @@ def clearing(parts: compose.Parts, asked: bool, cleared: float | None) -> float 
     times = [when for first, when in parts.group.gather((asked, cleared)) if first]
     known = [when for when in times if when is not None]
     return max(known) if known and len(known) == len(times) else None
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 outside the loop (while the cache is built, while the best weights are scored) are a
-    Ctrl-C.
-    """
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _note(folder: Any, status: str, why: str) -> None:
-    """Write the status if that is still possible: on a full disk the error itself matters more."""
-    try:
-        folder.status(status, why)
-    except UnetError as error:
-        host.notice(f"{error.message} (the status of the run could not be written)")
 
 
 def dry_run(resolved: Resolved) -> int:
@@ -140,7 +102,11 @@ def _run(
     cases = compose.all_cases(parts)
     saved = folder / "splits.json"
     split = group.first(
-        lambda: files.read_json(saved) if resuming and saved.exists() else task.split([c.id for c in cases], config)
+        lambda: (
+            run_files.read_split(saved, folder.name)
+            if resuming and saved.exists()
+            else task.split([c.id for c in cases], config)
+        )
     )
     mlperf_rules.require_cases(config, split)
     parts = dataclasses.replace(parts, config=task.completed(config, cases, group.world))
@@ -174,6 +140,7 @@ def trained(parts: compose.Parts, folder: Any, run: Any, weights: Path, goes_on:
         if isinstance(callback, callbacks.SeedLog):
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
+    parts.group.first(folder.begin)
     parts.group.on_death(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():
@@ -187,7 +154,9 @@ def trained(parts: compose.Parts, folder: Any, run: Any, weights: Path, goes_on:
 
 def _lost(folder: Any, run: Any, why: str) -> None:
     """Another process is lost, and this one is about to be ended."""
-    _note(folder, "failed", why)
+    from unet.runtime import run_folder
+
+    run_folder.note(folder, "failed", why)
     run.emit("ends", reason="failed")
 
 
@@ -311,6 +280,7 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
     workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.log_all_workers else []
     if not group.leads:
         return workers
+    folder.own(*(callbacks.worker_log(rank) for rank in range(group.world) if config.log_all_workers))
     result: list[Any] = [
         *workers,
         callbacks.Bar(),
@@ -319,7 +289,7 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
         callbacks.Curves(folder, score),
     ]
     if config.tensorboard:
-        result.append(observers.TensorBoard(folder / "tensorboard"))
+        result.append(observers.TensorBoard(folder))
     if config.debug_dump:
         result.append(observers.Dump(Path(config.debug_dump)))
     if config.checkpoints:

@@ -86,14 +86,19 @@ class Log:
         self.folder.say(words)
 
 
+def worker_log(rank: int) -> str:
+    """The name of one rank's log."""
+    return f"worker_{rank}.log"
+
+
 class WorkerLog:
     """`worker_N.log`: what one rank did, its own numbers (--log-all-workers)."""
 
     def __init__(self, folder: RunFolder, rank: int) -> None:
-        self.folder, self.name = RunFolder(folder.path), f"worker_{rank}.log"
+        self.path = folder / worker_log(rank)  # rank 0 has listed it as the run's
 
     def write(self, words: str) -> None:
-        self.folder.append(self.name, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
+        files.append_line(self.path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
 
     def epoch_begins(self, run: Run) -> None:
         self.write(f"epoch {run.progress.epoch} begins at batch {run.progress.batch} on {run.device.describe()}")
@@ -121,17 +126,18 @@ class SeedLog:
     """
 
     def __init__(self, folder: RunFolder, command: str) -> None:
-        self.folder, self.path, self.command = folder, folder / f"{folder.name}.txt", command
+        self.folder, self.name, self.command = folder, f"{folder.name}.txt", command
         self.init_seconds = 0.0
 
     def begins(self, run: Run) -> None:
-        files.write_text(self.path, "\n".join(self.lines(run.progress.history)) + "\n")
+        self.folder.write(self.name, "\n".join(self.lines(run.progress.history)) + "\n")
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], **rest: Any) -> None:
-        self.folder.append(self.path.name, "\n".join(self.of_epoch(row)))
+        self.folder.append(self.name, "\n".join(self.of_epoch(row)))
 
     def finish(self, run: Run) -> None:
-        files.write_text(self.path, "\n".join([*self.lines(run.progress.history), *self.totals(run.progress)]) + "\n")
+        text = [*self.lines(run.progress.history), *self.totals(run.progress)]
+        self.folder.write(self.name, "\n".join(text) + "\n")
 
     def lines(self, history: list[dict[str, Any]]) -> list[str]:
         head = [
@@ -253,4 +259,4 @@ class Curves:
     def finish(self, run: Run) -> None:
         self.drawn = time.monotonic()
         if run.progress.history:
-            pictures.progress(run.progress.history, self.score, self.folder.name, self.folder / "progress.png")
+            pictures.progress(run.progress.history, self.score, self.folder.name, self.folder.place("progress.png"))

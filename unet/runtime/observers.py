@@ -14,14 +14,17 @@ import torch
 from unet import files, host
 from unet.errors import UsageError
 from unet.runtime.engine import Run
+from unet.runtime.run_contents import BOARD
+from unet.runtime.run_folder import RunFolder
 
 TRACED = 3  # steps of the profiler's trace, after one that warms up
 
 
 class TensorBoard:
-    """Losses, rates and scores as TensorBoard's event files in a folder. Raises UsageError without the package."""
+    """Losses, rates and scores as TensorBoard's event files in a run's folder. Raises UsageError without the
+    package."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -29,7 +32,14 @@ class TensorBoard:
                 f"--tensorboard: the package is not installed ({error}).",
                 "Type: pip install 'unet[tensorboard]', or: pip install tensorboard",
             ) from error
-        self.writer = SummaryWriter(str(folder))
+        self.folder, self.make = folder, SummaryWriter
+        self.writer: Any = None
+
+    def begins(self, run: Run) -> None:
+        place = self.folder / BOARD
+        before = set(place.glob("*"))
+        self.writer = self.make(str(place))
+        self.folder.own(*(f"{BOARD}/{path.name}" for path in set(place.glob("*")) - before))
 
     def write(self, run: Run, kind: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -44,7 +54,8 @@ class TensorBoard:
         self.write(run, "validation", scores)
 
     def ends(self, run: Run, reason: str) -> None:
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
 
 class Dump:

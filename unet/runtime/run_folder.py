@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
 import os
 import platform
-import re
-import shutil
 import socket
 import sys
 import time
@@ -17,132 +16,223 @@ from typing import Any
 
 import unet
 from unet import files, host
-from unet.errors import UsageError
+from unet.errors import UnetError, UsageError
+from unet.run_files import read_status
+from unet.runtime import claims
+from unet.runtime.run_contents import Contents
 
 OTHER_NAME = "Give another --run-name."
 RESULTS = ("metrics.jsonl", "summary.json", "benchmark.json")
 MLPERF_LOG = "unet3d.log"
-NAMES = {
-    *RESULTS,
-    *("config.json", "settings.json", "environment.json", "status.json", "run.log", "splits.json", "cases.csv"),
-    *("progress.png", "predictions.png", "tensorboard", MLPERF_LOG),
-}
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")
 
 
 class RunFolder:
-    """`performance/<run-name>/` and the files in it; with `writes` false (ranks that do not lead) only its name."""
+    """`performance/<run-name>/` and the files in it; with `writes` false (ranks that do not lead) only its name.
+
+    A new run (`create`) is kept in memory until `begin`: a start that fails leaves no folder, and takes nothing from
+    the run that it would have replaced.
+    """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.name, self.writes = path, path.name, writes
+        self.contents = Contents(path)
+        self._waiting: list[tuple[str, str, bool]] | None = None  # (name, text, whether it is added), until `begin`
+        self._status: dict[str, Any] | None = None
+        self._to_list: list[str] = []
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def create(self, kind: str, overwrite: bool) -> None:
-        """Make the folder of a new run of a command (`kind`).
+    def own(self, *names: str) -> None:
+        """List files that the run is about to write as its own: no others are ever removed."""
+        if self.writes:
+            self._to_list += names
+            if self.begun and self._to_list:
+                self.contents.add(*self._to_list)
+                self._to_list.clear()
 
-        A run that ended before its first result has nothing to lose and gives way. Raises UsageError where there are
-        results, unless `overwrite`; where the folder holds anything else than a run; where it is another command's.
+    def place(self, name: str) -> Path:
+        """The path of a file that is about to be written into the folder, which lists it as its own."""
+        self.own(name)
+        return self.path / name
+
+    def create(self, kind: str, overwrite: bool) -> None:
+        """Take the name for a new run of a command (`kind`), and see that the folder is free or may be replaced.
+
+        A run that ended before its first result has nothing to lose and gives way. Raises UsageError where another
+        process has the name; where there are results, unless `overwrite`; where the folder holds anything that its own
+        list does not name; where it is another command's.
         """
-        if self.path.exists() and any(self.path.iterdir()):
-            status, place = read_status(self.path), self.path.absolute()
-            self.require_stopped()
-            known = re.compile(rf"{re.escape(self.name)}\.txt|worker_\d+\.log")
-            strange = sorted(
-                item.name for item in self.path.iterdir() if item.name not in NAMES and not known.fullmatch(item.name)
-            )
-            if strange:
-                raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
-            if any((self / name).exists() for name in RESULTS):
-                before = status.get("kind", kind)
-                words = f"Run {self.name!r} exists in {place} ({before}, {status.get('status', 'state unknown')})."
-                if before != kind:
-                    raise UsageError(words, OTHER_NAME)
-                if not overwrite:
-                    go_on = f"Go on with it: --resume --run-name {self.name}; start" if kind == "train" else "Start"
-                    raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
-            shutil.rmtree(self.path)
-        files.make_folder(self.path)
+        files.make_folder(self.path.parent)
+        self.take()
+        if os.path.lexists(self.path):
+            files.make_folder(self.path)
+            self._require_replaceable(kind, overwrite)
+        self._waiting, self._status = [], {}
+
+    def take(self) -> None:
+        """Hold the name of this run. Raises UsageError while another process does."""
+        owner = claims.claim(self.lock, self.path)
+        if owner:
+            raise self._running(owner)
+        self.require_stopped()
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(f".{self.name}.unet.lock")
 
     def require_stopped(self) -> None:
         """Raise UsageError while another process works on this run."""
+        owner = claims.holder(self.lock)
         status = read_status(self.path)
-        if is_running(status):
-            raise UsageError(
-                f"Run {self.name!r} is running (process {status['pid']} on {status['host']}).",
-                "Wait for it or stop it, or give another --run-name.",
-            )
+        if not owner and not status.get("claimed") and is_running(status):  # of a version that held no lock
+            owner = f"process {status['pid']} on {status['host']}"
+        if owner:
+            raise self._running(owner)
+
+    def _running(self, owner: str) -> UsageError:
+        return UsageError(
+            f"Run {self.name!r} is running ({owner}).", "Wait for it or stop it, or give another --run-name."
+        )
+
+    def _require_replaceable(self, kind: str, overwrite: bool) -> None:
+        status, place = read_status(self.path), self.path.absolute()
+        files.remove_leftovers(self.path)
+        strange = self.contents.strange()
+        if strange:
+            raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
+        made_elsewhere = self.contents.listed() is None and any(self.path.iterdir())
+        if made_elsewhere or any((self / name).exists() for name in RESULTS):
+            before = status.get("kind", kind)
+            words = f"Run {self.name!r} exists in {place} ({before}, {status.get('status', 'state unknown')})."
+            if before != kind:
+                raise UsageError(words, OTHER_NAME)
+            if not overwrite:
+                go_on = f"Go on with it: --resume --run-name {self.name}; start" if kind == "train" else "Start"
+                raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
+
+    def remove(self, kind: str) -> None:
+        """Remove the files of a run of a command that is to be made anew. Raises UsageError as `create` does."""
+        if not os.path.lexists(self.path):
+            return
+        self.take()
+        try:
+            self._require_replaceable(kind, overwrite=True)
+            self.contents.clear()
+            with contextlib.suppress(OSError):  # somebody may have put a file there
+                self.path.rmdir()
+        finally:
+            claims.release(self.lock)
+
+    def begin(self) -> None:
+        """Make the folder of a new run, in place of the one before, and write what waits."""
+        if self._waiting is None or not self.writes:
+            return
+        waiting, self._waiting = self._waiting, None
+        files.make_folder(self.path)
+        self.contents.clear()
+        self.own(*(name for name, _, _ in waiting))
+        for name, text, added in waiting:
+            self._put(name, text, added)
+
+    @property
+    def begun(self) -> bool:
+        return self._waiting is None
 
     def status(self, status: str, why: str = "", **more: Any) -> None:
         """Write status.json: running, done, failed or interrupted, and why."""
         if not self.writes:
             return
-        before = read_status(self.path)
-        self.write(
-            "status.json",
-            {
-                **before,
-                **more,
-                "status": status,
-                "why": why,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            },
-        )
+        if self._status is None:
+            self._status = read_status(self.path)
+        self._status |= {
+            **more,
+            "status": status,
+            "why": why,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "claimed": True,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self.write("status.json", self._status)
 
     def write(self, name: str, value: Any) -> None:
         """Write a file whole: text as it is, anything else as JSON."""
         if self.writes:
-            (files.write_text if isinstance(value, str) else files.write_json)(self / name, value)
+            self._put(name, value if isinstance(value, str) else files.json_text(value), added=False)
 
     def say(self, words: str) -> None:
         """A line for run.log and for the user."""
         self.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
         host.notice(words)
 
+    def append(self, name: str, text: str) -> None:
+        """Add a line to a log. Raises UnetError where the disk is full."""
+        if self.writes:
+            self._put(name, text, added=True)
+
+    def _put(self, name: str, text: str, added: bool) -> None:
+        if self._waiting is not None:
+            self._waiting.append((name, text, added))
+            return
+        path = self.place(name)
+        if not added:
+            files.write_text(path, text)
+            return
+        files.append_line(path, text)
+
     def keep_lines(self, name: str, count: int) -> None:
         """Cut a log back to its first `count` lines: what a stopped run wrote after the state it goes on from."""
         path = self / name
-        if self.writes and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
+        if self.writes and self.begun and path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
             if len(lines) > count:
-                files.write_text(path, "".join(lines[:count]))
+                files.write_bytes(path, b"".join(lines[:count]))
 
     def text(self, name: str) -> str:
-        """The content of a log; empty where there is none."""
+        """The content of a log; empty where there is none. Bytes that are not UTF-8 become question marks."""
         path = self / name
-        return path.read_text() if path.exists() else ""
-
-    def append(self, name: str, text: str) -> None:
-        """Add a line to a log. Raises UnetError where the disk is full."""
-        if not self.writes:
-            return
-        try:
-            with open(self / name, "a") as stream:
-                stream.write(text + "\n")
-        except OSError as error:
-            raise files.explain(error, self / name) from error
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() and self.begun else ""
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((path / "status.json").read_text()))
-    except (OSError, ValueError):
-        return {}
+def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: bool) -> RunFolder:
+    """The folder of a new run of a command: `name`, or its kind and the time, counted on where that is
+    taken."""
+    if name:
+        folder = RunFolder(out / name)
+        folder.create(command, overwrite)
+        return folder
+    first = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = RunFolder(out / (first if number == 1 else f"{first}-{number}"))
+        if os.path.lexists(folder.path):
+            continue
+        files.make_folder(out)
+        if not claims.claim(folder.lock, folder.path) and not os.path.lexists(folder.path):
+            folder.create(command, overwrite)
+            return folder
+    raise AssertionError
 
 
 def is_running(status: Mapping[str, Any]) -> bool:
     """Whether the process that wrote a status is alive on this host (and is still this program: numbers are reused)."""
     pid = status.get("pid")
     here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
-    if not here or not files.alive(int(pid or 0)):
+    if not here or not pid or not files.alive(pid):
         return False
     try:
         return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
+
+
+def note(folder: RunFolder, status: str, why: str) -> None:
+    """Write the status if that is still possible: on a full disk the error itself matters more."""
+    try:
+        folder.status(status, why)
+    except UnetError as error:
+        host.notice(f"{error.message} (the status of the run could not be written)")
 
 
 def versions() -> dict[str, str]:

@@ -12,16 +12,23 @@ from types import FrameType
 from unet import host
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to stop: Ctrl-C, SIGTERM, SIGUSR1, and SIGHUP (the terminal was closed) unless
+    it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in host.TO_STOP if number != signal.SIGHUP or not ignored)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Outside a loop that asks `Stop`, SIGTERM, SIGUSR1 and SIGHUP (unless it is ignored, as under nohup) are a
-    Ctrl-C."""
+    """Outside a loop that asks `Stop`, SIGTERM, SIGUSR1 and SIGHUP (unless it is ignored) are a Ctrl-C: while a cache
+    is built, while cases are scored or predicted."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1, *hangup)}
+    numbers = [number for number in stop_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -30,7 +37,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Stop:
-    """Requests to stop: SIGINT, SIGTERM, SIGUSR1 and the time limit. A second SIGINT stops at once.
+    """Requests to stop: SIGINT, SIGTERM, SIGUSR1, SIGHUP and the time limit. A second SIGINT stops at once.
 
     The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
     and resumed again and again still comes to its end.
@@ -43,8 +50,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note) for number in signals}
+        before = {number: signal.signal(number, self._note) for number in stop_signals()}
         try:
             yield
         finally:

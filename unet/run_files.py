@@ -1,0 +1,55 @@
+"""The files of a run that the program reads again: one schema for each kind. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unet import files
+from unet.errors import UnetError
+
+STATUS = {"status?": str, "why?": str, "pid?": int, "host?": str, "kind?": str, "weights?": str, "state?": str}
+CONFIG = {"command?": str, "settings": {str: {"value": object, "source?": str}}}
+SPLIT = {"train": [str], "validation": [str]}
+MANIFEST = {"files": [str]}
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json of a run; empty where it is missing or damaged: it says how a run stands, and decides nothing that
+    cannot be found otherwise."""
+    try:
+        found: dict[str, Any] = files.read_json(folder / "status.json", STATUS)
+    except UnetError:
+        return {}
+    return found
+
+
+def read_settings(path: Path, hint: str = "Restore the file.") -> dict[str, dict[str, Any]]:
+    """name -> {"value", "source"} of a run's config.json. Raises UnetError where it is damaged."""
+    found: dict[str, dict[str, Any]] = files.read_json(path, CONFIG, hint)["settings"]
+    return found
+
+
+def read_split(path: Path, run_name: str) -> dict[str, list[str]]:
+    """The training and validation cases of a run. Raises UnetError where the file is damaged, or a case is in both."""
+    hint = f"Restore the file; or start anew: --overwrite --run-name {run_name}"
+    found: dict[str, list[str]] = files.read_json(path, SPLIT, hint)
+    both = sorted(set(found["train"]) & set(found["validation"]))
+    if both or not found["train"]:
+        wrong = f"{len(both)} cases are in training and validation ({both[0]})" if both else "no training cases"
+        raise UnetError(f"{path.absolute()}: {wrong}.", hint)
+    return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line (metrics.jsonl); lines that are damaged are left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:  # also bytes that are not UTF-8
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
