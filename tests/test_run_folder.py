@@ -143,12 +143,12 @@ def test_a_run_of_a_version_without_a_list_goes_on_and_gets_one(workplace: Path)
 
 
 def test_a_start_that_fails_leaves_no_folder_and_takes_nothing(tiny) -> None:
-    assert "is larger than the training set" in error_of(tiny("--run-name", "a", "--batch-size", 100000))
+    assert "is larger than the training set" in error_of(tiny("--run-name", "a", "--batch-size", 9999))
     assert list(Path("performance").iterdir()) == []
     assert not Path("weights").exists() or list(Path("weights").iterdir()) == []
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
     before = contents(Path())
-    error_of(tiny("--run-name", "a", "--batch-size", 100000, "--overwrite"))
+    error_of(tiny("--run-name", "a", "--batch-size", 9999, "--overwrite"))
     assert contents(Path()) == before
 
 
@@ -257,27 +257,32 @@ def test_a_closed_terminal_saves_and_nohup_goes_on(tiny, ignored: bool) -> None:
         assert "--resume --run-name a" in out
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "preprocess", "crossval"])
-def test_a_signal_outside_the_loop_interrupts(cli, phantoms: Path, monkeypatch, command: str) -> None:
+def test_a_signal_outside_the_loop_interrupts(tiny, cli, phantoms: Path, monkeypatch) -> None:
+    """While a command looks for its cases; all commands, by one run's weights."""
     from unet.tasks.lgg import LGG
 
     def ring(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
 
-    assert (
-        cli("train", "--data", phantoms, "--cache", "c", "--device", "cpu", *TINY, "--epochs", 1, "--run-name", "a")[0]
-        == 0
-    )
-    monkeypatch.setattr(LGG, "inputs" if command == "predict" else "cases", ring)
-    words = {"predict": ["--weights", "unet.pt", phantoms], "evaluate": ["--weights", "unet.pt"]}.get(
-        command, ["--data", phantoms]
-    )
-    code, _, err = cli(command, *words)
-    assert code == 130
-    assert "Interrupted" in err
-    for status in Path("performance").glob("*/status.json"):
-        assert read_json(status)["status"] in ("done", "interrupted")
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    for owner, name in ((LGG, "inputs"), (LGG, "cases"), (LGG, "index")):
+        assert hasattr(owner, name), owner
+        monkeypatch.setattr(owner, name, ring)
+    weights = read_json(Path("performance/a/status.json"))["weights"]
+    lines = {
+        "predict": ("--weights", weights, phantoms),
+        "evaluate": ("--weights", weights),
+        "preprocess": ("--data", phantoms, "--cache", "other"),
+        "crossval": ("--data", phantoms, "--cache", "other", *TINY),
+        "train": ("--data", phantoms, "--cache", "other", *TINY, "--run-name", "b"),
+    }
+    for command, words in lines.items():
+        code, _, err = cli(command, *words)
+        assert code == 130, (command, err)
+        assert "Interrupted" in err
+    statuses = {path.parent.name: read_json(path)["status"] for path in Path("performance").glob("*/status.json")}
+    assert statuses["b"] == statuses["lgg-crossval"] == "interrupted"
 
 
 @pytest.mark.slow
