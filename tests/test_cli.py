@@ -125,6 +125,8 @@ def test_spellings(line: str, expected: dict[str, object], monkeypatch: pytest.M
     Path("performance/x").mkdir(parents=True)
     Path("performance/x/config.json").write_text('{"command": "", "settings": {}}')
     Path("performance/x/status.json").write_text('{"status": "interrupted", "state": "weights/x.state.pt"}')
+    Path("weights").mkdir()
+    Path("weights/x.state.pt").touch()  # bare --resume takes runs that have a state
     config = parsed(line)
     assert {name: getattr(config, name) for name in expected} == expected
 
