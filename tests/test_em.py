@@ -298,7 +298,9 @@ def test_by_steps_and_back_to_the_stacks_grid(
         assert (tags["XResolution"].value, tags["YResolution"].value) == pixel
     cells = tifffile.imread(place / "new-probabilities.tif")
     assert np.array_equal(cells > 0.5, masks > 0)
-    assert tifffile.imread(place / "new-overlays.tif").shape == (*stack.shape, 3)
+    drawn = tifffile.imread(place / "new-overlays.tif").shape
+    assert (len(drawn), drawn[0], drawn[3]) == (4, len(stack), 3)
+    assert min(drawn[1:3]) >= 512  # enlarged
     assert tifffile.imread(place / "big-masks.tif").shape == (200, 200)
 
 
@@ -428,6 +430,23 @@ def test_stacks_in_a_folder_of_slices_are_refused(raw: Path, tmp_path: Path) -> 
     stacks(tmp_path / "no-test", *arrays())
     with pytest.raises(DataError, match=r"has no test-volume\.tif"):
         em.inputs([tmp_path / "no-test"])
+
+
+def test_images_that_cannot_be_predicted_are_named(raw: Path, tmp_path: Path) -> None:
+    config = resolve("predict", SMALL).config.replace(raw_side=64)
+    with pytest.raises(DataError, match=r"tiny\.tif: an image of 1 x 1 pixels is too small"):
+        EM().probability(np.zeros((1, 1, 1), np.uint8), [], config, Path("tiny.tif"))
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for number, page in enumerate(em.read(raw / "train-volume.tif")[:3]):
+        Image.fromarray(page).save(folder / f"s{number}.png")
+    os.mkfifo(folder / "s3.png")
+    with pytest.raises(DataError, match=r"s3\.png: is a pipe, not a file \(1 of 4 slices\)"):
+        em.read(folder)
+    (folder / "s3.png").unlink()
+    Image.fromarray(np.zeros((9, 64), np.uint8)).save(folder / "s3.png")
+    with pytest.raises(DataError, match=r"s3\.png: is 9 x 64, but s0\.png is 64 x 64"):
+        em.read(folder)
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (40, 3), (2, 2), (1, 7)])

@@ -192,7 +192,7 @@ class EM(Task):
             step = batch_of(stack, config)
             groups = [stack[first : first + step] for first in range(0, len(stack), step)]
             shown = host.progress(groups, name=path.name, unit="batch") if len(groups) > 1 else groups
-            cells = np.concatenate([self.probability(group, members, config) for group in shown])
+            cells = np.concatenate([self.probability(group, members, config, path) for group in shown])
             make_folder(place.parent)
             if config.probabilities:
                 write_stack(paths["probability"], cells, *pixel)
@@ -203,7 +203,7 @@ class EM(Task):
                 write_stack(paths["overlay"], sheets, finer(pixel[0], drawing.factor(stack.shape[1:])), pixel[1])
             write_stack(paths["mask"], (cells > LEVEL).astype(np.uint8) * 255, *pixel)
 
-    def probability(self, slices: Any, members: Sequence[Infer], config: Config) -> Any:
+    def probability(self, slices: Any, members: Sequence[Infer], config: Config, path: Path) -> Any:
         """(S, H, W) uint8 -> mean probability of "cell" (S, H, W) float32: brought to the scale of the training, where
         a raw side stands for the network's output, through the network tile by tile, and back."""
         import numpy as np
@@ -218,7 +218,11 @@ class EM(Task):
         side = output(config)
         height, width = (round(length * side / config.raw_side) for length in slices.shape[1:])
         if min(height, width) < 2:
-            raise DataError(f"An image of {em.words(slices.shape[1:])} pixels is too small.", "Give a larger image.")
+            raise DataError(
+                f"{path}: an image of {em.words(slices.shape[1:])} pixels is too small: these weights saw slices of"
+                f" {config.raw_side} x {config.raw_side}, and of it {height} x {width} would be left.",
+                "Give a larger image.",
+            )
         small = torch.from_numpy(em.normalised(slices, (height, width)))[:, None]
         made = [tiles.apply(small, side, config.layers, config.context, infer).softmax(1)[:, 1] for infer in members]
         return np.clip(em.scaled(torch.stack(made).mean(0).numpy(), slices.shape[1:]), 0, 1)
