@@ -85,6 +85,7 @@ def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], 
         ("--data_dir None", "--data-dir None is taken as not given"),
         ("--epochs 3 --epochs 4", "--epochs is given more than once: 4 is used, not 3"),
         ("--patch 64", "--patch is for --task kits19: it changes nothing with lgg"),
+        ("--split last --fold 0", "--split last changes nothing beside --fold 0"),
         ("--task kits19 --image_size 64", "--image-size is for --task lgg or em"),
     ],
 )

@@ -97,6 +97,7 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("predict --weights ./w.pt kaggle_3m", "did you mean data/kaggle_3m?"),
         ("check --cache c", "did you mean ./c?"),
         ("train --data ./raw --split publishd", "Type --split published"),
+        ("train --data ./raw --out . --run-name w.pt", "Type another --run-name"),
         ("train --data ./raw --weights ./raw", "is a folder, not a file"),
         ("train --data ./raw --weights ./pipe", "is a pipe, not a file"),
         ("train --data zzz --load zzz --split zzz", "--load zzz"),

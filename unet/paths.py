@@ -99,6 +99,12 @@ def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
             yield from _file(value, Path(value), flag(name))
     if config.labels and "labels" in has:
         yield from _there(config.labels, where(config.labels, "data"), "--labels")
+    run = Path(config.out) / (config.run_name or "")
+    if "run_name" in has and _kind(run) not in ("", "a folder"):
+        yield (
+            f"--run-name {config.run_name}: {run.absolute()} is {_kind(run)}, not a folder",
+            "Type another --run-name.",
+        )
     for name in ("out", "output", "debug_dump"):
         value = getattr(config, name)
         if value and name in has and (name != "output" or writes_masks(command, config)):

@@ -112,6 +112,8 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
             f"--aug-scale {scale:g} is taken as the factor of another program, which is a half-width of"
             f" {values['aug_scale']:g}: scales from {scale:g} to {2 - scale:g}"
         )
+    if "split" in given and given.get("fold", (None,))[0] is not None:
+        remarks.append(f"--split {values['split']} changes nothing beside --fold {values['fold']}")
     for name, (_, spelling) in given.items():
         tasks = fields(Config)[name][0].tasks
         if tasks and values["task"] not in tasks:
