@@ -168,7 +168,7 @@ def side(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable
         yield ask
     finally:
         here.close()
-        process.join(10)
+        host.end_processes([process], 10)
 
 
 def serve(connection: Any, config: Config, batch: dict[str, Any], which: str) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from unet.devices.launchers import Rank
 
+# OpenMP's threads sleep while they wait, GNU's and Intel's. By their own default they spin, for milliseconds at each
+# operation: beside a busy process on one of the cores they take the time that the others need to come to an end.
+WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+WAITING_TYPED = (*WAITING, "GOMP_SPINCOUNT")  # where a user has set one of these, all are left alone
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
 
 
@@ -58,7 +62,8 @@ class Device:
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
         """Variables to set before torch is imported."""
-        return {"OMP_NUM_THREADS": str(launchers.threads(rank))}
+        own = {} if any(name in os.environ for name in WAITING_TYPED) else WAITING
+        return {"OMP_NUM_THREADS": str(launchers.threads(rank)), **own}
 
     @classmethod
     def installed(cls) -> bool:

@@ -252,6 +252,8 @@ def environment(device: str) -> dict[str, Any]:
     relevant: tuple[str, ...] = (
         "CUDA_",
         "OMP_",
+        "GOMP_",
+        "KMP_",
         "MKL_",
         "PT_HPU_",
         "HLS_",
