@@ -428,3 +428,34 @@ def test_an_image_and_a_label_of_one_name_are_two_files(tmp_path: Path) -> None:
     label.write_bytes(b"longer than it was")
     for known in (record, old):
         assert not manifest.is_current(known, case, tmp_path, layout)
+
+
+@pytest.mark.parametrize("task", ["lgg", "em", "kits19"])
+@pytest.mark.parametrize("content", ["[]", "5", '{"patients": "x", "cases": "x", "labels": []}', "{", "\0"])
+def test_a_damaged_record_of_a_made_set(cli: Callable[..., tuple[int, str, str]], task: str, content: str) -> None:
+    Path("set").mkdir()
+    Path("set/phantom.json").write_text(content)
+    words = ("--data", "./set", "--patients", 2) if task != "em" else ("--data", "./set", "--slices", 6)
+    assert "phantom.json" in error_of(cli("synthesize", "--task", task, *words, "--overwrite"))
+
+
+def test_a_record_of_a_made_set_names_nothing_outside(cli: Callable[..., tuple[int, str, str]]) -> None:
+    for folder in ("victim", "set"):
+        Path(folder).mkdir()
+    Path("victim/imaging.nii.gz").write_text("precious")
+    record = {"made": True, "labels": {"../victim": "0"}, "seed": 1, "version": 1}
+    Path("set/phantom.json").write_text(json.dumps(record))
+    words = ("--task", "kits19", "--data", "./set", "--patients", 2, "--overwrite")
+    assert "not the name" in error_of(cli("synthesize", *words))
+    assert Path("victim/imaging.nii.gz").read_text() == "precious"
+
+
+def test_a_stack_of_somebody_is_not_made_over(cli: Callable[..., tuple[int, str, str]]) -> None:
+    Path("cells").mkdir()
+    Path("cells/train-volume.tif").write_text("precious")
+    words = ("synthesize", "--task", "em", "--data", "./cells", "--slices", 6, "--side", 64, "--overwrite")
+    assert "was not made here" in error_of(cli(*words))
+    assert Path("cells/train-volume.tif").read_text() == "precious"
+    Path("cells/train-volume.tif").unlink()
+    assert cli(*words)[0] == 0
+    assert cli(*words)[0] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unet import files, host
 from unet.data.checks import Report
-from unet.errors import DataError, UnetError
+from unet.errors import DataError, StorageError, UnetError
 
 COMPLETE = 420  # files of MLPerf's cache: 210 cases
 SHOWN = 4
@@ -27,11 +27,12 @@ def read_checksums(path: Path) -> dict[str, str]:
 
     Raises DataError for anything else.
     """
+    files.require_regular(path)
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise files.explain(error, path) from error
-    except UnicodeDecodeError:
+        text = files.read_text(path)
+    except StorageError:
+        raise
+    except UnetError:  # not text
         text = "?"
     try:
         pairs = json.loads(text).items() if text.lstrip().startswith("{") else _lines(text)

@@ -5,6 +5,7 @@ their digests, and what a run must know of it. Read with a schema; the names of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -143,7 +144,14 @@ def file_stamp(path: Path) -> list[int]:
 
 def digest_of(case: Case) -> str:
     """Thirty-two hex digits of a case's source files."""
-    return files.digest_files(*case.images, *case.labels)
+    paths = (*case.images, *case.labels)
+    return _digest(paths, tuple(map(tuple, map(file_stamp, paths))))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> str:
+    """As `digest_of`; the cases of a stack share its file, which is read once."""
+    return files.digest_files(*paths)
 
 
 def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layout) -> bool:

@@ -18,7 +18,7 @@ from unet import host
 from unet.data import nifti
 from unet.data.anatomy import DEPTH, Body, Painter, draw_kidneys, paint
 from unet.errors import DataError, UnetError
-from unet.files import atomic, digest, make_folder, read_json, remove_leftovers, write_json
+from unet.files import atomic, digest, inside, make_folder, read_json, remove_leftovers, write_json
 
 Array = NDArray[Any]
 VERSION = 1
@@ -129,6 +129,10 @@ def _numbers(labels: Path, cases: int | None) -> list[int]:
     return found[:cases]
 
 
+SCHEMA = {"cases?": int, "labels?": {str: object}, "seed?": int}
+MOST = 100_000  # cases of a made set: a larger number is a damaged one
+
+
 def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, labels: Path | None) -> dict[str, Any]:
     """The record of a set: what makes it. Raises DataError for what cannot be made."""
     base = {"made": True, "seed": seed, "version": VERSION}
@@ -159,11 +163,13 @@ def _make(work: Callable[[int], None], numbers: Sequence[int]) -> None:
         ) from error
 
 
-def _targets(record: Any) -> set[str]:
-    """The case folders that a record names."""
+def _targets(folder: Path, record: Any) -> set[str]:
+    """The case folders that a record names. Raises UnetError for a name that leads out of the set."""
     if not isinstance(record, dict):
         return set()
-    return set(record["labels"] if "labels" in record else map(NAME.format, range(record.get("cases", 0))))
+    if "labels" not in record:
+        return set(map(NAME.format, range(min(record.get("cases", 0), MOST))))
+    return {inside(folder, name).name for name in record["labels"]}
 
 
 def write_set(
@@ -184,8 +190,8 @@ def write_set(
     """
     wanted = _wanted(folder, cases, shape, seed, labels)
     record, begun = make_folder(folder) / RECORD, folder / BEGUN
-    found = next((read_json(path) for path in (record, begun) if path.exists()), None)
-    older, targets = _targets(found), sorted(_targets(wanted))
+    found = next((read_json(path, SCHEMA) for path in (record, begun) if path.exists()), None)
+    older, targets = _targets(folder, found), sorted(_targets(folder, wanted))
     others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in older)
     clash = [name for name in targets if name in others and any((folder / name / part).exists() for part in PARTS)]
     if (found != wanted and (found or others) and not overwrite) or clash:

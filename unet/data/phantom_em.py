@@ -20,6 +20,7 @@ VERSION = 1
 RECORD = "phantom.json"
 PIXEL = (250, 1)  # pixels a micrometre along x and y: 4 nm a pixel, as in the real set
 CELL = 26.0  # pixels: distance between the middles of neighbouring cells
+BEGUN = {"made by": "unet"}  # the record until the set is whole
 
 
 def write_set(root: Path, slices: int, side: int, seed: int, overwrite: bool = False) -> None:
@@ -27,15 +28,21 @@ def write_set(root: Path, slices: int, side: int, seed: int, overwrite: bool = F
     same settings is left as it is. Raises DataError where the folder holds another one."""
     record = {"made by": "unet", "version": VERSION, "slices": slices, "side": side, "seed": seed}
     names = [root / f"{name}.tif" for name in (VOLUME, LABELS, TEST)]
-    if (root / RECORD).exists() and read_json(root / RECORD) == record and all(path.exists() for path in names):
+    found = read_json(root / RECORD, {"made by": str}) if (root / RECORD).exists() else {}
+    if found == record and all(path.exists() for path in names):
         return
-    if not overwrite and root.exists() and any(root.iterdir()):
+    own = [path.name for path in names if path.exists()]
+    if own and not found:
+        raise DataError(
+            f"{root.absolute()}: holds {own[0]}, which was not made here.", "Name another folder with --data."
+        )
+    if not overwrite and found != BEGUN and root.exists() and any(root.iterdir()):
         raise DataError(
             f"{root.absolute()}: holds files that were not made with these settings.",
             "Name another folder with --data, or replace them with --overwrite.",
         )
     make_folder(root)
-    (root / RECORD).unlink(missing_ok=True)
+    write_json(root / RECORD, BEGUN)
     made = [
         make_slice(seed, number, side) for number in host.progress(range(2 * slices), name="synthesize", unit="slice")
     ]

@@ -210,6 +210,10 @@ def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None
         ) from error
 
 
+RECORD = {"patients": int}  # what phantom.json must say
+MOST = 100_000  # patients of a made set: a larger number is a damaged one
+
+
 def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, overwrite: bool = False) -> None:
     """Write `<folder>/<patient>/<patient>_<n>.tif` and `<patient>_<n>_mask.tif` from n = 1 on, then phantom.json.
 
@@ -218,8 +222,8 @@ def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, ov
     """
     wanted = {"seed": seed, "patients": patients, "slices": slices, "side": side, "version": VERSION}
     record, begun = make_folder(folder) / "phantom.json", folder / "phantom.unfinished.json"
-    found = next((read_json(path) for path in (record, begun) if path.exists()), None)
-    older = found.get("patients", 0) if isinstance(found, dict) else 0
+    found = next((read_json(path, RECORD) for path in (record, begun) if path.exists()), None)
+    older = min(found["patients"], MOST) if found else 0
     targets = [folder / NAME.format(index + 1) for index in range(max(patients, older))]
     others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path not in targets)
     if found != wanted and (found or others) and not overwrite:
