@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY
 from torch.distributed import HashStore, TCPStore
 
@@ -92,8 +93,15 @@ TWO = (Rank(0, 2, 0, 2), Rank(1, 2, 1, 2))
 NODES = (Rank(0, 2, 0, 1), Rank(1, 2, 0, 1))
 
 
-@pytest.mark.parametrize("ranks", [TWO, NODES], ids=["one machine", "two nodes"])
-def test_ranks_find_the_secret_and_nobody_else_can(ranks: tuple[Rank, ...], place: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "version"),
+    [(TWO, torch.__version__), (NODES, torch.__version__), (TWO, "2.4.1+cpu")],
+    ids=["one machine", "two nodes", "the store of torch before 2.8"],
+)
+def test_ranks_find_the_secret_and_nobody_else_can(
+    ranks: tuple[Rank, ...], version: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
     port, shared = free_port(), place / "out"
     folder = place if ranks == TWO else shared
     shared.mkdir()

@@ -27,6 +27,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unet import files
 from unet.errors import UnetError, UsageError
 
@@ -183,11 +185,9 @@ def serve(address: str, port: int, own: str | None, patience: datetime.timedelta
     with listener:
         name = listener.getsockname()[0]
         about = (name, port, None, True, patience)
-        try:
-            store = distributed.TCPStore(*about, wait_for_workers=False, master_listen_fd=listener.fileno())
-        except NotImplementedError:  # torch before 2.8: only its older form of the store takes a socket
-            fd = listener.fileno()
-            store = distributed.TCPStore(*about, wait_for_workers=False, master_listen_fd=fd, use_libuv=False)
+        newer = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # before, only torch's older form takes one
+        fd = listener.fileno()
+        store = distributed.TCPStore(*about, wait_for_workers=False, master_listen_fd=fd, use_libuv=newer)
         listener.detach()  # the store closes it
     return store
 
