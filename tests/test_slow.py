@@ -145,3 +145,19 @@ def test_every_command_of_the_readme_runs(real_lgg: Path, tmp_path: Path) -> Non
     assert summary["best_score"] > 0.85
     for path in ("performance/first-run/predictions.png", "performance/first-run/progress.png", "weights/unet.pt"):
         assert (tmp_path / path).stat().st_size > 1000
+
+
+def test_the_rehearsal_of_the_readme_passes_the_checker(tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_logging")
+    lines = [line for line in commands((ROOT / "README.md").read_text()) if "rehearsal" in line]
+    assert len(lines) == 3
+    for line in lines:
+        done = program(*shlex.split(line)[3:], cwd=tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    words = ["-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "4.0.0"]
+    checked = subprocess.run(
+        [sys.executable, *words, "performance/rehearsal/unet3d.log"], cwd=tmp_path, capture_output=True, text=True
+    )
+    said = checked.stdout + checked.stderr
+    assert checked.returncode == 0, said
+    assert "SUCCESS" in said, said

@@ -134,7 +134,12 @@ def notice_by_kind(remarks: Iterable[Sequence[str]]) -> None:
 
 
 def progress(
-    iterable: Iterable[Any] | None = None, *, total: int | None = None, name: str = "", unit: str = "it"
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    name: str = "",
+    unit: str = "it",
+    initial: int = 0,
 ) -> Any:
     """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done."""
     from tqdm import tqdm
@@ -142,6 +147,7 @@ def progress(
     return tqdm(
         iterable,
         total=total,
+        initial=initial,
         desc=name,
         unit=unit,
         leave=False,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-from unet import host
+from unet import files, host, run_files
 from unet.commands import compose, scores
 from unet.commands.opening import state_path
 from unet.config import spelt
@@ -79,9 +78,15 @@ def step_latency(folder: Any, warmup: int) -> dict[str, float]:
     steps; --log-every 1 for every step); the first stretch and the first `warmup` steps are left out."""
     from unet.runtime import evaluation
 
-    rows = [json.loads(line) for line in folder.text("metrics.jsonl").splitlines()]
-    laps = [row for row in rows if row["event"] == "step" and "step_seconds" in row][1:]
+    rows = run_files.read_lines(folder / "metrics.jsonl")
+    laps = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][1:]
     return evaluation.latency([row["step_seconds"] for row in laps if row["step"] > warmup])
+
+
+def ended(reason: str) -> str:
+    """Why a run ended, in words."""
+    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
+    return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
 
 
 def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
@@ -91,7 +96,11 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     progress, config = engine_run.progress, parts.config
     latency = step_latency(folder, config.benchmark_warmup or 0)
     seconds = progress.seconds
-    lines = ["", f"Run {folder.name}: {reason} after {len(progress.history)} epochs, {progress.step} steps"]
+    lines = [
+        "",
+        f"Run {folder.name}: {ended(reason)}: {host.counted(len(progress.history), 'epoch')},"
+        f" {host.counted(progress.step, 'step')}",
+    ]
     if progress.best_score is not None:
         lines.append(
             f"  best       {parts.task.score} {progress.best_score:.4f} in epoch {progress.best_epoch}"
@@ -104,7 +113,11 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     lines += [
         f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
-        *([f"  step       {evaluation.told(latency)} (means of {config.log_every} steps)"] if latency else []),
+        *(
+            [f"  step       {evaluation.told(latency)} (means of {host.counted(config.log_every, 'step')})"]
+            if latency
+            else []
+        ),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
         *(f"  device     {line}" for line in parts.device.report()),
@@ -131,7 +144,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
         out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
         rank = parts.device.rank
         again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
-        lines.append(f"  go on      python -m unet train --resume --run-name {folder.name}{out}{again}")
+        lines.append(f"  go on      python -m unet train --resume --run-name {shlex.quote(folder.name)}{out}{again}")
         if rank.world > 1 and not again:
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.checkpoints:

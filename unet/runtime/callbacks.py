@@ -31,8 +31,8 @@ class Bar:
 
     def epoch_begins(self, run: Run) -> None:
         name = f"epoch {run.progress.epoch}/{run.epochs}"
-        self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step")
-        self.bar.update(run.progress.batch // run.config.accumulate)
+        done = run.progress.batch // run.config.accumulate  # of an epoch that goes on
+        self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step", initial=done)
 
     def stepped(self, run: Run) -> None:
         self.bar.update(1)

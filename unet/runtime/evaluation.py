@@ -64,9 +64,9 @@ def mean(records: Iterable[Record], key: str) -> float:
 
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none."""
-    if not seconds:
-        return {}
+    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none, and no percentiles of one."""
+    if len(seconds) < 2:
+        return {"mean": seconds[0]} if seconds else {}
     ordered = sorted(seconds)
     places = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (90, 95, 99)}
     return {"mean": statistics.fmean(ordered), **places}
@@ -77,7 +77,7 @@ def told(latency: dict[str, float]) -> str:
     if not latency:
         return ""
     rest = ", ".join(f"{name[1:]} % {1000 * value:.1f}" for name, value in latency.items() if name != "mean")
-    return f"{1000 * latency['mean']:.1f} ms in the mean, {rest}"
+    return f"{1000 * latency['mean']:.1f} ms" + (f" in the mean, {rest}" if rest else "")
 
 
 def median(records: Iterable[Record], key: str) -> float:

@@ -76,6 +76,11 @@ def require(config: Config, world: int, schedule: Callable[[Config, int, int], t
             f"Change or leave out the named flags. {REHEARSE}" if config.mlperf_division == "closed" else "Mend that."
         )
         raise UsageError(f"--mlperf-division {config.mlperf_division}: {'; '.join(mistakes)}.", hint)
+    if not config.drop_caches and not config.resume:
+        host.notice(
+            "Without --drop-caches the log has no cache_clear, which the compliance checker misses: add it, with the"
+            " cache made before (preprocess)."
+        )
     if config.mlperf_rehearsal:
         host.notice("This is a rehearsal: its MLPerf log says so (submission_org REHEARSAL) and is no submission.")
 

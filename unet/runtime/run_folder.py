@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import platform
+import shlex
 import socket
 import sys
 import time
@@ -109,7 +110,11 @@ class RunFolder:
             if before != kind:
                 raise UsageError(words, OTHER_NAME)
             if not overwrite:
-                go_on = f"Go on with it: --resume --run-name {self.name}; start" if kind == "train" else "Start"
+                go_on = (
+                    f"Go on with it: --resume --run-name {shlex.quote(self.name)}; start"
+                    if kind == "train"
+                    else "Start"
+                )
                 raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
 
     def remove(self, kind: str) -> None:
