@@ -89,6 +89,16 @@ def ended(reason: str) -> str:
     return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
 
 
+def outcome(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
+    """How a run ended, and its best score."""
+    done = f"{host.counted(len(progress.history), 'epoch')}, {host.counted(progress.step, 'step')}"
+    lines = [f"Run {name}: {ended(reason)}: {done}"]
+    if progress.best_score is not None:
+        met = "" if target is None else f" (target {target} {'reached' if progress.reached else 'not reached'})"
+        lines.append(f"  best       {score} {progress.best_score:.4f} in epoch {progress.best_epoch}{met}")
+    return lines
+
+
 def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
     """The block at the end: what came out, where everything is, what to type next."""
     from unet.runtime import evaluation
@@ -96,20 +106,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     progress, config = engine_run.progress, parts.config
     latency = step_latency(folder, config.benchmark_warmup or 0)
     seconds = progress.seconds
-    lines = [
-        "",
-        f"Run {folder.name}: {ended(reason)}: {host.counted(len(progress.history), 'epoch')},"
-        f" {host.counted(progress.step, 'step')}",
-    ]
-    if progress.best_score is not None:
-        lines.append(
-            f"  best       {parts.task.score} {progress.best_score:.4f} in epoch {progress.best_epoch}"
-            + (
-                f" (target {config.target} {'reached' if progress.reached else 'not reached'})"
-                if config.target is not None
-                else ""
-            )
-        )
+    lines = ["", *outcome(folder.name, progress, config.target, parts.task.score, reason)]
     lines += [
         f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
