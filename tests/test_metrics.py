@@ -80,6 +80,13 @@ def test_largest_component_connects_slices_by_faces_only() -> None:
     assert not metrics.largest_component(empty).any()
 
 
+def test_a_bootstrap_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random(37).tolist()
+    whole = metrics.bootstrap_interval(values, 1000)
+    monkeypatch.setattr(metrics, "PIECE", 37 * 7)
+    assert metrics.bootstrap_interval(values, 1000) == whole
+
+
 def test_bootstrap_interval_of_a_known_mean() -> None:
     values = list(np.random.default_rng(0).normal(0.8, 0.1, 400))
     low, high = metrics.bootstrap_interval(values)
