@@ -331,3 +331,26 @@ def drain(descriptor: int) -> None:
             pass
     except OSError:
         pass
+
+
+def test_damaged_files_of_a_run_hide_no_state_and_end_in_two_lines(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    folder = Path("performance/a")
+    with open(folder / "metrics.jsonl", "ab") as stream:
+        stream.write(b"\xff\xfe not text\n")
+    for damage in (b"", b"[]", b'{"status": "running", "pid": "abc"}'):
+        (folder / "status.json").write_bytes(damage)
+        code, _, err = tiny("--resume", "--run-name", "a", "--epochs", 1)
+        assert code == 0, err
+        assert "missing or damaged" in err
+        assert "resumed from" in err
+        status = read_json(folder / "status.json")
+        assert status["status"] == "done"
+        assert Path(status["weights"]).exists()
+    split = (folder / "splits.json").read_text()
+    for wrong in ("[]", '{"train": ["a"], "validation": ["a"]}', '{"train": [], "validation": []}', "\xff"):
+        (folder / "splits.json").write_text(wrong, encoding="latin-1")
+        assert "splits.json" in error_of(tiny("--resume", "--run-name", "a", "--epochs", 1))
+    (folder / "splits.json").write_text(split)
+    (folder / "config.json").write_text('{"settings": {"lr": 5}}')
+    assert "lr" in error_of(tiny("--resume", "--run-name", "a"), 2)
