@@ -186,7 +186,7 @@ def test_what_resume_may_be_told(tiny, how: tuple[str, ...]) -> None:
     code, out, err = tiny(*how)
     assert code == 0, err
     assert f"resumed from {Path('weights/unet.state.pt').absolute()}" in err
-    assert "Run a: epochs" in out
+    assert "Run a: finished: 2 epochs" in out
 
 
 def test_resume_from_another_folder(
