@@ -354,3 +354,24 @@ def test_damaged_files_of_a_run_hide_no_state_and_end_in_two_lines(tiny) -> None
     (folder / "splits.json").write_text(split)
     (folder / "config.json").write_text('{"settings": {"lr": 5}}')
     assert "lr" in error_of(tiny("--resume", "--run-name", "a"), 2)
+
+
+def test_a_run_that_replaced_another_and_was_killed_at_once_does_not_go_on_from_the_old_state(tiny) -> None:
+    from unet.runtime import engine
+
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    assert list(Path("weights").glob("*.state.*"))
+    original = engine.optimizer_step
+
+    def step(run: engine.Run) -> None:
+        raise KeyboardInterrupt
+
+    engine.optimizer_step = step
+    try:
+        assert tiny("--run-name", "a", "--epochs", 1, "--overwrite")[0] == 130
+    finally:
+        engine.optimizer_step = original
+    assert not list(Path("weights").glob("*.state.*"))
+    code, _, err = tiny("--resume", "--run-name", "a")
+    assert code == 0, err
+    assert "no state was saved yet, so the run starts over" in err

@@ -41,6 +41,7 @@ class RunFolder:
         self._waiting: list[tuple[str, str, bool]] | None = None  # (name, text, whether it is added), until `begin`
         self._status: dict[str, Any] | None = None
         self._to_list: list[str] = []
+        self._old_state: Any = None  # of the run that is replaced
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -70,6 +71,7 @@ class RunFolder:
         if os.path.lexists(self.path):
             files.make_folder(self.path)
             self._require_replaceable(kind, overwrite)
+            self._old_state = read_status(self.path).get("state")
         self._waiting, self._status = [], {}
 
     def take(self) -> None:
@@ -137,6 +139,8 @@ class RunFolder:
         waiting, self._waiting = self._waiting, None
         files.make_folder(self.path)
         self.contents.clear()
+        if self._old_state and self._old_state == (self._status or {}).get("state"):
+            Path(self._old_state).unlink(missing_ok=True)  # the new run must not go on from it
         self.own(*(name for name, _, _ in waiting))
         for name, text, added in waiting:
             self._put(name, text, added)
