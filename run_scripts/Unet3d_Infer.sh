@@ -18,10 +18,14 @@ newest() {
 find_weights() {
     weights=$kept
     [[ -d $kept ]] || return 0
-    weights=$(newest "$kept"/unet3d_*.pth "$kept"/unet3d/unet3d_*.pth)
+    local file found=()
+    for file in "$kept"/unet3d_*.safetensors "$kept"/unet3d_*.pth "$kept"/unet3d/unet3d_*.pth; do
+        [[ $file == *.state*.safetensors || $file == *-before.safetensors ]] || found+=("$file")
+    done
+    weights=$(newest "${found[@]}")
     [[ ! $weights ]] || return 0
-    weights=$(newest "$kept"/unet3d_*.state.pt)
-    [[ $weights ]] || refuse "PYTORCH_TRAIN_CHECKPOINT=$kept holds no unet3d_*.pth." \
+    weights=$(newest "$kept"/unet3d_*.state.safetensors "$kept"/unet3d_*.state.pt)
+    [[ $weights ]] || refuse "PYTORCH_TRAIN_CHECKPOINT=$kept holds no unet3d_*.safetensors." \
         "Train first: bash run_scripts/Unet3d_FP32_4000E_4MLUs_Train.sh, or name a file with --weights."
 }
 

@@ -175,7 +175,7 @@ train() {
     fi
     own "$runs" --out "$kept"
     own run-name --run-name "$name"
-    own 'weights|weights-file|weights-files|save-ckpt-path' --weights "$kept/unet3d_${name#unet3d_}.pth"
+    own 'weights|weights-file|weights-files|save-ckpt-path' --weights "$kept/unet3d_${name#unet3d_}.safetensors"
     line=("$PYTHON" -m unet train "${settings[@]}" ${more[@]+"${more[@]}"} ${resuming:+"$resuming"})
     [[ ${DRY_RUN:-} != 1 ]] || try train
     if [[ $resuming ]]; then

@@ -133,3 +133,10 @@ def error_of(result: tuple[int, str, str], code: int = 1) -> str:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def stored(path: Path | str) -> dict[str, Any]:
+    """The content of weights or of a state."""
+    from unet.runtime import checkpoint
+
+    return checkpoint.read(Path(path))

@@ -124,9 +124,9 @@ def test_every_option_has_help_and_one_home() -> None:
 def test_spellings(line: str, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
     Path("performance/x").mkdir(parents=True)
     Path("performance/x/config.json").write_text('{"command": "", "settings": {}}')
-    Path("performance/x/status.json").write_text('{"status": "interrupted", "state": "weights/x.state.pt"}')
+    Path("performance/x/status.json").write_text('{"status": "interrupted", "state": "weights/x.state.safetensors"}')
     Path("weights").mkdir()
-    Path("weights/x.state.pt").touch()  # bare --resume takes runs that have a state
+    Path("weights/x.state.safetensors").touch()  # bare --resume takes runs that have a state
     config = parsed(line)
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -144,7 +144,7 @@ def test_defaults_of_the_first_task() -> None:
     assert (config.aug_scale, config.aug_angle, config.weights, config.cache) == (
         0.05,
         15.0,
-        ("unet.pt",),
+        (),
         "kaggle_cache",
     )
 

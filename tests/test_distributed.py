@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, program, read_json
+from conftest import TINY, program, read_json, stored
 
 from unet.runtime.distributed import Group
 from unet.runtime.heart import NEWS, Heart
@@ -45,7 +45,7 @@ def words_of(phantoms: Path, name: str, *more: object) -> list[str]:
 
 
 def weights(place: Path, name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(place / "weights" / f"{name}.pt", weights_only=True)["model"]
+    state: dict[str, torch.Tensor] = stored(place / "weights" / f"{name}.safetensors")["model"]
     return state
 
 
@@ -89,7 +89,7 @@ def test_rank_0_alone_writes_and_prints(two: Path) -> None:
     assert err.count("Building the cache") == 1
     assert len(re.findall(r"epoch +1/2", err)) == 1
     assert "Warning" not in err
-    assert {path.name for path in (two / "weights").iterdir()} >= {"two.pt", "two.state.pt"}
+    assert {path.name for path in (two / "weights").iterdir()} >= {"two.safetensors", "two.state.safetensors"}
     log = (two / "performance" / "two" / "run.log").read_text()
     assert "2 processes by --devices 2" in log
     for rank in (0, 1):
@@ -105,7 +105,7 @@ def test_the_mean_is_the_same_on_one_two_and_three_ranks(two: Path, phantoms: Pa
     for ranks in (1, 2, 3):
         name = f"scored-{ranks}"
         common = ("--split", "none", "--run-name", name, "--device", "cpu", "--layout", "NCHW", "--devices", ranks)
-        done = program("evaluate", "--weights", "two.pt", *common, cwd=two)
+        done = program("evaluate", "--weights", "two.pt", "--cache", "c", *common, cwd=two)
         assert done.returncode == 0, done.stderr
         scores.append(read_json(two / "performance" / name / "summary.json")["best_score"])
         tables.append((two / "performance" / name / "cases.csv").read_text())
@@ -297,7 +297,7 @@ def test_a_rank_that_is_lost_ends_the_others_with_its_name(
     assert status["status"] == "failed"
     assert re.search(expected, status["why"])
     assert left_behind(place) == []
-    assert (place / "weights" / f"{name.lower()}.state.pt").exists()
+    assert (place / "weights" / f"{name.lower()}.state.safetensors").exists()
 
 
 @slow
@@ -376,7 +376,7 @@ def test_a_world_size_that_the_launcher_contradicts(phantoms: Path, tmp_path: Pa
 @pytest.mark.parametrize("kind", [pytest.param("seed", marks=open_mpi), "torchrun"])
 def test_a_killed_rank_under_a_launcher_leaves_nobody_behind(kind: str, phantoms: Path, tmp_path: Path) -> None:
     process = start(LINES[kind](), words_of(phantoms, "killed", *LONG), tmp_path)
-    wait_for(tmp_path / "weights" / "killed.state.pt", process)
+    wait_for(tmp_path / "weights" / "killed.state.safetensors", process)
     os.kill(pid_of_rank(1, tmp_path), signal.SIGKILL)
     code, out = result(process)
     assert code != 0, out
@@ -426,7 +426,7 @@ def pid_of_rank(rank: int, place: Path) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_one_signal_stops_all_ranks_after_the_same_step(number: int, phantoms: Path, tmp_path: Path) -> None:
     process = start([sys.executable], words_of(phantoms, "stopped", *LONG, "--devices", 2), tmp_path)
-    wait_for(tmp_path / "weights" / "stopped.state.pt", process)
+    wait_for(tmp_path / "weights" / "stopped.state.safetensors", process)
     # to one rank, as a scheduler may do it; or to the process that was started
     os.kill(pid_of_rank(1, tmp_path) if number == signal.SIGUSR1 else process.pid, number)
     code, out = result(process)
@@ -441,7 +441,7 @@ def test_a_state_of_n_ranks_goes_on_with_m(before: int, after: int, steps: int, 
     words = words_of(phantoms, "moved", "--epochs", 3, "--max-steps", steps, "--schedule", "cosine", "--log-every", 1)
     first = program(*words, "--devices", before, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    state = torch.load(tmp_path / "weights" / "moved.state.pt", weights_only=True)
+    state = stored(tmp_path / "weights" / "moved.state.safetensors")
     assert (state["ranks"], state["progress"]["step"]) == (before, steps)
     again = ("train", "--resume", "--run-name", "moved", "--max-steps", 400, "--devices", after, "--device", "cpu")
     done = program(*again, cwd=tmp_path)
@@ -492,7 +492,7 @@ def test_two_nodes_one_is_lost_and_the_run_goes_on(
         line = [*node, *TORCHRUN, "--nnodes=2", "--nproc_per_node=1", f"--node_rank={number}"]
         line += ["--master_addr=10.77.7.1", "--master_port=29571"]
         processes.append(start(line, words, tmp_path))
-    wait_for(tmp_path / "weights" / "nodes.state.pt", processes[0])
+    wait_for(tmp_path / "weights" / "nodes.state.safetensors", processes[0])
     assert (
         "2 processes by torch.distributed.run, 1 on this node" in (tmp_path / "performance/nodes/run.log").read_text()
     )

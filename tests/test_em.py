@@ -312,7 +312,7 @@ def test_without_a_fold_nothing_is_evaluated_and_the_run_says_so(
     told = capsys.readouterr()
     assert "10 training cases, 0 validation cases" in told.err + told.out
     assert "nothing is evaluated" in told.err + told.out
-    assert (tmp_path / "all.pt").exists()
+    assert (tmp_path / "all.safetensors").exists()
     other = ["--run-name", "other", "--weights", str(tmp_path / "o.pt"), "--load", str(tmp_path / "all.pt")]
     assert train(raw, tmp_path, "--max-steps", "2", *other, "--width", "6") == 1
     told = capsys.readouterr()
@@ -510,5 +510,5 @@ def test_the_script_of_five_folds(raw: Path, tmp_path: Path) -> None:
     assert "standard deviation" in done.stdout
     summary = json.loads((tmp_path / "results" / "unet2d" / "summary.json").read_text())
     assert [row["fold"] for row in summary["by_fold"]] == [0, 1, 2, 3, 4]
-    assert len(list((tmp_path / "results").glob("em-fold?.pt"))) == 5
+    assert len(list((tmp_path / "results").glob("em-fold?.safetensors"))) == 5
     assert subprocess.run(words[:4], env=env, **how).returncode == 2  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, program, read_json
+from conftest import TINY, program, read_json, stored
 from emulator import NoCompiler, environment
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def training(phantoms: Path, name: str, *more: object) -> list[object]:
 
 
 def weights(place: Path, name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(place / "weights" / f"{name}.pt", weights_only=True)["model"]
+    state: dict[str, torch.Tensor] = stored(place / "weights" / f"{name}.safetensors")["model"]
     return state
 
 
@@ -279,7 +279,7 @@ def test_training_reads_the_device_when_a_log_line_is_due_alone(mode: str, place
 @pytest.mark.parametrize("mode", ["lazy", "mlu"])
 def test_two_ranks_give_the_weights_of_two_cpu_ranks(mode: str, place: Path, phantoms: Path) -> None:
     more = ("--devices", 2, "--accumulate", 2, "--overwrite")
-    if not (place / "weights" / "cpu-2.pt").exists():
+    if not (place / "weights" / "cpu-2.safetensors").exists():
         here = program(*training(phantoms, "cpu-2", *more), "--device", "cpu", cwd=place, env={"OMP_NUM_THREADS": "1"})
         assert here.returncode == 0, here.stderr
     done = run(place, mode, *training(phantoms, f"{mode}-2", *more))
@@ -322,10 +322,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(mode: str, place: Path, phantoms: Pat
     again = ("train", "--resume", "--run-name", f"{mode}-stopped", "--max-steps", STEPS)
     done = run(place, mode, *again)
     assert done.code == 0, done.err
-    states = [
-        torch.load(place / "weights" / f"{name}.state.pt", weights_only=True)["model"]
-        for name in ("cpu", f"{mode}-stopped")
-    ]
+    states = [stored(place / "weights" / f"{name}.state.safetensors")["model"] for name in ("cpu", f"{mode}-stopped")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 

@@ -114,26 +114,27 @@ def test_the_same_run_name_twice(tiny) -> None:
 
 def test_weights_of_another_run_are_not_overwritten(tiny) -> None:
     tiny("--run-name", "a", "--epochs", 1)
-    before = Path("weights/unet.pt").read_bytes()
+    before = Path("weights/a.safetensors").read_bytes()
     code, out, err = tiny("--run-name", "b", "--epochs", 1)
-    assert code == 0
-    assert "this run writes weights/b.pt" in err
-    assert "evaluate --weights b.pt" in out
-    assert Path("weights/unet.pt").read_bytes() == before
-    error = error_of(tiny("--run-name", "c", "--epochs", 1, "--weights", "unet.pt"), 2)
-    assert "unet.pt exists" in error
-    assert Path("weights/unet.pt").read_bytes() == before
+    assert code == 0, err
+    assert "evaluate --weights b.safetensors" in out
+    assert Path("weights/a.safetensors").read_bytes() == before
+    error = error_of(tiny("--run-name", "c", "--epochs", 1, "--weights", "a.pt"), 2)
+    assert "a.safetensors exists" in error
+    assert Path("weights/a.safetensors").read_bytes() == before
 
 
 def test_overwriting_a_run_keeps_the_weights_of_the_others(tiny) -> None:
     tiny("--run-name", "a", "--epochs", 1)
     tiny("--run-name", "b", "--epochs", 1)
-    before = Path("weights/unet.pt").read_bytes()
+    before = Path("weights/a.safetensors").read_bytes()
     assert tiny("--run-name", "b", "--epochs", 2, "--overwrite")[0] == 0
-    assert Path("weights/unet.pt").read_bytes() == before
-    assert read_json(Path("performance/b/summary.json"))["paths"]["weights"] == "weights/b.pt"
+    assert Path("weights/a.safetensors").read_bytes() == before
+    assert read_json(Path("performance/b/summary.json"))["paths"]["weights"] == "weights/b.safetensors"
     assert tiny("--run-name", "a", "--epochs", 2, "--overwrite")[0] == 0
-    assert {path.name for path in Path("weights").iterdir()} == {"unet.pt", "unet.state.pt", "b.pt", "b.state.pt"}
+    kept = {f"{run}{ending}.safetensors" for run in "ab" for ending in ("", ".state")}
+    found = {path.name for path in Path("weights").iterdir()}
+    assert kept <= found <= kept | {f"{run}.{name}-before.safetensors" for run in "ab" for name in ("state", "best")}
 
 
 def test_resume_without_a_run(tiny) -> None:
@@ -149,7 +150,7 @@ def test_resume_with_settings_that_change_its_course(tiny) -> None:
 
 def test_a_damaged_state(tiny, cli) -> None:
     tiny("--run-name", "a", "--epochs", 1)
-    path = Path("weights/unet.state.pt")
+    path = Path("weights/a.state.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
     assert "cut short" in error_of(cli("train", "--resume", "--run-name", "a", "--epochs", 2))
 
@@ -346,8 +347,9 @@ def test_a_second_benchmark_of_one_name_and_a_folder_that_is_no_run(tiny, cli, p
 
 def test_evaluate_does_not_replace_a_training_run(tiny, cli) -> None:
     tiny("--run-name", "a", "--epochs", 1)
+    words = ("--weights", "a.pt", "--cache", "cache_16", "--run-name", "a")
     for extra in ((), ("--overwrite",)):
-        assert "Give another --run-name" in error_of(cli("evaluate", "--run-name", "a", *extra), 2)
+        assert "Give another --run-name" in error_of(cli("evaluate", *words, *extra), 2)
     assert Path("performance/a/metrics.jsonl").exists()
 
 
@@ -363,12 +365,16 @@ def test_another_set_does_not_empty_a_cache(tiny, cli, workplace: Path) -> None:
             path.rename(path.with_name("NEW" + path.name))
     before = sorted(path.name for path in Path("data/cache_16").glob("*.npy"))
     for command in ("preprocess", "train", "evaluate"):
-        words = () if command == "preprocess" else ("--run-name", "b")
+        words = {"preprocess": (), "evaluate": ("--weights", "a.pt", "--run-name", "b")}.get(
+            command, ("--run-name", "b")
+        )
         error = error_of(cli(command, "--data", "./other", "--cache", "cache_16", "--image-size", 16, *words))
         assert "holds another set" in error
         assert "another --cache" in error
     assert sorted(path.name for path in Path("data/cache_16").glob("*.npy")) == before
-    code, _, err = cli("evaluate", "--data", "./other", "--cache", "other_cache", "--run-name", "e")
+    code, _, err = cli(
+        "evaluate", "--weights", "a.pt", "--data", "./other", "--cache", "other_cache", "--run-name", "e"
+    )
     assert code == 0, err
     assert read_json(Path("performance/e/summary.json"))["cases"] == 3
 
@@ -420,7 +426,7 @@ def test_sigterm_to_the_whole_process_group_saves(phantoms: Path, tmp_path: Path
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    while not (tmp_path / "weights/unet.state.pt").exists():
+    while not (tmp_path / "weights/a.state.safetensors").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)

@@ -45,7 +45,7 @@ def parsed(line: str) -> Config:
         (HABANA, {"checkpoints": True, "data": "em", "debug_dump": None, "quiet": False, "distributed": False}),
         (MLPERF, {"lamb_betas": (0.9, 0.999), "patch": (128,) * 3, "eval_patch": (128,) * 3, "lr_milestones": ()}),
         (MLPERF, {"precision": "fp32", "cudnn_benchmark": False, "deterministic": False, "data": "kits19"}),
-        (MLPERF, {"verbose": False, "load": None, "weights": ("kits19.pt",), "synth_data": False}),
+        (MLPERF, {"verbose": False, "load": None, "weights": (), "synth_data": False}),
         ("--lamb_betas 0.9,0.99", {"lamb_betas": (0.9, 0.99)}),
         ("--lamb_betas 0.9, 0.99", {"lamb_betas": (0.9, 0.99)}),
         ("--lamb_betas=(0.9,0.99)", {"lamb_betas": (0.9, 0.99)}),

@@ -13,11 +13,13 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unet"
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 BASE = {"errors", "files", "host", "values", "options", "flags", "flags_learning", "recipes", "capacity", "config"}
-BASE |= {"run_files", "resolve", "paths"}
+BASE |= {"run_files", "resolve", "paths", "headers", "pickles"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "host": {"errors"},
+    "headers": {"errors", "files"},
+    "pickles": {"files", "headers"},
     "values": set(),
     "options": {"values"},
     "flags": {"options"},
@@ -46,6 +48,8 @@ TORCH_FREE = [
     "resolve",
     "errors",
     "files",
+    "headers",
+    "pickles",
     "host",
     "tasks.base",
     "tasks.lgg",

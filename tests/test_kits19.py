@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import error_of, program, read_json
+from conftest import error_of, program, read_json, stored
 
 from unet import host
 from unet.cli import resolve
@@ -61,7 +61,7 @@ def test_a_run_from_scans_to_scores(volumes: Cli, workplace: Path) -> None:
     assert set(rows[0]) == {"case", *SCORES, *FULL}
     for row in rows:
         assert float(row["mean_dice"]) == pytest.approx((float(row["kidney"]) + float(row["tumour"])) / 2)
-    assert "evaluate --task kits19 --weights kits19.pt" in out
+    assert "evaluate --weights a.safetensors" in out
     assert (run / "predictions.png").stat().st_size > 1000
     assert (workplace / "data/cache/case_00001_x.npy").exists()
 
@@ -80,17 +80,18 @@ def test_the_schedule_is_mlperfs_in_samples(volumes: Cli) -> None:
 
 def test_weights_carry_what_scoring_needs(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
-    code, _, err = cli("evaluate", "--task", "kits19", "--weights", "kits19.pt", "--device", "cpu", "--run-name", "b")
+    words = ("evaluate", "--weights", "a.pt", "--device", "cpu", "--data", scans, "--cache", "cache")
+    code, _, err = cli(*words, "--run-name", "b")
     assert code == 0, err
     assert "windows of 32^3" in err
     a, b = ((workplace / f"performance/{name}/cases.csv").read_text() for name in "ab")
     assert a == b
-    assert "Add --task kits19" in error_of(cli("evaluate", "--weights", "kits19.pt", "--device", "cpu"), 2)
+    assert "Add --task kits19" in error_of(cli(*words, "--task", "lgg"), 2)
 
 
 def test_a_checkpoint_of_the_reference_is_scored_the_same(volumes: Cli, cli: Cli, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
-    own = torch.load(workplace / "weights/kits19.pt", weights_only=True)["model"]
+    own = stored(workplace / "weights/a.safetensors")["model"]
     theirs = {"epoch": 1, "best_model_state_dict": {f"module.{key}": value for key, value in to_mlperf(own).items()}}
     torch.save(theirs, workplace / "reference.pth")
     words = ["--task", "kits19", "--device", "cpu", "--pad-to", 32, "--eval-patch", 32, "--cache", "cache"]
@@ -110,7 +111,7 @@ def test_masks_lie_on_the_scans_grid_however_it_is_stored(volumes: Cli, cli: Cli
     affine = turned.affine[:, [*order, 3]]
     other = nibabel.Nifti1Image(np.asarray(turned.dataobj).transpose(order), affine)
     nibabel.save(other, workplace / "scans/other.nii.gz")
-    words = ("--task", "kits19", "--weights", "kits19.pt", "--device", "cpu", "--overlay", "--probabilities")
+    words = ("--task", "kits19", "--weights", "a.pt", "--device", "cpu", "--overlay", "--probabilities")
     code, _, err = cli("predict", *words, scans / "case_00001", workplace / "scans/other.nii.gz")
     assert code == 0, err
     mask: Any = nibabel.load(workplace / "predictions/case_00001.nii.gz")
@@ -128,8 +129,8 @@ def test_masks_lie_on_the_scans_grid_however_it_is_stored(volumes: Cli, cli: Cli
 def test_averaging_a_network_with_itself_changes_nothing(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
     words = ("--task", "kits19", "--device", "cpu", scans / "case_00002")
-    assert cli("predict", "--weights", "kits19.pt", "--output", "one", *words)[0] == 0
-    again = ("--weights", "kits19.pt", "--weights", "kits19.pt", "--output", "two")
+    assert cli("predict", "--weights", "a.pt", "--output", "one", *words)[0] == 0
+    again = ("--weights", "a.pt", "--weights", "a.pt", "--output", "two")
     assert cli("predict", *again, *words)[0] == 0
     one, two = (np.asarray(nibabel.load(workplace / f"{name}/case_00002.nii.gz").dataobj) for name in ("one", "two"))  # type: ignore[attr-defined]
     assert np.array_equal(one, two)
@@ -153,7 +154,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(volumes: Cli, cli: Cli, workplac
     assert volumes(*steps, "cut", "--weights", "cut.pt", "--max-steps", 2)[0] == 0
     code, _, err = cli("train", "--resume", "--run-name", "cut", "--max-steps", 100)
     assert code == 0, err
-    a, b = (torch.load(workplace / f"weights/{name}.state.pt", weights_only=True)["model"] for name in ("whole", "cut"))
+    a, b = (stored(workplace / f"weights/{name}.state.safetensors")["model"] for name in ("whole", "cut"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -212,6 +213,7 @@ def test_two_processes_train_and_score_as_one_does(scans: Path, tmp_path: Path) 
     assert "1 x 1 x 2 crops" in two.stderr
     for name, devices in (("a", 1), ("b", 2)):
         words = ("evaluate", "--task", "kits19", "--device", "cpu", "--weights", "one.pt", "--run-name", name)
+        words = (*words, "--data", scans, "--cache", "cache")
         done = program(*words, "--devices", devices, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     a, b = ((tmp_path / f"performance/{name}/cases.csv").read_text() for name in "ab")
@@ -224,7 +226,7 @@ def test_a_scan_is_never_written_over(volumes: Cli, cli: Cli, scans: Path, workp
     scan = workplace / "scans/scan.nii.gz"
     scan.write_bytes((scans / "case_00001/imaging.nii.gz").read_bytes())
     before = scan.read_bytes()
-    words = ("predict", "--task", "kits19", "--weights", "kits19.pt", "--device", "cpu", scan)
+    words = ("predict", "--task", "kits19", "--weights", "a.pt", "--device", "cpu", scan)
     assert "over the images" in error_of(cli(*words, "--output", "scans", "--overwrite"), 2)
     assert scan.read_bytes() == before
     code, _, _ = cli(*words, "--output", ".")
@@ -242,7 +244,7 @@ def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, s
     host.notice_once.cache_clear()  # other tests of this process may have been told
     (workplace / "no").mkdir()
     for name, raw, told in (("same", scans, False), ("other", other, True), ("none", workplace / "no", True)):
-        done = cli("evaluate", *words, "--weights", "kits19.pt", "--data", raw, "--run-name", name)
+        done = cli("evaluate", *words, "--weights", "a.pt", "--data", raw, "--run-name", name)
         assert done[0] == 0, done[2]
         assert ("cache's grid" in done[2]) is told, done[2]
     same, first = ((workplace / f"performance/{name}/cases.csv").read_text() for name in ("same", "a"))
@@ -258,9 +260,9 @@ def test_folds_are_disjoint_whatever_the_seed_of_a_run() -> None:
 
 def test_own_and_foreign_weights_are_averaged(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
-    own = torch.load(workplace / "weights/kits19.pt", weights_only=True)["model"]
+    own = stored(workplace / "weights/a.safetensors")["model"]
     torch.save({"best_model_state_dict": to_mlperf(own)}, workplace / "reference.pth")
-    both = ("--weights", "./reference.pth", "--weights", "kits19.pt")
+    both = ("--weights", "./reference.pth", "--weights", "a.pt")
     words = ("--task", "kits19", "--device", "cpu", "--output", "o", scans / "case_00001")
     code, _, err = cli("predict", *both, *words)
     assert code == 0, err

@@ -18,7 +18,7 @@ import torch
 from conftest import error_of
 from torch import Tensor, nn
 
-from unet.commands import opening
+from unet.commands import resuming
 from unet.config import Config
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
@@ -26,6 +26,7 @@ from unet.errors import UnetError, UsageError
 from unet.recipes import TASK_DEFAULTS
 from unet.runtime import callbacks, engine, mlperf, mlperf_rules, optim
 from unet.runtime.distributed import Group
+from unet.runtime.kept import Kept
 from unet.runtime.run_folder import RunFolder
 from unet.runtime.seeding import rng_state
 
@@ -105,7 +106,7 @@ class Trial:
         group: Group | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.folder, self.state = RunFolder(Path("runs/a")), Path("runs/a.state.pt")
+        self.folder, files = RunFolder(Path("runs/a")), Kept(Path("runs/a.safetensors"))
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.device = CPU(config, Rank())
         model = nn.Conv3d(1, 1, 1)
@@ -113,7 +114,7 @@ class Trial:
         self.log = mlperf.MLPerfLog(self.folder, config, split or split_of(), "cpu", resume)
         if not resume:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
-        kept = callbacks.Checkpoints(Path("runs/a.pt"), self.state, {})
+        kept = callbacks.Checkpoints(files, {})
         self.run = engine.Run(
             *(config, Task(), self.device, model, model, model, optimizer, self.device.scaler()),
             loader=Loader(batches, config.batch_size, fail),
@@ -123,7 +124,7 @@ class Trial:
             group=group or Group(),
         )
         if resume:
-            opening.resume(self.run, self.folder, self.state)
+            resuming.resume(self.run, self.folder, files, {})
 
     def score(self, scores: list[float | None]) -> list[dict[str, Any]] | None:
         value = scores.pop(0)

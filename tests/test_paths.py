@@ -106,7 +106,7 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("train --task em", "Neither"),
         ("train --data ./raw --cache c", "Type --cache ./c (or --cache data/c for a new one)"),
         ("preprocess --data ./raw --cache c", "Type --cache ./c"),
-        ("evaluate", "weights/unet.pt does not exist"),
+        ("evaluate", "evaluate needs weights"),
     ],
 )
 def test_what_was_meant(cli: Any, place: Path, line: str, words: str) -> None:

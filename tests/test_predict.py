@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import error_of, read_json
+from conftest import error_of, read_json, stored
 
 from unet.config import Config
 from unet.data import lgg, preprocess
@@ -66,11 +66,16 @@ def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use(trained: Path, cli: Run, workplace: Path) -> Run:
     for name in ("data", "weights", "performance"):
         shutil.copytree(trained / name, workplace / name)
-    return cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        """Weights do not tell where the data are."""
+        return cli(*words, *(("--cache", "c32") if words[0] == "evaluate" and "--cache" not in words else ()))
+
+    return run
 
 
 def test_evaluate_agrees_with_training(use: Run) -> None:
-    code, out, err = use("evaluate", "--weights", "unet.pt", "--run-name", "e")
+    code, out, err = use("evaluate", "--weights", "a.pt", "--run-name", "e")
     assert code == 0, err
     best = read_json(Path("performance/a/summary.json"))["best_score"]
     assert read_json(Path("performance/e/summary.json"))["best_score"] == pytest.approx(best, abs=1e-9)
@@ -88,7 +93,7 @@ def test_evaluate_every_case_does_not_depend_on_the_batch(use: Run) -> None:
             use(
                 "evaluate",
                 "--weights",
-                "unet.pt",
+                "a.pt",
                 "--split",
                 "none",
                 "--test-batch-size",
@@ -107,9 +112,9 @@ def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -
     """Slice by slice with plain torch: sigmoid, round at 0.5, largest component, 2 sum(pt) / (sum p + sum t)."""
     from scipy import ndimage
 
-    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
+    use("evaluate", "--weights", "a.pt", "--split", "none", "--run-name", "e")
     rows = {row["case"]: float(row["dsc"]) for row in rows_of(Path("performance/e/cases.csv"))}
-    network, own = LGG().load(torch.load("weights/unet.pt", weights_only=True)["model"], Config())
+    network, own = LGG().load(stored("weights/a.safetensors")["model"], Config())
     network.load_state_dict(own)
     network.eval()
     for name, dsc in rows.items():
@@ -130,8 +135,8 @@ def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -
 def test_weights_of_the_published_form_are_evaluated(use: Run) -> None:
     from unet.models import foreign
 
-    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "own")
-    state = torch.load("weights/unet.pt", weights_only=True)["model"]
+    use("evaluate", "--weights", "a.pt", "--split", "none", "--run-name", "own")
+    state = stored("weights/a.safetensors")["model"]
     torch.save(
         {"module." + key: value for key, value in foreign.to_published_lgg(state).items()}, "weights/published.pt"
     )
@@ -154,7 +159,7 @@ def test_weights_of_the_published_form_are_evaluated(use: Run) -> None:
 
 
 def test_predict_a_whole_set(use: Run, phantoms: Path) -> None:
-    code, _, err = use("predict", "--weights", "unet.pt", phantoms, "--overlay", "--probabilities")
+    code, _, err = use("predict", "--weights", "a.pt", phantoms, "--overlay", "--probabilities")
     assert code == 0, err
     inputs = sorted(path for path in phantoms.glob("*/*.tif") if "mask" not in path.name)
     found = []
@@ -175,21 +180,21 @@ def test_predict_a_whole_set(use: Run, phantoms: Path) -> None:
         volume = np.stack([mask for path, mask in zip(inputs, found, strict=True) if path.parent == folder]) > 0
         truth, _ = lgg.read_masks([lgg.mask_of(path) for path in inputs if path.parent == folder])
         scores.append(metrics.dice(volume, truth))
-    use("evaluate", "--weights", "unet.pt", "--split", "none", "--run-name", "e")
+    use("evaluate", "--weights", "a.pt", "--split", "none", "--run-name", "e")
     assert np.mean(scores) == pytest.approx(read_json(Path("performance/e/summary.json"))["best_score"], abs=0.1)
 
 
 def test_predict_continues_where_it_stopped(use: Run, phantoms: Path) -> None:
-    use("predict", "--weights", "unet.pt", phantoms)
+    use("predict", "--weights", "a.pt", phantoms)
     masks = sorted(Path("predictions").glob("*/*.tif"))
     kept, lost = masks[0], masks[-1]
     stamp = kept.stat().st_mtime_ns
     lost.unlink()
-    code, _, err = use("predict", "--weights", "unet.pt", phantoms)
+    code, _, err = use("predict", "--weights", "a.pt", phantoms)
     assert code == 0
     assert f"1 mask written, {len(masks) - 1} were there already" in err
     assert kept.stat().st_mtime_ns == stamp
-    shutil.copy("weights/unet.state.pt", "weights/other.pt")
+    shutil.copy("weights/a.state.safetensors", "weights/other.pt")
     code, _, err = use("predict", "--weights", "other.pt", phantoms)
     assert code == 0, err
     assert f"masks of other weights ({len(masks)}) are made again" in err
@@ -198,11 +203,11 @@ def test_predict_continues_where_it_stopped(use: Run, phantoms: Path) -> None:
 
 def test_a_patient_folder_and_a_single_image(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
-    assert use("predict", "--weights", "unet.pt", folder)[0] == 0
+    assert use("predict", "--weights", "a.pt", folder)[0] == 0
     slices = len(list(folder.glob("*[0-9].tif")))
     assert len(list(Path("predictions").glob("*/*.tif"))) == slices
     image = folder / f"{folder.name}_5.tif"
-    code, _, _ = use("predict", "--weights", "unet.pt", image, "--output", "one")
+    code, _, _ = use("predict", "--weights", "a.pt", image, "--output", "one")
     assert code == 0
     assert [path.name for path in Path("one").glob("*/*.tif")] == [image.name]
     assert tifffile.imread(Path("one") / folder.name / image.name).shape == (64, 64)
@@ -211,12 +216,12 @@ def test_a_patient_folder_and_a_single_image(use: Run, phantoms: Path) -> None:
 def test_what_a_shell_pattern_gives(use: Run, phantoms: Path) -> None:
     """folder/*.tif names masks too: they are passed over; what is no image is named."""
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
-    assert use("predict", "--weights", "unet.pt", *folder.glob("*.tif"))[0] == 0
+    assert use("predict", "--weights", "a.pt", *folder.glob("*.tif"))[0] == 0
     assert len(list(Path("predictions").glob("*/*.tif"))) == len(list(folder.glob("*[0-9].tif")))
-    assert "is no .tif image" in error_of(use("predict", "--weights", "unet.pt", "weights/unet.pt"))
-    assert "nowhere does not exist" in error_of(use("predict", "--weights", "unet.pt", "nowhere"), 2)
+    assert "is no .tif image" in error_of(use("predict", "--weights", "a.pt", "weights/a.safetensors"))
+    assert "nowhere does not exist" in error_of(use("predict", "--weights", "a.pt", "nowhere"), 2)
     shutil.copytree(folder, Path("other") / folder.name)
-    assert "would meet" in error_of(use("predict", "--weights", "unet.pt", folder, Path("other") / folder.name))
+    assert "would meet" in error_of(use("predict", "--weights", "a.pt", folder, Path("other") / folder.name))
 
 
 def test_masks_are_never_written_over_images(use: Run, phantoms: Path) -> None:
@@ -228,7 +233,7 @@ def test_masks_are_never_written_over_images(use: Run, phantoms: Path) -> None:
         (folder, "--output", "set"),
         (next(folder.glob("*_4.tif")), "--output", "./set/"),
     ):
-        assert "written over the images" in error_of(use("predict", "--weights", "unet.pt", *words, "--overwrite"), 2)
+        assert "written over the images" in error_of(use("predict", "--weights", "a.pt", *words, "--overwrite"), 2)
     assert {path: path.read_bytes() for path in Path("set").glob("*/*.tif")} == before
 
 
@@ -236,7 +241,7 @@ def test_a_black_patient_gets_empty_masks(use: Run) -> None:
     Path("set/black").mkdir(parents=True)
     for number in range(1, 5):
         tifffile.imwrite(f"set/black/black_{number}.tif", np.zeros((50, 60, 3), np.uint8), photometric="rgb")
-    code, _, err = use("predict", "--weights", "unet.pt", "./set")
+    code, _, err = use("predict", "--weights", "a.pt", "./set")
     assert code == 0, err
     assert "Its masks are empty" in err
     assert all(tifffile.imread(path).shape == (50, 60) for path in Path("predictions/black").glob("*.tif"))
@@ -277,8 +282,8 @@ def test_weights_trained_on_every_case_are_not_validated_on_them(use: Run, phant
 
 def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
-    shutil.copy("weights/unet.pt", "weights/twin.pt")
-    for names, output in ((["unet.pt"], "a"), (["unet.pt", "twin.pt"], "b")):
+    shutil.copy("weights/a.safetensors", "weights/twin.pt")
+    for names, output in ((["a.pt"], "a"), (["a.pt", "twin.pt"], "b")):
         assert (
             use(
                 "predict",
@@ -298,7 +303,7 @@ def test_a_bad_patient_in_the_middle_does_not_stop_the_others(use: Run, phantoms
     shutil.copytree(phantoms, "raw")
     bad = sorted(path for path in Path("raw").glob("*_0003_*/*_4.tif"))[0]
     bad.write_bytes(b"no tiff")
-    error = error_of(use("predict", "--weights", "unet.pt", "./raw"))
+    error = error_of(use("predict", "--weights", "a.pt", "./raw"))
     assert "1 of 6 patients could not be predicted" in error
     assert bad.name in error
     assert sum(path.is_dir() for path in Path("predictions").iterdir()) == 5
@@ -340,13 +345,13 @@ def test_a_pickle_with_code_is_refused(use: Run, workplace: Path) -> None:
 
 
 def test_a_checkpoint_of_another_network(use: Run, tiny: Run) -> None:
-    error = error_of(use("evaluate", "--weights", "unet.pt", "--layers", 2, "--run-name", "e"))
+    error = error_of(use("evaluate", "--weights", "a.pt", "--layers", 2, "--run-name", "e"))
     assert "weights of another network" in error
-    error = error_of(tiny("--load", "unet.pt", "--run-name", "b", "--weights", "b.pt"))
+    error = error_of(tiny("--load", "a.pt", "--run-name", "b", "--weights", "b.pt"))
     assert "weights of another network" in error
     torch.save({"a.weight": torch.zeros(3)}, "weights/alien.pt")
     assert "not those of a UNet of task lgg" in error_of(use("evaluate", "--weights", "alien.pt"))
-    content = Path("weights/unet.pt").read_bytes()
+    content = Path("weights/a.safetensors").read_bytes()
     Path("weights/short.pt").write_bytes(content[: len(content) // 2])
     assert "cut short" in error_of(use("evaluate", "--weights", "short.pt"))
     assert "none.pt does not exist" in error_of(use("predict", "--weights", "none.pt"), 2)
@@ -370,7 +375,7 @@ def test_real_patients_go_through(cli: Run, real_lgg: Path, workplace: Path) -> 
 
 def test_an_output_that_is_not_finite_is_an_error_of_evaluate(use: Run) -> None:
     """Finite weights whose output overflows: a score of 0.0000 would hide it."""
-    content = torch.load("weights/unet.pt", weights_only=True)
+    content = stored("weights/a.safetensors")
     state = content["model"]
     state |= {name: torch.full_like(state[name], 3e38) for name in list(state)[-2:]}
     torch.save(state, "weights/over.pt")

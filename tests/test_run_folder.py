@@ -212,10 +212,11 @@ def test_runs_without_a_name_that_start_in_one_second_get_folders_of_their_own(w
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_weights_that_a_running_run_holds(tiny, typed: bool) -> None:
+    """Typed they are an error; the usual name is the run's own, which no other run has."""
     Path("weights").mkdir()
-    other = held(Path("weights/.unet.state.pt.unet.lock"))
+    other = held(Path("weights/.x.state.safetensors.unet.lock"))
     try:
-        result = tiny("--run-name", "b", "--epochs", 1, *(("--weights", "unet.pt") if typed else ()))
+        result = tiny("--run-name", "b", "--epochs", 1, *(("--weights", "x.pt") if typed else ()))
         if typed:
             error = error_of(result, 2)
             assert "is being written by another run" in error
@@ -223,8 +224,8 @@ def test_weights_that_a_running_run_holds(tiny, typed: bool) -> None:
             assert not Path("performance/b").exists()
         else:
             assert result[0] == 0
-            assert Path("weights/b.pt").exists()
-            assert not Path("weights/unet.pt").exists()
+            assert Path("weights/b.safetensors").exists()
+            assert not Path("weights/x.safetensors").exists()
     finally:
         other.kill()
         other.wait()

@@ -150,7 +150,7 @@ def test_what_training_starts(script: str, desk: Desk, capsys: pytest.CaptureFix
     assert words == [
         *("unet", "train", "--task", "kits19", "--recipe", f"cambricon-{cards}", "--mlu", "--devices", str(cards)),
         *("--precision", "fp32", "--epochs", str(epochs), "--cache", str(desk.cache), "--seed", "0"),
-        *("--out", str(desk.kept), "--run-name", name, "--weights", str(desk.kept / f"{name}.pth")),
+        *("--out", str(desk.kept), "--run-name", name, "--weights", str(desk.kept / f"{name}.safetensors")),
     ]
     seed, seconds, user, start = result(out)
     assert (seed, user) == ("0", "somebody")
@@ -212,7 +212,7 @@ def test_typed_flags_replace_the_script_s(desk: Desk) -> None:
         assert gone not in words
     assert [words.count(flag) for flag in ("--devices", "--seed", "--run-name")] == [1, 1, 1]
     assert not {"4", "4000"} & set(words)
-    assert words[words.index("--weights") + 1] == str(desk.kept / "unet3d_r.pth")
+    assert words[words.index("--weights") + 1] == str(desk.kept / "unet3d_r.safetensors")
     assert words[-len(more) - 6 :] == [
         *map(str, more),
         "--run-name",
@@ -310,10 +310,12 @@ def test_which_weights_inference_takes(desk: Desk) -> None:
 
     code, _, err = desk.run(INFER)
     assert code == 2
-    assert err.startswith(f"error: PYTORCH_TRAIN_CHECKPOINT={desk.kept} holds no unet3d_*.pth.\n  Train first: bash ")
-    (desk.kept / "unet3d_4000E_4MLUs.state.pt").write_bytes(b"")
-    assert taken() == str(desk.kept / "unet3d_4000E_4MLUs.state.pt")
-    for age, name in ((50, "unet3d_4000.pth"), (10, "unet3d_b.pth"), (30, "unet3d_c.pth"), (1, "other.pth")):
+    assert err.startswith(
+        f"error: PYTORCH_TRAIN_CHECKPOINT={desk.kept} holds no unet3d_*.safetensors.\n  Train first: bash "
+    )
+    (desk.kept / "unet3d_4000E_4MLUs.state.safetensors").write_bytes(b"")
+    assert taken() == str(desk.kept / "unet3d_4000E_4MLUs.state.safetensors")
+    for age, name in ((50, "unet3d_4000.pth"), (10, "unet3d_b.pth"), (30, "unet3d_c.safetensors"), (1, "other.pth")):
         (desk.kept / name).write_bytes(b"")
         os.utime(desk.kept / name, (time.time() - age,) * 2)
     assert taken() == str(desk.kept / "unet3d_b.pth")

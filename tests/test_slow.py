@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import program, read_json
+from conftest import program, read_json, stored
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bits(phantoms: Path, tmp_p
     whole = program("train", *settings, "--run-name", "whole", "--weights", "whole.pt", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     dice = random.Random(7)
-    state, weights = tmp_path / "weights/cut.state.pt", tmp_path / "weights"
+    state, weights = tmp_path / "weights/cut.state.safetensors", tmp_path / "weights"
     kills = in_save = 0
     words: tuple[object, ...] = ("train", *settings, "--run-name", "cut", "--weights", "cut.pt")
     while kills < KILLS:
@@ -97,13 +97,13 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bits(phantoms: Path, tmp_p
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
         kills += 1
         in_save += bool(list(weights.glob(f".*-{process.pid}.tmp")))
-        torch.load(state, weights_only=True)
+        stored(state)
         words = ("train", "--resume", "--run-name", "cut")
     assert in_save >= KILLS // 3, f"only {in_save} of {kills} kills fell inside a save"
     done = program(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("", ".state"):
-        a, b = (torch.load(weights / f"{run}{name}.pt", weights_only=True) for run in ("whole", "cut"))
+        a, b = (stored(weights / f"{run}{name}.safetensors") for run in ("whole", "cut"))
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
         if name:
             for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
@@ -143,7 +143,11 @@ def test_every_command_of_the_readme_runs(real_lgg: Path, tmp_path: Path) -> Non
     assert any("--synth-data --run-name first-run" in line for line in lines)
     summary = read_json(tmp_path / "performance/first-run/summary.json")
     assert summary["best_score"] > 0.85
-    for path in ("performance/first-run/predictions.png", "performance/first-run/progress.png", "weights/unet.pt"):
+    for path in (
+        "performance/first-run/predictions.png",
+        "performance/first-run/progress.png",
+        "weights/first-run.safetensors",
+    ):
         assert (tmp_path / path).stat().st_size > 1000
 
 

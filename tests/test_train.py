@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import error_of, read_json
+from conftest import error_of, read_json, stored
 
 from unet.config import Config
 from unet.runtime import optim
@@ -37,7 +37,7 @@ RUN_FILES = {
 
 
 def weights_of(name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(f"weights/{name}", weights_only=True)["model"]
+    state: dict[str, torch.Tensor] = stored(Path("weights", name).with_suffix(".safetensors"))["model"]
     return state
 
 
@@ -50,7 +50,8 @@ def test_a_run_leaves_what_is_promised(tiny) -> None:
     assert code == 0, err
     folder = Path("performance/a")
     assert {path.name for path in folder.iterdir()} == RUN_FILES
-    assert {path.name for path in Path("weights").iterdir()} == {"unet.pt", "unet.state.pt"}
+    before = {"a.state-before.safetensors", "a.best-before.safetensors"}
+    assert {path.name for path in Path("weights").iterdir()} - before == {"a.safetensors", "a.state.safetensors"}
     summary = read_json(folder / "summary.json")
     assert set(summary) >= {
         "metric",
@@ -72,7 +73,8 @@ def test_a_run_leaves_what_is_promised(tiny) -> None:
     assert setting == {"value": 16, "source": "flag --image-size"}
     split = read_json(folder / "splits.json")
     assert (len(split["train"]), len(split["validation"])) == (5, 1)
-    assert f"python -m unet evaluate --weights {'unet.pt'}" in out
+    assert "python -m unet evaluate --weights a.safetensors --data /" in out
+    assert "--cache cache_16\n" in out
     assert "performance/a" in out
     events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert events.count("epoch") == 3
@@ -126,7 +128,7 @@ def test_a_bare_command_line_means_train(cli, phantoms: Path) -> None:
         0,
     )
     assert code == 0, err
-    assert Path("weights/s.pt").exists()
+    assert Path("weights/s.safetensors").exists()
     assert Path("performance/seed/seed.txt").exists()
 
 
@@ -168,9 +170,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert stops >= steps - 1
     for name in ("", ".state"):
         assert same(weights_of(f"whole{name}.pt"), weights_of(f"cut{name}.pt"))
-    generators = [
-        torch.load(f"weights/{name}.state.pt", weights_only=True)["rng"]["torch"] for name in ("whole", "cut")
-    ]
+    generators = [stored(f"weights/{name}.state.safetensors")["rng"]["torch"] for name in ("whole", "cut")]
     assert torch.equal(*generators), "a stopped run draws what a whole one draws"
     whole, cut = (
         [json.loads(line) for line in Path(f"performance/{name}/metrics.jsonl").read_text().splitlines()]
@@ -180,12 +180,14 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("how", [("--resume",), ("--resume", "performance/a"), ("--resume", "weights/unet.state.pt")])
+@pytest.mark.parametrize(
+    "how", [("--resume",), ("--resume", "performance/a"), ("--resume", "weights/a.state.safetensors")]
+)
 def test_what_resume_may_be_told(tiny, how: tuple[str, ...]) -> None:
     assert tiny("--run-name", "a", "--epochs", 2, "--max-time", 1e-6)[0] == 130
     code, out, err = tiny(*how)
     assert code == 0, err
-    assert f"resumed from {Path('weights/unet.state.pt').absolute()}" in err
+    assert f"resumed from {Path('weights/a.state.safetensors').absolute()}" in err
     assert "Run a: finished: 2 epochs" in out
 
 
@@ -197,8 +199,9 @@ def test_resume_from_another_folder(
     monkeypatch.chdir(workplace / "elsewhere")
     code, _, err = cli("train", "--resume", workplace / "performance/a")
     assert code == 0, err
-    assert f"resumed from {workplace / 'weights/unet.state.pt'}: epoch 1, batch 1" in err
-    (workplace / "weights/unet.state.pt").unlink()
+    assert f"resumed from {workplace / 'weights/a.state.safetensors'}: epoch 1, batch 1" in err
+    for path in (workplace / "weights").glob("a.state*"):
+        path.unlink()
     assert "is gone" in error_of(cli("train", "--resume", workplace / "performance/a"))
 
 
@@ -230,7 +233,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.Mon
     from unet.runtime import engine
 
     tiny("--run-name", "a", "--epochs", 1)
-    before = Path("weights/unet.state.pt").read_bytes()
+    before = Path("weights/a.state.safetensors").read_bytes()
     original = engine.optimizer_step
 
     def step(run: Any) -> None:
@@ -241,7 +244,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "optimizer_step", step)
     error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 2))
     assert "Weights are not finite after step" in error
-    assert Path("weights/unet.state.pt").read_bytes() == before
+    assert Path("weights/a.state.safetensors").read_bytes() == before
 
 
 def test_two_epochs_and_two_more_are_four(tiny) -> None:
@@ -250,7 +253,7 @@ def test_two_epochs_and_two_more_are_four(tiny) -> None:
     code, _, err = tiny("--resume", "--run-name", "two", "--epochs", 4)
     assert code == 0
     assert "Changed on resuming: epochs 2 -> 4" in err
-    assert same(weights_of("four.state.pt"), weights_of("two.state.pt"))
+    assert same(weights_of("four.state.safetensors"), weights_of("two.state.safetensors"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -275,14 +278,14 @@ def test_signals_finish_the_step_save_and_exit_130(tiny, number: signal.Signals)
     status = read_json(Path("performance/a/status.json"))
     assert (status["status"], status["why"]) == ("interrupted", f"stopped: {number.name}")
     assert "python -m unet train --resume --run-name a" in out
-    state = torch.load("weights/unet.state.pt", weights_only=True)
+    state = stored("weights/a.state.safetensors")
     assert state["progress"]["step"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tiny) -> None:
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
-    before = Path("weights/unet.state.pt").read_bytes()
-    best = Path("weights/unet.pt").read_bytes()
+    before = Path("weights/a.state.safetensors").read_bytes()
+    best = Path("weights/a.safetensors").read_bytes()
     poisoned = read_json(Path("performance/a/splits.json"))["train"]
     for name in poisoned:
         path = Path(f"data/cache_16/{name}.npy")
@@ -293,8 +296,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert "not finite since step" in error
     assert any(name in error for name in poisoned)
     assert "--resume" in error
-    assert Path("weights/unet.state.pt").read_bytes() == before
-    assert Path("weights/unet.pt").read_bytes() == best
+    assert Path("weights/a.state.safetensors").read_bytes() == before
+    assert Path("weights/a.safetensors").read_bytes() == best
     assert read_json(Path("performance/a/status.json"))["status"] == "failed"
 
 
@@ -395,10 +398,10 @@ def test_modes(tiny, cli, phantoms: Path) -> None:
     assert code == 0
     assert "nothing is evaluated: --mode train" in err
     assert "evaluate" not in Path("performance/a/a.txt").read_text()
-    code, out, err = tiny("--run-name", "b", "--exec_mode", "evaluate")
+    code, out, err = tiny("--run-name", "b", "--exec_mode", "evaluate", "--weights", "a.pt")
     assert code == 0, err
     assert "95 % interval" in out or "mean" in out
-    code, _, err = tiny("--mode", "predict", "--output", "masks")
+    code, _, err = tiny("--mode", "predict", "--output", "masks", "--weights", "a.pt")
     assert code == 0, err
     assert len(list(Path("masks").glob("*/*.tif"))) == len(
         [path for path in phantoms.glob("*/*.tif") if "mask" not in path.name]
@@ -410,7 +413,7 @@ def test_training_on_everything_says_so(tiny) -> None:
     code, _, err = tiny("--run-name", "a", "--split", "none", "--epochs", 1)
     assert code == 0, err
     assert "nothing is evaluated: the split has no validation cases" in err
-    assert Path("weights/unet.pt").exists()
+    assert Path("weights/a.safetensors").exists()
 
 
 @pytest.mark.parametrize("where", ["disk", "ram", "device"])

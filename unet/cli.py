@@ -64,11 +64,13 @@ COMMANDS = {
         "train and score every fold, and give the mean", "--task em --data data/em --run-name em-folds", TRAINING
     ),
     "evaluate": Command(
-        "score weights, case by case", "--weights unet.pt", (CommonOptions, RunOptions, SplitOptions, *APPLYING)
+        "score weights, case by case",
+        "--weights first-run.safetensors",
+        (CommonOptions, RunOptions, SplitOptions, *APPLYING),
     ),
     "predict": Command(
         "write masks of images, patients or whole sets",
-        "--weights unet.pt data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
+        "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
         (InputOptions, PredictOptions, CommonOptions, *APPLYING),
         " FILES|FOLDERS ...",
     ),
@@ -206,11 +208,13 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         print(explain_flags(name, words), end="")
         raise SystemExit(0)
     reading = read(command.groups, words)
+    mode = reading.given.get("mode", (None,))[0]
     shaping = name in ("train", "crossval", "benchmark", "config")
     mistakes, hint, resolved = list(reading.mistakes), f"See: python -m unet {name} --help", None
     if not reading.wrong & {"*", "task", "config", "resume", "recipe", "synth_data"}:
         try:
-            resolved = layers(command.groups, reading.given)
+            applying = name in ("evaluate", "predict") or mode in ("evaluate", "predict")
+            resolved = layers(command.groups, reading.given, applying)
             wrong = {flag(item) for item in reading.wrong}
             found = contradictions(resolved.config, shaping)
             mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]

@@ -89,8 +89,7 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     """
     mistakes = wrong_counts(config)
     if shaping and not mistakes:
-        shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
-        mistakes += shape_of(config) or capacity.too_large(config)
+        mistakes += misshapen(config) or capacity.too_large(config)
     elif not shaping:  # evaluate and predict build it too where --width is typed
         mistakes += capacity.too_large(config, own_memory=True)
     if config.mlperf_division and config.task != "kits19":
@@ -126,6 +125,12 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
             f"--rank {config.rank} is outside 0 to {config.world_size - 1} (--world-size {config.world_size})"
         )
     return mistakes
+
+
+def misshapen(config: Config) -> list[str]:
+    """Whether the input of the task's network fits its layers."""
+    shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
+    return shape_of(config)
 
 
 def misfit_slices(config: Config) -> list[str]:
@@ -203,6 +208,21 @@ def where(name: str, parent: str) -> Path:
     """A path (anything with a separator, `.` and `..`) as it is; a bare name under `parent`."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (an unknown user is left as it is)
     return path if "/" in name or path.is_absolute() or name in (".", "..") else Path(parent) / path
+
+
+def weights_to_write(name: str) -> Path:
+    """The path of weights that are written: always safetensors, whatever suffix was typed."""
+    path = where(name, "weights")
+    if not name or path.name in ("", ".."):  # no file's name: refused where it is used
+        return path
+    kept = path.with_suffix("") if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") else path
+    return kept.with_name(kept.name + ".safetensors")
+
+
+def weights_to_read(name: str) -> Path:
+    """The path of weights that are read: as typed, or the safetensors of that name where only those exist."""
+    path, ours = where(name, "weights"), weights_to_write(name)
+    return ours if not os.path.exists(path) and os.path.exists(ours) else path  # noqa: PTH110 (no error for long names)
 
 
 def spelt(path: Path) -> str:

@@ -42,5 +42,9 @@ class CheckpointError(UnetError):
     """Weights or a saved run cannot be used."""
 
 
+class DamagedError(CheckpointError):
+    """A file of weights or a state is not whole: cut short, empty, or not the bytes that were written."""
+
+
 class DeviceError(UnetError):
     """A device was asked for that cannot be used, or has failed."""

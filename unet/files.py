@@ -56,11 +56,11 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic(path: Path | str) -> Iterator[BinaryIO]:
+def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on a clean exit flush, fsync and rename it over `path`.
 
-    Whatever happens, `path` holds either its old content or the whole new one. Raises UnetError (two lines) when the
-    disk is full or the folder cannot be written.
+    Whatever happens, `path` holds either its old content or the whole new one; with `before` the old content gets that
+    name first. Raises UnetError (two lines) when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.tmp")
@@ -69,6 +69,8 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if before is not None and path.exists():
+            _keep(path, before, path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}.tmp"))
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -78,6 +80,21 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _keep(path: Path, before: Path, spare: Path) -> None:
+    """Give the content of `path` also the name `before`. Both are whole at every moment; where the file system has no
+    links, `path` is gone for a moment and `before` is there."""
+    with contextlib.suppress(OSError):
+        spare.unlink()
+    try:
+        os.link(path, spare)
+    except OSError:
+        path.replace(before)
+    else:
+        spare.replace(before)
+        with contextlib.suppress(FileNotFoundError):  # rename leaves both where they are one file already
+            spare.unlink()
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

@@ -174,15 +174,16 @@ class WeightsOptions:
     """Weights"""
 
     weights: tuple[str, ...] = option(
-        ("unet.pt",),
+        (),
         "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
         metavar="FILE",
+        shown="train: the run's name",
         repeated=True,
         aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
     )
     load: str | None = option(
         None,
-        "start from these weights (own or published format)",
+        "start from these weights (safetensors or .pt, own or published names)",
         metavar="FILE",
         aliases=("--load_ckpt_path", "--checkpoint"),
     )

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from unet.config import Config, spelt, where
+from unet.config import Config, spelt, weights_to_read, where
 from unet.errors import UsageError
 from unet.options import flag
 from unet.resolve import Resolved
@@ -71,7 +71,7 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
     config, sources = resolved.config, resolved.sources
     if command in TRAINING:
         if config.load:
-            yield from _file(config.load, where(config.load, "weights"), "--load")
+            yield from _file(config.load, weights_to_read(config.load), "--load")
         for name in config.weights if config.checkpoints and not config.resume else ():
             path = where(name, "weights")
             kind = _kind(path)
@@ -83,7 +83,7 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
         source = sources["load" if config.load else "weights"]
         typed = source.removeprefix("flag ") if source.startswith("flag") else "--weights"
         for name in names:
-            yield from _file(name, where(name, "weights"), typed)
+            yield from _file(name, weights_to_read(name), typed)
 
 
 def _others(command: str, resolved: Resolved) -> Iterator[Fault]:

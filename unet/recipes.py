@@ -11,7 +11,6 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "em": {
         "data": "em",
         "cache": "em_cache",
-        "weights": ("em.pt",),
         "split": "none",
         "image_size": 572,
         "width": 64,
@@ -33,7 +32,6 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "kits19": {
         "data": "kits19",
         "cache": "kits19_cache",
-        "weights": ("kits19.pt",),
         "split": "mlperf",
         "layers": 5,
         "normalization": "instance",

@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet.config import Config, where
-from unet.errors import UnetError, UsageError
+from unet import headers, pickles
+from unet.config import Config, weights_to_read, where
+from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import jsonable, misfit, read_json, require_regular
+from unet.flags import TASKS
 from unet.options import fields, flag, nearest, spellings
 from unet.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
 from unet.run_files import read_status
@@ -35,8 +37,9 @@ class Resolved:
         }
 
 
-def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Resolved:
-    """Lay the layers over one another; `given` is what `options.read` returned. Raises UsageError."""
+def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]], applying: bool = False) -> Resolved:
+    """Lay the layers over one another; `given` is what `options.read` returned. `applying`: the command applies
+    weights, so that they say the task where nothing else does. Raises UsageError."""
     names = tuple(name for group in groups for name in fields(group))
     values = {name: spec[3] for name, spec in fields(Config).items()}
     sources = dict.fromkeys(values, "default")
@@ -60,6 +63,10 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
         }
         file_source = f"run {folder.name}"
     strong = {**from_file, **typed}
+    named = strong.get("load") or strong.get("weights") or ()
+    told = task_of_weights((named,) if isinstance(named, str) else named) if applying and "task" not in strong else None
+    if told:
+        values["task"], sources["task"] = told
     task = strong.get("task", values["task"])
     lay(TASK_DEFAULTS[task], f"task {task}")
     if strong.get("synth_data"):
@@ -76,16 +83,14 @@ def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]]) -> Res
     for name, (value, spelling) in given.items():
         values[name], sources[name] = value, f"flag {spelling}"
     if given.get("out", ("", ""))[1] == "--model-dir" and not sources["weights"].startswith(("flag", "file")):
-        values["weights"] = tuple(str(Path(values["out"]) / Path(name).name) for name in values["weights"])
+        values["weights"] = (str(Path(values["out"]) / f"{task}.safetensors"),)
         sources["weights"] = "--model-dir"
     if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     remarks = settle(values, sources, given)
     if values["lr_milestones"] and sources["schedule"] == "default":
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
-    if sources["cache"] == "made data":
-        values["cache"] = f"{values['cache']}_{values['side' if task in VOLUME_TASKS else 'image_size']}"
-    return Resolved(Config(**values), sources, names, tuple(remarks))
+    return Resolved(made_cache(Config(**values), sources), sources, names, tuple(remarks))
 
 
 def holds_arrays(folder: Path) -> bool:
@@ -119,6 +124,40 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
         if tasks and values["task"] not in tasks:
             remarks.append(f"{spelling} is for --task {' or '.join(tasks)}: it changes nothing with {values['task']}")
     return remarks
+
+
+def made_cache(config: Config, sources: Mapping[str, str]) -> Config:
+    """The settings with a cache for each size of made data, where no other was named."""
+    if sources["cache"] != "made data":
+        return config
+    side = config.side if config.task in VOLUME_TASKS else config.image_size
+    return config.replace(cache=f"{SYNTH_DEFAULTS[config.task]['cache']}_{side}")
+
+
+def task_of_weights(names: Sequence[str]) -> tuple[str, str] | None:
+    """(task, source) that the first of these weights that says so was trained for; read without torch. None where
+    none says it; a file that cannot be read is reported when it is loaded."""
+    for name in names:
+        path = weights_to_read(name)
+        try:
+            facts = headers.read(path).facts if headers.kind(path) == "safetensors" else pickles.outline(path)
+        except (UnetError, pickles.Refused):
+            continue
+        task = known_task(facts, path) if isinstance(facts, dict) and isinstance(facts.get("format"), str) else None
+        if task:
+            return task, f"weights {path.name}"
+    return None
+
+
+def known_task(facts: Mapping[str, Any], path: Path) -> str | None:
+    """The task that facts name, None for none. Raises CheckpointError for one that this program does not have."""
+    task = facts.get("task")
+    if task is None or task in TASKS:
+        return task
+    raise CheckpointError(
+        f"{path.absolute()}: of the task {str(task)[:40]!r}, which this program does not have.",
+        f"Give weights of one of: {', '.join(TASKS)}.",
+    )
 
 
 def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
@@ -164,7 +203,7 @@ def _state_of(folder: Path) -> Path | None:
 def _has_state(folder: Path) -> bool:
     """Whether a run has a state to go on from: its latest, or the one before."""
     state = _state_of(folder)
-    return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state.*"))
+    return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state*"))
 
 
 NOT_REPLAYED = {
@@ -191,7 +230,11 @@ def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> 
         wrong = misfit(content, {"settings": {str: {"value": object}}})
         if wrong:
             raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
-        content = {name: item["value"] for name, item in content["settings"].items() if name not in NOT_REPLAYED}
+        content = {
+            name: item["value"]
+            for name, item in content["settings"].items()
+            if name not in NOT_REPLAYED and not (name == "weights" and item.get("source", "run name") == "run name")
+        }
     result: dict[str, Any] = {}
     mistakes = []
     for key, value in content.items():
@@ -212,6 +255,8 @@ def _setting(key: str, value: Any, names: Sequence[str], typed: Collection[str])
     """{name: value} of one entry of a settings file, under any spelling of its flag; empty for one that is not taken.
     Raises ValueError in words."""
     name = key.lstrip("-").replace("-", "_")
+    if name == "weights" and value == []:  # a run names its own
+        return {}
     if name in TYPED_ONLY:
         if value not in (None, []) and not (name == "device_module" and name in typed):
             raise ValueError(f"{key} is not taken from a file: type {flag(name)}")
@@ -230,6 +275,7 @@ def _setting(key: str, value: Any, names: Sequence[str], typed: Collection[str])
     return {spec.name: convert_many(key, spec.option, spec.kind, spec.many, value)}
 
 
-def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None) -> str:
+def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None, run_id: str | None = None) -> str:
     """The text of config.json; entries in `kept` (of a run that goes on) stay as they are, sources included."""
-    return json.dumps({"command": command, "settings": {**resolved.table(), **(kept or {})}}, indent=1) + "\n"
+    about = {"command": command, **({"run_id": run_id} if run_id else {})}
+    return json.dumps({**about, "settings": {**resolved.table(), **(kept or {})}}, indent=1) + "\n"

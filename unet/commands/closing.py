@@ -9,10 +9,12 @@ from typing import Any
 
 from unet import files, host, run_files
 from unet.commands import compose, scores
-from unet.commands.opening import state_path
-from unet.config import spelt
+from unet.config import Config, spelt, where
 from unet.errors import INTERRUPTED, TARGET_MISSED
-from unet.resolve import Resolved
+from unet.options import fields, flag
+from unet.recipes import SYNTH_DEFAULTS, TASK_DEFAULTS
+from unet.resolve import Resolved, made_cache
+from unet.runtime.kept import Kept
 
 
 def finish(
@@ -26,6 +28,8 @@ def finish(
     reason: str,
 ) -> int:
     """Score the best weights in full, write the summary, show the closing block. Returns the exit code."""
+    from unet.runtime import checkpoint
+
     config, progress = parts.config, engine_run.progress
     stopped = reason.startswith("stopped")
     records = []
@@ -35,7 +39,7 @@ def finish(
         if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: compose.read_weights(weights)[1])
-        engine_run.model.load_state_dict(best)
+        checkpoint.fit(engine_run.model, best, weights)
         records = scores.full(parts, compose.infer(parts, engine_run.applied), validation, folder)
     missed = config.target is not None and not progress.reached and not stopped
     summary = {
@@ -55,7 +59,7 @@ def finish(
         "target_reached": progress.reached,
         "cases": len(records),
         "device": parts.device.describe(),
-        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(state_path(weights))},
+        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(Kept(weights).state)},
     }
     folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
@@ -123,7 +127,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
         lines += ["", scores.table(parts.task, records, config.bootstrap)]
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
     if config.checkpoints:
-        lines.append(f"  weights    {weights}   state {state_path(weights)}")
+        lines.append(f"  weights    {weights}   state {Kept(weights).state}")
     if config.mlperf_division:
         log = folder / "unet3d.log"
         lines.append(
@@ -136,7 +140,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     lines.append("")
     if reason == "diverged":
         lines.append("  The score fell to nothing: start anew with a lower --lr, more --warmup-epochs or --clip 1.")
-    data = compose.where(config.data, "data")
+    data = where(config.data, "data")
     if reason.startswith("stopped"):
         out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
         rank = parts.device.rank
@@ -146,10 +150,26 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.checkpoints:
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
-        named = "" if parts.task.name == "lgg" else f" --task {parts.task.name}"
         given = str(data) if data.exists() else "FILES"
         lines += [
-            f"  score      python -m unet evaluate{named} --weights {shown}",
-            f"  predict    python -m unet predict{named} --weights {shown} {shlex.quote(given)} --overlay",
+            f"  score      python -m unet evaluate --weights {shown}{where_data_are(config)}",
+            f"  predict    python -m unet predict --weights {shown} {shlex.quote(given)} --overlay",
         ]
     return "\n".join(lines)
+
+
+def where_data_are(config: Config) -> str:
+    """The flags that name the data of a run, where they are not those of its task: weights do not tell places."""
+    usual = {**default_places(config.task), **(SYNTH_DEFAULTS[config.task] if config.synth_data else {})}
+    if config.synth_data:
+        usual["cache"] = made_cache(config, {"cache": "made data"}).cache
+    words = ["--synth-data"] if config.synth_data else []
+    for name in ("data", "cache"):
+        value = getattr(config, name)
+        words += [flag(name), shlex.quote(value)] if value != usual[name] else []
+    return "".join(f" {word}" for word in words)
+
+
+def default_places(task: str) -> dict[str, Any]:
+    """The data and the cache of a task where none are typed."""
+    return {name: TASK_DEFAULTS[task].get(name, fields(Config)[name][3]) for name in ("data", "cache")}

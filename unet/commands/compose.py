@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import Config, where
+from unet.config import Config, misshapen, weights_to_read, wrong_counts
 from unet.devices import environment, launchers
-from unet.errors import UnetError, UsageError
-from unet.options import flag
-from unet.resolve import Resolved
+from unet.errors import CheckpointError, UnetError, UsageError
+from unet.options import fields, flag
+from unet.resolve import Resolved, known_task, made_cache
 from unet.tasks.base import Task, create
+from unet.values import convert_many
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,8 +78,21 @@ def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | Non
 
 
 def weights_path(name: str) -> Path:
-    """A name in weights/, or a path as it is."""
-    return where(name, "weights")
+    """The file of weights that are read: a name in weights/, or a path as it is; `X.pt` finds `X.safetensors` too."""
+    return weights_to_read(name)
+
+
+def given_weights(config: Config, command: str) -> list[Path]:
+    """The weights that were typed. Raises UsageError where none were."""
+    names = (config.load,) if config.load else config.weights
+    if not names:
+        known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
+        raise UsageError(
+            f"{command} needs weights, and none are named.",
+            "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
+        )
+    return [weights_path(name) for name in names]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -86,8 +100,8 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     from unet.runtime import checkpoint
 
     content = checkpoint.read(path)
-    facts = content if content.get("format") in (checkpoint.WEIGHTS, checkpoint.STATE) else {}
-    return facts, checkpoint.weights_of(content)
+    facts = content if content.get("format") in (*checkpoint.WEIGHTS_FORMATS, *checkpoint.STATE_FORMATS) else {}
+    return facts, checkpoint.weights_of(content, path)
 
 
 def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
@@ -115,19 +129,21 @@ def infer(parts: Parts, network: nn.Module, finite: bool = False) -> Timed:
 
 
 def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:
-    """Settings completed by what the weights say of their training: the `tied` ones, data, cache. What was typed stays.
+    """Settings completed by what the weights say of their network and its input: the `tied` ones, never a path. What
+    was typed stays.
 
-    Raises UsageError where several weights disagree on one of the `tied`.
+    Raises UsageError where several weights disagree on one of them, CheckpointError for a value that no flag takes.
     """
     facts = [read_weights(path)[0] for path in paths]
-    other = next((item["task"] for item in facts if item.get("task", resolved.config.task) != resolved.config.task), "")
-    if other:
-        raise UsageError(
-            f"These weights are of task {other}, and this command is of {resolved.config.task}.", f"Add --task {other}."
-        )
-    known = [item["settings"] for item in facts if item.get("settings")]
+    for path, item in zip(paths, facts, strict=True):
+        if known_task(item, path) not in (None, resolved.config.task):
+            raise UsageError(
+                f"These weights are of task {item['task']}, and this command is of {resolved.config.task}.",
+                f"Add --task {item['task']}.",
+            )
+    known = [told_settings(item, (*tied, "layers"), path) for path, item in zip(paths, facts, strict=True)]
+    known = [item for item in known if item]
     settings = known[0] if known else {}
-    together = ("data", "cache", "synth_data")  # one place: parts of it from elsewhere would be another set
     weak = ("default", f"task {resolved.config.task}", "made data")
     names = [name for name in tied if resolved.sources[name] in weak]
     differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
@@ -137,13 +153,37 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
             f"The weights were trained with different settings: {', '.join(words)}.",
             "Give them one at a time, or type these flags.",
         )
-    if all(resolved.sources[name] in weak for name in together):
-        names += together
-    changes = {
-        name: tuple(value) if isinstance(value := settings[name], list) else value for name in names if name in settings
-    }
+    changes = {name: settings[name] for name in names if name in settings}
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
-    return dataclasses.replace(resolved, config=resolved.config.replace(**changes), sources=sources), facts
+    config = made_cache(resolved.config.replace(**changes), sources)
+    if "layers" in settings:
+        trained = config.replace(layers=settings["layers"])
+        found = wrong_counts(trained) or misshapen(trained)
+        found = [words for words in found if not words.startswith("--patch")]  # of training alone
+        if found:
+            raise UsageError(
+                f"{paths[0].absolute()} (a network of {settings['layers']} layers): {'; '.join(found)}.",
+                "Type a fitting value of that flag, or give other weights.",
+            )
+    return dataclasses.replace(resolved, config=config, sources=sources), facts
+
+
+def told_settings(facts: Mapping[str, Any], names: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """Those of the settings in a weights file that have these names, checked like flags. Raises CheckpointError."""
+    declared, found = fields(Config), {}
+    for name in names:
+        if name not in facts.get("settings", {}):
+            continue
+        option, kind, many, _ = declared[name]
+        try:
+            value = facts["settings"][name]
+            found[name] = None if value is None else convert_many(flag(name), option, kind, many, value)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path.absolute()}: its settings are not those of a network: {error}.",
+                "Give weights that `python -m unet train` wrote, or save their tensors alone and type the settings.",
+            ) from error
+    return found
 
 
 def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | None:

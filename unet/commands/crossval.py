@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host, run_files
-from unet.commands import compose, launch, opening
-from unet.config import Config, spelt
+from unet.commands import launch, opening
+from unet.config import Config, spelt, weights_to_write
 from unet.devices import environment, launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.options import flag
@@ -92,7 +92,9 @@ class Fold:
 
     def require_weights(self, replaced: bool) -> None:
         """Raise UsageError where the fold's weights are another run's, unless they are to be replaced."""
-        state = opening.state_path(self.weights)
+        from unet.runtime.kept import Kept
+
+        state = Kept(self.weights).state
         own = self.status().get("weights") == str(self.weights.absolute())
         if not own and not replaced and (self.weights.exists() or state.exists()):
             raise UsageError(
@@ -181,18 +183,17 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     folder = RunFolder(out / name)
     files.make_folder(out)
     folder.take()
-    typed = not resolved.sources["weights"].startswith(("default", "task", "made data"))
-    stem = Path(config.weights[0]).with_suffix("") if typed else Path(name)
+    stem = weights_to_write(config.weights[0] if config.weights else name).with_suffix("")
     found = []
     for number in range(config.folds):
-        weights = compose.weights_path(f"{stem}-fold{number}.pt")
+        weights = stem.with_name(f"{stem.name}-fold{number}.safetensors")
         found.append(Fold(number, f"{name}-fold{number}", out / f"{name}-fold{number}", weights))
     drawn = {"seed"} if config.seed == -1 else set()  # each fold draws one and keeps it
     settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT | drawn}
     for fold in found:
         fold.require({} if config.overwrite else settings)
-        fold.require_weights(replaced=config.overwrite and typed)
-    hold_weights(compose.weights_path(str(stem)), folder)
+        fold.require_weights(replaced=config.overwrite and bool(config.weights))
+    hold_weights(stem, folder)
     path, going = folder / SETTINGS, run_files.read_status(folder.path).get("kind") == "crossval"
     if going and path.exists() and not config.overwrite:
         before = files.read_json(path, dict, "Restore the file, or start anew with --overwrite.")
@@ -231,11 +232,11 @@ def hold_weights(stem: Path, folder: Any) -> None:
 
 def clear(fold: Fold) -> None:
     """Remove a fold's run and weights, which are made anew."""
+    from unet.runtime.kept import Kept
     from unet.runtime.run_folder import RunFolder
 
     RunFolder(fold.folder).remove("train")
-    for path in (fold.weights, opening.state_path(fold.weights)):
-        path.unlink(missing_ok=True)
+    Kept(fold.weights).clear(also_weights=True)
 
 
 def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:

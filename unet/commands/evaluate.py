@@ -18,12 +18,12 @@ from unet.tasks.base import Task
 def run(resolved: Resolved, command: str) -> int:
     """Score the cases that the weights were not trained on (their run's validation cases, or what --split says)."""
     config = resolved.config
-    names = (config.load,) if config.load else config.weights
-    if len(names) > 1:
+    paths = compose.given_weights(config, "evaluate")
+    if len(paths) > 1:
         raise UsageError(
-            f"evaluate scores one network, not {len(names)}.", "Type one --weights FILE; several are for predict."
+            f"evaluate scores one network, not {len(paths)}.", "Type one --weights FILE; several are for predict."
         )
-    path = compose.weights_path(names[0])
+    path = paths[0]
     parts = compose.assemble(config)
     resolved, facts = compose.with_facts(resolved, [path], parts.task.tied)
     config = resolved.config
@@ -98,7 +98,7 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
     config = resolved.config
     typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
     trained = set(facts.get("training", ()))
-    if typed or not facts:
+    if typed or "validation" not in facts:
         held = set(task.split(ids, config, training=False)["validation"]) or set(ids)
     else:
         held = set(facts["validation"])

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unet import files, host, run_files
-from unet.commands import compose, outputs
-from unet.config import Config, spelt
-from unet.errors import CheckpointError, UnetError, UsageError
+from unet import files, headers, host, run_files
+from unet.commands import compose, outputs, resuming
+from unet.config import Config, weights_to_write, where
+from unet.errors import UnetError, UsageError
 from unet.files import make_folder
 from unet.flags import DataOptions, DeviceOptions, MLPerfOptions, SplitOptions
 from unet.flags_learning import NetworkOptions, TrainOptions
 from unet.options import fields
 from unet.resolve import Resolved, dumps
+from unet.runtime.kept import Kept
 from unet.tasks.base import create
 
 DUMPED = ("settings.json", "batch.npz", "layers.txt", "trace.json")  # by --debug-dump
@@ -29,10 +31,6 @@ FREE = {
     *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
     *("workers", "log_every", "rebuild_cache", "mlperf_warmup", "drop_caches"),
 }
-
-
-def state_path(weights: Path) -> Path:
-    return weights.with_name(weights.stem + ".state.pt")
 
 
 def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
@@ -46,15 +44,21 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
         return resume_run(RunFolder(Path(config.out) / str(config.run_name)), resolved, command)
     folder = new_folder(Path(config.out), config.run_name, config.task, "train", config.overwrite)
     weights, resolved = free_weights(resolved, folder)
-    state = state_path(weights)
-    folder.write("config.json", dumps(resolved, command))
+    folder.run_id = secrets.token_hex(8)
+    folder.write("config.json", dumps(resolved, command, run_id=folder.run_id))
     folder.status(
         "running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         kind="train",
-        **({"weights": str(weights.absolute()), "state": str(state.absolute())} if config.checkpoints else {}),
+        **(_places(folder, weights) if config.checkpoints else {}),
     )
     return folder, resolved, False
+
+
+def _places(folder: Any, weights: Path) -> dict[str, str]:
+    """Where a run and what it keeps are: if the folder is elsewhere later, it was moved."""
+    paths = {"folder": folder.path, "weights": weights, "state": Kept(weights).state}
+    return {name: str(path.absolute()) for name, path in paths.items()}
 
 
 def require_places(config: Config) -> None:
@@ -81,20 +85,20 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
     """The folder of a run that goes on. Its weights are those that its status names or, where that is damaged, its
     settings. Raises UsageError where it is running, or kept no weights."""
     folder.take()
-    kept = _require_unchanged(folder.path, resolved)
+    entries = run_files.read_settings(folder / "config.json")
+    kept = _require_unchanged(entries, resolved)
     config = resolved.config
-    status = run_files.read_status(folder.path)
-    if not config.checkpoints or (status and "weights" not in status):
-        raise UsageError(f"Run {folder.name!r} was made with --no-checkpoints: nothing was saved.", "Start a new run.")
-    if not status:
+    if not run_files.read_status(folder.path):
         host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
-    weights = Path(status.get("weights") or compose.weights_path(config.weights[0]).absolute())
+    weights = resuming.weights_of_run(folder, entries, config.weights)
     hold_weights(weights, folder)
     resolved = dataclasses.replace(resolved, config=config.replace(weights=(str(weights),)))
+    kept |= {"weights": entries["weights"]} if "weights" in entries else {}
     files.remove_leftovers(folder.path)
-    folder.write("config.json", dumps(resolved, command, kept))
-    state = status.get("state", str(state_path(weights)))
-    folder.status("running", kind="train", weights=str(weights), state=state)
+    number = files.read_json(folder / "config.json").get("run_id")
+    folder.run_id = number if isinstance(number, str) else None
+    folder.write("config.json", dumps(resolved, command, kept, folder.run_id))
+    folder.status("running", kind="train", **_places(folder, weights))
     return folder, resolved, True
 
 
@@ -105,7 +109,7 @@ def hold_weights(weights: Path, folder: Any) -> None:
     if weights.is_dir():
         raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
     make_folder(weights.parent)
-    state = state_path(weights)
+    state = Kept(weights).state
     owner = claims.claim(state.with_name(f".{state.name}.unet.lock"), folder.path)
     if owner:
         raise UsageError(
@@ -136,12 +140,11 @@ def noting(folder: Any, explain: Callable[[BaseException], BaseException] | None
         raise found from error
 
 
-def _require_unchanged(folder: Path, resolved: Resolved) -> dict[str, Any]:
-    """A resumed run keeps what decides its course. Returns the entries of config.json that stay as they are.
+def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
+    """A resumed run keeps what decides its course. Returns those `entries` of config.json that stay as they are.
 
     Raises UsageError for a setting that may not change; what may, and does, is said.
     """
-    entries = run_files.read_settings(folder / "config.json")
     now = resolved.table()
     changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
     course = {name for group in COURSE for name in fields(group)} - FREE | {"task", "seed", "deterministic"}
@@ -150,8 +153,7 @@ def _require_unchanged(folder: Path, resolved: Resolved) -> dict[str, Any]:
         raise UsageError(
             f"--resume goes on exactly, but these settings were typed otherwise:"
             f" {', '.join(words[name] for name in words if name in course)}.",
-            f"Leave them out; to start a new run from these weights: --load {spelt(Path(resolved.config.weights[0]))}"
-            " --run-name NEW.",
+            "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
         )
     said = [words[name] for name in words if name in FREE - {"max_time"} | set(fields(DeviceOptions))]
     if said:
@@ -160,79 +162,49 @@ def _require_unchanged(folder: Path, resolved: Resolved) -> dict[str, Any]:
 
 
 def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
-    """Where the best weights go, held for this run. The default name, if another run has it or has written it, gives
-    way to the run's own name; a typed name that is taken is an error. With --overwrite a typed name is replaced, and a
-    run of the same name keeps the name that it had; other runs' weights stay."""
-    config = resolved.config
-    path = compose.weights_path(config.weights[0])
-    own = run_files.read_status(folder.path).get("weights") if config.overwrite else None
-    typed = resolved.sources["weights"].startswith("flag")
-    if not config.checkpoints:
-        return path, resolved
-    try:
+    """Where the best weights go, held for this run: the typed name, else the run's own. A name that is taken is an
+    error; with --overwrite a typed name is replaced, and a run of the same name keeps the name that it had; other runs'
+    weights stay."""
+    config, sources = resolved.config, dict(resolved.sources)
+    typed = sources["weights"].startswith("flag")
+    named = config.weights[0] if config.weights else f"{folder.name}.safetensors"
+    path = weights_to_write(named)
+    before = run_files.read_status(folder.path).get("weights")
+    earlier = weights_to_write(str(before)) if before else None
+
+    def taken(path: Path, name: str) -> Path | None:
+        """The file that is in the way."""
+        mine = config.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
+        other = where(name, "weights")  # reading that name would find this one
+        if other != path and other.exists():
+            return other
+        there = [item for item in (path, *Kept(path).states()) if item.exists()]
+        return there[0] if there and not mine else None
+
+    own = path.with_name(f"{folder.name}.safetensors")
+    if config.checkpoints:
+        there = taken(path, named)
+        if there and not typed and path != own:
+            host.notice(f"{there} belongs to another run and is kept; this run writes {own}.")
+            path, named = own, str(own.absolute())
+            there = taken(path, named)
+        if there:
+            raise UsageError(
+                f"{there.absolute()} exists.",
+                "Give another --weights-file, replace it with --weights-file and --overwrite, or go on with --resume.",
+            )
         hold_weights(path, folder)
-        free = not _taken(path) or (typed and config.overwrite) or own == str(path.absolute())
-    except UsageError:
-        if typed:
-            raise
-        free = False
-    if free:
-        return path, resolved
-    name = f"{folder.name}.pt"
-    other = compose.weights_path(name)
-    if typed or (_taken(other) and own != str(other.absolute())):
-        raise UsageError(
-            f"{(path if typed else other).absolute()} exists.",
-            "Give another --weights-file, replace it with --weights-file and --overwrite, or go on with --resume.",
-        )
-    hold_weights(other, folder)
-    host.notice(f"{path} belongs to another run and is kept; this run writes {other}.")
-    sources = {**resolved.sources, "weights": "run name"}
-    return other, dataclasses.replace(resolved, config=config.replace(weights=(name,)), sources=sources)
+        if path.name != Path(named).name:
+            host.notice(f"Weights are written as safetensors: {path}")
+    if not config.weights or path == own != weights_to_write(config.weights[0]):
+        sources["weights"] = "run name"
+    kept = path.name if path == where(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
+    return path, dataclasses.replace(resolved, config=config.replace(weights=(kept,)), sources=sources)
 
 
-def _taken(weights: Path) -> bool:
-    return weights.exists() or state_path(weights).exists()
-
-
-def has_state(group: Any, folder: Any, state: Path) -> bool:
-    """Whether a resumed run has a state to go on from; where it was killed before its first one it starts over. Raises
-    CheckpointError where a state was saved and is gone."""
-
-    def there() -> bool:
-        files.remove_leftovers(state.parent)
-        return state.exists()
-
-    if group.first(there):
-        return True
-    if '"event": "epoch"' in folder.text("metrics.jsonl"):
-        raise CheckpointError(
-            f"{state}: the state of run {folder.name!r} is gone.",
-            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
-        )
-    folder.keep_lines("metrics.jsonl", 0)
-    folder.say("resumed: no state was saved yet, so the run starts over")
-    return False
-
-
-def resume(engine_run: Any, folder: Any, state: Path) -> None:
-    """Put the run where its state says, and cut its logs back to there."""
-    from unet.runtime import callbacks
-    from unet.runtime.run_folder import MLPERF_LOG
-
-    callbacks.restore(engine_run, state)
-    progress = engine_run.progress
-    folder.keep_lines("metrics.jsonl", progress.lines)
-    folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
-    score = progress.best_score
-    name = engine_run.task.score
-    best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
-    folder.say(
-        f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
-        " network, optimiser, scaler and generators restored"
-        + (
-            f"; saved by {engine_run.ranks_before} processes"
-            if engine_run.ranks_before != engine_run.group.world
-            else ""
-        )
-    )
+def _of_run(path: Path, name: str) -> bool:
+    """Whether weights were written by a run of this name."""
+    try:
+        return headers.kind(path) == "safetensors" and headers.read(path).facts.get("run_name") == name
+    except UnetError:
+        return False

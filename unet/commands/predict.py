@@ -22,11 +22,8 @@ def run(resolved: Resolved, command: str) -> int:
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
+    paths = compose.given_weights(resolved.config, "predict")
     parts = compose.assemble(resolved.config)
-    paths = [
-        compose.weights_path(name)
-        for name in ((resolved.config.load,) if resolved.config.load else resolved.config.weights)
-    ]
     resolved, _ = compose.with_facts(resolved, paths, parts.task.tied)
     config, group = resolved.config, parts.group
     parts = dataclasses.replace(parts, config=config)

@@ -14,11 +14,13 @@ from typing import Any
 
 from unet import capacity, files, run_files
 from unet.commands import closing, compose, opening
+from unet.commands import resuming as going_on
 from unet.config import Config, where
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.resolve import Resolved
 from unet.runtime import mlperf_rules
+from unet.runtime.kept import Kept
 from unet.tasks.base import create
 
 
@@ -63,7 +65,7 @@ def dry_run(resolved: Resolved) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         changes: dict[str, Any] = {
             "out": scratch,
-            "weights": (f"{scratch}/dry.pt",),
+            "weights": (f"{scratch}/dry.safetensors",),
             "dry_run": False,
             "max_steps": 1,
             "eval_steps": 1,
@@ -113,13 +115,13 @@ def _run(
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(parts.device.describe()))
     weights = compose.weights_path(config.weights[0])
-    goes_on = resuming and opening.has_state(group, folder, opening.state_path(weights))
+    goes_on = resuming and going_on.has_state(group, folder, Kept(weights))
     log = mlperf_log(parts, folder, split, goes_on)
     try:
         run = build(parts, folder, cases, split, command, log if not goes_on else None, cleared)
         if log:
             run.callbacks.append(log)
-        reason = trained(parts, folder, run, weights, goes_on, began)
+        reason = trained(parts, folder, run, split, goes_on, began)
     finally:
         if log:
             log.stop("aborted")  # where the loop has not said how it ended
@@ -128,12 +130,15 @@ def _run(
         return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
-def trained(parts: compose.Parts, folder: Any, run: Any, weights: Path, goes_on: bool, began: float) -> str:
+def trained(
+    parts: compose.Parts, folder: Any, run: Any, split: dict[str, list[str]], goes_on: bool, began: float
+) -> str:
     """Put the run where it begins, and train it. Returns why it ended."""
     from unet.runtime import callbacks, engine
 
     if goes_on:
-        opening.resume(run, folder, opening.state_path(weights))
+        weights = compose.weights_path(parts.config.weights[0])
+        going_on.resume(run, folder, Kept(weights), facts_of(parts, folder, split))
     else:
         start_weights(parts, run, parts.config)
     for callback in run.callbacks:
@@ -141,6 +146,8 @@ def trained(parts: compose.Parts, folder: Any, run: Any, weights: Path, goes_on:
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
     parts.group.first(folder.begin)
+    if parts.config.overwrite and parts.config.checkpoints and not goes_on:  # nothing goes on from the replaced run
+        parts.group.first(Kept(compose.weights_path(parts.config.weights[0])).clear)
     parts.group.on_death(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():
@@ -261,7 +268,14 @@ def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validatio
 
 
 def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
-    """The training and validation cases of a split. Raises UnetError for a name that the cache lacks."""
+    """The training and validation cases of a split. Raises UnetError for a name that the cache lacks, or that is
+    trained on and validated on."""
+    both = sorted(set(split["train"]) & set(split["validation"]))
+    if both:
+        raise UnetError(
+            f"{len(both)} cases are in training and in validation ({', '.join(both[:3])}): scores would say nothing.",
+            "Name each case once in the --split file (of a stopped run: in its splits.json).",
+        )
     by_id = {case.id: case for case in cases}
     lost = [name for name in (*split["train"], *split["validation"]) if name not in by_id]
     if lost:
@@ -294,16 +308,21 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
         result.append(observers.Dump(Path(config.debug_dump)))
     if config.checkpoints:
         weights = compose.weights_path(config.weights[0])
-        kept = (*parts.task.tied, "data", "cache", "synth_data", "layers", "width", "precision", "seed")
-        facts = {
-            "task": parts.task.name,
-            "run_name": folder.name,
-            "training": split["train"],
-            "validation": split["validation"],
-            "settings": {name: files.jsonable(getattr(config, name)) for name in kept},
-        }
-        result.append(callbacks.Checkpoints(weights, opening.state_path(weights), facts))
+        result.append(callbacks.Checkpoints(Kept(weights), facts_of(parts, folder, split)))
     return result
+
+
+def facts_of(parts: compose.Parts, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
+    """What weights and states say of their run: who it is, its cases, the settings of its network."""
+    kept = (*parts.task.tied, "layers", "width", "precision", "seed")
+    return {
+        "task": parts.task.name,
+        "run_name": folder.name,
+        "run_id": folder.run_id,
+        "training": split["train"],
+        "validation": split["validation"],
+        "settings": {name: files.jsonable(getattr(parts.config, name)) for name in kept},
+    }
 
 
 def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None:

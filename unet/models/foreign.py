@@ -11,14 +11,15 @@ from torch import Tensor
 from unet.errors import CheckpointError
 from unet.models.unet import UNetShape
 
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _PUBLISHED = re.compile(r"^(?:encoder|decoder|enc|dec)\d+\.|^bottleneck\.bottleneck(?:conv|norm)|^upconv\d+\.")
 _BLOCK = re.compile(r"^(encoder|enc|decoder|dec)(\d+)\.(?:enc|dec)\d+(conv|norm)([12])\.(.+)$")
 _PART = {("conv", "1"): 0, ("norm", "1"): 1, ("conv", "2"): 3, ("norm", "2"): 4}
 
 
 def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys without `module.` (data-parallel wrappers) and `_orig_mod.` (torch.compile), however nested."""
+    """Keys without `module.` (data-parallel wrappers), `_orig_mod.` (torch.compile), `model.` and the like (Lightning:
+    the attribute that holds the network), however nested."""
 
     def bare(key: str) -> str:
         while key.startswith(_PREFIXES):
@@ -180,5 +181,6 @@ def shape_of(state: Mapping[str, Tensor], task: str, **rest: Any) -> UNetShape:
     except (KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"These weights are not those of a UNet of task {task}: {error} is missing.",
-            f"Give weights of `unet train --task {task}` or of the program that it replaces.",
+            f"Give weights of `unet train --task {task}` or of the program that it replaces; for another task add"
+            " --task NAME.",
         ) from error

@@ -18,6 +18,7 @@ from unet import files, host
 from unet.errors import CheckpointError, UnetError
 from unet.runtime import checkpoint, pictures
 from unet.runtime.engine import Run, target_reached
+from unet.runtime.kept import Kept
 from unet.runtime.progress import Progress
 from unet.runtime.run_folder import RunFolder
 from unet.runtime.seeding import rng_state, set_rng_state
@@ -165,22 +166,24 @@ class SeedLog:
 
 
 class Checkpoints:
-    """Best weights and the resumable state, each written whole. A state with a non-finite loss never replaces a good
-    one.
+    """Best weights and the resumable state, each written whole, and of both the ones before. A state with a non-finite
+    loss never replaces a good one.
+
+    The state is written before the best weights that belong to it: those can be made from it, if the run ends between.
     """
 
-    def __init__(self, weights: Path, state: Path, facts: Mapping[str, Any]) -> None:
-        self.weights, self.state, self.facts = weights, state, dict(facts)
+    def __init__(self, kept: Kept, facts: Mapping[str, Any]) -> None:
+        self.kept, self.facts = kept, dict(facts)
+        self.due: Mapping[str, Any] | None = None
 
     def epoch_ends(self, run: Run, row: Mapping[str, Any], records: Any, better: bool) -> None:
-        if better and not run.losses.bad:
-            self.keep(run, row)
+        self.due = row if better and not run.losses.bad else None
 
     def keep(self, run: Run, row: Mapping[str, Any]) -> None:
         """Write the weights as they are now."""
         about = {name: row.get(name) for name in ("epoch", "step", "score")}
-        content = {"format": checkpoint.WEIGHTS, **self.facts, **about, "model": run.model.state_dict()}
-        checkpoint.save(self.weights, content)
+        before = self.kept.weights_before
+        checkpoint.save_weights(self.kept.weights, {**self.facts, **about}, run.model.state_dict(), before)
 
     def save(self, run: Run) -> None:
         if run.losses.bad:
@@ -189,16 +192,18 @@ class Checkpoints:
         state = run.model.state_dict()
         require_finite(state, run.progress.step)
         content = {
-            "format": checkpoint.STATE,
-            **self.facts,
             "model": state,
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_state(run.device),
-            "ranks": run.group.world,
             "progress": dataclasses.asdict(run.progress),
         }
-        checkpoint.save(self.state, content)
+        checkpoint.save_state(
+            self.kept.state, {**self.facts, "ranks": run.group.world}, content, self.kept.state_before
+        )
+        if self.due is not None:
+            self.keep(run, self.due)
+            self.due = None
         run.progress.seconds["save"] += time.perf_counter() - start
 
 
@@ -212,21 +217,26 @@ def require_finite(state: Mapping[str, Tensor], step: int) -> None:
         )
 
 
-def restore(run: Run, state: Path) -> None:
-    """Put a run where a saved state was. Raises CheckpointError where it does not fit."""
-    content = run.group.first(lambda: checkpoint.read(state))
-    if content.get("format") != checkpoint.STATE:
-        raise CheckpointError(
-            f"{state.absolute()}: holds no resumable state (format {content.get('format', 'unknown')!r}).",
-            "Give the *.state.pt file or the run's folder with --resume; weights alone: --load FILE.",
-        )
+def restore(run: Run, content: Mapping[str, Any], state: Path) -> None:
+    """Put a run where a saved state was (its `content`, read from `state`). Raises CheckpointError where it does not
+    fit."""
     checkpoint.fit(run.model, content["model"], state)
-    run.optimizer.load_state_dict(content["optimizer"])
-    if content["scaler"]:
-        run.scaler.load_state_dict(content["scaler"])
-    set_rng_state(content["rng"], run.device)
+    try:
+        run.optimizer.load_state_dict(content["optimizer"])
+        follow_layout(run.optimizer)
+        if content["scaler"]:
+            run.scaler.load_state_dict(content["scaler"])
+        set_rng_state(content["rng"], run.device)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        said = str(error).splitlines()[0][:100] if str(error) else ""
+        raise CheckpointError(
+            f"{state.absolute()}: its optimiser or generators do not fit this run ({type(error).__name__}: {said}).",
+            "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",
+        ) from error
+    known = {field.name for field in dataclasses.fields(run.progress)}
     for name, value in content["progress"].items():
-        setattr(run.progress, name, value)
+        if name in known:
+            setattr(run.progress, name, value)
     run.ranks_before = ranks = content.get("ranks", 1)
     if ranks != run.group.world:  # the same images, counted in batches of as many ranks as there are now
         group = run.config.accumulate
@@ -244,6 +254,14 @@ def restore(run: Run, state: Path) -> None:
         done, run.progress.batch = divmod(run.progress.step * run.config.accumulate, len(run.loader))
         run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # the target may have been typed anew
+
+
+def follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's tensors the memory order of their weights, which a file does not keep."""
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 class Curves:

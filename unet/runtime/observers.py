@@ -30,7 +30,7 @@ class TensorBoard:
         except ImportError as error:
             raise UsageError(
                 f"--tensorboard: the package is not installed ({error}).",
-                "Type: pip install 'unet[tensorboard]', or: pip install tensorboard",
+                "Type: pip install tensorboard",
             ) from error
         self.folder, self.make = folder, SummaryWriter
         self.writer: Any = None

@@ -44,3 +44,25 @@ class Progress:
     def wait_fraction(self) -> float:
         """Share of the training time in which the loop waited for a batch."""
         return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0
+
+
+def wrong_progress(saved: dict[str, Any]) -> str:
+    """What is wrong with a saved Progress, in words; empty where nothing is."""
+    for name, usual in dataclasses.asdict(Progress(best_score=0.0)).items():
+        value = saved.get(name, usual)
+        kinds = (int, float) if isinstance(usual, float) else (type(usual),)
+        none = name == "best_score" and value is None
+        if not (none or isinstance(value, kinds)) or (isinstance(value, bool) and not isinstance(usual, bool)):
+            expected = "a number" if float in kinds else kinds[0].__name__
+            return f"progress.{name} is {str(value)[:40]!r}, expected {expected}"
+        if isinstance(value, int) and value < (name == "epoch"):
+            return f"progress.{name} is {value}"
+    lacking = [name for name in ("epoch", "batch", "step", "best_score", "best_epoch", "history") if name not in saved]
+    if lacking:
+        return f"progress lacks {lacking[0]!r}"
+    rows, seconds = saved["history"], {**Progress().seconds, **saved.get("seconds", {})}
+    if not all(isinstance(row, dict) and {"epoch", "step", "train_seconds", "loss"} <= set(row) for row in rows):
+        return "progress.history holds something else than rows of epochs"
+    if not all(isinstance(value, int | float) for value in (*seconds.values(), *saved.get("parts", {}).values())):
+        return "progress.seconds or progress.parts hold something else than numbers"
+    return ""

@@ -42,6 +42,7 @@ class RunFolder:
         self._status: dict[str, Any] | None = None
         self._to_list: list[str] = []
         self._old_state: Any = None  # of the run that is replaced
+        self.run_id: str | None = None  # drawn once for each run; its states carry it
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
