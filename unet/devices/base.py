@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unet.devices.launchers import Rank
 
 # How long OpenMP's threads spin before they sleep (GNU's: rounds, Intel's: milliseconds). By their own default they
-# spin through whole time slices, which a busy process beside them needs; without any, small networks take twice as long.
+# spin through whole time slices, which a busy process beside them needs; with none, small networks take twice as long.
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # where a user has set one of these, all are left alone
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
