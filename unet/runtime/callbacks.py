@@ -196,7 +196,7 @@ class Checkpoints:
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_state(run.device),
-            "progress": dataclasses.asdict(run.progress),
+            "progress": dict(vars(run.progress)),  # no copy: a long history would make saving slow
         }
         checkpoint.save_state(
             self.kept.state, {**self.facts, "ranks": run.group.world}, content, self.kept.state_before

@@ -20,6 +20,7 @@ from unet import files, host
 from unet.errors import UnetError, UsageError
 from unet.run_files import read_status
 from unet.runtime import claims
+from unet.runtime.kept import Kept
 from unet.runtime.run_contents import Contents
 
 OTHER_NAME = "Give another --run-name."
@@ -41,7 +42,7 @@ class RunFolder:
         self._waiting: list[tuple[str, str, bool]] | None = None  # (name, text, whether it is added), until `begin`
         self._status: dict[str, Any] | None = None
         self._to_list: list[str] = []
-        self._old_state: Any = None  # of the run that is replaced
+        self._replaces = False  # what is there under its names
         self.run_id: str | None = None  # drawn once for each run; its states carry it
 
     def __truediv__(self, name: str) -> Path:
@@ -72,8 +73,7 @@ class RunFolder:
         if os.path.lexists(self.path):
             files.make_folder(self.path)
             self._require_replaceable(kind, overwrite)
-            self._old_state = read_status(self.path).get("state")
-        self._waiting, self._status = [], {}
+        self._replaces, self._waiting, self._status = overwrite, [], {}
 
     def take(self) -> None:
         """Hold the name of this run. Raises UsageError while another process does."""
@@ -140,8 +140,8 @@ class RunFolder:
         waiting, self._waiting = self._waiting, None
         files.make_folder(self.path)
         self.contents.clear()
-        if self._old_state and self._old_state == (self._status or {}).get("state"):
-            Path(self._old_state).unlink(missing_ok=True)  # the new run must not go on from it
+        if self._replaces and "weights" in (self._status or {}):
+            Kept(Path((self._status or {})["weights"])).clear()  # the new run must not go on from states before it
         self.own(*(name for name, _, _ in waiting))
         for name, text, added in waiting:
             self._put(name, text, added)
