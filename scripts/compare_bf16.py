@@ -72,8 +72,19 @@ def losses(folder: Path, name: str, seed: int) -> list[float]:
     """The loss of each of 50 steps: a run in a process of its own."""
     words = ["train", "--task", "kits19", "--data", "./ct", "--cache", "./ct_cache", "--pad-to", "32", "--patch", "32"]
     words += ["--eval-patch", "32", "--layers", "3", "--width", "16", "--batch-size", "2", "--device", "cpu"]
-    words += ["--epochs", "100", "--lr", "0.3", "--warmup-epochs", "0", "--workers", "0", "--deterministic", "--seed", str(seed)]
-    words += ["--split", "none", "--max-steps", str(STEPS), "--log-every", "1", "--run-name", f"{name}-{seed}"]
+    words += ["--epochs", "100", "--lr", "0.3", "--warmup-epochs", "0", "--workers", "0", "--deterministic"]
+    words += [
+        "--seed",
+        str(seed),
+        "--split",
+        "none",
+        "--max-steps",
+        str(STEPS),
+        "--log-every",
+        "1",
+        "--run-name",
+        f"{name}-{seed}",
+    ]
     words += ["--precision", "fp32" if name == "fp32" else "bf16", "--mode", "train", "--no-checkpoints", "--quiet"]
     choice = "False" if name == "torch" else "suits(*a, amx=False)" if name == "winograd" else "suits(*a)"
     code = (

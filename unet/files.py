@@ -108,6 +108,8 @@ def write_text(path: Path | str, text: str) -> None:
 
 def append_line(path: Path, text: str) -> None:
     """Add a line to a file. Raises UnetError where it cannot be written."""
+    if os.path.lexists(path):
+        require_regular(path)
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(text + "\n")
@@ -136,6 +138,11 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not (abs(value) < float("inf")):
         return None
     return value
+
+
+def real(path: Path) -> Path:
+    """The path without links; links in a circle are left as they are (Path.resolve raises RuntimeError for them)."""
+    return Path(os.path.realpath(path))
 
 
 def require_regular(path: Path | str) -> Path:
@@ -262,7 +269,7 @@ def inside(folder: Path, name: Any) -> Path:
     )
     path = folder.joinpath(*parts) if not bad else folder
     if not bad and len(parts) > 1:
-        bad = not path.parent.resolve().is_relative_to(folder.resolve())
+        bad = not real(path.parent).is_relative_to(real(folder))
     if bad:
         raise UnetError(
             f"{folder.absolute()}: {str(name)[:120]!r} is not the name of a file in this folder.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ def read_split(path: Path, run_name: str) -> dict[str, list[str]]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line (metrics.jsonl); lines that are damaged are left out."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    for line in files.require_regular(path).read_bytes().splitlines() if os.path.lexists(path) else []:
         try:
             row = json.loads(line)
-        except ValueError:  # also bytes that are not UTF-8
+        except (ValueError, RecursionError):  # also bytes that are not UTF-8
             continue
         if isinstance(row, dict):
             rows.append(row)

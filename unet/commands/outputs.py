@@ -45,8 +45,8 @@ def inputs_of(task: Task, config: Config) -> Groups:
     would write one file, or a mask would be written over an image."""
     groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
     output = absolute(Path(config.output))
-    real = functools.cache(Path.resolve)
-    images = {path for group in groups.values() for image in group for path in (image, image.resolve())}
+    real = functools.cache(files.real)
+    images = {path for group in groups.values() for image in group for path in (image, files.real(image))}
     given = {real(path.parent) / path.name for path in images}
     writers: dict[Path, Path] = {}
     for folder, group in groups.items():

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import secrets
 import tempfile
 import time
@@ -106,7 +107,7 @@ def _run(
     split = group.first(
         lambda: (
             run_files.read_split(saved, folder.name)
-            if resuming and saved.exists()
+            if resuming and os.path.lexists(saved)
             else task.split([c.id for c in cases], config)
         )
     )

@@ -37,7 +37,7 @@ def read_checksums(path: Path) -> dict[str, str]:
     try:
         pairs = json.loads(text).items() if text.lstrip().startswith("{") else _lines(text)
         found = {str(name).replace("\\", "/").removeprefix("./"): str(value).lower() for name, value in pairs}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         found = {}
     if not found or not all(re.fullmatch("[0-9a-f]{32}", value) for value in found.values()):
         raise DataError(

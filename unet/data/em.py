@@ -23,6 +23,7 @@ from unet.data import masks
 from unet.data.images import irregular, read_labels, read_stack, stack_shape, words
 from unet.data.volumes import Case
 from unet.errors import DataError
+from unet.files import real
 
 VERSION = 1
 TIFF, SLICES = (".tif", ".tiff"), (".png", ".tif", ".tiff")
@@ -221,7 +222,7 @@ def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
         elif path.is_file() and path.suffix.lower() not in SLICES:
             raise DataError(f"{path.absolute()}: is neither TIFF nor PNG.", "Give 8-bit grey TIFF or PNG images.")
         name = Path(
-            (stack.resolve().name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume")
+            (real(stack).name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume")
         )
         if name in found and found[name] != [stack]:
             raise DataError(

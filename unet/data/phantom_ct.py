@@ -18,7 +18,7 @@ from unet import host
 from unet.data import nifti
 from unet.data.anatomy import DEPTH, Body, Painter, draw_kidneys, paint
 from unet.errors import DataError, UnetError
-from unet.files import atomic, digest, inside, make_folder, read_json, remove_leftovers, write_json
+from unet.files import atomic, digest, inside, make_folder, read_json, real, remove_leftovers, write_json
 
 Array = NDArray[Any]
 VERSION = 1
@@ -143,7 +143,7 @@ def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, la
                 "Ask for one case or more of larger sides, 64 for example.",
             )
         return {**base, "cases": cases, "shape": list(shape)}
-    if folder.resolve() == labels.resolve():
+    if real(folder) == real(labels):
         raise DataError(
             f"{folder.absolute()}: made images would lie among the real labels.", "Name another folder with --data."
         )

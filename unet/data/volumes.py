@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import DataError
-from unet.files import atomic, explain
+from unet.files import atomic, explain, require_regular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,7 @@ class _Hashed:
 def open_npy(path: Path) -> NDArray[Any]:
     """An npy file as a read-only memory map. Raises DataError for a missing, truncated or pickled file."""
     try:
+        require_regular(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise explain(error, path) from error

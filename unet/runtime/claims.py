@@ -27,7 +27,7 @@ def claim(path: Path, run: Path) -> str:
     opened, and locked (flock): the kernel frees it when its owner dies. It names its owner. Raises UnetError where it
     cannot be made.
     """
-    key = path.parent.resolve() / path.name
+    key = files.real(path.parent) / path.name
     while key not in _held:
         try:
             descriptor = os.open(key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -69,7 +69,7 @@ def _lock(descriptor: int, path: Path) -> str:
 
 def holder(path: Path) -> str:
     """Who else holds a lock file, in words; "" where nobody does, or this process."""
-    key = path.parent.resolve() / path.name
+    key = files.real(path.parent) / path.name
     if key in _held or not key.exists():
         return ""
     try:
@@ -111,7 +111,7 @@ def in_words(owner: Mapping[str, Any]) -> str:
 
 def release(path: Path) -> None:
     """Let go of a lock file, which is removed."""
-    key = path.parent.resolve() / path.name
+    key = files.real(path.parent) / path.name
     descriptor = _held.pop(key, None)
     if descriptor is not None:
         with contextlib.suppress(OSError):

@@ -195,15 +195,19 @@ class RunFolder:
     def keep_lines(self, name: str, count: int) -> None:
         """Cut a log back to its first `count` lines: what a stopped run wrote after the state it goes on from."""
         path = self / name
-        if self.writes and self.begun and path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
+        if self.writes and self.begun and os.path.lexists(path):
+            lines = files.require_regular(path).read_bytes().splitlines(keepends=True)
             if len(lines) > count:
                 files.write_bytes(path, b"".join(lines[:count]))
 
     def text(self, name: str) -> str:
         """The content of a log; empty where there is none. Bytes that are not UTF-8 become question marks."""
         path = self / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() and self.begun else ""
+        return text_of(path) if os.path.lexists(path) and self.begun else ""
+
+
+def text_of(path: Path) -> str:
+    return files.require_regular(path).read_text(encoding="utf-8", errors="replace")
 
 
 def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: bool) -> RunFolder:
