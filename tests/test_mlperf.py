@@ -507,16 +507,19 @@ def test_dropping_the_files_of_the_cache(workplace: Path, capsys: pytest.Capture
     os.sync()
     mlperf_rules.forget(other)
     droppable = mlperf_rules.resident(other)[1] == 0  # a file system in memory keeps what it has
-    assert (mlperf_rules.clear_caches(folder, proc=nowhere) is not None) == droppable
+    assert (mlperf_rules.clear_caches(folder, True, proc=nowhere) is not None) == droppable
     assert (sum(mlperf_rules.resident(path)[1] for path in paths) == 0) == droppable
     with open(paths[0], "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
         assert sum(view[:: mmap.PAGESIZE]) > 0  # read, and held by this process
-        assert mlperf_rules.clear_caches(folder, proc=nowhere) is None
+        assert mlperf_rules.clear_caches(folder, True, proc=nowhere) is None
     assert "caches are not cleared" in capsys.readouterr().err
     proc = workplace / "drop_caches"
     proc.touch()
-    assert mlperf_rules.clear_caches(folder, proc=proc) is not None
+    assert (mlperf_rules.clear_caches(folder, False, proc=proc) is not None) == droppable
+    assert not proc.read_text()
+    assert mlperf_rules.clear_caches(folder, True, proc=proc) is not None
     assert proc.read_text() == "3\n"
+    assert mlperf_rules.clear_caches(workplace / "empty", False) is None
 
 
 def test_the_process_began_before_now() -> None:

@@ -357,7 +357,9 @@ class MLPerfOptions:
     mlperf_warmup: int = option(
         2, "steps on made data before the clock starts", minimum=0, maximum=10**6, tasks=("kits19",)
     )
-    drop_caches: bool = option(False, "clear the system's file cache first, and log it")
+    drop_caches: bool = option(
+        False, "clear the whole file cache of the system before the clock starts, not the cached cases alone (root)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

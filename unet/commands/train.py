@@ -41,9 +41,7 @@ def run(resolved: Resolved, command: str) -> int:
     mlperf_rules.require(resolved.config, rank.world, lambda *about: create(resolved.config.task).schedule(*about))
     if resolved.config.dry_run:
         return dry_run(resolved)
-    cleared = None
-    if resolved.config.drop_caches and not resolved.config.resume and rank.local == 0:  # one process of each node
-        cleared = mlperf_rules.clear_caches(where(resolved.config.cache, "data"))
+    cleared = cleared_here(resolved.config, rank.local)
     parts = compose.assemble(resolved.config)
     capacity.require(resolved.config, parts.device.own_memory)
     folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
@@ -51,6 +49,14 @@ def run(resolved: Resolved, command: str) -> int:
     folder.writes = parts.group.leads
     with opening.noting(folder, parts.group.explain):
         return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
+
+
+def cleared_here(config: Config, local_rank: int) -> float | None:
+    """Clear the file caches of this node for a new run with an MLPerf log. Returns when; None where that is not asked
+    for, another process does it, or it could not be done."""
+    if config.mlperf_division is None or config.resume or local_rank:
+        return None
+    return mlperf_rules.clear_caches(where(config.cache, "data"), config.drop_caches)
 
 
 def clearing(parts: compose.Parts, asked: bool, cleared: float | None) -> float | None:
@@ -103,6 +109,8 @@ def _run(
     config, task, group = parts.config, parts.task, parts.group
     began = time.perf_counter()
     cases = compose.all_cases(parts)
+    if cleared is None:  # the cache has only now been made
+        cleared = clearing(parts, parts.device.rank.local == 0, cleared_here(config, parts.device.rank.local))
     saved = folder / "splits.json"
     split = group.first(
         lambda: (

@@ -76,11 +76,6 @@ def require(config: Config, world: int, schedule: Callable[[Config, int, int], t
             f"Change or leave out the named flags. {REHEARSE}" if config.mlperf_division == "closed" else "Mend that."
         )
         raise UsageError(f"--mlperf-division {config.mlperf_division}: {'; '.join(mistakes)}.", hint)
-    if not config.drop_caches and not config.resume:
-        host.notice(
-            "Without --drop-caches the log has no cache_clear, which the compliance checker misses: add it, with the"
-            " cache made before (preprocess)."
-        )
     if config.mlperf_rehearsal:
         host.notice("This is a rehearsal: its MLPerf log says so (submission_org REHEARSAL) and is no submission.")
 
@@ -136,17 +131,21 @@ def words(value: Any) -> str:
     return {"None": "none", "True": "on", "False": "off"}.get(str(value), str(value))
 
 
-def clear_caches(folder: Path, proc: Path = PROC) -> float | None:
-    """Clear the system's file cache, or drop what it holds of the files in `folder`. Returns when (seconds since
-    1970), or None where neither could be done: a notice says so.
+def clear_caches(folder: Path, system: bool, proc: Path = PROC) -> float | None:
+    """Drop what the system's file cache holds of the arrays in `folder`; with `system` (--drop-caches) clear all of it,
+    where that is allowed. Returns when (seconds since 1970), or None where there is nothing to drop yet, or neither
+    could be done: a notice says so.
 
     Dropping is a wish that the kernel may not follow (a file that another process maps stays), so it is looked after.
     """
     os.sync()
-    with contextlib.suppress(OSError):
-        proc.write_text("3\n")
-        return time.time()
+    if system:
+        with contextlib.suppress(OSError):
+            proc.write_text("3\n")
+            return time.time()
     paths = [path for path in folder.glob("*.npy") if path.stat().st_size]
+    if not paths:
+        return None
     pages = left = 0
     try:
         for path in paths:
@@ -154,13 +153,13 @@ def clear_caches(folder: Path, proc: Path = PROC) -> float | None:
             total, held = resident(path)
             pages, left = pages + total, left + held
     except OSError as error:
-        host.notice(f"--drop-caches: {error}")
+        host.notice(f"The file cache could not be looked at: {error}")
         left = pages = 1
-    if paths and left <= pages // 100:
+    if left <= pages // 100:
         return time.time()
     host.notice(
-        f"--drop-caches: {PROC} may not be written, and {left} of {pages} pages of {folder.absolute()} stay in memory:"
-        " caches are not cleared, and the log does not say so (a closed one needs it: clear them as root)."
+        f"{left} of {pages} pages of {folder.absolute()} stay in the file cache: caches are not cleared, so the log has"
+        " no cache_clear, which the compliance checker misses (type --drop-caches, as root)."
     )
     return None
 
