@@ -189,6 +189,7 @@ STACKS: dict[str, Write] = {
     "ome": tiff(STACK, ome=True, photometric="minisblack"),
     "deflate": tiff(STACK, photometric="minisblack", compression="zlib"),
     "lzw": pages(STACK, compression="tiff_lzw"),
+    "zstd": pages(STACK, compression="zstd"),
     "white is zero": tiff(255 - STACK, photometric="miniswhite"),
     "white is zero, lzw": white_is_zero(pages(255 - STACK, compression="tiff_lzw")),
     "equal channels": tiff(np.stack([STACK] * 3, -1), photometric="rgb"),

@@ -128,6 +128,15 @@ def test_masks_of_other_writers_are_the_same_cache(cli, raw: Path, name: str) ->
     assert ("masks hold" in out) == bool(words)
 
 
+def test_a_set_without_a_foreground_is_told_and_not_learned(cli, raw: Path) -> None:
+    change_masks(raw, lambda mask: mask * 0)
+    code, _, told = cli("preprocess", "--data", "./raw", "--cache", "c", "--image-size", 16)
+    assert code == 0
+    assert "warning: no mask of the 6 cases holds tumour" in told
+    words = error_of(cli("train", "--data", "./raw", "--cache", "c", "--device", "cpu", *TINY))
+    assert "training cases holds tumour" in words
+
+
 def test_the_inverted_set_is_told(cli, raw: Path) -> None:
     """The same bytes, tag WhiteIsZero; and with noise."""
     change_masks(raw, noisy, photometric="miniswhite")

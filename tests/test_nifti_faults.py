@@ -353,6 +353,9 @@ STRANGE = {
     "MRI about 1,200 on 0": mri(1200, 0),
     "MRI about 1,200 on -1000": mri(1200, -1000),
     "an offset of 1024": scan()[0] + np.int16(1024),
+    "an offset of 1024, the air with noise": (scan()[0] + np.random.default_rng(2).rayleigh(30, SHAPE) + 1024),
+    "an offset of 1024, a small body": np.where(np.mgrid[:40, :36, :20][0] < 16, scan()[0], -1000) + 1024.0,
+    "MRI about 1,200 on noise": mri(1200, None) * (scan()[0] > -900) + np.random.default_rng(2).rayleigh(20, SHAPE),
     "a scale of 0 to 1": ((scan()[0] + 1000) / 1400).astype(np.float32),
     "zeros": np.zeros(SHAPE, np.int16),
     "air": np.full(SHAPE, -1000, np.int16),
@@ -373,6 +376,15 @@ def test_ct_is_taken_whatever_its_share_of_air(tmp_path: Path, capsys: pytest.Ca
     wide = np.full((120, 108, 20), -1000, np.int16)
     wide[40:80, 36:72] = volume  # a tenth of the volume
     values = np.random.default_rng(0)
+    plain, fov = values.normal(50, 15, SHAPE), np.hypot(*np.mgrid[-1:1:40j, -1:1:36j])[..., None] < 1
+    kept = [np.where(scan()[1] > 1, volume, outside) for outside in (-1024, -3024)]  # 0.1 % of the voxels
+    contrast = np.where(scan()[1] > 0, 420, plain)  # no air; and 60 % of it aorta
+    aorta = np.where(np.arange(20) < 9, 380, plain)
+    metal = np.where(scan()[1] > 0, 3071, volume)
+    outer = [np.where(fov, volume, outside) for outside in (-1024, -3024, 0)]
+    for array in (*kept, contrast, aorta, metal, *outer):
+        kits19.prepare_image(save(tmp_path / "a.nii.gz", np.asarray(array, np.float32)), settings())
+    capsys.readouterr()
     for array in (wide, values.integers(-1024, 3072, SHAPE, np.int16), volume.clip(-79, 304)):
         kits19.prepare_image(save(tmp_path / "a.nii.gz", array), settings())
     assert capsys.readouterr().err.count("no CT in Hounsfield units (air is -1000)") == 1  # the last: -79 to 304

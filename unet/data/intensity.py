@@ -14,8 +14,9 @@ Array = NDArray[Any]
 LOW, HIGH, MEAN, DEVIATION = -79.0, 304.0, 101.0, 76.9  # Hounsfield units (MLPerf's reference)
 AIR = -1000.0
 REACHED = -200.0  # every CT of an abdomen reaches below
-CUT = 0.99  # share of voxels outside of the window; 0.6 to 0.9 in CT, most of it air
+CUT = 0.99  # share of voxels outside of the window, without padding; 0.6 to 0.9 in CT, most of it air
 BRIGHT, BRIGHT_WITHOUT_AIR = 0.9, 0.5  # share at the window's upper end of what is no background; bone is 0.05
+SHIFTED, LEVEL = 0.1, 800.0  # this share at the upper end, in the mean above this, and nothing below the lower end
 FLAT = 3.0  # deviation in Hounsfield units below which a volume has no contrast; 100 in CT
 
 
@@ -27,13 +28,13 @@ def normalise(volume: Array) -> None:
 
 
 class CtWindow:
-    """`normalise` that remembers what it saw: the lowest and highest value, how many voxels the window cuts, and the
-    deviation of what is left."""
+    """`normalise` that remembers what it saw: the lowest and highest value, how many voxels have the lowest, how many
+    the window cuts, and the deviation of what is left."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
         self.voxels = self.below = self.above = self.background = 0
-        self.total = self.squares = 0.0
+        self.total = self.squares = self.before = 0.0
 
     def __call__(self, planes: Array) -> None:
         """Normalise planes (float32) in place."""
@@ -43,7 +44,8 @@ class CtWindow:
         self.voxels += planes.size
         self.below += int(np.count_nonzero(planes <= LOW))
         self.above += int(np.count_nonzero(planes >= HIGH))
-        if self.low > LOW and low == self.low:  # no CT has this; a background of 0 does
+        self.before += float(planes.sum(dtype=np.float64))
+        if low == self.low:  # a background of 0, or what lies outside of the field of view
             self.background += int(np.count_nonzero(planes == low))
         normalise(planes)
         flat = planes.ravel()
@@ -54,16 +56,24 @@ class CtWindow:
         """Why the volume is no CT in Hounsfield units, in words; None where it may be one."""
         if not self.voxels:
             return None
-        cut = (self.below + self.above) / self.voxels
+        padding = self.background if self.low <= LOW else 0
+        cut = (self.below + self.above - padding) / max(1, self.voxels - padding)
         mean = self.total / self.voxels
         deviation = max(0.0, self.squares / self.voxels - mean**2) ** 0.5 * DEVIATION
         rest = self.voxels - (self.below or self.background)
+        cold = self.below > self.voxels / 1000
         bright = self.above / max(1, rest)
         values = f"values from {self.low:g} to {self.high:g}"
         if cut >= CUT:
             return f"{cut:.1%} of its voxels lie outside of the CT window, {LOW:g} to {HIGH:g} HU ({values})"
-        if bright > (BRIGHT if self.below > self.voxels / 1000 else BRIGHT_WITHOUT_AIR):
+        if bright > (BRIGHT if cold else BRIGHT_WITHOUT_AIR):
             return f"{bright:.1%} of what is no background lies at {HIGH:g} HU or above ({values})"
+        level = HIGH + (self.before - self.voxels * MEAN - self.total * DEVIATION) / max(1, self.above)
+        if not cold and self.above > SHIFTED * self.voxels and level > LEVEL:
+            return (
+                f"{self.above / self.voxels:.1%} of its voxels lie at {HIGH:g} HU or above, at {level:.0f} in the mean,"
+                f" and next to none below {LOW:g} ({values})"
+            )
         if deviation < FLAT:
             return f"{values} deviate by {deviation:.2g} HU: no contrast is left"
         return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet import host
 from unet.errors import DataError
 
 if TYPE_CHECKING:
@@ -132,11 +133,14 @@ def _odd(masks: Sequence[Array], paths: Sequence[Path], found: Array) -> str:
 
 def remarks(cases: Iterable[CachedCase], name: str, background: bool = False) -> list[str]:
     """What is odd about the masks of cached slices: a class `name` (the foreground, or the `background`) that fills
-    more than half of the set."""
-    foreground = pixels = 0
+    more than half of the set, or none of it."""
+    foreground = pixels = count = 0
     for case in cases:
         foreground += sum(case.foreground)
         pixels += math.prod(case.shape[:3])
+        count += 1
+    if pixels and not foreground and not background:
+        return [f"no mask of the {host.counted(count, 'case')} holds {name}: every pixel is background"]
     share = foreground / max(1, pixels)
     return crowded(name, 1 - share if background else share) if pixels else []
 

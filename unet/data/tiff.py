@@ -203,7 +203,7 @@ def _read(path: Path, file: Any, series: Any, kind: Kind, page: int | None) -> A
         try:
             return _by_tifffile(path, file, series, kind, page)
         except Exception as error:
-            if "imagecodecs" not in str(error):
+            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
                 raise
             why = str(error)[:80]
     exact = bits <= 8 or (bits <= 32 and kind.shape[3] == 1)  # others Pillow would cut to 8 bits

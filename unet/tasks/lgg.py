@@ -87,6 +87,11 @@ class LGG(Task):
         options: dict[str, Any],
         place: Callable[[Tensor], Tensor],
     ) -> Loader:
+        if not any(sum(case.foreground) for case in cases):
+            raise DataError(
+                f"None of the {len(cases)} training cases holds tumour: every pixel of their masks is background.",
+                "Give masks of 0 and 255 (tumour); look at them with: python -m unet check --task lgg",
+            )
         from unet.data import augment
         from unet.data.loaders import EpochBatches, Loader, Slices
 
