@@ -372,7 +372,8 @@ def test_evaluate_prepares_only_what_it_scores(
     assert cli("train", "--data", "./raw", "--cache", "./c", *NETWORK, "--held-out", 2, "--run-name", "a")[0] == 0
     held = read_json(Path("performance/a/splits.json"))["validation"]
     shutil.rmtree("c")
-    code, _, err = cli("evaluate", "--run-name", "e")
+    weights = ("evaluate", "--weights", "a")
+    code, _, err = cli(*weights, "--data", "./raw", "--cache", "./c", "--run-name", "e")
     assert code == 0, err
     assert "2 of 6 cases" in err
     manifest = read_json(Path("c/manifest.json"))
@@ -380,13 +381,13 @@ def test_evaluate_prepares_only_what_it_scores(
     assert len(manifest["missing"]) == 4
     assert len(list(Path("c").glob("*_mask.npy"))) == 2
     Path("names.txt").write_text(manifest["missing"][0])
-    assert cli("evaluate", "--run-name", "f", "--split", "names.txt")[0] == 0
+    assert cli(*weights, "--data", "./raw", "--cache", "./c", "--run-name", "f", "--split", "names.txt")[0] == 0
     assert len(list(Path("c").glob("*_mask.npy"))) == 3
     Path("raw").rename("away")
-    assert cli("evaluate", "--run-name", "g")[0] == 0  # what is made is enough
+    assert cli(*weights, "--cache", "./c", "--run-name", "g")[0] == 0  # what is made is enough
     words = ("--cache", "./c", *NETWORK, "--run-name", "b", "--weights", "./b.pt")
     assert "3 of 6 cases are made" in error_of(cli("train", *words))
-    assert "cases are made" in error_of(cli("evaluate", "--run-name", "h", "--fold", 0, "--folds", 3, "--cache", "./c"))
+    assert "cases are made" in error_of(cli(*weights, "--run-name", "h", "--fold", 0, "--folds", 3, "--cache", "./c"))
     Path("away").rename("raw")
     assert cli("train", "--data", "./raw", *words)[0] == 0
     assert sorted(read_json(Path("c/manifest.json"))["cases"]) == sorted(
@@ -400,7 +401,7 @@ def test_data_that_is_a_cache_is_used_as_one(cli: Callable[..., tuple[int, str, 
     assert code == 0, err
     assert "used as the cache" in err
     assert read_json(Path("performance/a/config.json"))["settings"]["cache"]["value"] == "./prepared"
-    assert cli("evaluate", "--data_dir", "./prepared", "--run-name", "e")[0] == 0
+    assert cli("evaluate", "--weights", "a", "--data_dir", "./prepared", "--run-name", "e")[0] == 0
     assert cli("check", "--data_dir", "./prepared")[0] == 0
 
 

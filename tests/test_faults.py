@@ -165,11 +165,11 @@ def test_a_damaged_cache_array(tiny) -> None:
 
 
 @pytest.fixture
-def nobody(tmp_path: Path):
+def nobody(tmp_path: Path, phantoms: Path):
     """Leave root's rights for the length of a test: root may write anywhere."""
-    for folder in (tmp_path, *tmp_path.parents):
+    for folder in (phantoms.parent, tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid():
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH | stat.S_IXGRP | stat.S_IRGRP)
     yield
     if os.getuid() == 0:
         os.seteuid(0)
@@ -387,8 +387,8 @@ def test_fewer_cases_of_a_whole_cache(tiny) -> None:
 
 
 def test_half_a_cache_without_its_raw_set(cli, raw: Path) -> None:
-    words = ("--data", "./raw", "--cache", "c", "--image-size", 16)
-    cli("preprocess", *words)
+    words = ("--cache", "c", "--image-size", 16)
+    cli("preprocess", "--data", "./raw", *words)
     manifest = read_json(Path("data/c/manifest.json"))
     manifest["cases"].popitem()
     files.write_json("data/c/manifest.json", manifest)

@@ -571,10 +571,10 @@ def test_scores_without_a_loss(workplace: Path) -> None:
     seeds, curves = callbacks.SeedLog(trial.folder, "command"), callbacks.Curves(trial.folder, "mean_dice")
     trial.run.callbacks += [seeds, curves]
     trial.train()
-    text = seeds.path.read_text()
+    text = (trial.folder / seeds.name).read_text()
     trial.run.emit("finish")
-    assert seeds.path.read_text().startswith(text)  # grown epoch by epoch, then closed
-    lines = seeds.path.read_text().splitlines()
+    assert (trial.folder / seeds.name).read_text().startswith(text)  # grown epoch by epoch, then closed
+    lines = (trial.folder / seeds.name).read_text().splitlines()
     first = next(line for line in lines if line.startswith("eval,"))
     assert first.rsplit(",", 2)[1:] == ["", " 0.300000"]
     assert "validation MEAN DICE 0.3000 (best)" in trial.folder.text("run.log")

@@ -292,6 +292,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
         image = np.load(path)
         image[:] = np.nan
         np.save(path, image)
+    manifest = read_json(Path("data/cache_16/manifest.json"))  # as of a version that kept no digests of its arrays
+    for record in manifest["cases"].values():
+        del record["arrays"]
+    Path("data/cache_16/manifest.json").write_text(json.dumps(manifest))
     error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 3))
     assert "not finite since step" in error
     assert any(name in error for name in poisoned)

@@ -87,8 +87,9 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
 
     `shaping`: the command makes a network, so its input must fit its layers, and the network the memory.
     """
-    mistakes = wrong_counts(config)
-    if shaping and not mistakes:
+    sides = wrong_sides(config)
+    mistakes = sides + wrong_pairs(config)
+    if shaping and not sides:
         mistakes += misshapen(config) or capacity.too_large(config)
     elif not shaping:  # evaluate and predict build it too where --width is typed
         mistakes += capacity.too_large(config, own_memory=True)
@@ -190,13 +191,18 @@ def misfits(config: Config) -> list[str]:
     return found
 
 
-def wrong_counts(config: Config) -> list[str]:
-    """Flags that take a certain count of numbers, in order."""
-    found = [
+def wrong_sides(config: Config) -> list[str]:
+    """Flags that take one side or three."""
+    return [
         f"{flag(name)} takes one number or three, not {len(getattr(config, name))}"
         for name in SIDES
         if len(getattr(config, name)) not in ((0, 3) if name == "eval_crop" else (3,))
     ]
+
+
+def wrong_pairs(config: Config) -> list[str]:
+    """Flags that take two numbers, in order."""
+    found = []
     for name in ("brightness", "noise", "lamb_betas"):
         value = getattr(config, name)
         if len(value) != 2 or (name != "lamb_betas" and value[0] > value[1]):

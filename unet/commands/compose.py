@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import Config, misshapen, weights_to_read, wrong_counts
+from unet.config import Config, misshapen, weights_to_read, wrong_pairs, wrong_sides
 from unet.devices import environment, launchers
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.options import fields, flag
@@ -158,7 +158,8 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
     config = made_cache(resolved.config.replace(**changes), sources)
     if "layers" in settings:
         trained = config.replace(layers=settings["layers"])
-        found = wrong_counts(trained) or misshapen(trained)
+        found = wrong_sides(trained) or misshapen(trained)
+        found += wrong_pairs(trained)
         found = [words for words in found if not words.startswith("--patch")]  # of training alone
         if found:
             raise UsageError(
