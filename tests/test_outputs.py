@@ -3,6 +3,7 @@ else's file is replaced."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -67,31 +68,34 @@ def contents(folder: str = "out") -> dict[str, bytes]:
     }
 
 
-def test_what_is_the_same_is_kept_and_what_differs_is_made_again(predict: Run) -> None:
+def test_what_is_the_same_is_kept_and_what_differs_is_refused(predict: Run) -> None:
     assert predict("./P1", "--probabilities")[0] == 0
     before, stamps = contents(), [path.stat().st_mtime_ns for path in Path("out/P1").iterdir()]
     code, _, err = predict("./P1", "--probabilities")
     assert code == 0 and "0 masks written, 3 were there already" in err
     assert [path.stat().st_mtime_ns for path in Path("out/P1").iterdir()] == stamps
+    shutil.copy("w.pt", "same.pt")
+    assert "0 masks written" in predict("./P1", "--weights", "./same.pt", "--load", "./same.pt")[2]
 
+    def refused(words: str, *typed: object) -> None:
+        assert f"was made of other {words}" in error_of(predict("./P1", "--probabilities", *typed), 2)
+        assert contents() == before
+
+    refused("settings (and 5 more)", "--image-size", 16)
+    save_network(Path("w.pt"), 5)
+    refused("weights (and 5 more)")
+    refused("weights and settings", "--image-size", 16)
+    save_network(Path("w.pt"), 0)
     stamp = Path("P1/P1_2.tif").stat()
     paint(Path("P1"), 2)
     os.utime("P1/P1_2.tif", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # the same size and time, other pixels
-    code, _, err = predict("./P1", "--probabilities")
-    assert code == 0 and "masks of other images (3) are made again" in err
+    refused("images (and 5 more)")
+    assert predict("./P1", "--probabilities", "--overwrite")[0] == 0
     changed = contents()
     names = [name for name in before if "probability" in name]
     assert len(names) == 3 and all(before[name] != changed[name] for name in names)
-    shutil.rmtree("fresh", ignore_errors=True)
     assert predict("./P1", "--probabilities", "--output", "fresh")[0] == 0
     assert [changed[name] for name in names] == [Path("fresh", *Path(n).parts[1:]).read_bytes() for n in names]
-
-    assert "other settings (3)" in predict("./P1", "--image-size", 16)[2]
-    save_network(Path("w.pt"), 5)
-    code, _, err = predict("./P1", "--image-size", 16)
-    assert code == 0 and "other weights (3)" in err
-    shutil.copy("w.pt", "same.pt")
-    assert "0 masks written" in predict("./P1", "--image-size", 16, "--weights", "./same.pt", "--load", "./same.pt")[2]
 
 
 def test_overlays_and_probabilities_follow_their_masks(predict: Run) -> None:
@@ -99,7 +103,7 @@ def test_overlays_and_probabilities_follow_their_masks(predict: Run) -> None:
     assert predict("./P1", "--probabilities", "--overlay")[0] == 0
     before = contents()
     paint(Path("P1"), 2)
-    assert predict("./P1")[0] == 0
+    assert predict("./P1", "--overwrite")[0] == 0
     after = contents()
     assert before.keys() == after.keys()
     assert all(before[name] != after[name] for name in before if "probability" in name or "overlay" in name)
@@ -111,6 +115,7 @@ def test_a_folder_of_the_same_name_is_another_case(predict: Run) -> None:
     paint(Path("other/P1"), 2)
     error = error_of(predict("./other/P1"), 2)
     assert f"was made of other images, in {Path('P1').absolute()} (and 2 more)" in error
+    assert "--output" in error and "--overwrite" in error
     assert contents() == before
     shutil.move("P1", "moved")
     Path("there").mkdir()
@@ -248,6 +253,30 @@ def test_the_output_is_looked_at_before_training(workplace: Path) -> None:
     outputs.require_free(task, config.replace(synth_data=True, data="later"))
 
 
+def test_masks_of_another_run_are_found_before_training(tiny: Run, workplace: Path) -> None:
+    """Case by case: a first run, another one, the first one gone on with, one beside a run that holds the folder."""
+    words = ("--mode", "train_and_predict", "--epochs", 1, "--output", "out")
+    assert tiny(*words, "--run-name", "a")[0] == 0
+    before = contents()
+    assert before
+    error = error_of(tiny(*words, "--run-name", "b", "--seed", 5), 2)
+    assert "was made of other weights" in error
+    assert not list(Path("weights").glob("b.*")) and not Path("performance/b").exists()
+    assert contents() == before
+    assert tiny("--resume", "--run-name", "a", "--epochs", 3, "--lr", 0.1)[0] == 0  # its own masks give way
+    assert tiny(*words, "--run-name", "b", "--seed", 5, "--overwrite")[0] == 0
+    changed = contents()
+    assert changed.keys() == before.keys()
+    assert "was made of other weights" in error_of(tiny("--resume", "--run-name", "a", "--epochs", 4), 2)
+    assert contents() == changed
+
+    lock = workplace / ".out2.unet.lock"
+    with open(lock, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        other = (*words[:-1], "out2")
+        assert "another run will write its masks into" in error_of(tiny(*other, "--run-name", "c"), 2)
+
+
 def test_settings_that_are_of_no_account_keep_the_masks() -> None:
     config = resolve("predict", []).config
     digest = outputs.settings_digest(config, "float32")
@@ -287,7 +316,7 @@ def test_a_stack_with_a_changed_slice_and_masks_given_as_images(cli: Run, workpl
     assert cli(*command, "./stack")[0] == 0
     assert "0 masks written, 1 were there already" in cli(*command, "./stack")[2]
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("stack/1.png")
-    assert "other images (1)" in cli(*command, "./stack")[2]
+    assert "was made of other images" in error_of(cli(*command, "./stack"), 2)
     assert "is a result of this program, not an image" in error_of(cli(*command, *Path("out").glob("*.tif")), 2)
 
 

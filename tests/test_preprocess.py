@@ -263,3 +263,21 @@ def test_preprocess_imports_no_torch(phantoms: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "data/c").glob("*_mask.npy"))) == 6
+
+
+def test_arrays_of_somebody_else_are_set_aside(cli, workplace: Path, phantoms: Path) -> None:
+    """Under the names of cases: in a folder without a manifest, and in a cache before a case joins it."""
+    folder, words = Path("data/own"), ("--data", phantoms, "--cache", "own", "--image-size", 32)
+    case = sorted(path.name for path in phantoms.iterdir() if path.is_dir())[0]
+    folder.mkdir(parents=True)
+    (folder / f"{case}.npy").write_text("mine")
+    assert "another program" in error_of(cli("preprocess", *words))
+    code, _, err = cli("preprocess", *words, "--rebuild-cache")
+    assert code == 0 and "1 array that no manifest.json names" in err
+    assert (folder / f"{case}.npy.replaced-1").read_text() == "mine"
+    assert "set aside" not in cli("preprocess", *words, "--rebuild-cache")[2]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["cases"][case]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "2 arrays that no manifest.json names" in cli("preprocess", *words)[2]
+    assert len(list(folder.glob("*.replaced-*"))) == 3

@@ -376,3 +376,31 @@ def test_a_run_that_replaced_another_and_was_killed_at_once_does_not_go_on_from_
     code, _, err = tiny("--resume", "--run-name", "a")
     assert code == 0, err
     assert "no state was saved yet, so the run starts over" in err
+
+
+@pytest.mark.parametrize("name", ["state", "state-before", "best-before"])
+def test_files_of_others_beside_the_weights_are_kept(tiny, name: str) -> None:
+    own = Path("weights") / f"n.{name}.safetensors"
+    own.parent.mkdir()
+    own.write_text("mine")
+    assert f"{own.name} exists" in error_of(tiny("--run-name", "n", "--epochs", 2), 2)
+    assert own.read_text() == "mine"
+    if name == "best-before":
+        Path("weights/n.safetensors").write_text("mine as well")
+        words = ("--weights", "n.safetensors", "--overwrite")
+        assert tiny("--run-name", "n", "--epochs", 2, *words)[0] == 0
+        assert own.with_name(f"{own.name}.replaced-1").read_text() == "mine"
+        assert Path("weights/n.safetensors.replaced-1").read_text() == "mine as well"
+
+
+def test_a_dump_replaces_its_own_files_alone(tiny) -> None:
+    words = ("--epochs", 1, "--debug-dump", "dump")
+    assert tiny("--run-name", "a", *words)[0] == 0
+    assert "exists" in error_of(tiny("--run-name", "b", *words), 2)
+    assert tiny("--run-name", "b", *words, "--overwrite")[0] == 0
+    Path("dump/dump.json").unlink()  # now it could be anybody's
+    before = Path("dump/settings.json").read_bytes()
+    for more in (("--run-name", "c", "--overwrite"), ("--run-name", "a", "--resume", "--epochs", 2)):
+        assert "does not list it" in error_of(tiny(*words[2:], *more), 2)
+    assert Path("dump/settings.json").read_bytes() == before
+    assert not Path("performance/c").exists()

@@ -14,6 +14,7 @@ STATUS = {"status?": str, "why?": str, "pid?": int, "host?": str, "kind?": str, 
 CONFIG = {"command?": str, "settings": {str: {"value": object, "source?": str}}}
 SPLIT = {"train": [str], "validation": [str]}
 MANIFEST = {"files": [str]}
+DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
 
 
 def read_status(folder: Path) -> dict[str, Any]:

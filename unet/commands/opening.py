@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, headers, host, run_files
-from unet.commands import compose, outputs, resuming
+from unet.commands import compose, outputs, predict, resuming
 from unet.config import Config, weights_to_write, where
 from unet.errors import UnetError, UsageError
 from unet.files import make_folder
@@ -20,10 +20,10 @@ from unet.flags import DataOptions, DeviceOptions, MLPerfOptions, SplitOptions
 from unet.flags_learning import NetworkOptions, TrainOptions
 from unet.options import fields
 from unet.resolve import Resolved, dumps
+from unet.run_files import DUMP_LIST, DUMPED
 from unet.runtime.kept import Kept
 from unet.tasks.base import create
 
-DUMPED = ("settings.json", "batch.npz", "layers.txt", "trace.json")  # by --debug-dump
 # What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
 COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions, MLPerfOptions)
 FREE = {
@@ -44,6 +44,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
         return resume_run(RunFolder(Path(config.out) / str(config.run_name)), resolved, command)
     folder = new_folder(Path(config.out), config.run_name, config.task, "train", config.overwrite)
     weights, resolved = free_weights(resolved, folder)
+    hold_output(config, folder)
     folder.run_id = secrets.token_hex(8)
     folder.write("config.json", dumps(resolved, command, run_id=folder.run_id))
     folder.status(
@@ -66,19 +67,51 @@ def require_places(config: Config) -> None:
     UnetError."""
     if config.load and not config.resume:
         compose.read_weights(compose.weights_path(config.load))
-    if config.mode == "train_and_predict" and config.checkpoints:
-        output = outputs.absolute(Path(config.output))
-        nearest = next(path for path in (output, *output.parents) if path.exists())
-        if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-            make_folder(output)
-        outputs.require_free(create(config.task), config.replace(inputs=()))
-    if config.debug_dump and not config.resume and not config.overwrite:
-        taken = [name for name in DUMPED if (Path(config.debug_dump) / name).exists()]
-        if taken:
-            raise UsageError(
-                f"--debug-dump: {(Path(config.debug_dump) / taken[0]).absolute()} exists.",
-                "Name another folder, or replace what is there with --overwrite.",
-            )
+    if config.debug_dump:
+        require_dump(Path(config.debug_dump), config.overwrite or bool(config.resume))
+
+
+def require_dump(folder: Path, replaced: bool) -> None:
+    """Raise UsageError where --debug-dump would write over files: of others, or of a dump that is not to be
+    replaced."""
+    taken = [name for name in (*DUMPED, DUMP_LIST) if os.path.lexists(folder / name)]
+    try:
+        listed = files.read_json(folder / DUMP_LIST, run_files.MANIFEST)["files"] if taken else []
+    except UnetError:
+        listed = []
+    foreign = [name for name in taken if name not in listed]
+    if foreign:
+        raise UsageError(
+            f"--debug-dump: {(folder / foreign[0]).absolute()} exists, and {DUMP_LIST} does not list it as written by"
+            " this program.",
+            "Name another folder.",
+        )
+    if taken and not replaced:
+        raise UsageError(
+            f"--debug-dump: {(folder / taken[0]).absolute()} exists.",
+            "Name another folder, or replace what is there with --overwrite.",
+        )
+
+
+def hold_output(config: Config, folder: Any) -> None:
+    """See that the masks of --mode train_and_predict may be written, and hold their folder against other such runs: a
+    run that has trained must not find it taken. Raises UnetError."""
+    from unet.runtime import claims
+
+    if config.mode != "train_and_predict" or not config.checkpoints:
+        return
+    output = outputs.absolute(Path(config.output))
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        make_folder(output)
+    outputs.require_free(create(config.task), config.replace(inputs=()), folder.earlier)
+    make_folder(output.parent)
+    owner = claims.claim(output.with_name(f".{output.name}.unet.lock"), folder.path)
+    if owner:
+        raise UsageError(
+            f"--output: another run will write its masks into {output} ({owner}).",
+            "Name another --output, or wait for that run.",
+        )
 
 
 def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
@@ -92,6 +125,9 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
         host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
     weights = resuming.weights_of_run(folder, entries, config.weights)
     hold_weights(weights, folder)
+    kept_files = [path for path in (weights, Kept(weights).weights_before) if path.is_file()]
+    folder.earlier = frozenset(predict.weights_digest([path]) for path in kept_files)
+    hold_output(config, folder)
     resolved = dataclasses.replace(resolved, config=config.replace(weights=(str(weights),)))
     kept |= {"weights": entries["weights"]} if "weights" in entries else {}
     files.remove_leftovers(folder.path)
@@ -178,7 +214,7 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
         other = where(name, "weights")  # reading that name would find this one
         if other != path and other.exists():
             return other
-        there = [item for item in (path, *Kept(path).states()) if item.exists()]
+        there = [item for item in (path, *Kept(path).states(), Kept(path).weights_before) if item.exists()]
         return there[0] if there and not mine else None
 
     own = path.with_name(f"{folder.name}.safetensors")

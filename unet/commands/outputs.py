@@ -3,11 +3,10 @@ and still hold, which lie where somebody else's files are."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from unet import files
@@ -37,7 +36,6 @@ class Job:
     wanted: list[Path]
     config: Config
     free: frozenset[Path]
-    reasons: tuple[str, ...] = ()
 
 
 def inputs_of(task: Task, config: Config) -> Groups:
@@ -65,14 +63,14 @@ def inputs_of(task: Task, config: Config) -> Groups:
     return groups
 
 
-def require_free(task: Task, config: Config) -> None:
-    """That predict may write its results, before anything costly is done: raises UsageError where files lie there that
-    this program did not write, that were changed since, or that are of other images; and what `inputs_of` raises."""
+def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
+    """That a network which is not trained yet may write its masks, before anything costly is done: raises UsageError
+    where files lie there that may not be replaced (`own`: as for `jobs`); and what `inputs_of` raises."""
     if config.synth_data and not config.inputs and not where(config.data, "data").exists():
         return  # the set is made later, so nothing is known of its cases
     out = OutputFolder(absolute(Path(config.output)))
     out.read()
-    jobs(task, inputs_of(task, config), out, config, "", "")
+    jobs(task, inputs_of(task, config), out, config, "", "", own)
 
 
 def refuse(out: OutputFolder, states: dict[Path, str], overwrite: bool) -> None:
@@ -95,13 +93,25 @@ def more(paths: Sequence[Path]) -> str:
     return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
 
 
-def jobs(task: Task, groups: Groups, out: OutputFolder, config: Config, weights: str, settings: str) -> dict[Path, Job]:
-    """The cases of which something is to be made: what is missing, empty or unfinished, and what other images, weights
-    or settings gave. Raises UsageError for files that may not be replaced."""
+def jobs(
+    task: Task,
+    groups: Groups,
+    out: OutputFolder,
+    config: Config,
+    weights: str,
+    settings: str,
+    own: Collection[str] = (),
+) -> dict[Path, Job]:
+    """The cases of which something is to be made: what is missing, empty or unfinished; with --overwrite everything.
+
+    Raises UsageError for files that may not be replaced, which without --overwrite are also the masks of other images,
+    weights or settings. `own`: digests of earlier weights of the run that predicts, whose masks give way.
+    """
     require_no_results(groups, out)
     found: dict[Path, Job] = {}
     states: dict[Path, str] = {}
     moved: dict[Path, str] = {}
+    others: dict[Path, str] = {}
     for folder, images in groups.items():
         place = out.path / folder.name
         each = as_before(task, images, place, out, config)
@@ -117,19 +127,27 @@ def jobs(task: Task, groups: Groups, out: OutputFolder, config: Config, weights:
             for image in images
             if config.overwrite or any(here[path] != OWN or differing[path] for path in paths[image])
         ]
-        reasons = tuple(
-            word for image in wanted for word in {w for path in paths[image] for w in differing.get(path, ())}
-        )
+        others |= {
+            path: " and ".join(words)
+            for path, words in differing.items()
+            if words and not gives_way(words, out.made(path), own)
+        }
         if wanted:
-            found[folder] = Job(wanted, each, frozenset(path for path, state in here.items() if state == FREE), reasons)
+            found[folder] = Job(wanted, each, frozenset(path for path, state in here.items() if state == FREE))
     refuse(out, states, config.overwrite)
-    if moved and not config.overwrite:
-        path, source = next(iter(moved.items()))
+    if others and not config.overwrite:
+        first = next(iter(others))
+        where_from = f", in {moved[first]}" if first in moved else ""
         raise UsageError(
-            f"{path} was made of other images, in {source}{more(list(moved))}.",
+            f"{first} was made of other {others[first]}{where_from}{more(list(others))}.",
             "Name another --output for these, or replace what is there with --overwrite.",
         )
     return found
+
+
+def gives_way(words: Sequence[str], made: Made, own: Collection[str]) -> bool:
+    """Whether a mask that differs in `words` is of earlier weights of the same run."""
+    return tuple(words) == ("weights",) and made.weights in own
 
 
 def require_no_results(groups: Groups, out: OutputFolder) -> None:
@@ -175,20 +193,14 @@ def inputs_digest(task: Task, images: Sequence[Path], config: Config) -> str:
 
 
 def differences(before: Made, now: Made) -> list[str]:
-    """In what two results differ: images, weights, settings."""
-    words = {"inputs": "images", "weights": "weights", "settings": "settings"}
+    """In what two results differ: images, weights, settings (those only where they are known now)."""
+    words = {"inputs": "images", "weights": "weights"} | ({"settings": "settings"} if now.settings else {})
     return [word for name, word in words.items() if getattr(before, name) != getattr(now, name)]
 
 
 def is_moved(before: Made, now: Made) -> bool:
     """Whether a result is of another place's images, which are others."""
     return before.source != now.source and before.inputs != now.inputs
-
-
-def told(found: Iterable[Job]) -> str:
-    """Why masks that are there are made again, in words; empty where none are."""
-    counts = collections.Counter(word for job in found for word in job.reasons)
-    return ", ".join(f"{word} ({count})" for word, count in counts.items())
 
 
 def settings_digest(config: Config, kind: str) -> str:

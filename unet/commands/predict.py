@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from unet.runtime.output_folder import Made, OutputFolder, digests
 from unet.runtime.stop import interruptible
 
 
-def run(resolved: Resolved, command: str) -> int:
+def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     """Write a mask for each input, under its name, in <output>/<its folder's name>/; what is there already and was made
-    of the same images, weights and settings is kept.
+    of the same images, weights and settings is kept. `own`: as for `outputs.jobs`.
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
@@ -28,43 +29,46 @@ def run(resolved: Resolved, command: str) -> int:
     config, group = resolved.config, parts.group
     parts = dataclasses.replace(parts, config=config)
     groups = outputs.inputs_of(parts.task, config)
+    made = Made("", "", weights_digest(paths), outputs.settings_digest(config, str(parts.device.dtype)))
+    out = OutputFolder(outputs.absolute(Path(config.output)))
     if config.dry_run:
         if group.leads:
-            outputs.require_free(parts.task, config)
+            out.read()
+            outputs.jobs(parts.task, groups, out, config, made.weights, made.settings)
             given = host.counted(len(groups), parts.task.given)
             print(f"Dry run: {given} would be predicted into {config.output}/; nothing was written.")
         return 0
-    out = OutputFolder(outputs.absolute(Path(config.output)))
     try:
         with interruptible(), contextlib.ExitStack() as stack:
-            made = Made("", "", weights_digest(paths), outputs.settings_digest(config, str(parts.device.dtype)))
             group.mark("looking at what is there", patient=True)
-            todo = group.first(lambda: begin(parts, groups, out, made, stack))
+            todo = group.first(lambda: begin(parts, groups, out, made, stack, own))
             return write(parts, resolved, paths, groups, todo, out, made)
     except KeyboardInterrupt:
         host.notice(f"What is done in {config.output}/ is kept: the same command goes on from there.")
         raise
 
 
-def weights_digest(paths: list[Path]) -> str:
+def weights_digest(paths: Sequence[Path]) -> str:
     """A digest of the networks, whatever their files are called and in whatever order."""
     return files.fingerprint(sorted(files.digest_files(path) for path in paths))
 
 
 def begin(
-    parts: compose.Parts, groups: outputs.Groups, out: OutputFolder, made: Made, stack: contextlib.ExitStack
+    parts: compose.Parts,
+    groups: outputs.Groups,
+    out: OutputFolder,
+    made: Made,
+    stack: contextlib.ExitStack,
+    own: Collection[str] = (),
 ) -> dict[Path, outputs.Job]:
     """Take the output folder until `stack` closes, and find what is to be made. Raises UsageError."""
     stack.enter_context(out.held())
     out.read()
-    todo = outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings)
+    todo = outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings, own)
     out.shorten()
     places = {path.parent for folder, job in todo.items() for path in results(parts.task, folder, job, out)}
     for place in {out.path, *places}:
         files.remove_leftovers(place)
-    again = outputs.told(todo.values())
-    if again and not parts.config.overwrite:
-        host.notice(f"{parts.config.output}/: masks of other {again} are made again")
     return todo
 
 

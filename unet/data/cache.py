@@ -25,6 +25,7 @@ from unet.data.layouts import OF_TASK, Layout, flags
 from unet.data.manifest import (
     MANIFEST,
     digest_of,
+    keep_foreign,
     make_manifest,
     outdated,
     read_manifest,
@@ -36,7 +37,7 @@ from unet.data.manifest import (
     stamp,
 )
 from unet.data.volumes import Case, open_npy, write_npy
-from unet.errors import CacheError, DataError
+from unet.errors import CacheError, DataError, UnetError
 
 __all__ = ["MANIFEST", "CachedCase", "build", "ensure", "make_manifest", "open_cache", "open_npy", "read_manifest"]
 Prepare = Callable[[Case], dict[str, Any]]
@@ -62,6 +63,7 @@ def build(
     files.make_folder(folder)
     with files.lock(folder / ".lock", host.notice):
         files.remove_leftovers(folder)
+        ours = _named(folder)
         manifest = _start(folder, wanted, rebuild)
         records, layout = manifest["cases"], OF_TASK[wanted["task"]]
         require_same_set(folder, records, cases)
@@ -74,9 +76,22 @@ def build(
         asked = [case for case in cases if only is None or case.id in only]
         stale = _stale(folder, layout, asked, records, renew)
         todo = [case for case in asked if case.id in stale]
+        keep_foreign([path for case in todo for path in layout.paths(folder, case.id) if path not in ours])
         if todo or gone or not (folder / MANIFEST).exists():
             _make(folder, todo, prepare, {**manifest, "expected": len(cases)}, {case.id for case in cases})
     return {"made": len(todo), "kept": len(asked) - len(todo), "removed": len(gone)}
+
+
+def _named(folder: Path) -> set[Path]:
+    """The arrays that the manifest of a cache names, made or about to be; none where it is damaged."""
+    try:
+        found = read_manifest(folder)
+    except UnetError:
+        found = None
+    if found is None:
+        return set()
+    layout = OF_TASK[found["task"]]
+    return {path for case in (*found["cases"], *found.get("missing", ())) for path in layout.paths(folder, case)}
 
 
 def _start(folder: Path, wanted: dict[str, Any], rebuild: bool) -> dict[str, Any]:

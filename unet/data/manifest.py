@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -121,6 +122,24 @@ def set_aside(folder: Path) -> None:
     except OSError as error:
         raise files.explain(error, path) from error
     host.notice(f"{path}: is no manifest of a cache; kept as {other.name}")
+
+
+def keep_foreign(paths: Sequence[Path]) -> None:
+    """Give arrays that lie where others are about to be written, and that no manifest names, another name."""
+    kept = []
+    for path in (path for path in paths if os.path.lexists(path)):
+        names = (path.with_name(f"{path.name}.replaced-{number}") for number in itertools.count(1))
+        other = next(name for name in names if not os.path.lexists(name))
+        try:
+            path.rename(other)
+        except OSError as error:
+            raise files.explain(error, path) from error
+        kept.append(other)
+    if kept:
+        host.notice(
+            f"{kept[0].parent}: {host.counted(len(kept), 'array')} that no {MANIFEST} names ({kept[0].name}, ...) were"
+            " set aside: delete them if you do not need them"
+        )
 
 
 def stamp(case: Case) -> list[str]:

@@ -54,6 +54,8 @@ class Kept:
         for path in (self.state, self.state_before, self.earlier_state, self.weights_before, *weights):
             if path.exists():
                 path.unlink() if written_here(path) else set_aside(path, "replaced")
+        if self.weights.exists() and not written_here(self.weights):
+            set_aside(self.weights, "replaced")
 
 
 def written_here(path: Path) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from unet import files, host
 from unet.errors import UsageError
+from unet.run_files import DUMP_LIST, DUMPED
 from unet.runtime.engine import Run
 from unet.runtime.run_contents import BOARD
 from unet.runtime.run_folder import RunFolder
@@ -60,7 +61,8 @@ class TensorBoard:
 
 class Dump:
     """What --debug-dump writes: settings.json, batch.npz (the first batch), layers.txt (shapes and parameters of each
-    layer), trace.json (three steps by torch's profiler; open it at chrome://tracing or in Perfetto)."""
+    layer), trace.json (three steps by torch's profiler; open it at chrome://tracing or in Perfetto); dump.json lists
+    them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.steps = folder, 0
@@ -68,6 +70,7 @@ class Dump:
         files.make_folder(folder)
 
     def begins(self, run: Run) -> None:
+        files.write_json(self.folder / DUMP_LIST, {"files": [DUMP_LIST, *DUMPED]})
         settings = {name: files.jsonable(value) for name, value in sorted(vars(run.config).items())}
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
         batch = next(run.loader.epoch(run.progress.epoch, run.progress.batch))

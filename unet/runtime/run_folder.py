@@ -44,6 +44,7 @@ class RunFolder:
         self._to_list: list[str] = []
         self._replaces = False  # what is there under its names
         self.run_id: str | None = None  # drawn once for each run; its states carry it
+        self.earlier: frozenset[str] = frozenset()  # digests of the weights that a resumed run had
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
