@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host, run_files
-from unet.commands import compose, scores
+from unet.commands import compose, scores, tables
 from unet.config import Config, spelt, where
 from unet.errors import INTERRUPTED, TARGET_MISSED
 from unet.options import fields, flag
@@ -124,6 +124,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
         f" {seconds['save']:.1f} s",
         *(f"  device     {line}" for line in parts.device.report()),
     ]
+    lines = [part for line in lines for part in tables.text(line, indent=13)]
     if records:
         lines += ["", scores.table(parts.task, records, config.bootstrap)]
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host, run_files
-from unet.commands import launch, opening
+from unet.commands import launch, opening, tables
 from unet.config import Config, spelt, weights_to_write
 from unet.devices import environment, launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
@@ -361,14 +361,13 @@ def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
     """Scores by fold, then mean and standard deviation."""
     columns = [column for column in task.columns if column[0] in rows[0]]
 
-    def line(name: str, values: dict[str, float]) -> str:
-        cells = ("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)
-        return f"  {name:<20}" + "".join(f"{cell:>13}" for cell in cells)
+    def line(name: str, values: dict[str, float]) -> list[str]:
+        return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
 
-    lines = ["", f"  {'fold':<20}" + "".join(f"{name:>13}" for _, name, _ in columns)]
-    lines += [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
+    cells = [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
     about = summary(rows, task, folds)
-    lines += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]
+    cells += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]
+    lines = ["", *tables.table(["fold", *(name for _, name, _ in columns)], cells, name=20)]
     if len(rows) < folds:
         lines.append(f"  {folds - len(rows)} of {folds} folds are missing")
-    return "\n".join([*lines, "", *(f"  {text}" for text in task.foot.splitlines())])
+    return "\n".join([*lines, "", *tables.note(task.foot)])

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from unet.commands import tables
 from unet.commands.compose import Parts
 from unet.errors import DataError
 from unet.tasks.base import Infer
@@ -105,21 +106,22 @@ def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
     keys = shown(task, records)
     columns = [column for column in task.columns if column[0] in keys]
 
-    def row(name: str, values: dict[str, float]) -> str:
-        cells = ("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)
-        return f"  {name:<28}" + "".join(f"{cell:>13}" for cell in cells)
+    def row(name: str, values: dict[str, float]) -> list[str]:
+        return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
 
-    lines = [f"  {task.subject:<28}" + "".join(f"{name:>13}" for _, name, _ in columns)]
-    lines += [row(record["case"], record) for record in records]
-    lines += [
+    rows = [row(record["case"], record) for record in records]
+    rows += [
         row("mean", {key: evaluation.mean(records, key) for key in keys}),
         row("median", {key: evaluation.median(records, key) for key in keys}),
     ]
     if len(records) > 1:
         intervals = [bootstrap_interval([record[key] for record in records], resamples) for key in keys]
         for name, side in (("95 % interval, from", 0), ("to", 1)):
-            lines.append(row(name, {key: interval[side] for key, interval in zip(keys, intervals, strict=True)}))
+            rows.append(row(name, {key: interval[side] for key, interval in zip(keys, intervals, strict=True)}))
     best = task.best[0]
     worst = sorted(records, key=lambda record: float(record[best]))[:5]
-    lines.append(f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst))
-    return "\n".join([*lines, "", *(f"  {line}" for line in task.foot.splitlines())])
+    lines = tables.table([task.subject, *(name for _, name, _ in columns)], rows)
+    lines += tables.text(
+        f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst)
+    )
+    return "\n".join([*lines, "", *tables.note(task.foot)])

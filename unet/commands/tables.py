@@ -1,0 +1,71 @@
+"""Tables and text that fit the terminal: where it is narrow, columns move together, then below one another."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+UNLIMITED = 10_000  # where standard output is no terminal and COLUMNS is not set
+NAME, CELL = 28, 13  # columns of a table where there is room
+LEAST = 30  # narrower ones wrap
+
+
+def width() -> int:
+    """Columns that a line on standard output may take: what COLUMNS says, or its terminal."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return max(LEAST, int(columns))
+    try:
+        return max(LEAST, os.get_terminal_size(sys.stdout.fileno()).columns or UNLIMITED)
+    except (OSError, AttributeError, ValueError):  # no terminal, or no file at all
+        return UNLIMITED
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], name: int = NAME) -> list[str]:
+    """Lines of a table: the first column (`name` wide) to the left, the others to the right. Where that is wider than
+    the terminal, as many columns beside the first as fit, and the others below; a name too long for one of them is
+    cut."""
+    room, rows = width(), [list(heads), *map(list, rows)]
+    if 2 + name + CELL * (len(heads) - 1) <= room:
+        return [f"  {row[0]:<{name}}" + "".join(f"{cell:>{CELL}}" for cell in row[1:]) for row in rows]
+    sizes = [max(len(row[column]) for row in rows) + 2 for column in range(len(heads))]
+    first = min(sizes[0] - 2, max(8, room - 2 - max(sizes[1:], default=0)))
+    groups: list[list[int]] = []
+    for column in range(1, len(heads)):
+        if not groups or 2 + first + sum(sizes[other] for other in [*groups[-1], column]) > room:
+            groups.append([])
+        groups[-1].append(column)
+    lines: list[str] = []
+    for group in groups:
+        lines += [""] if lines else []
+        lines += [f"  {_cut(row[0], first):<{first}}" + "".join(f"{row[i]:>{sizes[i]}}" for i in group) for row in rows]
+    return lines
+
+
+def _cut(name: str, room: int) -> str:
+    """A name in so many letters; its end tells more."""
+    return name if len(name) <= room else f"…{name[1 - room :]}"
+
+
+def text(line: str, indent: int = 2) -> list[str]:
+    """A line in as many as the terminal needs; all but the first begin with `indent` spaces."""
+    room = width()
+    if len(line) <= room:
+        return [line]
+    return textwrap.wrap(
+        line,
+        room,
+        subsequent_indent=" " * min(indent, room // 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def note(words: str) -> list[str]:
+    """Sentences below a table, two spaces from the left; lines that do not fit are filled anew."""
+    lines = [f"  {line}" for line in words.splitlines()]
+    if max(map(len, lines), default=0) <= width():
+        return lines
+    return textwrap.wrap(" ".join(words.split()), width(), initial_indent="  ", subsequent_indent="  ")
