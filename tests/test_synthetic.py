@@ -105,14 +105,16 @@ def test_interrupted_set_is_completed(original, made):
     assert times(first) == kept
 
 
-def test_set_without_a_record_is_made_anew(original, made):
+def test_set_without_a_record_is_nobodys_to_replace(made):
     folder = made / "TCGA_PH_0002_20000101"
     (made / "phantom.json").unlink()
     (folder / f"{folder.name}_1.tif").write_bytes(b"cut")
     (folder / f"{folder.name}_2.tif").unlink()
     (folder / f"{folder.name}_99.tif").write_bytes(b"of another set")
-    write_set(made, **SMALL)
-    assert contents(made) == contents(original)
+    before = contents(made)
+    with pytest.raises(DataError, match="not made here"):
+        write_set(made, **SMALL)
+    assert contents(made) == before
 
 
 def test_killed_call_leaves_no_process_and_is_completed(tmp_path):
@@ -221,3 +223,15 @@ def test_no_threshold_finds_the_tumour(heads, prepare, channel):
         pooled = 2 * right.sum(0) / (chosen.sum(0) + sum(size))
         assert per_patient.mean(0).max() < 0.5
         assert pooled.max() < 0.5
+
+
+def test_patients_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
+    from unet.data import synthetic
+
+    own = tmp_path / "TCGA_PH_0002_20000101" / "TCGA_PH_0002_20000101_1.tif"
+    own.parent.mkdir()
+    own.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="TCGA_PH_0002_20000101, which was not made here"):
+            synthetic.write_set(tmp_path, 2, 6, 32, 0, overwrite)
+    assert own.read_text() == "mine"

@@ -226,6 +226,11 @@ def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, ov
     older = min(found["patients"], MOST) if found else 0
     targets = [folder / NAME.format(index + 1) for index in range(max(patients, older))]
     others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path not in targets)
+    clash = [target for target in targets[older:] if target.is_dir() and any(target.iterdir())]
+    if clash:
+        raise DataError(
+            f"{folder.absolute()}: holds {clash[0].name}, which was not made here.", "Name another folder with --data."
+        )
     if found != wanted and (found or others) and not overwrite:
         held = f"made patients with {found}" if found else f"{len(others)} folders of no made set ({others[0]}, ...)"
         raise DataError(
