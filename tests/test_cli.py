@@ -25,7 +25,7 @@ def parsed(line: str) -> Config:
     return program.resolve("train", words).config
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     """What keeps --help within 0.2 s of a bare interpreter."""
     code = (

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = any(
         word in ("-v", "--verbose") and after.lower() != "false"
-        for word, after in zip(words, [*words[1:], ""], strict=True)
+        for word, after in zip(words, [*words, ""][1:], strict=True)
     )
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter of a name shows its number
         with contextlib.suppress(AttributeError, ValueError):
