@@ -100,7 +100,7 @@ def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: 
     [
         (["--resume", ""], "--resume is empty"),
         (["--run-name", " "], "--run-name is empty"),
-        (["--run-name", ".."], "--run-name '..' is a name"),
+        (["--run-name", ".."], "not '..'"),
         (["--run-name", "a\nb"], "control character"),
         (["--run-name", "x" * 300], "too long"),
         (["--data", "a\0b"], "control character"),

@@ -119,7 +119,8 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     name = config.run_name or "name"
     if set(name) & set("/\\") or name[0] in ".- " or len(name) > 200:
         mistakes.append(
-            f"--run-name must be a name without / and \\, at most 200 letters, no dot, dash or blank first, not {name[:60]!r}"
+            "--run-name must be a name without / and \\, at most 200 letters, no dot, dash or blank first, not"
+            f" {name[:60]!r}"
         )
     if config.world_size is not None and config.rank is not None and config.rank >= config.world_size:
         mistakes.append(
