@@ -129,7 +129,7 @@ def test_a_device_of_ones_own(cli, phantoms: Path, workplace: Path, monkeypatch:
     assert "lgg on my own device" in err
     (workplace / "broken.py").write_text("1 / 0\n")
     for name in ("nowhere:Mine", "mydevice:Other", "broken:Mine", "os:system", "os:PathLike", "os:path"):
-        assert "--device-module" in error_of(cli(*words, "--device-module", name))
+        assert "--device-module" in error_of(cli(*words, "--device-module", name), 2)
     (workplace / "s.json").write_text('{"device_module": "mydevice:Mine"}')  # a file does not choose what is imported
     assert "type --device-module" in error_of(cli(*words, "--config", "s.json"), 2)
     assert "package.module:Class" in error_of(cli(*words, "--device-module", "mydevice"), 2)

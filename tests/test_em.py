@@ -275,9 +275,9 @@ def test_by_steps_and_back_to_the_stacks_grid(
     assert [row["step"] for row in rows if row["event"] == "step"] == [5, 10, 15, 20, 25]
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["steps"] == 25
-    assert {"mean", "p90", "p95", "p99"} == summary["step_latency"].keys()
+    assert summary["step_latency"].keys() == {"mean"}  # four stretches say nothing of one in a hundred
     shown = capsys.readouterr().out
-    assert "99 %" in shown
+    assert "ms in the mean" not in shown and " ms (means of 5 steps)" in shown
     assert "information" in shown
 
     stack = np.stack([make_slice(3, number, 64)[0] for number in range(3)])[:, :50, :]
@@ -478,7 +478,7 @@ def test_prediction_alone_is_timed(
     assert main([*words, *sizes, "--run-name", "timed"]) == 0
     result = json.loads((tmp_path / "performance" / "timed" / "benchmark.json").read_text())
     assert len(result["predict"]["seconds_a_pass"]) == 4
-    assert {"mean", "p90", "p95", "p99"} == result["predict"]["latency"].keys()
+    assert result["predict"]["latency"].keys() == {"mean"}
     assert "prediction" in capsys.readouterr().out
 
 

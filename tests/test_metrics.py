@@ -118,3 +118,18 @@ def test_means_leave_out_what_is_undefined() -> None:
     assert evaluation.mean(records, "a") == 3.0
     assert evaluation.median(records, "a") == 2.0
     assert math.isnan(evaluation.mean([{"a": math.nan}], "a"))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, {}),
+        (1, {"mean": 1.0}),
+        (9, {"mean": 5.0}),
+        (10, {"mean": 5.5, "p90": 10.0}),
+        (20, {"mean": 10.5, "p90": 19.0, "p95": 20.0}),
+        (100, {"mean": 50.5, "p90": 91.0, "p95": 96.0, "p99": 100.0}),
+    ],
+)
+def test_percentiles_only_of_enough_durations(count: int, expected: dict[str, float]) -> None:
+    assert evaluation.latency([float(count - number) for number in range(count)]) == expected

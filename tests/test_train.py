@@ -483,3 +483,9 @@ def test_seed_minus_one_draws_one_and_logs_it(tiny) -> None:
     setting = read_json(Path("performance/a/config.json"))["settings"]["seed"]
     assert setting["source"] == "drawn"
     assert setting["value"] >= 0
+
+
+def test_a_finished_run_that_goes_on_says_that_nothing_is_left(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    code, out, err = tiny("--run-name", "a", "--resume")
+    assert code == 0 and "nothing is left to train: the run is finished" in out + err and "--epochs" in out + err

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unet.values import FALSE, NUMBER, SEVERAL, TRUE, Option, convert_many
+from unet.values import FALSE, NONE, NUMBER, SEVERAL, TRUE, Option, convert_many
 
 NARROW, WIDE = 40, 80  # columns of the help
 
@@ -267,8 +267,9 @@ def _take(result: Reading, name: str, spec: tuple[Option, type, bool, Any], uses
     option, kind, many, _ = spec
     values: dict[str, Any] = {}
     for spelling, raw in uses:
-        if raw == "None" and kind is str and not option.optional and not option.synonyms:
-            result.remarks.append(f"{spelling} None is taken as not given (a file of this name: ./None)")
+        if raw == "None" and not (option.optional or option.synonyms or NONE in (option.choices or ())):
+            also = " (a file of this name: ./None)" if kind is str and not option.choices else ""
+            result.remarks.append(f"{spelling} None is taken as not given{also}")
             continue
         try:
             value = convert_many(spelling, option, kind, many, raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unet.config import where
-from unet.errors import UnetError
+from unet.errors import UsageError
 from unet.resolve import Resolved
 from unet.tasks.base import create
 
@@ -22,7 +22,7 @@ def run(resolved: Resolved, command: str) -> int:
     if "cache" in typed or (not typed and folder.is_dir()):
         chosen.append(("cache", folder))
     if not chosen:
-        raise UnetError(
+        raise UsageError(
             f"Neither {raw.absolute()} nor {folder.absolute()} exists.",
             "Give a raw set with --data, or a cache with --cache.",
         )

@@ -113,7 +113,7 @@ def block(parts: compose.Parts, folder: Any, weights: Path, engine_run: Any, rec
     seconds = progress.seconds
     lines = ["", *outcome(folder.name, progress, config.target, parts.task.score, reason)]
     lines += [
-        f"  speed      {progress.rate():.1f} images/s in training, data wait {progress.wait_fraction():.1%},"
+        f"  speed      {progress.rate():.1f} {parts.task.item}/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
         *(
             [f"  step       {evaluation.told(latency)} (means of {host.counted(config.log_every, 'step')})"]

@@ -171,6 +171,8 @@ def match_best(kept: Kept, facts: Mapping[str, Any], content: Mapping[str, Any])
 
     if is_best(kept.weights):
         return
+    if kept.weights.exists() and not kept.weights.stat().st_size:
+        set_aside(kept.weights, "damaged")
     if is_best(kept.weights_before):
         if kept.weights.exists():
             set_aside(kept.weights, "later")

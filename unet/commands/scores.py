@@ -47,7 +47,8 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     chosen = shown_of(rows, [record[best] for record in records])
     name = best.replace("_", " ")
     labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
-    title = f"{folder.name}: {parts.task.picture}"
+    few = f" ({len(chosen)} of {len(records)})" if len(chosen) < len(records) else ""
+    title = f"{folder.name}: {parts.task.picture}{few}"
     pictures.panels(labelled, title, folder.place("predictions.png"), parts.task.key)
     return records
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unet import capacity, files, run_files
+from unet import capacity, files, host, run_files
 from unet.commands import closing, compose, opening
 from unet.commands import resuming as going_on
 from unet.config import Config, where
@@ -157,6 +157,8 @@ def trained(
     parts.group.first(folder.begin)
     if parts.config.overwrite and parts.config.checkpoints and not goes_on:  # nothing goes on from the replaced run
         parts.group.first(Kept(compose.weights_path(parts.config.weights[0])).clear)
+    if goes_on and (why := engine.ended(run)):
+        folder.say(f"nothing is left to train: the run is {closing.ended(why)}; a higher --epochs or --max-steps goes on")
     parts.group.on_death(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():
@@ -252,8 +254,8 @@ def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validatio
     item, size = parts.task.item, config.batch_size * config.accumulate * world
     lines = [
         f"{parts.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
-        f" {len(training)} training cases, {len(validation)} validation cases; {run.steps_per_epoch} steps of"
-        f" {size} {item} an epoch",
+        f" {host.counted(len(training), 'training case')}, {host.counted(len(validation), 'validation case')};"
+        f" {host.counted(run.steps_per_epoch, 'step')} of {host.counted(size, item[:-1])} an epoch",
         *(f"not used: {why}" for why in parts.passed),
     ]
     if world > 1:
@@ -265,7 +267,7 @@ def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validatio
         )
     if parts.task.by_steps and config.max_steps:
         shared = f", the share of each of {world} processes" if world > 1 else ""
-        lines.append(f"{config.max_steps} steps{shared}")
+        lines.append(f"{host.counted(config.max_steps, 'step')}{shared}")
     if run.evaluate is None:
         why = f"--mode {config.mode}" if validation else "the split has no validation cases"
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")

@@ -43,7 +43,7 @@ class CPU(Device):
     def describe(self) -> str:
         import torch
 
-        return f"cpu, {processor()}, {torch.get_num_threads()} threads"
+        return f"cpu, {processor()}, {host.counted(torch.get_num_threads(), 'thread')}"
 
     def require(self, config: Config) -> None:
         super().require(config)

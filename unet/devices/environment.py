@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from unet.config import Config
 from unet.devices.launchers import Rank
-from unet.errors import DeviceError
+from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from unet.devices.base import Device
@@ -75,7 +75,8 @@ def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
 
 
 def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
-    """The device class of --device-module package.module:Class, usable. Raises DeviceError."""
+    """The device class of --device-module package.module:Class, usable. Raises UsageError where the name is of no such class, DeviceError
+    where it cannot be used."""
     module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
     from unet.devices.base import Device
@@ -84,9 +85,9 @@ def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
         device = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does at its top
         words = str(error).splitlines()[0] if str(error) else ""
-        raise DeviceError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
+        raise UsageError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
     if not (isinstance(device, type) and issubclass(device, Device)):
-        raise DeviceError(f"--device-module {name}: {attribute} is no subclass of unet.devices.base.Device.", hint)
+        raise UsageError(f"--device-module {name}: {attribute} is no subclass of unet.devices.base.Device.", hint)
     why = usable(device, config, rank)
     if why:
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)

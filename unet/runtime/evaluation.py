@@ -64,11 +64,13 @@ def mean(records: Iterable[Record], key: str) -> float:
 
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none, and no percentiles of one."""
-    if len(seconds) < 2:
-        return {"mean": seconds[0]} if seconds else {}
+    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none. A percentile is given where at least one
+    duration lies beyond it: 90 % from 10 on, 95 % from 20, 99 % from 100."""
+    if not seconds:
+        return {}
     ordered = sorted(seconds)
-    places = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (90, 95, 99)}
+    shares = [share for share in (90, 95, 99) if len(ordered) * (100 - share) >= 100]
+    places = {f"p{share}": ordered[len(ordered) * share // 100] for share in shares}
     return {"mean": statistics.fmean(ordered), **places}
 
 
