@@ -158,7 +158,9 @@ def trained(
     if parts.config.overwrite and parts.config.checkpoints and not goes_on:  # nothing goes on from the replaced run
         parts.group.first(Kept(compose.weights_path(parts.config.weights[0])).clear)
     if goes_on and (why := engine.ended(run)):
-        folder.say(f"nothing is left to train: the run is {closing.ended(why)}; a higher --epochs or --max-steps goes on")
+        folder.say(
+            f"nothing is left to train: the run is {closing.ended(why)}; a higher --epochs or --max-steps goes on"
+        )
     parts.group.on_death(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():

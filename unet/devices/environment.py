@@ -75,8 +75,8 @@ def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
 
 
 def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
-    """The device class of --device-module package.module:Class, usable. Raises UsageError where the name is of no such class, DeviceError
-    where it cannot be used."""
+    """The device class of --device-module package.module:Class, usable. Raises UsageError where the name is of no such
+    class, DeviceError where it cannot be used."""
     module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
     from unet.devices.base import Device
