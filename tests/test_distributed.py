@@ -116,7 +116,9 @@ def test_the_mean_is_the_same_on_one_two_and_three_ranks(two: Path, phantoms: Pa
 
 @pytest.mark.slow
 def test_masks_are_shared_out(two: Path, phantoms: Path) -> None:
-    done = program("predict", "--weights", "two.pt", "--device", "cpu", "--devices", 3, "--output", "masks", cwd=two)
+    done = program(
+        "predict", "--weights", "two", phantoms, "--device", "cpu", "--devices", 3, "--output", "masks", cwd=two
+    )
     assert done.returncode == 0, done.stderr
     images = [path for path in phantoms.rglob("*.tif") if "_mask" not in path.name]
     assert f"{len(images)} masks written" in done.stderr

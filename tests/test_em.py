@@ -330,6 +330,7 @@ def test_what_the_network_sees_of_a_set_of_another_size(raw: Path) -> None:
     assert completed.max_steps == 800
 
 
+@pytest.mark.slow
 def test_crossval_goes_on_where_it_was_stopped(
     raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

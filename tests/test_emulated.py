@@ -118,8 +118,8 @@ def listed(ops: list[str], section: str, task: str = "lgg") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lazy", "mlu"])
-def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path) -> None:
-    words = ("predict", "--weights", "cpu.pt", "--layout", "NCHW", "--overwrite")
+def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path, phantoms: Path) -> None:
+    words = ("predict", "--weights", "cpu.pt", phantoms, "--layout", "NCHW", "--overwrite")
     done = run(place, mode, *words, "--output", mode)
     assert done.code == 0, done.err
     assert done.log["violations"] == []

@@ -376,6 +376,7 @@ def test_another_set_does_not_empty_a_cache(tiny, cli, workplace: Path) -> None:
         "evaluate", "--weights", "a.pt", "--data", "./other", "--cache", "other_cache", "--run-name", "e"
     )
     assert code == 0, err
+    assert "validation cases of these weights is in this set" in err
     assert read_json(Path("performance/e/summary.json"))["cases"] == 3
 
 

@@ -60,6 +60,9 @@ VOLUMES = ["--task", "kits19", "--data", "./ct", "--cache", "./ct_cache"]
 STACKS = ["--task", "em", "--data", "./em", "--cache", "./em_cache", "--device", "cpu"]
 
 
+pytestmark = pytest.mark.slow
+
+
 class Hang(BaseException):
     """The command took longer than it may."""
 

@@ -137,6 +137,7 @@ def test_a_set_without_a_foreground_is_told_and_not_learned(cli, raw: Path) -> N
     assert "training cases holds tumour" in words
 
 
+@pytest.mark.slow
 def test_the_inverted_set_is_told(cli, raw: Path) -> None:
     """The same bytes, tag WhiteIsZero; and with noise."""
     change_masks(raw, noisy, photometric="miniswhite")

@@ -152,7 +152,11 @@ def test_workers_do_not_change_the_bits(tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [(), ("--schedule", "cosine", "--accumulate", 2, "--optimizer", "adamw", "--clip", 1.0)]
+    "extra",
+    [
+        ("--schedule", "cosine", "--accumulate", 2, "--optimizer", "adamw", "--clip", 1.0),
+        pytest.param((), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[object, ...]) -> None:
     assert tiny("--run-name", "whole", "--weights", "whole.pt", "--epochs", 2, "--deterministic", *extra)[0] == 0
@@ -191,6 +195,7 @@ def test_what_resume_may_be_told(tiny, how: tuple[str, ...]) -> None:
     assert "Run a: finished: 2 epochs" in out
 
 
+@pytest.mark.slow
 def test_resume_from_another_folder(
     tiny, cli, workplace: Path, monkeypatch: pytest.MonkeyPatch, phantoms: Path
 ) -> None:
@@ -205,6 +210,7 @@ def test_resume_from_another_folder(
     assert "is gone" in error_of(cli("train", "--resume", workplace / "performance/a"))
 
 
+@pytest.mark.slow
 def test_what_was_typed_on_resuming_lasts(tiny) -> None:
     tiny("--run-name", "a", "--epochs", 1)
     assert tiny("--resume", "--run-name", "a", "--epochs", 4, "--max-time", 1e-6)[0] == 130

@@ -109,6 +109,11 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
                 f" ({', '.join(missing[:2])}).",
                 "Give the set they were trained on (--data, --cache), or --split none to score every case of this one.",
             )
+        if held and len(missing) == len(held):
+            host.notice(
+                f"None of the {len(held)} validation cases of these weights is in this set: it is another one, and"
+                " every case of it that they were not trained on is scored."
+            )
         held = held - set(missing) or set(ids) - trained
         if not held:
             raise UsageError(

@@ -287,7 +287,8 @@ def ensure(
             )
         if not stale:
             return open_cache(folder, wanted, chosen, found, again)
-    part = f"{len(chosen)} of {len(indexed)} cases of " if chosen is not None and len(chosen) < len(indexed) else ""
+    only = None if rebuild else chosen  # a cache is never made anew with fewer cases
+    part = f"{len(only)} of {len(indexed)} cases of " if only is not None and len(only) < len(indexed) else ""
     host.notice(f"{'Rebuilding' if rebuild else 'Building'} the cache {folder} from {part}{raw} ...")
-    build(folder, indexed, prepare, wanted, rebuild, only=None if rebuild else chosen)
+    build(folder, indexed, prepare, wanted, rebuild, only)
     return open_cache(folder, wanted, chosen, again=again)
