@@ -23,7 +23,10 @@ TINY = ["--image-size", "16", "--layers", "2", "--width", "4", "--batch-size", "
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    # the processes of pytest-xdist (-n) share the cores, and what a test starts keeps to the share
+    side_by_side = getattr(config.option, "numprocesses", None) or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // side_by_side)))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
