@@ -1,4 +1,4 @@
-"""How far the convolutions of `unet.models.winograd` round in bfloat16, and whether training notices.
+"""How far the convolutions of `unet.kernels.winograd` round in bfloat16, and whether training notices.
 
     python scripts/compare_bf16.py errors | training
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.models import winograd
+from unet.kernels import winograd
 
 PAIRS = ((32, 32), (64, 32), (32, 64), (64, 64), (128, 64), (128, 128), (256, 128), (320, 320))
 SHAPES = [(1, *pair, side, side, side) for pair in PAIRS for side in (16, 32)]

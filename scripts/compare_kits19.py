@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet.cli import resolve
-from unet.data import boxes, windows
-from unet.data.augment import Change
-from unet.data.cache import CachedCase
-from unet.data.crops import EpochCrops, Volumes
-from unet.devices import environment, launchers
-from unet.runtime import inference
+from unet.data import windows
+from unet.data.cache.cache import CachedCase
+from unet.data.loading.augment import Change
+from unet.data.loading.crops import EpochCrops, Volumes
+from unet.devices import launchers, select
+from unet.runtime.inference import predictor as inference
 from unet.tasks.base import create
+from unet.tasks.kits19 import boxes
 
 SHAPE, PATCH, ROUNDS = (256, 333, 333), (128, 128, 128), 5
 
@@ -125,7 +126,7 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
     task, config = create("kits19"), resolve("config", ["--task", "kits19", "--device", "cpu"]).config
     config = config.replace(eval_loss=loss)
     rank = launchers.find_rank(config)
-    device = environment.choose(config, rank)[0](config, rank)
+    device = select.choose(config, rank)[0](config, rank)
     network = Cheap()
     weights = gaussian(PATCH[0])
 

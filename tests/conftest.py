@@ -16,7 +16,8 @@ import pytest
 from unet import host
 from unet.cli import main
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 TINY = ["--image-size", "16", "--layers", "2", "--width", "4", "--batch-size", "4", "--eval-batch-size", "8"]
 
 
@@ -56,7 +57,7 @@ def real_lgg(real_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six made patients of 64 px in the raw layout; read only."""
-    from unet.data import synthetic
+    from unet.tasks.lgg import synthetic
 
     folder = tmp_path_factory.mktemp("phantoms") / "kaggle_3m"
     synthetic.write_set(folder, patients=6, slices=8, side=64, seed=1)
@@ -111,7 +112,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def program(*words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run a command line in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **how.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **how.pop("env", {})}
     return subprocess.run(
         [sys.executable, "-m", "unet", *map(str, words)],
         cwd=cwd,
@@ -140,6 +141,18 @@ def read_json(path: Path) -> Any:
 
 def stored(path: Path | str) -> dict[str, Any]:
     """The content of weights or of a state."""
-    from unet.runtime import checkpoint
+    from unet.runtime.checkpoints import checkpoint
 
     return checkpoint.read(Path(path))
+
+
+def start(*words: object, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start a command line in a process of its own, its words thrown away."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "unet", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import error_of
+from conftest import ROOT, error_of
 
 from unet import cli as program
-from unet.config import Config, check
+from unet.config.options import fields, fold
+from unet.config.resolve import resolve
+from unet.config.schema import Config, check
 from unet.errors import UsageError
-from unet.options import fields, fold
-from unet.resolve import resolve
-
-ROOT = Path(__file__).parent.parent
 
 
 def parsed(line: str) -> Config:

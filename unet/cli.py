@@ -13,11 +13,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from unet import __version__, host, paths
-from unet.config import MEND, contradictions
-from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
-from unet.files import explain
-from unet.flags import (
+from unet import __version__, host
+from unet.config import check_paths
+from unet.config.flags import (
     CheckOptions,
     CommonOptions,
     DataOptions,
@@ -34,11 +32,14 @@ from unet.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.flags_learning import EvalOptions, NetworkOptions, TrainOptions
-from unet.options import flag, nearest, parser, read
-from unet.recipes import TASK_DEFAULTS
-from unet.resolve import Resolved
-from unet.resolve import resolve as layers
+from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
+from unet.config.options import flag, nearest, parser, read
+from unet.config.recipes import TASK_DEFAULTS
+from unet.config.resolve import Resolved
+from unet.config.resolve import resolve as layers
+from unet.config.schema import MEND, contradictions
+from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
+from unet.files import explain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def dispatch(words: list[str]) -> int:
     host.set_quiet(resolved.config.quiet)
     for remark in resolved.remarks:
         host.notice(f"note: {remark}")
-    paths.require(name, resolved)
+    check_paths.require(name, resolved)
     from unet.commands import launch
 
     return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)

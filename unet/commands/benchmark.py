@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unet import capacity, host
-from unet.commands import compose
-from unet.config import Config
-from unet.devices import environment, launchers
+from unet import host
+from unet.commands import setup
+from unet.config import capacity
+from unet.config.resolve import Resolved, dumps
+from unet.config.schema import Config
+from unet.devices import launchers, select
 from unet.errors import UnetError, UsageError
-from unet.resolve import Resolved, dumps
-from unet.runtime import run_folder
+from unet.runtime.folders import run_folder
 
 PREDICTING = ("predict", "evaluate")
 
@@ -43,9 +44,9 @@ def run(resolved: Resolved, command: str) -> int:
     folder = run_folder.RunFolder(Path(config.out) / config.run_name) if config.run_name else None
     if folder:
         folder.create("benchmark", config.overwrite)
-    task = compose.create(config.task)
+    task = setup.create(config.task)
     cases = task.cases(config)
-    parts = compose.assemble(config)
+    parts = setup.assemble(config)
     capacity.require(config, parts.device.own_memory)
     loader = task.batches(cases, config, (0, 1), parts.device.loader_options(), parts.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
@@ -81,7 +82,7 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def predicted(parts: compose.Parts, passes: list[float]) -> dict[str, Any]:
+def predicted(parts: setup.Parts, passes: list[float]) -> dict[str, Any]:
     """What was timed, and the rate and latency of forward passes of --eval-batch-size."""
     from unet.runtime import evaluation
 
@@ -102,7 +103,7 @@ def predicted(parts: compose.Parts, passes: list[float]) -> dict[str, Any]:
 
 
 def summary(
-    parts: compose.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float], each: list[float]
+    parts: setup.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float], each: list[float]
 ) -> dict[str, Any]:
     """Rates by their medians, the ratio of each round, arithmetic, peak memory, the seconds a step of every round."""
     from unet.runtime import evaluation
@@ -128,7 +129,7 @@ def summary(
     }
 
 
-def step_flops(parts: compose.Parts) -> int:
+def step_flops(parts: setup.Parts) -> int:
     """Floating-point operations of forward and backward pass for one item (two for a multiply and add), counted by
     torch on tensors without content."""
     import torch
@@ -176,7 +177,7 @@ def serve(connection: Any, config: Config, batch: dict[str, Any], which: str) ->
     if which == "plain":
         step, memory = plain_step(config, batch)
     else:
-        parts = compose.assemble(config)
+        parts = setup.assemble(config)
         step, memory = our_step(parts, batch) if which == "ours" else our_pass(parts)
     with contextlib.suppress(EOFError):
         while True:
@@ -231,7 +232,7 @@ def load_time(loader: Any, epoch: int, most: int = 30) -> float:
 Step = tuple[Callable[[], Any], Callable[[], int]]
 
 
-def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Step:
+def our_step(parts: setup.Parts, batch: Mapping[str, Any]) -> Step:
     """The engine's step with these settings, on one batch, which gives the loss, unread; and its peak memory."""
     import torch
 
@@ -258,7 +259,7 @@ def our_step(parts: compose.Parts, batch: Mapping[str, Any]) -> Step:
     return step, device.memory
 
 
-def our_pass(parts: compose.Parts) -> Step:
+def our_pass(parts: setup.Parts) -> Step:
     """A forward pass of --eval-batch-size items as scoring and prediction make it, which gives a number, unread."""
     import torch
 
@@ -283,13 +284,13 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
     """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser:
     what a first script does. A step gives the loss, unread; its peak memory as `our_step`'s."""
     config = config.replace(use_lazy_mode=False, precision="fp32", deterministic=True)
-    kind, _ = environment.choose(config, launchers.find_rank(config))
+    kind, _ = select.choose(config, launchers.find_rank(config))
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # this program's choice on a processor
     import torch
 
     from unet.runtime import optim
 
-    task = compose.create(config.task)
+    task = setup.create(config.task)
     model, loss_of = task.plain(config)
     model = model.to(kind.name)
     optimizer = optim.build(config, [{"params": list(model.parameters())}], None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unet.config import where
+from unet.config.resolve import Resolved
+from unet.config.schema import where
 from unet.errors import UsageError
-from unet.resolve import Resolved
 from unet.tasks.base import create
 
 

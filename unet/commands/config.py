@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unet.options import flag
-from unet.resolve import Resolved
+from unet.config.options import flag
+from unet.config.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import files, host, run_files
-from unet.commands import launch, opening, tables
-from unet.config import Config, spelt, weights_to_write
-from unet.devices import environment, launchers
+from unet import files, host
+from unet.commands import launch, run_start, tables
+from unet.config import run_files
+from unet.config.options import flag
+from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
+from unet.config.schema import Config, spelt, weights_to_write
+from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
-from unet.options import flag
-from unet.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.tasks.base import Task, create
 
 SETTINGS = "settings.json"
@@ -73,7 +74,7 @@ class Fold:
 
     def require(self, settings: dict[str, Any]) -> None:
         """Raise UsageError where a run of this name is running, or was made with other settings."""
-        from unet.runtime.run_folder import RunFolder
+        from unet.runtime.folders.run_folder import RunFolder
 
         RunFolder(self.folder).require_stopped()
         path = self.folder / "config.json"
@@ -92,7 +93,7 @@ class Fold:
 
     def require_weights(self, replaced: bool) -> None:
         """Raise UsageError where the fold's weights are another run's, unless they are to be replaced."""
-        from unet.runtime.kept import Kept
+        from unet.runtime.checkpoints.kept import Kept
 
         state = Kept(self.weights).state
         own = self.status().get("weights") == str(self.weights.absolute())
@@ -115,7 +116,7 @@ def run(resolved: Resolved, command: str) -> int:
     if config.dry_run:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
         return 0
-    with opening.noting(folder):
+    with run_start.noting(folder):
         return train_and_sum_up(folder, found, config, cards, began)
 
 
@@ -176,7 +177,7 @@ def require(resolved: Resolved) -> None:
 def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[Fold]]:
     """The folder of the whole, new or gone on with, and its folds. Raises UsageError where it was begun with other
     settings."""
-    from unet.runtime.run_folder import RunFolder
+    from unet.runtime.folders.run_folder import RunFolder
 
     config = resolved.config
     out = Path(config.out)
@@ -219,7 +220,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
 
 def hold_weights(stem: Path, folder: Any) -> None:
     """Hold the names of all folds' weights for this cross-validation. Raises UsageError while another has them."""
-    from unet.runtime import claims
+    from unet.runtime.folders import claims
 
     files.make_folder(stem.parent)
     owner = claims.claim(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
@@ -232,8 +233,8 @@ def hold_weights(stem: Path, folder: Any) -> None:
 
 def clear(fold: Fold) -> None:
     """Remove a fold's run and weights, which are made anew."""
-    from unet.runtime.kept import Kept
-    from unet.runtime.run_folder import RunFolder
+    from unet.runtime.checkpoints.kept import Kept
+    from unet.runtime.folders.run_folder import RunFolder
 
     RunFolder(fold.folder).remove("train")
     Kept(fold.weights).clear(also_weights=True)
@@ -273,7 +274,7 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
     if places == 1:
         return [{}]
     alone = config.replace(devices=None)
-    kind, _ = environment.choose(alone, launchers.find_rank(alone))
+    kind, _ = select.choose(alone, launchers.find_rank(alone))
     cards = kind.cards()
     if cards is not None and places > cards:
         raise UsageError(

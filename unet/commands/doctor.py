@@ -8,11 +8,11 @@ from pathlib import Path
 
 import unet
 from unet import host
-from unet.config import Config, where
-from unet.devices import environment, launchers
+from unet.config.resolve import Resolved
+from unet.config.schema import Config, where
+from unet.devices import launchers, select
 from unet.errors import UnetError, UsageError
-from unet.resolve import Resolved
-from unet.runtime.run_folder import versions
+from unet.runtime.folders.run_folder import versions
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -26,7 +26,7 @@ def run(resolved: Resolved, command: str) -> int:
     except UsageError as error:
         lines.append(f"  {error.message} {error.hint}")
         rank = launchers.Rank()
-    for name in environment.DEVICES:
+    for name in select.DEVICES:
         why, cards = _state(name, config, rank)
         lines.append(
             f"  {name:<6} {'usable' if not why else 'not usable: ' + why}" + (f", {cards} cards" if cards else "")
@@ -58,9 +58,9 @@ def run(resolved: Resolved, command: str) -> int:
 
 def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None, int | None]:
     """(why a device cannot be used, how many cards there are)."""
-    device = environment.load(name)
+    device = select.load(name)
     try:
-        why = environment.usable(device, config, rank)
+        why = select.usable(device, config, rank)
     except UnetError as error:
         return f"{error.message} {error.hint}", None
     return why, None if why else device.cards()
@@ -71,7 +71,7 @@ def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
     if not wanted:
         return [f"--device {config.device} cannot be used here."]
     try:
-        device = environment.load(wanted[0])(config, rank)
+        device = select.load(wanted[0])(config, rank)
     except UnetError as error:
         return [f"{error.message} {error.hint}"]
     dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"

@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import compose, opening, scores
+from unet.commands import run_start, scores, setup
+from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
-from unet.resolve import Resolved, dumps
 from unet.tasks.base import Task
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Score the cases that the weights were not trained on (their run's validation cases, or what --split says)."""
     config = resolved.config
-    paths = compose.given_weights(config, "evaluate")
+    paths = setup.given_weights(config, "evaluate")
     if len(paths) > 1:
         raise UsageError(
             f"evaluate scores one network, not {len(paths)}.", "Type one --weights FILE; several are for predict."
         )
     path = paths[0]
-    parts = compose.assemble(config)
-    resolved, facts = compose.with_facts(resolved, [path], parts.task.tied)
+    parts = setup.assemble(config)
+    resolved, facts = setup.with_facts(resolved, [path], parts.task.tied)
     config = resolved.config
     parts = dataclasses.replace(parts, config=config)
-    network = compose.trained_network(parts, path, resolved)
+    network = setup.trained_network(parts, path, resolved)
     task = parts.task
     cases = chosen_cases(parts, resolved, facts[0])
     if config.dry_run:
@@ -38,8 +38,8 @@ def run(resolved: Resolved, command: str) -> int:
     folder = open_folder(parts, resolved, command)
     host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
     start = time.perf_counter()
-    with opening.noting(folder, parts.group.explain), compose.advising(parts):
-        infer = compose.infer(parts, network, finite=True)
+    with run_start.noting(folder, parts.group.explain), setup.advising(parts):
+        infer = setup.infer(parts, network, finite=True)
         records = scores.full(parts, infer, cases, folder)
     seconds = time.perf_counter() - start
     memory = parts.group.gather(parts.device.memory())
@@ -71,9 +71,9 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def open_folder(parts: compose.Parts, resolved: Resolved, command: str) -> Any:
+def open_folder(parts: setup.Parts, resolved: Resolved, command: str) -> Any:
     """The folder of this run, made by rank 0."""
-    from unet.runtime.run_folder import environment, new_folder
+    from unet.runtime.folders.run_folder import environment, new_folder
 
     config, kind = parts.config, f"{parts.config.task}-evaluate"
     folder = parts.group.first(
@@ -87,10 +87,10 @@ def open_folder(parts: compose.Parts, resolved: Resolved, command: str) -> Any:
     return folder
 
 
-def chosen_cases(parts: compose.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
+def chosen_cases(parts: setup.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
     """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
     that the weights name; of a set that has none of these, every case that was not trained on."""
-    return compose.all_cases(parts, functools.partial(choose, parts.task, resolved, facts))
+    return setup.all_cases(parts, functools.partial(choose, parts.task, resolved, facts))
 
 
 def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]) -> list[str]:

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unet import host
+from unet.config.resolve import Resolved
 from unet.devices import launchers
 from unet.errors import FAILED, USAGE, UnetError, UsageError
-from unet.resolve import Resolved
-from unet.runtime import claims
+from unet.runtime.folders import claims
 from unet.runtime.stop import interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 
@@ -55,7 +55,7 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
 def part(error: BaseException | None) -> Any:
     """Leave the other ranks, if this process has met any. Returns the error to raise: the death of another rank where
     that is what lies behind it."""
-    distributed = sys.modules.get("unet.runtime.distributed")
+    distributed = sys.modules.get("unet.runtime.distributed.process_group")
     if distributed is None:
         return error
     found = distributed.group().explain(error) if error else None

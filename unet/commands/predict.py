@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host
-from unet.commands import compose, outputs
+from unet.commands import predict_outputs, setup
+from unet.config.resolve import Resolved
 from unet.errors import DataError, UnetError
-from unet.resolve import Resolved
-from unet.runtime.output_folder import Made, OutputFolder, digests
+from unet.runtime.folders.output_folder import Made, OutputFolder, digests
 from unet.runtime.stop import interruptible
 
 
@@ -23,18 +23,18 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
 
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
-    paths = compose.given_weights(resolved.config, "predict")
-    parts = compose.assemble(resolved.config)
-    resolved, _ = compose.with_facts(resolved, paths, parts.task.tied)
+    paths = setup.given_weights(resolved.config, "predict")
+    parts = setup.assemble(resolved.config)
+    resolved, _ = setup.with_facts(resolved, paths, parts.task.tied)
     config, group = resolved.config, parts.group
     parts = dataclasses.replace(parts, config=config)
-    groups = outputs.inputs_of(parts.task, config)
-    made = Made("", "", weights_digest(paths), outputs.settings_digest(config, str(parts.device.dtype)))
-    out = OutputFolder(outputs.absolute(Path(config.output)))
+    groups = predict_outputs.inputs_of(parts.task, config)
+    made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(parts.device.dtype)))
+    out = OutputFolder(predict_outputs.absolute(Path(config.output)))
     if config.dry_run:
         if group.leads:
             out.read()
-            outputs.jobs(parts.task, groups, out, config, made.weights, made.settings)
+            predict_outputs.jobs(parts.task, groups, out, config, made.weights, made.settings)
             given = host.counted(len(groups), parts.task.given)
             print(f"Dry run: {given} would be predicted into {config.output}/; nothing was written.")
         return 0
@@ -54,17 +54,17 @@ def weights_digest(paths: Sequence[Path]) -> str:
 
 
 def begin(
-    parts: compose.Parts,
-    groups: outputs.Groups,
+    parts: setup.Parts,
+    groups: predict_outputs.Groups,
     out: OutputFolder,
     made: Made,
     stack: contextlib.ExitStack,
     own: Collection[str] = (),
-) -> dict[Path, outputs.Job]:
+) -> dict[Path, predict_outputs.Job]:
     """Take the output folder until `stack` closes, and find what is to be made. Raises UsageError."""
     stack.enter_context(out.held())
     out.read()
-    todo = outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings, own)
+    todo = predict_outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings, own)
     out.shorten()
     places = {path.parent for folder, job in todo.items() for path in results(parts.task, folder, job, out)}
     for place in {out.path, *places}:
@@ -72,18 +72,18 @@ def begin(
     return todo
 
 
-def results(task: Any, folder: Path, job: outputs.Job, out: OutputFolder) -> list[Path]:
+def results(task: Any, folder: Path, job: predict_outputs.Job, out: OutputFolder) -> list[Path]:
     """The files that are written for a case."""
     place = out.path / folder.name
     return [path for image in job.wanted for path in task.outputs(image, place, job.config).values()]
 
 
 def write(
-    parts: compose.Parts,
+    parts: setup.Parts,
     resolved: Resolved,
     paths: list[Path],
-    groups: outputs.Groups,
-    todo: dict[Path, outputs.Job],
+    groups: predict_outputs.Groups,
+    todo: dict[Path, predict_outputs.Job],
     out: OutputFolder,
     made: Made,
 ) -> int:
@@ -92,7 +92,7 @@ def write(
     done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
     members: list[Any] = []
     if todo:
-        members = [compose.infer(parts, compose.trained_network(parts, path, resolved), finite=True) for path in paths]
+        members = [setup.infer(parts, setup.trained_network(parts, path, resolved), finite=True) for path in paths]
         names = ", ".join(map(str, paths))
         given = host.counted(len(todo), task.given)
         host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {given}")
@@ -100,7 +100,7 @@ def write(
     faults, written = [], 0
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.given):
         try:
-            with compose.advising(parts):
+            with setup.advising(parts):
                 apply(task, folder, groups[folder], job, out, made, members)
             written += len(job.wanted)
         except DataError as error:
@@ -129,14 +129,14 @@ def apply(
     task: Any,
     folder: Path,
     images: list[Path],
-    job: outputs.Job,
+    job: predict_outputs.Job,
     out: OutputFolder,
     made: Made,
     members: list[Any],
 ) -> None:
     """Make the results of one case, noted before and after. Raises DataError."""
-    inputs = outputs.inputs_digest(task, images, job.config)
-    made = dataclasses.replace(made, source=outputs.source_of(folder, images), inputs=inputs)
+    inputs = predict_outputs.inputs_digest(task, images, job.config)
+    made = dataclasses.replace(made, source=predict_outputs.source_of(folder, images), inputs=inputs)
     paths = results(task, folder, job, out)
     appeared = [path for path in paths if path in job.free and os.path.lexists(path)]
     if appeared:
@@ -149,7 +149,7 @@ def apply(
     out.note(made, digests(paths))
 
 
-def share(todo: dict[Path, outputs.Job], rank: int, world: int) -> dict[Path, outputs.Job]:
+def share(todo: dict[Path, predict_outputs.Job], rank: int, world: int) -> dict[Path, predict_outputs.Job]:
     """The patients of one rank, by their number of images."""
     from unet.runtime.evaluation import deal
 

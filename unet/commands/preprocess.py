@@ -7,14 +7,14 @@ import os
 import time
 
 from unet import host
-from unet.config import where
-from unet.resolve import Resolved
+from unet.config.resolve import Resolved
+from unet.config.schema import where
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Make what is missing or changed; a second run does nothing, an interrupted one continues."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the pool has a process for each core
-    from unet.data import cache
+    from unet.data.cache import cache
     from unet.tasks.base import create
 
     config = resolved.config
@@ -24,14 +24,15 @@ def run(resolved: Resolved, command: str) -> int:
     cases = task.index(config)
     counts = cache.build(
         folder,
+        task.layout,
         cases,
         functools.partial(task.prepare, config=config),
-        cache.make_manifest(task.name, task.settings(config)),
+        cache.make_manifest(task.layout, task.settings(config)),
         config.rebuild_cache,
         renew=True,
     )
     seconds = time.perf_counter() - start
-    found = cache.open_cache(folder, cache.make_manifest(task.name, task.settings(config)))
+    found = cache.open_cache(folder, task.layout, cache.make_manifest(task.layout, task.settings(config)))
     cost = sum(case.cost for case in found)
     for words in task.remarks(found):
         host.notice(f"warning: {words}")

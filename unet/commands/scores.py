@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unet.commands import tables
-from unet.commands.compose import Parts
+from unet.commands.setup import Parts
 from unet.errors import DataError
 from unet.tasks.base import Infer
 
@@ -19,7 +19,8 @@ KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and
 
 def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
-    from unet.runtime import evaluation, pictures
+    from unet.runtime import evaluation
+    from unet.runtime.callbacks import pictures
 
     config, best = parts.config.replace(eval_crop=()), parts.task.best[0]
     kept = Spread()
@@ -101,7 +102,7 @@ def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:
 
 def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
     """Scores by case, mean, median, bootstrap interval, the worst five; the conventions below."""
-    from unet.models.metrics import bootstrap_interval
+    from unet.metrics.overlap import bootstrap_interval
     from unet.runtime import evaluation
 
     keys = shown(task, records)

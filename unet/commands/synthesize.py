@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from unet import host
-from unet.config import spelt, where
+from unet.config.resolve import Resolved
+from unet.config.schema import spelt, where
 from unet.errors import UsageError
-from unet.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:

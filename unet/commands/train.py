@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unet import capacity, files, host, run_files
-from unet.commands import closing, compose, opening
-from unet.commands import resuming as going_on
-from unet.config import Config, where
+from unet import files, host
+from unet.commands import run_end, run_start, setup
+from unet.commands import run_resume as going_on
+from unet.config import capacity, run_files
+from unet.config.resolve import Resolved
+from unet.config.schema import Config, where
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
-from unet.resolve import Resolved
-from unet.runtime import mlperf_rules
-from unet.runtime.kept import Kept
+from unet.runtime.callbacks import mlperf_rules
+from unet.runtime.checkpoints.kept import Kept
 from unet.tasks.base import create
 
 
@@ -42,12 +43,12 @@ def run(resolved: Resolved, command: str) -> int:
     if resolved.config.dry_run:
         return dry_run(resolved)
     cleared = cleared_here(resolved.config, rank.local)
-    parts = compose.assemble(resolved.config)
+    parts = setup.assemble(resolved.config)
     capacity.require(resolved.config, parts.device.own_memory)
-    folder, resolved, resuming = parts.group.first(lambda: opening.open_run(resolved, command))
+    folder, resolved, resuming = parts.group.first(lambda: run_start.open_run(resolved, command))
     parts = dataclasses.replace(parts, config=resolved.config)
     folder.writes = parts.group.leads
-    with opening.noting(folder, parts.group.explain):
+    with run_start.noting(folder, parts.group.explain):
         return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
 
 
@@ -59,7 +60,7 @@ def cleared_here(config: Config, local_rank: int) -> float | None:
     return mlperf_rules.clear_caches(where(config.cache, "data"), config.drop_caches)
 
 
-def clearing(parts: compose.Parts, asked: bool, cleared: float | None) -> float | None:
+def clearing(parts: setup.Parts, asked: bool, cleared: float | None) -> float | None:
     """When the caches of all nodes were cleared; None where those of any were not."""
     times = [when for first, when in parts.group.gather((asked, cleared)) if first]
     known = [when for when in times if when is not None]
@@ -94,7 +95,7 @@ def dry_run(resolved: Resolved) -> int:
             code = run(small, "dry run")
     if code == INTERRUPTED:
         return code
-    from unet.runtime import distributed
+    from unet.runtime.distributed import process_group as distributed
 
     if distributed.group().leads:
         print("Dry run: settings, data, network and device are in order; one step was made and nothing was kept.")
@@ -102,13 +103,13 @@ def dry_run(resolved: Resolved) -> int:
 
 
 def _run(
-    parts: compose.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
+    parts: setup.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
 ) -> int:
-    from unet.runtime import run_folder
+    from unet.runtime.folders import run_folder
 
     config, task, group = parts.config, parts.task, parts.group
     began = time.perf_counter()
-    cases = compose.all_cases(parts)
+    cases = setup.all_cases(parts)
     if cleared is None:  # the cache has only now been made
         cleared = clearing(parts, parts.device.rank.local == 0, cleared_here(config, parts.device.rank.local))
     saved = folder / "splits.json"
@@ -123,7 +124,7 @@ def _run(
     parts = dataclasses.replace(parts, config=task.completed(config, cases, group.world))
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(parts.device.describe()))
-    weights = compose.weights_path(config.weights[0])
+    weights = setup.weights_path(config.weights[0])
     goes_on = resuming and going_on.has_state(group, folder, Kept(weights))
     log = mlperf_log(parts, folder, split, goes_on)
     try:
@@ -135,18 +136,17 @@ def _run(
         if log:
             log.stop("aborted")  # where the loop has not said how it ended
     run.emit("finish")
-    with compose.advising(parts):
-        return closing.finish(parts, folder, resolved, run, weights, cases, split, reason)
+    with setup.advising(parts):
+        return run_end.finish(parts, folder, resolved, run, weights, cases, split, reason)
 
 
-def trained(
-    parts: compose.Parts, folder: Any, run: Any, split: dict[str, list[str]], goes_on: bool, began: float
-) -> str:
+def trained(parts: setup.Parts, folder: Any, run: Any, split: dict[str, list[str]], goes_on: bool, began: float) -> str:
     """Put the run where it begins, and train it. Returns why it ended."""
-    from unet.runtime import callbacks, engine
+    from unet.runtime import trainer
+    from unet.runtime.callbacks import logs as callbacks
 
     if goes_on:
-        weights = compose.weights_path(parts.config.weights[0])
+        weights = setup.weights_path(parts.config.weights[0])
         going_on.resume(run, folder, Kept(weights), facts_of(parts, folder, split))
     else:
         start_weights(parts, run, parts.config)
@@ -156,17 +156,17 @@ def trained(
     folder.status("running")
     parts.group.first(folder.begin)
     if parts.config.overwrite and parts.config.checkpoints and not goes_on:  # nothing goes on from the replaced run
-        parts.group.first(Kept(compose.weights_path(parts.config.weights[0])).clear)
-    if goes_on and (why := engine.ended(run)):
+        parts.group.first(Kept(setup.weights_path(parts.config.weights[0])).clear)
+    if goes_on and (why := trainer.ended(run)):
         folder.say(
-            f"nothing is left to train: the run is {closing.ended(why)}; a higher --epochs or --max-steps goes on"
+            f"nothing is left to train: the run is {run_end.ended(why)}; a higher --epochs or --max-steps goes on"
         )
     parts.group.on_death(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():
-            return engine.train(run)
+            return trainer.train(run)
     except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
-        advice = compose.advise(error, parts, run)
+        advice = setup.advise(error, parts, run)
         if advice:
             raise advice from error
         raise
@@ -174,23 +174,23 @@ def trained(
 
 def _lost(folder: Any, run: Any, why: str) -> None:
     """Another process is lost, and this one is about to be ended."""
-    from unet.runtime import run_folder
+    from unet.runtime.folders import run_folder
 
     run_folder.note(folder, "failed", why)
     run.emit("ends", reason="failed")
 
 
-def mlperf_log(parts: compose.Parts, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
+def mlperf_log(parts: setup.Parts, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
     """The MLPerf log of --mlperf-division, in rank 0; None otherwise."""
     if parts.config.mlperf_division is None or not parts.group.leads:
         return None
-    from unet.runtime import mlperf
+    from unet.runtime.callbacks import mlperf
 
     return mlperf.MLPerfLog(folder, parts.config, split, parts.device.describe(), goes_on)
 
 
 def build(
-    parts: compose.Parts,
+    parts: setup.Parts,
     folder: Any,
     cases: list[Any],
     split: dict[str, list[str]],
@@ -200,7 +200,7 @@ def build(
 ) -> Any:
     """The loop's Run, with its callbacks. The MLPerf clock of `log` starts when all but the loader is made: data are
     touched after."""
-    from unet.runtime import engine, evaluation, optim, seeding
+    from unet.runtime import evaluation, optim, seeding, trainer
 
     config, task, device, group = parts.config, parts.task, parts.device, parts.group
     training, validation = chosen(cases, split)
@@ -210,20 +210,20 @@ def build(
     applied = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
     optimizer, scaler = optim.build(config, task.groups(model), device), device.scaler()
-    infer = compose.infer(parts, applied)
+    infer = setup.infer(parts, applied)
     if config.mlperf_division:
-        from unet.runtime import mlperf
+        from unet.runtime.callbacks import mlperf
 
         mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, infer, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
     loader = batches(parts, training)
-    stop = engine.Stop(config.max_time)
+    stop = trainer.Stop(config.max_time)
     loader.hurry(stop.asked)
     score = functools.partial(task.evaluate, infer=infer, config=config)
     evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
     evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
-    run = engine.Run(
+    run = trainer.Run(
         *(config, task, device, model, network, applied, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
@@ -235,7 +235,7 @@ def build(
     return run
 
 
-def batches(parts: compose.Parts, training: list[Any]) -> Any:
+def batches(parts: setup.Parts, training: list[Any]) -> Any:
     """The task's loader. Raises UnetError where --data-on asks for more than the memory holds."""
     config, device, group = parts.config, parts.device, parts.group
     try:
@@ -250,7 +250,7 @@ def batches(parts: compose.Parts, training: list[Any]) -> Any:
         ) from error
 
 
-def opening_lines(parts: compose.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
+def opening_lines(parts: setup.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
     """What a user reads before the first step."""
     config, device, world = parts.config, parts.device, parts.group.world
     item, size = parts.task.item, config.batch_size * config.accumulate * world
@@ -299,9 +299,10 @@ def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], li
     return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
 
 
-def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
+def listeners(parts: setup.Parts, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
     """The callbacks: bar, logs, picture of the curves, checkpoints."""
-    from unet.runtime import callbacks, observers
+    from unet.runtime.callbacks import logs as callbacks
+    from unet.runtime.callbacks import observers
 
     config, score, group = parts.config, parts.task.best[0], parts.group
     workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.log_all_workers else []
@@ -320,12 +321,12 @@ def listeners(parts: compose.Parts, folder: Any, split: dict[str, list[str]], co
     if config.debug_dump:
         result.append(observers.Dump(Path(config.debug_dump)))
     if config.checkpoints:
-        weights = compose.weights_path(config.weights[0])
+        weights = setup.weights_path(config.weights[0])
         result.append(callbacks.Checkpoints(Kept(weights), facts_of(parts, folder, split)))
     return result
 
 
-def facts_of(parts: compose.Parts, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
+def facts_of(parts: setup.Parts, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
     """What weights and states say of their run: who it is, its cases, the settings of its network."""
     kept = (*parts.task.tied, "layers", "width", "precision", "seed")
     return {
@@ -338,10 +339,10 @@ def facts_of(parts: compose.Parts, folder: Any, split: dict[str, list[str]]) -> 
     }
 
 
-def start_weights(parts: compose.Parts, engine_run: Any, config: Config) -> None:
+def start_weights(parts: setup.Parts, engine_run: Any, config: Config) -> None:
     if config.load:
-        from unet.runtime import checkpoint
+        from unet.runtime.checkpoints import checkpoint
 
-        path = compose.weights_path(config.load)
-        _, own = parts.task.load(parts.group.first(lambda: compose.read_weights(path))[1], config)
+        path = setup.weights_path(config.load)
+        _, own = parts.task.load(parts.group.first(lambda: setup.read_weights(path))[1], config)
         checkpoint.fit(engine_run.model, own, path)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices import launchers
 from unet.errors import DeviceError
 

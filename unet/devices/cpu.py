@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from unet import host
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices.base import CHANNELS_FIRST, Device
 from unet.errors import DeviceError
 

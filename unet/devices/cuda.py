@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices.base import Device
 
 if TYPE_CHECKING:

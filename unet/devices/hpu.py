@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UsageError
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unet import host
-from unet.config import Config
+from unet.config.schema import Config
 from unet.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError
 

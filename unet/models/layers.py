@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.models import winograd
-from unet.models.norms import InstanceNorm3d, channel_last
+from unet.kernels import winograd
+from unet.kernels.norms import InstanceNorm3d, channel_last
 
 FEW = 64  # voxels
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from unet.errors import UnetError
+from unet.kernels.norms import channel_last, sparing
 from unet.models.layers import CONV, POOL, ConvBlock, Up, join
-from unet.models.norms import channel_last, sparing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from unet import host
-from unet.runtime.distributed import Group
+from unet.runtime.distributed.process_group import Group
 
 Record = dict[str, Any]
 

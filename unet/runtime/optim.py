@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unet.config import Config
+from unet.config.schema import Config
 from unet.devices.base import Device
 from unet.runtime.lamb import LAMB
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import Config, where
+from unet.config.schema import Config, where
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.data.cache import CachedCase
+    from unet.data.cache.cached_case import CachedCase
+    from unet.data.cache.layout import Layout
+    from unet.data.cases import Case
     from unet.data.checks import Report
-    from unet.data.loaders import Loader
-    from unet.data.volumes import Case
+    from unet.data.loading.loader import Loader
 
 Infer = Callable[[Any], "Tensor"]
 
@@ -46,6 +47,7 @@ class Task:
     picture = ""
     key: tuple[tuple[str, tuple[int, int, int]], ...] = ()
     tied: tuple[str, ...] = ()
+    layout: Layout
     by_steps = False
 
     @property
@@ -118,17 +120,18 @@ class Task:
     def cases(self, config: Config, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
         """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
         cases) where there is none."""
-        from unet.data import cache
+        from unet.data.cache import cache
 
         def chosen(ids: list[str]) -> Collection[str]:
             return choose(ids[: config.max_cases]) if choose else ids
 
         found = cache.ensure(
             where(config.cache, "data"),
+            self.layout,
             functools.partial(self.index, config),
             where(config.data, "data"),
             functools.partial(self.prepare, config=config),
-            cache.make_manifest(self.name, self.settings(config)),
+            cache.make_manifest(self.layout, self.settings(config)),
             config.rebuild_cache,
             chosen if choose else None,
         )
@@ -231,7 +234,7 @@ def loading(config: Config, options: Mapping[str, Any]) -> tuple[int, dict[str, 
 def create(name: str) -> Task:
     """The task of a name."""
     try:
-        module = importlib.import_module(f"unet.tasks.{name}")
+        module = importlib.import_module(f"unet.tasks.{name}.task")
     except ModuleNotFoundError as error:
         raise UsageError(f"Unknown task {name!r}.", "See: python -m unet train --help") from error
     task: Task = module.TASK()

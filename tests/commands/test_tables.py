@@ -1,0 +1,54 @@
+"""Tables and blocks on terminals of any width."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from unet.commands import scores, tables
+from unet.tasks.kits19.task import KiTS19
+from unet.tasks.lgg.task import LGG
+
+TASKS = (LGG(), KiTS19())
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("columns", [None, 200, 80, 60, 40, 30])
+def test_no_line_of_the_scores_is_wider_than_the_terminal(
+    task: object, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    names = ("TCGA_PH_0004_20000101", "TCGA_PH_0005_20000101", "case_00003")
+    keys = [key for key, _, _ in task.columns]  # type: ignore[attr-defined]
+    records = [{"case": name, **dict.fromkeys(keys, -1234.5)} for name in names]
+    shown = scores.table(task, records, 10)
+    for key in keys:
+        heading = next(name for item, name, _ in task.columns if item == key)  # type: ignore[attr-defined]
+        assert heading in shown
+    for name in names:
+        assert name[-8:] in shown
+    if columns is None:
+        assert shown.splitlines()[0] == f"  {task.subject:<28}" + "".join(  # type: ignore[attr-defined]
+            f"{name:>13}"
+            for _, name, _ in task.columns  # type: ignore[attr-defined]
+        )
+    else:
+        wide = [line for line in shown.splitlines() if len(line) > columns and " " in line.strip()]
+        assert not wide, wide
+
+
+def test_long_lines_are_filled_under_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "  speed      167.2 images/s in training, data wait 12.3%, peak memory 420.2 MB"
+    found = tables.text(line, indent=13)
+    assert max(map(len, found)) <= 40
+    assert found[0].startswith("  speed      167.2")
+    assert found[1].startswith(" " * 13)
+    assert " ".join(" ".join(found).split()) == " ".join(line.split())
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr("sys.stdout", SimpleNamespace())
+    assert tables.width() == tables.UNLIMITED

@@ -1,0 +1,385 @@
+"""Flags as other programs write them, and values that cannot be: what is understood, what is refused, what is said."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import error_of
+
+from unet import cli as program
+from unet.config import capacity, check_paths
+from unet.config.options import nearest, spellings
+from unet.config.schema import Config, contradictions
+from unet.errors import UsageError
+
+HABANA = (
+    "--task em --exec_mode train_and_evaluate --model_dir m --data_dir None --log_dir m --batch_size 8 --dtype bf16"
+    " --fold None --max_steps 6400 --log_every 100 --evaluate_every 0 --warmup_steps 200 --weight_decay 0.0005"
+    " --learning_rate 0.0001 --seed 123 --dump_config None --augment True --benchmark False --xla False"
+    " --resume_training False --no_hpu False --synth_data False --disable_ckpt_saving False --use_horovod False"
+    " --tensorboard_logging False --log_all_workers False --tf_verbosity 0"
+)
+MLPERF = (
+    "--task kits19 --data_dir None --log_dir /tmp --save_ckpt_path None --load_ckpt_path None --loader pytorch"
+    " --local_rank 0 --exec_mode train --batch_size 2 --ga_steps 1 --epochs 1 --evaluate_every 20 --start_eval_at 1000"
+    " --layout NCDHW --input_shape [128, 128, 128] --val_input_shape '[128, 128, 128]' --seed -1 --num_workers 8"
+    " --benchmark False --warmup_steps 200 --amp False --optimizer sgd --learning_rate 1.0 --momentum 0.9"
+    " --init_learning_rate 1e-4 --lr_warmup_epochs 0 --lr_decay_epochs None --lr_decay_factor 1.0"
+    " --lamb_betas '0.9, 0.999' --weight_decay 0.0 --verbose False --oversampling 0.4 --overlap 0.5"
+    " --cudnn_benchmark False --cudnn_deterministic False"
+)
+
+
+def parsed(line: str) -> Config:
+    return program.resolve("train", shlex.split(line)).config
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (HABANA, {"fold": None, "augment": True, "compile": False, "resume": None, "device": "auto", "out": "m"}),
+        (HABANA, {"checkpoints": True, "data": "em", "debug_dump": None, "quiet": False, "distributed": False}),
+        (MLPERF, {"lamb_betas": (0.9, 0.999), "patch": (128,) * 3, "eval_patch": (128,) * 3, "lr_milestones": ()}),
+        (MLPERF, {"precision": "fp32", "cudnn_benchmark": False, "deterministic": False, "data": "kits19"}),
+        (MLPERF, {"verbose": False, "load": None, "weights": (), "synth_data": False}),
+        ("--lamb_betas 0.9,0.99", {"lamb_betas": (0.9, 0.99)}),
+        ("--lamb_betas 0.9, 0.99", {"lamb_betas": (0.9, 0.99)}),
+        ("--lamb_betas=(0.9,0.99)", {"lamb_betas": (0.9, 0.99)}),
+        ("--aug-scale 0.995", {"aug_scale": 0.005}),
+        ("--aug-scale 0.05", {"aug_scale": 0.05}),
+        ("--task kits19 --patch=64", {"patch": (64, 64, 64)}),
+        ("--CUDA_devices \"['0', '1']\"", {"cuda_devices": (0, 1)}),
+        ("--augment False --epochs 3", {"augment": False, "epochs": 3}),
+        ("--augment=false", {"augment": False}),
+        ("--no-augment True", {"augment": False}),
+        ("--hpu False --no_hpu True", {"device": "cpu"}),
+        ("--disable_ckpt_saving True", {"checkpoints": False}),
+        ("--amp True", {"precision": "auto"}),
+        ("--dtype bfloat16", {"precision": "bf16"}),
+        ("--capture False", {"capture": "off"}),
+        ("--fold none", {"fold": None}),
+        ("--split None", {"split": "none"}),
+        ("--run-name None", {"run_name": None}),
+        ("--json_config_file None", {"config": None}),
+        ("--total_epochs 3 --max_niis_to_use 4", {"epochs": 3, "max_cases": 4}),
+        ("--output_dir o --workers_per_process 2", {"out": "o", "workers": "2"}),
+        ("--gradient_clipping_value 100", {"clip": 100.0}),
+        ("--data=~/x --out=~/y", {"data": str(Path.home() / "x"), "out": str(Path.home() / "y")}),
+        ("--data=~nosuchuser/x", {"data": "~nosuchuser/x"}),
+        ("--run-name lgg-ärzte", {"run_name": "lgg-ärzte"}),
+    ],
+)
+def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], workplace: Path) -> None:
+    config = parsed(line)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--aug-scale 0.995", "half-width of 0.005"),
+        ("--data_dir None", "--data-dir None is taken as not given"),
+        ("--epochs 3 --epochs 4", "--epochs is given more than once: 4 is used, not 3"),
+        ("--patch 64", "--patch is for --task kits19: it changes nothing with lgg"),
+        ("--split last --fold 0", "--split last changes nothing beside --fold 0"),
+        ("--task kits19 --image_size 64", "--image-size is for --task lgg or em"),
+    ],
+)
+def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: str) -> None:
+    code, _, err = cli("config", *shlex.split(line))
+    assert code == 0
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--resume", ""], "--resume is empty"),
+        (["--run-name", " "], "--run-name is empty"),
+        (["--run-name", ".."], "not '..'"),
+        (["--run-name", "a\nb"], "control character"),
+        (["--run-name", "x" * 300], "too long"),
+        (["--data", "a\0b"], "control character"),
+        (["--data", "\udcff"], "not UTF-8"),
+        (["--weights", ""], "--weights is empty"),
+        (["--dist-url", "foo"], "--dist-url takes env:// or tcp://HOST:PORT"),
+        (["--dist-url", "tcp://host:99999"], "99999 is no port"),
+        (["--out=--lr"], "begins with a dash"),
+        (["--data", "\u202eabc"], "control character"),
+        (["--dist-url", "tcp://host"], "--dist-url takes env:// or tcp://HOST:PORT"),
+        (["--warmup-epochs", "1e20"], "--warmup-epochs takes a whole number"),
+        (["--warmup-epochs", "1" + "0" * 20], "--warmup-epochs is at most 1000000000"),
+        (["--epochs", "9" * 5000], "--epochs takes a whole number, not '999"),
+        (["--epochs", "٣"], "--epochs takes a whole number"),
+        (["--epochs", "1_000"], "--epochs takes a whole number"),
+        (["--epochs", "none"], "--epochs takes a whole number"),
+        (["--target", "inf"], "--target takes a number"),
+        (["--target", "1.5"], "--target is at most 1"),
+        (["--lr", "1e999"], "--lr takes a number"),
+        (["--lr", "0x1p-3"], "--lr takes a number"),
+        (["--lr"], "--lr needs a value"),
+        (["--optimizer", "--lr", "1"], "--optimizer needs a value: sgd, adam"),
+        (["--overlay=maybe"], "--overlay takes no value, or true or false, not 'maybe'"),
+        (["--loader", "dali"], "--loader takes synthetic, pytorch"),
+        (["--device-module", "os"], "package.module:Class"),
+        (["--workers", "-1"], "--workers takes auto or a whole number"),
+        (["--image-size", "-64"], "--image-size is at least 4"),
+        (["--layers", "4.5"], "--layers takes a whole number"),
+        (["--image-size", "16", "--batch-size", "1"], "one value of a slice to the deepest batch norm"),
+        (["--task", "kits19", "--patch", "32", "--normalization", "batch", "--batch-size", "1"], "one value of a crop"),
+        (["--width", "1000000"], "a network of 7.57e+15 parameters, which take"),
+        (["--device", "cpu", "--batch-size", "100000", "--image-size", "4096"], "at the network's first level"),
+        (["extra", "words"], "unexpected 'extra'; unexpected 'words'"),
+    ],
+)
+def test_values_that_cannot_be(cli: Any, words: list[str], expected: str) -> None:
+    error = error_of(cli("train", *words), 2)
+    assert expected in error
+    assert max(map(len, error.splitlines())) < 500
+
+
+def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
+    line = "--lr --epochs x --fold 9 --image-size 100 --overlay=2 --rank 3 --world-size 2"
+    error = error_of(cli("train", *line.split()), 2)
+    for expected in ("--lr needs a value", "--epochs takes", "--fold 9 is outside", "not a multiple", "--rank 3"):
+        assert expected in error
+    assert "unknown option --wandb." in error_of(cli("train", *line.split()[5:], "--wandb", "on"), 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\xff\x00",
+        b"[1, 2]",
+        b'"text"',
+        b"[" * 100_000,
+        b'{"settings": {"lr": 5}}',
+        b'{"settings": []}',
+        b'{"cases": {}, "settings": {"image_size": 64}, "version": 3}',
+        b'{"lr": NaN}',
+        b'{"lr": Infinity}',
+        b'{"lr": 1' + b"0" * 400 + b"}",
+        b'{"epochs": null}',
+        b'{"epochs": 1e20}',
+        b'{"epochs": true}',
+        b'{"epochs": [3]}',
+        b'{"run_name": ["a"]}',
+        b'{"data": 5}',
+        b'{"data": {"a": {"b": 1}}}',
+        b'{"augment": "maybe"}',
+        b'{"augment": 1}',
+        b'{"patch": {"x": 1}}',
+        b'{"patch": [[64]]}',
+        b'{"patch": []}',
+        b'{"resume": "auto"}',
+        b'{"config": "other.json"}',
+        b'{"device_module": "os:system"}',
+        b'{"run_name": "../up"}',
+        b'{"task": "brain"}',
+        b'{"lr": 0.1, "learning_rate": 0.2}',
+        b'{"xla": "yes"}',
+        b'{"json_config_file": "other.json"}',
+        b'{"resume_training": true}',
+        b'{"no": 1, "such": 2, "setting": 3}',
+    ],
+    ids=lambda content: content[:24].decode(errors="replace"),
+)
+def test_settings_files_that_cannot_be(cli: Any, workplace: Path, content: bytes) -> None:
+    Path("s.json").write_bytes(content)
+    error_of(cli("config", "--config", "s.json"), 2)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "circle", "huge"])
+def test_a_settings_file_that_is_no_file(cli: Any, workplace: Path, kind: str) -> None:
+    import os
+
+    path = Path("/dev/zero" if kind == "device" else "s.json")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "huge":
+        with open(path, "wb") as stream:
+            stream.truncate(2**40)
+    error_of(cli("config", "--config", path), 2)
+
+
+def test_settings_files_take_what_flags_take(workplace: Path) -> None:
+    content = {"workers": 2, "total_epochs": 3.0, "fold": None, "lamb-betas": "0.9, 0.99", "quiet": False}
+    content |= {"learning_rate": 0.5, "disable_ckpt_saving": True, "no_hpu": False, "cpu": True, "amp": "bf16"}
+    Path("s.json").write_text(json.dumps(content))
+    config = parsed("--config s.json")
+    assert (config.workers, config.epochs, config.fold, config.lamb_betas) == ("2", 3, None, (0.9, 0.99))
+    assert (config.lr, config.checkpoints, config.device, config.precision) == (0.5, False, "cpu", "bf16")
+
+
+def test_resume_and_config_do_not_go_together(cli: Any, workplace: Path) -> None:
+    Path("s.json").write_text("{}")
+    assert "Leave out one of the two" in error_of(cli("train", "--resume", "--config", "s.json"), 2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--wandb", None),
+        ("--gpus", None),
+        ("--bach-size", "--batch-size"),
+        ("--epoch", "--epochs"),
+        ("--Epochs", "--epochs"),
+        ("--learning_rat", "--learning-rate"),
+        ("--tensorbord", "--tensorboard"),
+        ("--" + "x" * 10000, None),
+    ],
+)
+def test_only_what_is_near_is_suggested(typed: str, meant: str | None) -> None:
+    assert nearest(typed, spellings(program.COMMANDS["train"].groups)) == meant
+
+
+def test_the_network_is_counted_before_it_is_built() -> None:
+    from unet.config.recipes import TASK_DEFAULTS
+    from unet.tasks.base import create
+
+    for task, count in (("lgg", 7_763_041), ("em", 34_512_258), ("kits19", 31_190_243)):
+        assert capacity.parameters(Config(**{"task": task, **TASK_DEFAULTS[task]})) == count
+    for task in ("lgg", "em", "kits19"):
+        for layers, width, norm in ((2, 3, "batch"), (3, 5, "none"), (5, 2, "instance")):
+            config = Config(task=task, layers=layers, width=width, normalization=norm)
+            built = sum(parameter.numel() for parameter in create(task).model(config).parameters())
+            assert capacity.parameters(config) == built, (task, layers, width, norm)
+
+
+def test_the_memory_of_what_every_task_does_by_default_is_granted() -> None:
+    for task in ("lgg", "em", "kits19"):
+        assert not capacity.too_large(parsed(f"--task {task}"))
+    wide = parsed("--width 600")  # 11 GB to make, four times that to train
+    assert len(capacity.too_large(wide, own_memory=False)) >= len(capacity.too_large(wide, own_memory=True))
+    with pytest.raises(UsageError, match="--width 100000 "):
+        program.resolve("predict", ["--width", "100000"])
+    assert contradictions(parsed("--task kits19 --recipe dgx --devices 8")) == []
+
+
+@pytest.mark.parametrize("words", [("help", "train"), ("train", "--help"), ("--help", "train")])
+def test_help_of_a_command(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert program.main(list(words)) == 0
+    except SystemExit as ended:
+        assert ended.code == 0
+    assert "--run-name" in capsys.readouterr().out or words[0] == "--help"
+
+
+def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        program.main(words)
+    return capsys.readouterr().out
+
+
+def test_help_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(["train", "--task", "em", "--help"], capsys)
+    assert "--context" in text and "--patch" not in text
+    assert "passes over" in text and "[1000000]" in text
+    assert "[572]" in text
+    every = helped(["train", "--help"], capsys)
+    assert "kits19: crop that is" in every and "[64]" in every
+
+
+@pytest.mark.parametrize("columns", [10, 40, 60, 200])
+def test_help_at_narrow_terminals(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = helped(["train", "--help"], capsys).splitlines()
+    widest = [line for line in lines if len(line) > max(40, min(80, columns))]
+    assert all(len(line.split()) <= 2 for line in widest), widest  # a word that is longer than the terminal
+
+
+def test_values_are_converted_alike_from_flags_and_files() -> None:
+    with pytest.raises(UsageError, match="at most 1000"):
+        parsed("--lr 1e5")
+
+
+HOSTILE = (
+    *(
+        "",
+        " ",
+        "\0",
+        "a\nb",
+        "\x1b[31m",
+        "\udcff",
+        "\u202eabc",
+        "\u0663",
+        "1_000",
+        "0",
+        "-1",
+        "1.5",
+        "-0.0",
+        "1e20",
+        "1e999",
+    ),
+    *(
+        "inf",
+        "-inf",
+        "nan",
+        "None",
+        "none",
+        "null",
+        "True",
+        "0x10",
+        "9" * 30,
+        "9" * 5000,
+        "..",
+        "/",
+        "a/b",
+        "~nosuch/x",
+    ),
+    *(
+        "/dev/zero",
+        "./pipe",
+        "./circle",
+        "$HOME",
+        "-",
+        "--",
+        "--lr",
+        "=",
+        "a" * 300,
+        "a/" * 3000,
+        "[1",
+        "1,2,3,4",
+        "[]",
+        ",",
+    ),
+    *("{}", "%s%n", "os:system", "tcp://x:99999", "tcp://x:1", "unet.pt", "'"),
+)
+
+
+def test_hostile_values_of_every_flag(workplace: Path) -> None:
+    """Each flag of each command with each of these values: either a value, or one usage error of two short lines."""
+    import os
+
+    os.mkfifo("pipe")
+    Path("circle").symlink_to("circle")
+    tried: set[tuple[str, str]] = set()
+    for name, command in program.COMMANDS.items():
+        for spelling, spec in spellings(command.groups).items():
+            if (spec.name, spelling) in tried:
+                continue
+            tried.add((spec.name, spelling))
+            for value in HOSTILE[len(tried) % 4 :: 4]:  # each value meets each kind of flag
+                try:
+                    resolved = program.resolve(name, [f"{spelling}={value}"])
+                    check_paths.require(name, resolved)
+                except UsageError as error:
+                    text = f"{error.message}{error.hint}"
+                    assert "\n" not in text and len(text) < 1200 and text.isprintable(), (name, spelling, value)
+                    continue
+                found = getattr(resolved.config, spec.name)
+                for item in found if isinstance(found, tuple) else (found,):
+                    assert not isinstance(item, float) or abs(item) < 1e13, (spelling, value)
+                    assert not isinstance(item, str) or (item.strip() and item.isprintable()), (spelling, value)
+    assert len(tried) > 150

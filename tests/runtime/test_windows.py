@@ -1,0 +1,418 @@
+"""Windows over volumes: the arithmetic, the stitched logits, loss and score of MLPerf's U-Net3D reference."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, read_json
+
+from unet import host
+from unet.config.schema import Config
+from unet.data import windows as plans
+from unet.devices import cpu
+from unet.devices.launchers import Rank
+from unet.errors import DataError, UnetError, UsageError
+from unet.metrics import overlap
+from unet.models import convert
+from unet.models.unet import UNet
+from unet.runtime.inference import predictor as inference
+
+REFERENCE = read_json(GOLDEN / "kits19_reference.json")
+CUBE = (128, 128, 128)
+
+
+def device(**settings: object) -> cpu.CPU:
+    return cpu.CPU(Config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+
+
+def wave(shape: tuple[int, ...], a: float, b: float) -> np.ndarray[Any, Any]:
+    """The input of the golden numbers."""
+    i = np.arange(np.prod(shape), dtype=np.float64)
+    return (np.sin(a * i + b) + 0.5 * np.cos(0.00171 * i)).astype(np.float32).reshape(shape)
+
+
+class Mixer(torch.nn.Module):
+    """Three channels that depend on the place in the window, differently along each axis; counts its calls."""
+
+    def __init__(self, golden: bool = False) -> None:
+        super().__init__()
+        self.golden = golden
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape))
+        d, h, w = (torch.linspace(-1, 1, side) for side in x.shape[2:])
+        if self.golden:
+            return torch.cat((x, x * w, x + 0.5 * w), 1)
+        return torch.cat((x * d[:, None, None], x * x * h[:, None] + w, x + w), 1)
+
+
+def plainly(volume: torch.Tensor, network: Mixer, roi: tuple[int, ...], step: tuple[int, ...], how: str) -> Any:
+    """Window inference written out: weights and counts of the size of the volume, float64."""
+    axes = [torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in roi]
+    each = [torch.exp(-0.5 * (axis / (0.125 * side)) ** 2) for axis, side in zip(axes, roi, strict=True)]
+    weight = torch.einsum("i,j,k->ijk", *each) ** (1 / 3) if how == "gaussian" else torch.ones(roi)
+    total = torch.zeros(3, *volume.shape[1:], dtype=torch.float64)
+    norm = torch.zeros(volume.shape[1:], dtype=torch.float64)
+    starts = [range(0, side - r + 1, s) for side, r, s in zip(volume.shape[1:], roi, step, strict=True)]
+    for place in itertools.product(*starts):
+        box = tuple(slice(start, start + side) for start, side in zip(place, roi, strict=True))
+        total[(slice(None), *box)] += network(volume[(slice(None), *box)][None])[0] * weight
+        norm[box] += weight
+    return total / norm
+
+
+@pytest.mark.parametrize(
+    ("shape", "roi", "expected"),
+    [
+        ((190, 392, 392), CUBE, 50),
+        ((256, 333, 333), CUBE, 48),
+        (CUBE, CUBE, 1),
+        ((150, 170, 200), CUBE, 1 * 2 * 2),
+        ((96, 96, 96), (64, 64, 64), 8),
+    ],
+)
+def test_known_counts(shape: tuple[int, ...], roi: tuple[int, ...], expected: int) -> None:
+    assert plans.count(shape, roi) == expected
+
+
+def test_sides_are_rounded_to_the_nearest_multiple_of_the_stride() -> None:
+    """MLPerf's rule for every side from the window on: cropped below half a stride, padded from there on."""
+    for side in range(128, 700):
+        plan = plans.plan((side,), (128,), 0.5)
+        assert plan.count == side // 64 - 1 + (side % 64 >= 32)
+        rest = side % 64
+        if rest < 32:
+            assert plan.crop == (slice(rest // 2, side - (rest - rest // 2)),)
+            assert plan.pad == ((0, 0),)
+        else:
+            low = (64 - rest) // 2
+            assert plan.crop == (slice(0, side),)
+            assert plan.pad == ((low, 64 - rest - low),)
+
+
+@pytest.mark.parametrize("region", plans.REGIONS)
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.6, 0.9])
+def test_windows_cover_what_is_scored(region: str, overlap: float) -> None:
+    """Also where the reference fails or skips: sides below the window, strides that do not divide it."""
+    for roi in (1, 7, 32, 33):
+        step = plans.stride(roi, overlap)
+        for side in range(1, 120):
+            plan = plans.plan((side,), (roi,), overlap, region)
+            scored, padded = plan.scored[0], plan.padded[0]
+            if region == "rounded":
+                assert padded == roi + (plan.count - 1) * step
+            else:
+                places = inference.starts(padded, roi, overlap)
+                assert padded == max(side, roi) and len(places) == plan.count
+                assert places[0] == 0 and places[-1] + roi == padded
+                assert all(0 < b - a <= step for a, b in itertools.pairwise(places))
+            assert (
+                padded - sum(plan.pad[0])
+                == scored
+                == len(range(side)[plan.crop[0]])
+                == len(range(padded)[plan.inner[0]])
+            )
+            assert sum(plan.pad[0]) < step or (side < roi and padded == roi)
+            lost = side - scored
+            assert 0 <= lost < max(1, step // 2)
+            assert lost == 0 or (region == "rounded" and side > roi)
+
+
+def test_a_small_side_that_the_reference_fails_on() -> None:
+    """70 voxels: cropped to 64 and padded to 128 in the reference, whose output and label then disagree."""
+    plan = plans.plan((70, 20, 130), CUBE)
+    assert (plan.scored, plan.padded, plan.count) == ((70, 20, 128), CUBE, 1)
+    assert plans.plan((70, 20, 130), CUBE, region="full").scored == (70, 20, 130)
+
+
+def test_arrays_and_tensors_are_fitted_alike() -> None:
+    plan = plans.plan((9, 13, 17), (8, 8, 16))
+    assert (plan.scored, plan.pad) == ((8, 12, 16), ((0, 0), (0, 0), (0, 0)))
+    plan = plans.plan((9, 15, 5), (8, 8, 16))
+    array = np.random.default_rng(0).normal(size=(2, 9, 15, 5)).astype(np.float32)
+    part = plans.cropped(array, plan)
+    assert part.shape == (2, 8, 15, 5)
+    assert np.shares_memory(part, array)
+    padded = plans.padded(part, plan)
+    assert padded.shape == (2, 8, 16, 16)
+    assert padded.dtype == np.float32
+    assert np.array_equal(plans.inner(padded, plan), part)
+    outside = np.ones(padded.shape, bool)
+    outside[:, :, 0:15, 5:10] = False
+    assert (padded[outside] == np.float32(-2.2)).all()
+    assert torch.equal(plans.padded(torch.from_numpy(part), plan), torch.from_numpy(padded))
+
+
+@pytest.mark.parametrize("wrong", [((8, 8), (4, 4, 4)), ((8, 0, 8), (4, 4, 4)), ((8, 8, 8), (4, 4, 0))])
+def test_impossible_windows_are_refused(wrong: tuple[Any, Any]) -> None:
+    with pytest.raises(UsageError, match="No windows of"):
+        plans.plan(*wrong)
+    with pytest.raises(UsageError):
+        plans.plan((8, 8, 8), (4, 4, 4), overlap=1.0)
+
+
+def test_both_places_know_one_stride() -> None:
+    """The arithmetic of data and of the runtime, which may not import one another."""
+    for roi, share in itertools.product((1, 5, 10, 33, 128), (0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9, 0.95)):
+        plan = plans.plan((300,) * 3, (roi,) * 3, share)
+        grid = inference.Grid(plan.padded, (roi,) * 3, share, "gaussian")
+        assert tuple(map(len, grid.starts)) == plan.grid
+
+
+@pytest.mark.parametrize("name", REFERENCE["sliding_window"]["cases"])
+def test_the_reference_s_logits(name: str) -> None:
+    case = REFERENCE["sliding_window"]["cases"][name]
+    shape = tuple(int(side) for side in name.strip("()").split(","))
+    image = wave((1, *shape), a=0.00031, b=0.2)
+    plan = plans.plan(shape, CUBE)
+    assert [1, 1, *plan.scored] == case["scored_shape"]
+    volume = torch.from_numpy(plans.padded(plans.cropped(image, plan), plan))
+    logits = plans.inner(inference.windows(volume, Mixer(golden=True), device(), CUBE, batch=2), plan)
+    known = case["logits"]
+    assert [1, *logits.shape] == known["shape"]
+    flat = logits.reshape(-1)
+    assert flat[known["flat_index"]].tolist() == pytest.approx(known["values"], rel=1e-4)
+    found = [flat.mean().item(), flat.std().item(), flat.min().item(), flat.max().item()]
+    expected = [known[key] for key in ("mean", "std", "min", "max")]
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "constant"])
+def test_windows_that_are_no_cubes(blend: str) -> None:
+    roi, step = (8, 12, 16), (4, 6, 8)
+    volume = torch.randn(1, 20, 24, 32, generator=torch.Generator().manual_seed(1))
+    found = inference.windows(volume, Mixer(), device(), roi, 0.5, 3, blend)
+    torch.testing.assert_close(found.double(), plainly(volume, Mixer(), roi, step, blend), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_the_reference() -> None:
+    """Corner and middle of a face of the importance map, over its highest value."""
+    axis = inference.profile(128, "gaussian")
+    axis /= axis.max()
+    assert axis[0] ** 3 == pytest.approx(3.80129e-4, rel=1e-5)
+    assert axis[0] == pytest.approx(0.0724, rel=1e-3)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_result_does_not_depend_on_the_batch(static: bool) -> None:
+    """18 windows in groups of 1, 5 (the last has 3 and is padded), 18 and 20."""
+    where = device()
+    where.static_shapes = static
+    volume = torch.randn(1, 16, 24, 32, generator=torch.Generator().manual_seed(2))
+    results = []
+    for batch in (1, 5, 18, 20):
+        network = Mixer().train()
+        results.append(inference.windows(volume, network, where, (8, 16, 16), 0.5, batch))
+        assert network.training
+        size = min(batch, 18) if not static else batch
+        assert network.shapes == [(size, 1, 8, 16, 16)] * -(-18 // batch)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_mirroring_is_the_mean_of_eight_flipped_volumes() -> None:
+    roi = (8, 8, 8)
+    volume = torch.randn(1, 12, 16, 8, generator=torch.Generator().manual_seed(3))
+    each = []
+    for flips in itertools.product((False, True), repeat=3):
+        axes = [axis + 1 for axis, flip in enumerate(flips) if flip]
+        each.append(inference.windows(volume.flip(axes), Mixer(), device(), roi).flip(axes))
+    network = Mixer()
+    found = inference.windows(volume, network, device(), roi, batch=4, mirror=True)
+    torch.testing.assert_close(found, torch.stack(each).mean(0))
+    assert set(network.shapes) == {(4, 1, *roi)}
+    assert (found - each[0]).abs().max() > 0.1  # the flips do differ
+
+
+def test_bf16_logits_are_added_up_in_fp32() -> None:
+    class Half(Mixer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).bfloat16()
+
+    volume = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
+    found = inference.windows(volume, Half(), device(precision="bf16"), (8, 8, 8), 0.75)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found, inference.windows(volume, Mixer(), device(), (8, 8, 8), 0.75), rtol=0.01, atol=0.02
+    )
+
+
+def test_a_volume_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(DataError) as error:
+        inference.windows(torch.zeros(1, 16, 17, 4), Mixer(), device(), (8, 8, 8))
+    assert "(16, 17, 4)" in error.value.message
+    assert "(16, 17, 8)" in error.value.hint
+
+
+def test_windows_lie_evenly_where_they_do_not_fit() -> None:
+    """Every voxel is seen, and the mean of equal outputs is that output."""
+    assert inference.starts(392, 128, 0.5) == [0, 53, 106, 158, 211, 264]
+    assert inference.starts(256, 128, 0.5) == [0, 64, 128]
+    volume = torch.randn(1, 11, 17, 8)
+    for blend in ("gaussian", "constant"):
+        logits = inference.windows(volume, Mixer(golden=True), device(), (8, 8, 8), blend=blend)
+        assert torch.allclose(logits[0], volume[0], atol=1e-6)
+
+
+class Card(cpu.CPU):
+    """A card with so many bytes for what is put on it; its network needs more still, from the second batch on."""
+
+    own_memory = True
+    budget = 10**9
+    released = 0
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.nbytes > self.budget:
+            raise torch.OutOfMemoryError("Card out of memory. Tried to allocate more than there is.")
+        return tensor.clone()
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class Greedy(Mixer):
+    """Fails once, at the third batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.shapes) == 2:
+            self.shapes.append(())
+            raise torch.OutOfMemoryError("Card out of memory. Tried to allocate 1.00 GiB.")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("budget", "network"), [(100, Mixer), (10**9, Greedy)])
+def test_short_of_memory_the_host_takes_over(
+    budget: int, network: type[Mixer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.notice_once.cache_clear()
+    volume = torch.randn(1, 16, 16, 16)
+    expected = inference.windows(volume, Mixer(), device(), (8, 8, 8))
+    card = Card(Config(device="cpu"), Rank())
+    card.budget = budget
+    for attempt in (1, 2):
+        assert torch.equal(inference.windows(volume, network(), card, (8, 8, 8), batch=4), expected)
+        assert card.released == attempt
+    assert capsys.readouterr().err.count("short of a whole case") == 1
+
+
+def test_without_memory_of_its_own_there_is_nothing_to_fall_back_to() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        inference.windows(torch.randn(1, 16, 16, 16), Greedy(), device(), (8, 8, 8))
+    card = Card(Config(device="cpu"), Rank())
+
+    class Broken(Mixer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("a shape does not fit")
+
+    with pytest.raises(RuntimeError, match="does not fit"):
+        inference.windows(torch.randn(1, 16, 16, 16), Broken(), card, (8, 8, 8))
+    assert not card.released
+
+
+def test_label_map_is_argmax() -> None:
+    """Ties among all channels and pairs of them: the lowest wins, as in argmax."""
+    levels = torch.tensor(list(itertools.product((-1.0, 0.0, 2.0), repeat=4))).T
+    for channels in (1, 2, 3, 4):
+        logits = levels[:channels].reshape(channels, 9, 3, 3)
+        assert np.array_equal(overlap.label_map(logits).numpy(), logits.numpy().argmax(0))
+
+
+def test_label_map_of_a_view_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", 100)
+    logits = torch.randn(3, 12, 14, 16, generator=torch.Generator().manual_seed(5))[:, 1:, 2:-1, 3:]
+    assert torch.equal(overlap.label_map(logits).long(), logits.argmax(0))
+
+
+@pytest.mark.parametrize("chunk", [10, 10**6])
+def test_confusion_counts_pairs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", chunk)
+    prediction, target = torch.randint(0, 3, (2, 7, 5, 6), generator=torch.Generator().manual_seed(6)).byte()
+    counts = overlap.confusion(prediction, target)
+    for t, p in itertools.product(range(3), repeat=2):
+        assert counts[t, p] == sum(
+            a == t and b == p for a, b in zip(target.flatten().tolist(), prediction.flatten().tolist(), strict=True)
+        )
+    scores = overlap.dice_by_class(counts)
+    for number in range(3):
+        p, t = prediction == number, target == number
+        assert scores[number] == pytest.approx((2 * (p & t).sum().item() + 1e-6) / (p.sum() + t.sum() + 1e-6).item())
+
+
+@pytest.mark.parametrize("label", [3, 86, 255])
+def test_a_class_that_there_is_not_is_an_error(label: int) -> None:
+    """86: three times that is 2 in eight bits."""
+    target = torch.zeros(2, 3, 4, dtype=torch.uint8)
+    target[1, 1, 1] = label
+    with pytest.raises(UnetError, match=f"goes up to {label}"):
+        overlap.confusion(torch.zeros_like(target), target)
+
+
+def test_an_absent_class_scores_one() -> None:
+    nothing = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    some = nothing.clone()
+    some[0, 0, 0] = 2
+    assert overlap.dice_by_class(overlap.confusion(nothing, nothing)) == pytest.approx([1, 1, 1])
+    assert overlap.dice_by_class(overlap.confusion(nothing, some)) == pytest.approx([126 / 127, 1, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4096, 2**18])
+def test_loss_of_many_chunks_is_that_of_the_formula(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", chunk)
+    shape = (20, 32, 32)
+    logits = 30 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(7))  # exp of it overflows
+    labels = torch.from_numpy((wave(shape, 0.0007, 0.3) > 0.2).astype(np.uint8) + (wave(shape, 0.0007, 0.3) > 0.9))
+    exact = logits.double()
+    ce = torch.nn.functional.cross_entropy(exact[None], labels[None].long())
+    p, t = exact.softmax(0).flatten(1), torch.nn.functional.one_hot(labels.long(), 3).permute(3, 0, 1, 2).flatten(1)
+    dice = (2 * (p * t).sum(1) + 1e-6) / (p.sum(1) + t.sum(1) + 1e-6)
+    for background in (False, True):
+        expected = ((1 - dice[0 if background else 1 :].mean() + ce) / 2).item()
+        assert overlap.dice_ce_of(logits, labels, background) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_of_uniform_logits() -> None:
+    """From the formula: cross entropy ln 3, a soft Dice of 1e-6 / (N/3 + 1e-6) for classes that are not there."""
+    labels = torch.zeros(8, 8, 8, dtype=torch.uint8)
+    expected = (1 - 1e-6 / (512 / 3 + 1e-6) + np.log(3)) / 2
+    assert overlap.dice_ce_of(torch.ones(3, 8, 8, 8), labels) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_reference_s_loss_and_score() -> None:
+    """Of its network under its made weights, at 64 voxels."""
+    state = {}
+    for number, (key, shape) in enumerate(REFERENCE["state_dict"]):
+        made = np.sin(0.7 * np.arange(np.prod(shape), dtype=np.float64) + 1.3 * number + 0.1).reshape(shape)
+        if len(shape) > 1:
+            made *= 2 / np.sqrt(np.prod(shape[1:]))
+        else:
+            made = 1 + 0.1 * made if key.endswith("weight") else 0.1 * made
+        state[key] = torch.from_numpy(made.astype(np.float32))
+    own = convert.from_mlperf(state)
+    network = UNet(convert.shape_of(own, "kits19", down="stride"))
+    network.load_state_dict(own)
+    volume = torch.from_numpy(wave((1, 64, 64, 64), 0.013, 0))
+    logits = inference.windows(volume, network, device(), (64, 64, 64))
+    waves = wave((64, 64, 64), 0.0007, 0.3)
+    labels = torch.from_numpy((waves > 0.2).astype(np.uint8) + (waves > 0.9))
+    assert torch.bincount(labels.flatten()).tolist() == REFERENCE["label_64"]["counts"]
+    assert overlap.dice_ce_of(logits, labels) == pytest.approx(REFERENCE["loss_64"], rel=1e-4)
+    scores = overlap.dice_by_class(overlap.confusion(overlap.label_map(logits), labels))
+    assert scores[1:] == pytest.approx(REFERENCE["score_64"], rel=1e-4)
+
+
+def test_a_result_that_is_not_finite_is_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cpus = device()
+    for value in (float("nan"), float("inf"), -float("inf")):
+        bad = torch.zeros(2, 3)
+        bad[1, 1] = value
+        host.notice_once.cache_clear()
+        assert inference.Timed(lambda batch: batch, cpus)(bad) is bad
+        assert "the network's output is not finite" in capsys.readouterr().err
+        with pytest.raises(DataError, match="not finite"):
+            inference.Timed(lambda batch: batch, cpus, finite=True)(bad)
+    good = torch.tensor([-1e30, 1e30, 1e30])
+    assert inference.Timed(lambda batch: batch, cpus, finite=True)(good) is good

@@ -1,0 +1,211 @@
+"""What predict is to write, and whether it may: where the results of each input go, which of them are there already
+and still hold, which lie where somebody else's files are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from unet import files
+from unet.config.flags import DataOptions
+from unet.config.flags_training import EvalOptions, NetworkOptions
+from unet.config.options import fields
+from unet.config.schema import Config, where
+from unet.errors import StorageError, UsageError
+from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
+from unet.tasks.base import Task
+
+Groups = dict[Path, list[Path]]
+# Settings of these groups decide what a mask is, but for these.
+DECIDING = (DataOptions, NetworkOptions, EvalOptions)
+INDIFFERENT = {
+    *("data", "cache", "rebuild_cache", "synth_data", "workers", "eval_batch_size", "eval_region", "eval_loss"),
+    *("eval_crop", "surface_tolerance", "eval_steps", "bootstrap"),
+}
+FORMAT = 1  # counted up where the same image, weights and settings give another mask than before
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is made of one case: its images that are wanted, the settings (with what was made before), and which of the
+    files were not there."""
+
+    wanted: list[Path]
+    config: Config
+    free: frozenset[Path]
+
+
+def inputs_of(task: Task, config: Config) -> Groups:
+    """The cases that are predicted: what is named on the command line, or the raw set. Raises UsageError where two
+    would write one file, or a mask would be written over an image."""
+    groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
+    output = absolute(Path(config.output))
+    real = functools.cache(files.real)
+    images = {path for group in groups.values() for image in group for path in (image, files.real(image))}
+    given = {real(path.parent) / path.name for path in images}
+    writers: dict[Path, Path] = {}
+    for folder, group in groups.items():
+        for image in group:
+            for path in task.outputs(image, output / folder.name, config).values():
+                if real(path.parent) / path.name in given:
+                    raise UsageError(
+                        f"The masks would be written over the images in {image.parent}.", "Name another --output."
+                    )
+                other = writers.setdefault(path, image)
+                if other != image:
+                    raise UsageError(
+                        f"{other} and {image} would both be written to {path}.",
+                        "Predict them one after the other, each with its own --output.",
+                    )
+    return groups
+
+
+def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
+    """That a network which is not trained yet may write its masks, before anything costly is done: raises UsageError
+    where files lie there that may not be replaced (`own`: as for `jobs`); and what `inputs_of` raises."""
+    if config.synth_data and not config.inputs and not where(config.data, "data").exists():
+        return  # the set is made later, so nothing is known of its cases
+    out = OutputFolder(absolute(Path(config.output)))
+    out.read()
+    jobs(task, inputs_of(task, config), out, config, "", "", own)
+
+
+def refuse(out: OutputFolder, states: dict[Path, str], overwrite: bool) -> None:
+    """Raise UsageError for files that are not the program's own, or that were changed since it wrote them."""
+    foreign = [path for path, state in states.items() if state == FOREIGN]
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]} is there, and {MANIFEST} does not list it as written by this program{more(foreign)}.",
+            "Move it elsewhere, or name another --output.",
+        )
+    changed = [path for path, state in states.items() if state == CHANGED]
+    if changed and not overwrite:
+        raise UsageError(
+            f"{changed[0]} was changed after this program wrote it{more(changed)}.",
+            "Keep it: move it elsewhere, or name another --output. Replace it: --overwrite.",
+        )
+
+
+def more(paths: Sequence[Path]) -> str:
+    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+
+
+def jobs(
+    task: Task,
+    groups: Groups,
+    out: OutputFolder,
+    config: Config,
+    weights: str,
+    settings: str,
+    own: Collection[str] = (),
+) -> dict[Path, Job]:
+    """The cases of which something is to be made: what is missing, empty or unfinished; with --overwrite everything.
+
+    Raises UsageError for files that may not be replaced, which without --overwrite are also the masks of other images,
+    weights or settings. `own`: digests of earlier weights of the run that predicts, whose masks give way.
+    """
+    require_no_results(groups, out)
+    found: dict[Path, Job] = {}
+    states: dict[Path, str] = {}
+    moved: dict[Path, str] = {}
+    others: dict[Path, str] = {}
+    for folder, images in groups.items():
+        place = out.path / folder.name
+        each = as_before(task, images, place, out, config)
+        paths = {image: list(task.outputs(image, place, each).values()) for image in images}
+        here = {path: out.state(path) for image in images for path in paths[image]}
+        states |= here
+        kept = [path for path, state in here.items() if state == OWN]
+        now = Made(source_of(folder, images), inputs_digest(task, images, each) if kept else "", weights, settings)
+        differing = {path: tuple(differences(out.made(path), now)) for path in kept}
+        moved |= {path: out.made(path).source for path, words in differing.items() if is_moved(out.made(path), now)}
+        wanted = [
+            image
+            for image in images
+            if config.overwrite or any(here[path] != OWN or differing[path] for path in paths[image])
+        ]
+        others |= {
+            path: " and ".join(words)
+            for path, words in differing.items()
+            if words and not gives_way(words, out.made(path), own)
+        }
+        if wanted:
+            found[folder] = Job(wanted, each, frozenset(path for path, state in here.items() if state == FREE))
+    refuse(out, states, config.overwrite)
+    if others and not config.overwrite:
+        first = next(iter(others))
+        where_from = f", in {moved[first]}" if first in moved else ""
+        raise UsageError(
+            f"{first} was made of other {others[first]}{where_from}{more(list(others))}.",
+            "Name another --output for these, or replace what is there with --overwrite.",
+        )
+    return found
+
+
+def gives_way(words: Sequence[str], made: Made, own: Collection[str]) -> bool:
+    """Whether a mask that differs in `words` is of earlier weights of the same run."""
+    return tuple(words) == ("weights",) and made.weights in own
+
+
+def require_no_results(groups: Groups, out: OutputFolder) -> None:
+    """Raise UsageError for an image that is a mask which this program wrote here."""
+    for image in (image for images in groups.values() for image in images):
+        path = absolute(image)
+        if path.is_relative_to(out.path) and path in out:
+            raise UsageError(
+                f"{path} is a result of this program, not an image.", "Name the images only, or another --output."
+            )
+
+
+def absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would rename links)
+
+
+def as_before(task: Task, images: Iterable[Path], place: Path, out: OutputFolder, config: Config) -> Config:
+    """The settings with the overlays and probabilities that were made of these images before: left as they were, they
+    would lie beside a mask that is not theirs."""
+    for name in ("overlay", "probabilities"):
+        if getattr(config, name):
+            continue
+        also = config.replace(**{name: True})
+        for image in images:
+            extra = set(task.outputs(image, place, also).values()) - set(task.outputs(image, place, config).values())
+            if any(path in out and os.path.lexists(path) for path in extra):
+                config = also
+                break
+    return config
+
+
+def source_of(folder: Path, images: Sequence[Path]) -> str:
+    """Where the images of a case lie: their folder, or the file (or folder of slices) that stands for it."""
+    return str(absolute(folder if images[0].parent == folder else images[0]))
+
+
+def inputs_digest(task: Task, images: Sequence[Path], config: Config) -> str:
+    """A digest of all that the results of a case are made of; empty where it cannot be read."""
+    try:
+        return files.digest_files(*(path for image in images for path in task.sources(image, config)))
+    except StorageError:
+        return ""
+
+
+def differences(before: Made, now: Made) -> list[str]:
+    """In what two results differ: images, weights, settings (those only where they are known now)."""
+    words = {"inputs": "images", "weights": "weights"} | ({"settings": "settings"} if now.settings else {})
+    return [word for name, word in words.items() if getattr(before, name) != getattr(now, name)]
+
+
+def is_moved(before: Made, now: Made) -> bool:
+    """Whether a result is of another place's images, which are others."""
+    return before.source != now.source and before.inputs != now.inputs
+
+
+def settings_digest(config: Config, kind: str) -> str:
+    """A fingerprint of the settings that decide what a mask is; `kind` is the network's number format. A setting at its
+    default leaves no trace, so that a version of the program with more settings keeps what is there."""
+    known = {name: spec[3] for group in DECIDING for name, spec in fields(group).items() if name not in INDIFFERENT}
+    chosen = {name: getattr(config, name) for name, default in known.items() if getattr(config, name) != default}
+    return files.fingerprint({"format": FORMAT, "task": config.task, "kind": kind, **chosen})

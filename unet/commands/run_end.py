@@ -1,0 +1,178 @@
+"""How a run ends: the best weights scored in full, the summary, the block that says where everything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.commands import scores, setup, tables
+from unet.config import run_files
+from unet.config.options import fields, flag
+from unet.config.recipes import SYNTH_DEFAULTS, TASK_DEFAULTS
+from unet.config.resolve import Resolved, made_cache
+from unet.config.schema import Config, spelt, where
+from unet.errors import INTERRUPTED, TARGET_MISSED
+from unet.runtime.checkpoints.kept import Kept
+
+
+def finish(
+    parts: setup.Parts,
+    folder: Any,
+    resolved: Resolved,
+    engine_run: Any,
+    weights: Path,
+    cases: list[Any],
+    split: dict[str, list[str]],
+    reason: str,
+) -> int:
+    """Score the best weights in full, write the summary, show the closing block. Returns the exit code."""
+    from unet.runtime.checkpoints import checkpoint
+
+    config, progress = parts.config, engine_run.progress
+    stopped = reason.startswith("stopped")
+    records = []
+    if not stopped and engine_run.evaluate and config.checkpoints:
+        held = set(split["validation"])
+        validation = [case for case in cases if case.id in held][: config.eval_steps]
+        if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
+            engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
+        best = parts.group.first(lambda: setup.read_weights(weights)[1])
+        checkpoint.fit(engine_run.model, best, weights)
+        records = scores.full(parts, setup.infer(parts, engine_run.applied), validation, folder)
+    missed = config.target is not None and not progress.reached and not stopped
+    summary = {
+        "metric": parts.task.best[0],
+        "best_score": progress.best_score,
+        "best_epoch": progress.best_epoch,
+        "ended": reason,
+        "epochs": len(progress.history),
+        "steps": progress.step,
+        "images_per_second": progress.rate(),
+        "step_latency": step_latency(folder, config.benchmark_warmup or 0),
+        "data_wait_fraction": progress.wait_fraction(),
+        "peak_memory_bytes": max(parts.group.gather(parts.device.memory())),
+        "ranks": parts.group.world,
+        "seconds": progress.seconds,
+        "target": config.target,
+        "target_reached": progress.reached,
+        "cases": len(records),
+        "device": parts.device.describe(),
+        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(Kept(weights).state)},
+    }
+    folder.write("summary.json", summary)
+    folder.status("interrupted" if stopped else "done", reason)
+    if parts.group.leads:
+        print(block(parts, folder, weights, engine_run, records, reason))
+    if config.mode == "train_and_predict" and config.checkpoints and not stopped:
+        from unet.commands import predict
+
+        predict.run(
+            dataclasses.replace(
+                resolved, config=config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
+            ),
+            "",
+            folder.earlier,
+        )
+    return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
+
+
+def step_latency(folder: Any, warmup: int) -> dict[str, float]:
+    """Seconds of a training step, mean and percentiles, over the stretches between log lines (each is a mean over its
+    steps; --log-every 1 for every step); the first stretch and the first `warmup` steps are left out."""
+    from unet.runtime import evaluation
+
+    rows = run_files.read_lines(folder / "metrics.jsonl")
+    laps = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][1:]
+    return evaluation.latency([row["step_seconds"] for row in laps if row["step"] > warmup])
+
+
+def ended(reason: str) -> str:
+    """Why a run ended, in words."""
+    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
+    return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
+
+
+def outcome(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
+    """How a run ended, and its best score."""
+    done = f"{host.counted(len(progress.history), 'epoch')}, {host.counted(progress.step, 'step')}"
+    lines = [f"Run {name}: {ended(reason)}: {done}"]
+    if progress.best_score is not None:
+        met = "" if target is None else f" (target {target} {'reached' if progress.reached else 'not reached'})"
+        lines.append(f"  best       {score} {progress.best_score:.4f} in epoch {progress.best_epoch}{met}")
+    return lines
+
+
+def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
+    """The block at the end: what came out, where everything is, what to type next."""
+    from unet.runtime import evaluation
+
+    progress, config = engine_run.progress, parts.config
+    latency = step_latency(folder, config.benchmark_warmup or 0)
+    seconds = progress.seconds
+    lines = ["", *outcome(folder.name, progress, config.target, parts.task.score, reason)]
+    lines += [
+        f"  speed      {progress.rate():.1f} {parts.task.item}/s in training, data wait {progress.wait_fraction():.1%},"
+        f" peak memory {host.size(parts.device.memory())}",
+        *(
+            [f"  step       {evaluation.told(latency)} (means of {host.counted(config.log_every, 'step')})"]
+            if latency
+            else []
+        ),
+        f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
+        f" {seconds['save']:.1f} s",
+        *(f"  device     {line}" for line in parts.device.report()),
+    ]
+    lines = [part for line in lines for part in tables.text(line, indent=13)]
+    if records:
+        lines += ["", scores.table(parts.task, records, config.bootstrap)]
+    lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
+    if config.checkpoints:
+        lines.append(f"  weights    {weights}   state {Kept(weights).state}")
+    if config.mlperf_division:
+        log = folder / "unet3d.log"
+        lines.append(
+            f"  mlperf     {log}   check it: python -m mlperf_logging.compliance_checker --usage training --ruleset"
+            f" 4.0.0 {shlex.quote(str(log))}"
+        )
+    pictures = [name for name in ("progress.png", "predictions.png") if (folder / name).exists()]
+    if pictures:
+        lines.append(f"  pictures   {', '.join(str(folder / name) for name in pictures)}")
+    lines.append("")
+    if reason == "diverged":
+        lines.append("  The score fell to nothing: start anew with a lower --lr, more --warmup-epochs or --clip 1.")
+    data = where(config.data, "data")
+    if reason.startswith("stopped"):
+        out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
+        rank = parts.device.rank
+        again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
+        lines.append(f"  go on      python -m unet train --resume --run-name {shlex.quote(folder.name)}{out}{again}")
+        if rank.world > 1 and not again:
+            lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
+    elif config.checkpoints:
+        shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
+        given = str(data) if data.exists() else "FILES"
+        lines += [
+            f"  score      python -m unet evaluate --weights {shown}{where_data_are(config)}",
+            f"  predict    python -m unet predict --weights {shown} {shlex.quote(given)} --overlay",
+        ]
+    return "\n".join(lines)
+
+
+def where_data_are(config: Config) -> str:
+    """The flags that name the data of a run, where they are not those of its task: weights do not tell places."""
+    usual = {**default_places(config.task), **(SYNTH_DEFAULTS[config.task] if config.synth_data else {})}
+    if config.synth_data:
+        usual["cache"] = made_cache(config, {"cache": "made data"}).cache
+    words = ["--synth-data"] if config.synth_data else []
+    for name in ("data", "cache"):
+        value = getattr(config, name)
+        words += [flag(name), shlex.quote(value)] if value != usual[name] else []
+    return "".join(f" {word}" for word in words)
+
+
+def default_places(task: str) -> dict[str, Any]:
+    """The data and the cache of a task where none are typed."""
+    return {name: TASK_DEFAULTS[task].get(name, fields(Config)[name][3]) for name in ("data", "cache")}

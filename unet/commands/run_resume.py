@@ -1,0 +1,192 @@
+"""How a stopped run goes on: its weights and states found, the latest whole state of this very run taken, the best
+weights made to fit it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.config.schema import spelt, weights_to_read, weights_to_write
+from unet.errors import CheckpointError, DamagedError, UnetError, UsageError
+from unet.runtime.checkpoints.kept import Kept, set_aside
+from unet.weight_files import safetensors_header
+
+PLACES = ("data", "cache", "synth_data", "precision")  # settings that may differ from those of the saved state
+
+
+def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]) -> Path:
+    """Where the weights of a stopped run are: as its status says; if the folder was moved or copied, at the same place
+    seen from the folder; else as its settings (`entries` of config.json) say. Raises UsageError where it saved none, or
+    where other weights are typed."""
+    from unet.runtime.folders.run_folder import read_status
+
+    if not entries.get("checkpoints", {"value": True})["value"]:
+        raise UsageError(f"Run {folder.name!r} was made with --no-checkpoints: nothing was saved.", "Start a new run.")
+    status, here = read_status(folder.path), folder.path.absolute()
+    known, place = status.get("weights"), status.get("folder")
+    candidates = []
+    if isinstance(known, str) and isinstance(place, str) and Path(place) == here:
+        candidates.append(Path(known))
+    elif isinstance(known, str) and isinstance(place, str):
+        candidates.append(Path(os.path.normpath(here / os.path.relpath(known, place))))
+    named = entries.get("weights", {"value": None})["value"]
+    name = str(named[0]) if isinstance(named, list) and named else f"{folder.name}.safetensors"
+    candidates += [here.parent.parent / "weights" / weights_to_write(name).name, weights_to_write(name)]
+    if isinstance(known, str):
+        candidates.append(Path(known))
+    paths = [weights_to_write(str(path.absolute())) for path in candidates]
+    found = next((path for path in paths if Kept(path).taken()), paths[0])
+    if typed and weights_to_write(typed[0]).absolute() != found:
+        raise UsageError(
+            f"Run {folder.name!r} writes its weights to {found}, not to {weights_to_write(typed[0])}.",
+            "Leave --weights out; to start a new run from these weights: --load FILE --run-name NEW.",
+        )
+    return found
+
+
+def has_state(group: Any, folder: Any, kept: Kept) -> bool:
+    """Whether a resumed run has a state to go on from; where it was killed before its first one it starts over. Raises
+    CheckpointError where a state was saved and is gone."""
+
+    def there() -> bool:
+        files.remove_leftovers(kept.weights.parent)
+        return bool(kept.states())
+
+    if group.first(there):
+        return True
+    if '"event": "epoch"' in folder.text("metrics.jsonl"):
+        raise CheckpointError(
+            f"{kept.state}: the state of run {folder.name!r} is gone.",
+            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+        )
+    folder.keep_lines("metrics.jsonl", 0)
+    folder.say("resumed: no state was saved yet, so the run starts over")
+    return False
+
+
+def resume(engine_run: Any, folder: Any, kept: Kept, facts: Mapping[str, Any]) -> None:
+    """Put the run where its latest whole state says, and cut its logs back to there. `facts` are what the run's own
+    states say of it. Raises CheckpointError where there is none, or where it is another run's."""
+    from unet.runtime.callbacks import logs as callbacks
+    from unet.runtime.folders.run_folder import MLPERF_LOG
+
+    group = engine_run.group
+    state, content = group.first(lambda: find_state(folder, kept, facts))
+    callbacks.restore(engine_run, content, state)
+    group.first(lambda: match_best(kept, facts, content))
+    progress = engine_run.progress
+    folder.keep_lines("metrics.jsonl", progress.lines)
+    folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
+    score = progress.best_score
+    name = engine_run.task.score
+    best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
+    folder.say(
+        f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
+        " network, optimiser, scaler and generators restored"
+        + (f"; saved by {engine_run.ranks_before} processes" if engine_run.ranks_before != group.world else "")
+    )
+
+
+def find_state(folder: Any, kept: Kept, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """(path, content) of the latest state that is whole. Damaged ones before it are named and set aside. Raises
+    CheckpointError where none is whole, or where it is not a state of this run."""
+    from unet.runtime.checkpoints import checkpoint
+
+    damaged: list[tuple[Path, DamagedError]] = []
+    missing = not kept.state.exists()
+    for path in kept.states():
+        try:
+            content = checkpoint.read(path)
+        except DamagedError as error:
+            damaged.append((path, error))
+            continue
+        checkpoint.require_state(content, path)
+        require_same_run(content, facts, path)
+        break
+    else:
+        words = damaged[0][1].message if damaged else f"{kept.state}: no such file."
+        raise CheckpointError(
+            f"{words} There is no earlier state that is whole.",
+            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+        )
+    for bad, fault in damaged:
+        folder.say(f"{fault.message} It is set aside; the run goes on from an earlier state, {path.name}.")
+        set_aside(bad, "damaged")
+    if missing and path == kept.state_before:
+        folder.say(f"{kept.state.name} is missing; the run goes on from the state before it, {path.name}.")
+    return path, content
+
+
+def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a state is not of the run that goes on: another run, split, seed or network."""
+    other, own = (_called(about) for about in (content, facts))
+    both = content.get("run_id") and facts.get("run_id")
+    names = "run_id" if both else "run_name"
+    if facts and content.get(names) != facts.get(names):
+        raise _foreign(path, f"a state of {other}, and the run that goes on is {own}", content)
+    for name in ("training", "validation"):
+        if facts and sorted(content.get(name, [])) != sorted(facts[name]):
+            counts = f"{len(content.get(name, []))} there, {len(facts[name])} here"
+            differ = sorted(set(content.get(name, [])) ^ set(facts[name]))[:1]
+            raise _foreign(path, f"saved with other {name} cases ({counts}; for example {differ})", content)
+    there, here = content.get("settings", {}), facts.get("settings", {})
+    wrong = [key for key in here if key in there and key not in PLACES and there[key] != here[key]]
+    if content.get("task") != facts.get("task", content.get("task")):
+        raise _foreign(path, f"of task {content.get('task')}, and the run is of {facts['task']}", content)
+    if wrong:
+        words = ", ".join(f"{key} {there[key]} there, {here[key]} here" for key in wrong[:3])
+        raise _foreign(path, f"saved with other settings ({words})", content)
+
+
+def _called(about: Mapping[str, Any]) -> str:
+    number = about.get("run_id")
+    return f"{about.get('run_name')!r}" + (f" ({number})" if number else "")
+
+
+def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"{path.absolute()}: {why}.",
+        f"Put this run's own state back; or start a new run from these weights: --load {spelt(path)} --run-name NEW.",
+    )
+
+
+def match_best(kept: Kept, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Make the file of the best weights that of the state's best epoch: the run may have ended between the writing of
+    the two, or goes on from an earlier state. What is replaced is set aside."""
+    from unet.runtime.checkpoints import checkpoint
+
+    progress = content["progress"]
+    if progress["best_score"] is None:
+        return
+
+    def is_best(path: Path) -> bool:
+        try:
+            about = safetensors_header.read(path).facts
+        except UnetError:
+            return False
+        mine = about.get("run_id") == facts.get("run_id") and about.get("run_name") == facts.get("run_name")
+        return mine and about.get("epoch") == progress["best_epoch"] and about.get("score") == progress["best_score"]
+
+    if is_best(kept.weights):
+        return
+    if kept.weights.exists() and not kept.weights.stat().st_size:
+        set_aside(kept.weights, "damaged")
+    if is_best(kept.weights_before):
+        if kept.weights.exists():
+            set_aside(kept.weights, "later")
+        kept.weights_before.replace(kept.weights)
+        host.notice(f"{kept.weights}: the weights of epoch {progress['best_epoch']}, the best so far, are back")
+        return
+    row = progress["history"][-1] if progress["history"] else {}
+    about = {name: row.get(name) for name in ("epoch", "step", "score")}
+    if row.get("epoch") == progress["best_epoch"] and row.get("step") == progress["step"]:
+        checkpoint.save_weights(kept.weights, {**facts, **about}, content["model"], kept.weights_before)
+    elif kept.earlier_weights.exists() and not kept.weights.exists():
+        earlier = checkpoint.read(weights_to_read(str(kept.earlier_weights.absolute())))
+        about = {name: earlier.get(name) for name in about}
+        checkpoint.save_weights(kept.weights, {**facts, **about}, checkpoint.weights_of(earlier))
+    elif kept.weights.exists():
+        host.notice(f"{kept.weights} is not of the best epoch, {progress['best_epoch']}, of the state that goes on")

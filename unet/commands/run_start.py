@@ -1,0 +1,251 @@
+"""How a run begins: its folder and names, taken or free; a stopped run put back where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from unet import files, host
+from unet.commands import predict, predict_outputs, run_resume, setup
+from unet.config import run_files
+from unet.config.flags import DataOptions, DeviceOptions, MLPerfOptions, SplitOptions
+from unet.config.flags_training import NetworkOptions, TrainOptions
+from unet.config.options import fields
+from unet.config.resolve import Resolved, dumps
+from unet.config.run_files import DUMP_LIST, DUMPED
+from unet.config.schema import Config, weights_to_write, where
+from unet.errors import UnetError, UsageError
+from unet.files import make_folder
+from unet.runtime.checkpoints.kept import Kept
+from unet.tasks.base import create
+from unet.weight_files import safetensors_header
+
+# What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
+COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions, MLPerfOptions)
+FREE = {
+    *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
+    *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
+    *("workers", "log_every", "rebuild_cache", "mlperf_warmup", "drop_caches"),
+}
+
+
+def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
+    """The run's folder, new or resumed, and the names that it writes, held against other runs. A new folder is written
+    by its `begin`. Raises UsageError for a name that is taken."""
+    from unet.runtime.folders.run_folder import RunFolder, new_folder
+
+    config = resolved.config
+    require_places(config)
+    if config.resume:
+        return resume_run(RunFolder(Path(config.out) / str(config.run_name)), resolved, command)
+    folder = new_folder(Path(config.out), config.run_name, config.task, "train", config.overwrite)
+    weights, resolved = free_weights(resolved, folder)
+    hold_output(config, folder)
+    folder.run_id = secrets.token_hex(8)
+    folder.write("config.json", dumps(resolved, command, run_id=folder.run_id))
+    folder.status(
+        "running",
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        kind="train",
+        **(_places(folder, weights) if config.checkpoints else {}),
+    )
+    return folder, resolved, False
+
+
+def _places(folder: Any, weights: Path) -> dict[str, str]:
+    """Where a run and what it keeps are: if the folder is elsewhere later, it was moved."""
+    paths = {"folder": folder.path, "weights": weights, "state": Kept(weights).state}
+    return {name: str(path.absolute()) for name, path in paths.items()}
+
+
+def require_places(config: Config) -> None:
+    """What a run reads and writes besides its folder and weights, looked at before anything expensive is done. Raises
+    UnetError."""
+    if config.load and not config.resume:
+        setup.read_weights(setup.weights_path(config.load))
+    if config.debug_dump:
+        require_dump(Path(config.debug_dump), config.overwrite or bool(config.resume))
+
+
+def require_dump(folder: Path, replaced: bool) -> None:
+    """Raise UsageError where --debug-dump would write over files: of others, or of a dump that is not to be
+    replaced."""
+    taken = [name for name in (*DUMPED, DUMP_LIST) if os.path.lexists(folder / name)]
+    try:
+        listed = files.read_json(folder / DUMP_LIST, run_files.MANIFEST)["files"] if taken else []
+    except UnetError:
+        listed = []
+    foreign = [name for name in taken if name not in listed]
+    if foreign:
+        raise UsageError(
+            f"--debug-dump: {(folder / foreign[0]).absolute()} exists, and {DUMP_LIST} does not list it as written by"
+            " this program.",
+            "Name another folder.",
+        )
+    if taken and not replaced:
+        raise UsageError(
+            f"--debug-dump: {(folder / taken[0]).absolute()} exists.",
+            "Name another folder, or replace what is there with --overwrite.",
+        )
+
+
+def hold_output(config: Config, folder: Any) -> None:
+    """See that the masks of --mode train_and_predict may be written, and hold their folder against other such runs: a
+    run that has trained must not find it taken. Raises UnetError."""
+    from unet.runtime.folders import claims
+
+    if config.mode != "train_and_predict" or not config.checkpoints:
+        return
+    output = predict_outputs.absolute(Path(config.output))
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        make_folder(output)
+    predict_outputs.require_free(create(config.task), config.replace(inputs=()), folder.earlier)
+    make_folder(output.parent)
+    owner = claims.claim(output.with_name(f".{output.name}.unet.lock"), folder.path)
+    if owner:
+        raise UsageError(
+            f"--output: another run will write its masks into {output} ({owner}).",
+            "Name another --output, or wait for that run.",
+        )
+
+
+def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
+    """The folder of a run that goes on. Its weights are those that its status names or, where that is damaged, its
+    settings. Raises UsageError where it is running, or kept no weights."""
+    folder.take()
+    entries = run_files.read_settings(folder / "config.json")
+    kept = _require_unchanged(entries, resolved)
+    config = resolved.config
+    if not run_files.read_status(folder.path):
+        host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
+    weights = run_resume.weights_of_run(folder, entries, config.weights)
+    hold_weights(weights, folder)
+    kept_files = [path for path in (weights, Kept(weights).weights_before) if path.is_file()]
+    folder.earlier = frozenset(predict.weights_digest([path]) for path in kept_files)
+    hold_output(config, folder)
+    resolved = dataclasses.replace(resolved, config=config.replace(weights=(str(weights),)))
+    kept |= {"weights": entries["weights"]} if "weights" in entries else {}
+    files.remove_leftovers(folder.path)
+    number = files.read_json(folder / "config.json").get("run_id")
+    folder.run_id = number if isinstance(number, str) else None
+    folder.write("config.json", dumps(resolved, command, kept, folder.run_id))
+    folder.status("running", kind="train", **_places(folder, weights))
+    return folder, resolved, True
+
+
+def hold_weights(weights: Path, folder: Any) -> None:
+    """Hold a weights file and its state for a run. Raises UsageError while another run does."""
+    from unet.runtime.folders import claims
+
+    if weights.is_dir():
+        raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
+    make_folder(weights.parent)
+    state = Kept(weights).state
+    owner = claims.claim(state.with_name(f".{state.name}.unet.lock"), folder.path)
+    if owner:
+        raise UsageError(
+            f"{weights.absolute()} is being written by another run ({owner}).",
+            "Give another --weights FILE or --run-name, or wait for that run.",
+        )
+
+
+@contextlib.contextmanager
+def noting(folder: Any, explain: Callable[[BaseException], BaseException] | None = None) -> Iterator[None]:
+    """Write into status.json how a run ends that is interrupted or fails. One that fails before it has begun leaves no
+    folder; one that is interrupted then can still be resumed. `explain` gives the error behind an error."""
+    from unet.runtime.folders.run_folder import note
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(UnetError):
+            folder.begin()
+        note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
+        raise
+    except Exception as error:
+        found = explain(error) if explain else error
+        words = found.message if isinstance(found, UnetError) else f"{type(found).__name__}: {found}"
+        note(folder, "failed", words)
+        if found is error:
+            raise
+        raise found from error
+
+
+def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
+    """A resumed run keeps what decides its course. Returns those `entries` of config.json that stay as they are.
+
+    Raises UsageError for a setting that may not change; what may, and does, is said.
+    """
+    now = resolved.table()
+    changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
+    course = {name for group in COURSE for name in fields(group)} - FREE | {"task", "seed", "deterministic"}
+    words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
+    if changed & course:
+        raise UsageError(
+            f"--resume goes on exactly, but these settings were typed otherwise:"
+            f" {', '.join(words[name] for name in words if name in course)}.",
+            "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
+        )
+    said = [words[name] for name in words if name in FREE - {"max_time"} | set(fields(DeviceOptions))]
+    if said:
+        host.notice(f"Changed on resuming: {', '.join(said)}.")
+    return {name: entry for name, entry in entries.items() if name not in changed}
+
+
+def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
+    """Where the best weights go, held for this run: the typed name, else the run's own. A name that is taken is an
+    error; with --overwrite a typed name is replaced, and a run of the same name keeps the name that it had; other runs'
+    weights stay."""
+    config, sources = resolved.config, dict(resolved.sources)
+    typed = sources["weights"].startswith("flag")
+    named = config.weights[0] if config.weights else f"{folder.name}.safetensors"
+    path = weights_to_write(named)
+    before = run_files.read_status(folder.path).get("weights")
+    earlier = weights_to_write(str(before)) if before else None
+
+    def taken(path: Path, name: str) -> Path | None:
+        """The file that is in the way."""
+        mine = config.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
+        other = where(name, "weights")  # reading that name would find this one
+        if other != path and other.exists():
+            return other
+        there = [item for item in (path, *Kept(path).states(), Kept(path).weights_before) if item.exists()]
+        return there[0] if there and not mine else None
+
+    own = path.with_name(f"{folder.name}.safetensors")
+    if config.checkpoints:
+        there = taken(path, named)
+        if there and not typed and path != own:
+            host.notice(f"{there} belongs to another run and is kept; this run writes {own}.")
+            path, named = own, str(own.absolute())
+            there = taken(path, named)
+        if there:
+            raise UsageError(
+                f"{there.absolute()} exists.",
+                "Give another --weights-file, replace it with --weights-file and --overwrite, or go on with --resume.",
+            )
+        hold_weights(path, folder)
+        if path.name != Path(named).name:
+            host.notice(f"Weights are written as safetensors: {path}")
+    if not config.weights or path == own != weights_to_write(config.weights[0]):
+        sources["weights"] = "run name"
+    kept = path.name if path == where(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
+    return path, dataclasses.replace(resolved, config=config.replace(weights=(kept,)), sources=sources)
+
+
+def _of_run(path: Path, name: str) -> bool:
+    """Whether weights were written by a run of this name."""
+    try:
+        return (
+            safetensors_header.kind(path) == "safetensors"
+            and safetensors_header.read(path).facts.get("run_name") == name
+        )
+    except UnetError:
+        return False

@@ -1,0 +1,265 @@
+"""Task, device, network and weights, put together once for all commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unet import host
+from unet.config.options import fields, flag
+from unet.config.resolve import Resolved, known_task, made_cache
+from unet.config.schema import Config, misshapen, weights_to_read, wrong_pairs, wrong_sides
+from unet.config.values import convert_many
+from unet.devices import launchers, select
+from unet.errors import CheckpointError, UnetError, UsageError
+from unet.tasks.base import Task, create
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unet.devices.base import Device
+    from unet.runtime.distributed.process_group import Group
+    from unet.runtime.inference.predictor import Timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a command works with."""
+
+    config: Config
+    task: Task
+    device: Device
+    group: Group
+    passed: tuple[str, ...]
+
+
+def assemble(config: Config) -> Parts:
+    """Choose rank and device, set their variables, only then import torch, and meet the other ranks. Raises
+    UnetError."""
+    rank = launchers.find_rank(config)
+    kind, passed = select.choose(config, rank)
+    device = kind(config, rank)
+    group = meet(config, device)
+    device.deterministic(config.deterministic)
+    if config.precision not in ("fp32", "tf32", "auto") and config.precision not in device.dtypes():
+        host.notice(
+            f"{config.precision} is not in the hardware of this device ({device.describe()}): it works, but slowly."
+        )
+    return Parts(config, create(config.task), device, group, tuple(passed))
+
+
+def meet(config: Config, device: Device) -> Group:
+    """The processes of this run, together."""
+    from unet.runtime.distributed import process_group as distributed
+
+    rank = device.rank
+    if rank.world == 1 or distributed.group().world > 1:
+        return distributed.group()
+    address, port = launchers.meeting(config, rank)
+    interface = "lo" if rank.one_node else launchers.interface(address)
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    own = None if rank.one_node else launchers.own_address(address)
+    return distributed.join(device, address, port, config.dist_timeout, Path(config.out), own)
+
+
+def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
+    """Every cached case, or those that `choose` takes of all ids; rank 0 builds or rebuilds the cache, the others find
+    it."""
+    once = parts.config if parts.group.leads else parts.config.replace(rebuild_cache=False)
+    found: list[Any] = parts.group.in_turn(lambda: parts.task.cases(once, choose))
+    return found
+
+
+def weights_path(name: str) -> Path:
+    """The file of weights that are read: a name in weights/, or a path as it is; `X.pt` finds `X.safetensors` too."""
+    return weights_to_read(name)
+
+
+def given_weights(config: Config, command: str) -> list[Path]:
+    """The weights that were typed. Raises UsageError where none were."""
+    names = (config.load,) if config.load else config.weights
+    if not names:
+        known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
+        raise UsageError(
+            f"{command} needs weights, and none are named.",
+            "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
+        )
+    return [weights_path(name) for name in names]
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """(facts, state dict) of a checkpoint in any known form; facts are empty for a foreign one."""
+    from unet.runtime.checkpoints import checkpoint
+
+    content = checkpoint.read(path)
+    facts = content if content.get("format") in (*checkpoint.WEIGHTS_FORMATS, *checkpoint.STATE_FORMATS) else {}
+    return facts, checkpoint.weights_of(content, path)
+
+
+def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
+    """The network of a checkpoint, on the device: its shape is the weights' own, or the typed --layers and --width."""
+    from unet.runtime.checkpoints import checkpoint
+
+    _, state = read_weights(path)
+    network, own = parts.task.load(state, parts.config)
+    if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
+        network = parts.task.model(parts.config)
+    checkpoint.fit(network, own, path)
+    placed = parts.device.place(network)
+    compiled = parts.device.compile(placed) if parts.config.compile else placed
+    return parts.device.capture(compiled, training=False)
+
+
+def infer(parts: Parts, network: nn.Module, finite: bool = False) -> Timed:
+    """What a task calls to run the network over a case; with `finite` an output with NaN or infinity is an error."""
+    from unet.runtime.inference import predictor as inference
+
+    how, config = parts.task.tiling(parts.config), parts.config
+    over = inference.slices if how is None else inference.windows
+    run = functools.partial(over, network=network, device=parts.device, batch=config.eval_batch_size, **(how or {}))
+    return inference.Timed(run, parts.device, finite)
+
+
+def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:
+    """Settings completed by what the weights say of their network and its input: the `tied` ones, never a path. What
+    was typed stays.
+
+    Raises UsageError where several weights disagree on one of them, CheckpointError for a value that no flag takes.
+    """
+    facts = [read_weights(path)[0] for path in paths]
+    for path, item in zip(paths, facts, strict=True):
+        if known_task(item, path) not in (None, resolved.config.task):
+            raise UsageError(
+                f"These weights are of task {item['task']}, and this command is of {resolved.config.task}.",
+                f"Add --task {item['task']}.",
+            )
+    known = [told_settings(item, (*tied, "layers"), path) for path, item in zip(paths, facts, strict=True)]
+    known = [item for item in known if item]
+    settings = known[0] if known else {}
+    weak = ("default", f"task {resolved.config.task}", "made data")
+    names = [name for name in tied if resolved.sources[name] in weak]
+    differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
+    if differing:
+        words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
+        raise UsageError(
+            f"The weights were trained with different settings: {', '.join(words)}.",
+            "Give them one at a time, or type these flags.",
+        )
+    changes = {name: settings[name] for name in names if name in settings}
+    sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
+    config = made_cache(resolved.config.replace(**changes), sources)
+    if "layers" in settings:
+        trained = config.replace(layers=settings["layers"])
+        found = wrong_sides(trained) or misshapen(trained)
+        found += wrong_pairs(trained)
+        found = [words for words in found if not words.startswith("--patch")]  # of training alone
+        if found:
+            raise UsageError(
+                f"{paths[0].absolute()} (a network of {settings['layers']} layers): {'; '.join(found)}.",
+                "Type a fitting value of that flag, or give other weights.",
+            )
+    return dataclasses.replace(resolved, config=config, sources=sources), facts
+
+
+def told_settings(facts: Mapping[str, Any], names: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """Those of the settings in a weights file that have these names, checked like flags. Raises CheckpointError."""
+    declared, found = fields(Config), {}
+    for name in names:
+        if name not in facts.get("settings", {}):
+            continue
+        option, kind, many, _ = declared[name]
+        try:
+            value = facts["settings"][name]
+            found[name] = None if value is None else convert_many(flag(name), option, kind, many, value)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path.absolute()}: its settings are not those of a network: {error}.",
+                "Give weights that `python -m unet train` wrote, or save their tensors alone and type the settings.",
+            ) from error
+    return found
+
+
+def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | None:
+    """Memory that ran out, in two lines, with the largest batch that fits where a run was training; None for another
+    error."""
+    config, device = parts.config, parts.device
+    if not device.is_out_of_memory(error):
+        return None
+    if config.verbose:
+        traceback.print_exception(error)
+    error.__traceback__ = None  # its frames hold the tensors of the step that failed
+    peak = host.size(device.memory())
+    where = parts.task.sizing(config)
+    if run is None or not run.training or not device.own_memory or parts.group.world > 1:
+        smaller = max(1, config.batch_size // 2)
+        return UnetError(
+            f"The device ran out of memory at {where} with --batch-size {config.batch_size}, --eval-batch-size"
+            f" {config.eval_batch_size} (peak {peak}).",
+            f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} (steps of as many images), a smaller"
+            " --eval-batch-size where it was scoring, or --precision bf16.",
+        )
+    fits = largest_batch(run)
+    told = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
+    half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
+    hint = f"Type a smaller {where.split()[0]} or --width, or {half}."
+    if fits:
+        images = config.batch_size * config.accumulate
+        accumulate = -(-images // fits)
+        batch = -(-images // accumulate)
+        hint = f"Type --batch-size {batch} --accumulate {accumulate} (steps of as many images), or {half}."
+    return UnetError(
+        f"The device ran out of memory at {where} with --batch-size {config.batch_size} (peak {peak}); {told}.", hint
+    )
+
+
+def largest_batch(run: Any) -> int:
+    """The largest batch, smaller than the run's, with which a whole step fits into the device's memory; 0 for none.
+
+    The run's own network and optimiser make the trial steps: this is for a run that ends.
+    """
+    device, config = run.device, run.config
+    whole = next(run.loader.epoch(run.progress.epoch))
+
+    def fits(batch: int) -> bool:
+        run.optimizer.zero_grad(set_to_none=True)
+        device.release()
+        try:
+            moved = device.to({key: value[:batch] for key, value in whole.items()})
+            with device.autocast():
+                loss = run.task.loss(run.model(moved["image"]), moved, config)["loss"]
+            loss.backward()
+            device.flush()
+            run.optimizer.step()
+            device.flush()
+            loss.item()
+        except RuntimeError as error:
+            if not device.is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    low, high = 0, run.config.batch_size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@contextlib.contextmanager
+def advising(parts: Parts) -> Iterator[None]:
+    """Turn what `advise` knows into its two lines."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        advice = advise(error, parts)
+        if advice:
+            raise advice from error
+        raise

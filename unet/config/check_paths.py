@@ -1,0 +1,192 @@
+"""The files and folders that a command line names, looked at before anything is imported, chosen or computed."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from unet.config.options import flag
+from unet.config.resolve import Resolved
+from unet.config.schema import Config, spelt, weights_to_read, where
+from unet.errors import UsageError
+
+Fault = tuple[str, str]  # what is wrong, what to type
+SPLITS = ("published", "last", "mlperf", "none")
+TRAINING = ("train", "crossval", "benchmark")
+APPLYING = ("evaluate", "predict")
+MANY = 2000  # names of a folder that are compared with one that is not there
+
+
+def require(command: str, resolved: Resolved) -> None:
+    """Raise one UsageError with every path of `command` that is not there, or cannot be what it should be."""
+    if command in ("config", "doctor"):
+        return
+    config = resolved.config
+    faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
+    if command == "predict":
+        for name in config.inputs:
+            faults += _there(name, Path(name), "", other=Path("data") / name)
+    if faults:
+        hints = list(dict.fromkeys(hint for _, hint in faults))
+        raise UsageError("; ".join(dict.fromkeys(words for words, _ in faults)) + ".", " ".join(hints))
+
+
+def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
+    """Raw set and cache: what is typed is there; a command that needs one of them finds one."""
+    config, sources = resolved.config, resolved.sources
+    raw, cache = where(config.data, "data"), where(config.cache, "data")
+    typed = sources["data"].startswith("flag")
+    if command == "synthesize":
+        yield from _folder("--data", raw)
+        return
+    if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):
+        yield from _folder("--cache", cache)
+        here = Path(config.cache)
+        if here != cache and not _kind(cache) and _kind(here) == "a folder":
+            words = f"--cache {config.cache}: {cache.absolute()} does not exist, but {here.absolute()} does"
+            yield words, f"Type --cache {spelt(here)} (or --cache {cache} for a new one)."
+    elif command == "check" and sources["cache"].startswith("flag"):
+        yield from _there(config.cache, cache, sources["cache"].removeprefix("flag "))
+    if config.synth_data:
+        yield from _folder("--data", raw)
+    elif (typed and not (command == "predict" and config.inputs)) or (command == "preprocess"):
+        hint = "Name a path that exists, or type --synth-data for made data." if command in TRAINING else ""
+        yield from _there(config.data, raw, sources["data"].removeprefix("flag ") if typed else "--data", hint)
+    elif config.mlperf_division or config.mlperf_rehearsal:
+        return  # its rules name this among all that is missing
+    elif command in TRAINING and not raw.exists() and (config.rebuild_cache or not cache.exists()):
+        missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists{_meant(config.data, raw)}"
+        if config.rebuild_cache:
+            missing = f"--rebuild-cache reads the raw set, and {raw.absolute()} does not exist"
+        yield missing, "Give a raw set with --data (or a cache with --cache), or type --synth-data for made data."
+
+
+def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
+    """Weights that are read are there; those that are written can be."""
+    config, sources = resolved.config, resolved.sources
+    if command in TRAINING:
+        if config.load:
+            yield from _file(config.load, weights_to_read(config.load), "--load")
+        for name in config.weights if config.checkpoints and not config.resume else ():
+            path = where(name, "weights")
+            kind = _kind(path)
+            if kind not in ("", "a file"):
+                yield f"--weights {name}: {path.absolute()} is {kind}, not a file", "Name another --weights FILE."
+            yield from _folder("--weights", path.parent)
+    elif command in APPLYING:
+        names = (config.load,) if config.load else config.weights
+        source = sources["load" if config.load else "weights"]
+        typed = source.removeprefix("flag ") if source.startswith("flag") else "--weights"
+        for name in names:
+            yield from _file(name, weights_to_read(name), typed)
+
+
+def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
+    """Lists and settings in files, and folders that are written into."""
+    config, has = resolved.config, set(resolved.names)
+    if "split" in has and config.fold is None and config.split not in SPLITS:
+        near = difflib.get_close_matches(config.split, SPLITS, 1)
+        hint = f"Type --split {near[0] if near else ', '.join(SPLITS[:-1]) + ' or none'}, or a file of names."
+        yield from _file(config.split, Path(config.split), "--split", hint)
+    for name in ("precision_ops", "checksums"):
+        value = getattr(config, name)
+        if value and name in has:
+            yield from _file(value, Path(value), flag(name))
+    if config.labels and "labels" in has:
+        yield from _there(config.labels, where(config.labels, "data"), "--labels")
+    run = Path(config.out) / (config.run_name or "")
+    if "run_name" in has and _kind(run) not in ("", "a folder"):
+        yield (
+            f"--run-name {config.run_name}: {run.absolute()} is {_kind(run)}, not a folder",
+            "Type another --run-name.",
+        )
+    for name in ("out", "output", "debug_dump"):
+        value = getattr(config, name)
+        if value and name in has and (name != "output" or writes_masks(command, config)):
+            yield from _folder(flag(name), Path(value))
+
+
+def writes_masks(command: str, config: Config) -> bool:
+    return command == "predict" or config.mode == "train_and_predict"
+
+
+def _kind(path: Path) -> str:
+    """What lies at a path, in words; empty for nothing."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a link that leads nowhere" if path.is_symlink() else ""
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads in a circle"
+        return f"not readable ({error.strerror})"
+    except ValueError:
+        return "no name of a file"
+    kinds = (
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((words for test, words in kinds if test(mode)), "a device")
+
+
+def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | None = None) -> Iterator[Fault]:
+    """A fault unless a file or folder lies at `path`, which `name` stands for, and can be read."""
+    kind = _kind(path)
+    label = f"{spelling} {name}".strip()
+    if not kind:
+        yield (
+            f"{label}: {path.absolute()} does not exist{_meant(name, path, other)}",
+            hint or "Name a path that exists.",
+        )
+    elif kind not in ("a file", "a folder"):
+        yield f"{label}: {path.absolute()} is {kind}, not a file or folder", hint or "Name a regular file or a folder."
+    elif not os.access(path, os.R_OK):
+        yield f"{label}: {path.absolute()} may not be read", "Give this user the right to read it, or name another."
+
+
+def _file(name: str, path: Path, spelling: str, hint: str = "") -> Iterator[Fault]:
+    """A fault unless a regular file lies at `path`."""
+    if _kind(path) == "a folder":
+        yield f"{spelling} {name}: {path.absolute()} is a folder, not a file", hint or "Name a file."
+    else:
+        yield from _there(name, path, spelling, hint)
+
+
+def _folder(spelling: str, path: Path) -> Iterator[Fault]:
+    """A fault unless `path` is a folder that can be written, or could become one."""
+    nearest = next(item for item in (path, *path.absolute().parents) if _kind(item))
+    kind = _kind(nearest)
+    if kind != "a folder":
+        yield f"{spelling}: {nearest.absolute()} is {kind}, not a folder", "Name a folder, or a new one."
+    elif not path.exists() and not os.access(nearest, os.W_OK | os.X_OK):
+        yield (
+            f"{spelling}: {nearest.absolute()} may not be written",
+            "Give this user the right to write there, or name another folder.",
+        )
+
+
+def _meant(name: str, path: Path, other: Path | None = None) -> str:
+    near = _near(name, path, other)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def _near(name: str, path: Path, other: Path | None) -> str:
+    """Another spelling of `name` under which something lies: here instead of under its usual folder, or a slip."""
+    if path != Path(name) and Path(name).exists():
+        return spelt(Path(name))
+    if other is not None and other.exists():
+        return str(other)
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, MANY)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, [item for item in names if not item.startswith(".")], 1, 0.75)
+    return str(Path(name).with_name(near[0])) if near and path.name not in ("", "..") else ""

@@ -1,0 +1,312 @@
+"""A dataclass field is a flag: name, aliases, type, bounds and help stand at the field and nowhere else.
+
+`option(...)` declares the field, `parser(...)` makes the text of --help from groups of fields, `read(...)` turns a
+command line into values and reports every mistake at once. No torch, no third-party package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from unet.config.values import FALSE, NONE, NUMBER, SEVERAL, TRUE, Option, convert_many
+
+NARROW, WIDE = 40, 80  # columns of the help
+
+
+def option(default: Any, help: str, **how: Any) -> Any:
+    """A dataclass field with its flag. Keywords are those of `Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, optional=default is None, **how)})
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shape(hint: Any) -> tuple[type, bool]:
+    """(element type, whether many) of a field's annotation: `int | None` -> (int, False), `tuple[int, ...]` -> (int,
+    True).
+    """
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(item for item in typing.get_args(hint) if item is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+@functools.cache
+def fields(group: type) -> dict[str, tuple[Option, type, bool, Any]]:
+    """name -> (option, element type, whether many, default) of the options of a dataclass."""
+    hints = typing.get_type_hints(group)
+    return {
+        field.name: (field.metadata["option"], *shape(hints[field.name]), field.default)
+        for field in dataclasses.fields(group)
+        if "option" in field.metadata
+    }
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size((WIDE, 24)).columns
+        super().__init__(prog, max_help_position=28, width=max(NARROW, min(WIDE, columns)))
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(textwrap.fill(heading or "", self._width - 1))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
+        return f"{action.option_strings[0]} {values}".strip()
+
+
+def parser(
+    prog: str,
+    description: str,
+    groups: Sequence[type],
+    usage: str | None = None,
+    task: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> argparse.ArgumentParser:
+    """The help of a command whose options are the fields of `groups`; the first line of a group's docstring is its
+    title. `task`: leave out what other tasks have; `defaults` are its own.
+    """
+    result = argparse.ArgumentParser(
+        prog=prog, description=description, usage=usage or f"{prog} [options]", formatter_class=_Help, add_help=False
+    )
+    for index, group in enumerate(groups):
+        section = result.add_argument_group((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip("."))
+        if index == 0:
+            section.add_argument("-h", "--help", action="help", help="show this text; with --task NAME, that task's")
+        for name, (option, kind, many, default) in fields(group).items():
+            if task is None or not option.tasks or task in option.tasks:
+                _add(section, name, option, kind, many, (defaults or {}).get(name, default), task is None)
+    return result
+
+
+def _add(section: Any, name: str, option: Option, kind: type, many: bool, default: Any, all_tasks: bool) -> None:
+    metavar = option.metavar or (
+        "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
+    )
+    how: dict[str, Any] = {"metavar": metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper())}
+    if option.positional:
+        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, kind, default, all_tasks))
+        return
+    if kind is bool:
+        how = {"action": "store_true"}
+    elif many and not option.repeated:
+        how["nargs"] = "+"
+    elif option.bare is not None:
+        how["nargs"] = "?"
+    section.add_argument(flag(name), help=_describe(option, kind, default, all_tasks), **how)
+
+
+def _describe(option: Option, kind: type, default: Any, all_tasks: bool) -> str:
+    text = f"{', '.join(option.tasks)}: {option.help}" if option.tasks and all_tasks else option.help
+    plain = [alias for alias in option.aliases if isinstance(alias, str)]
+    switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]
+    worded = [f"{spelling} {'|'.join(word for word, _ in option.synonyms)}" for spelling in option.worded]
+    also = [*plain, *switches, *worded]
+    if option.choices and option.metavar and "|" not in option.metavar and str(option.choices[0]) not in text:
+        text += ": " + ", ".join(map(str, option.choices))
+    if also:
+        text += f" (also {', '.join(also)})"
+    plain_default = "on" if default is True else None if default in (None, False, ()) else str(default)
+    if isinstance(default, tuple) and default:
+        plain_default = " ".join(map(str, default))
+    shown = option.shown if option.shown and (all_tasks or plain_default is None) else plain_default
+    return (text + (f" [{shown}]" if shown else "")).replace("%", "%%")
+
+
+def fold(token: str) -> str:
+    """`--batch_size=4` -> `--batch-size=4`: in option names `_` and `-` are the same; in values they are not."""
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """One way to write an option: a flag with a value, or a switch that stands for `value` (and `off` for its
+    opposite, where it has one)."""
+
+    name: str
+    option: Option
+    kind: type
+    many: bool
+    switch: bool = False
+    value: Any = None
+    off: Any = None
+
+
+@dataclasses.dataclass
+class Reading:
+    """A command line as read: {setting: (value, the spelling that set it)}, what is wrong with it, what to say of it;
+    `wrong` are the settings whose values are mistaken, "*" among them where one is not known."""
+
+    given: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    mistakes: list[str] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    wrong: set[str] = dataclasses.field(default_factory=set)
+
+
+@functools.cache
+def spellings(groups: tuple[type, ...]) -> dict[str, Spelling]:
+    """Every way to write the options of `groups`, folded."""
+    found: dict[str, Spelling] = {}
+    for group in groups:
+        for name, (option, kind, many, _) in fields(group).items():
+            if option.positional:
+                continue
+            plain = Spelling(name, option, kind, many)
+            for spelling in (flag(name), *(alias for alias in option.aliases if isinstance(alias, str))):
+                on = dataclasses.replace(plain, switch=True, value=True, off=False)
+                found[fold(spelling)] = on if kind is bool else plain
+            if kind is bool:
+                found["--no-" + flag(name)[2:]] = dataclasses.replace(plain, switch=True, value=False, off=True)
+            found |= {fold(spelling): plain for spelling in option.worded}
+            for alias in option.aliases:
+                if not isinstance(alias, str):
+                    off = (not alias[1]) if kind is bool else None
+                    found[fold(alias[0])] = dataclasses.replace(plain, switch=True, value=alias[1], off=off)
+    return found
+
+
+def read(groups: Sequence[type], argv: Sequence[str]) -> Reading:
+    """Read the words after a command. Mistakes are collected, not raised."""
+    known, result = spellings(tuple(groups)), Reading()
+    positional = [(name, spec) for group in groups for name, spec in fields(group).items() if spec[0].positional]
+    uses: dict[str, list[tuple[str, Any]]] = {}
+    rest: list[str] = []
+    words = list(argv)
+    position, literal = 0, False
+    while position < len(words):
+        token = words[position]
+        position += 1
+        if literal or not token.startswith("-") or NUMBER.fullmatch(token) or token == "-":
+            rest.append(token)
+            continue
+        if token == "--":
+            literal = True
+            continue
+        spelling, equals, attached = fold(token).partition("=")
+        spec = known.get(spelling)
+        if spec is None:
+            result.mistakes.append(_unknown(spelling, known))
+            result.wrong.add("*")
+            while position < len(words) and not positional and not words[position].startswith("-"):
+                position += 1  # what belongs to it
+            continue
+        values = [attached] if equals else list(_values(spec, words[position:], bool(positional)))
+        position += 0 if equals else len(values)
+        try:
+            uses.setdefault(spec.name, []).extend((spelling, value) for value in _used(spelling, spec, values))
+        except ValueError as error:
+            result.mistakes.append(str(error))
+            result.wrong.add(spec.name)
+    if rest and positional:
+        uses[positional[0][0]] = [(positional[0][1][0].metavar or "", tuple(rest))]
+    elif rest:
+        result.mistakes += [f"unexpected {_short(token)}" for token in rest]
+    declared = {name: spec for group in groups for name, spec in fields(group).items()}
+    for name, each in uses.items():
+        _take(result, name, declared[name], each)
+    return result
+
+
+def _values(spec: Spelling, following: Sequence[str], positional: bool) -> Iterator[str]:
+    """The words after a flag that are its values."""
+    for count, word in enumerate(following):
+        if spec.switch:
+            if count == 0 and word.lower() in (TRUE, FALSE):
+                yield word
+            return
+        if word.startswith("-") and word != "-" and not re.match(r"-(\.?\d|inf|nan)", word, re.IGNORECASE):
+            return
+        if count and (not spec.many or spec.option.repeated):
+            return
+        numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
+        if count and positional and not numbers:
+            return  # a file to work on
+        yield word
+
+
+def _used(spelling: str, spec: Spelling, values: list[str]) -> list[Any]:
+    """The values that one use of a flag gives. Raises ValueError in words."""
+    if spec.switch:
+        word = values[0].lower() if values else TRUE
+        if word not in (TRUE, FALSE):
+            raise ValueError(f"{spelling} takes no value, or true or false, not {_short(values[0])}")
+        chosen = spec.value if word == TRUE else spec.off
+        return [] if chosen is None else [chosen]
+    if not values:
+        if spec.option.bare is None:
+            raise ValueError(f"{spelling} needs a value{_example(spec)}")
+        return [spec.option.bare]
+    return [tuple(values)] if spec.many and not spec.option.repeated else values
+
+
+def _example(spec: Spelling) -> str:
+    if spec.option.choices:
+        return f": {', '.join(map(str, spec.option.choices))}"
+    return {int: ": a whole number", float: ": a number"}.get(spec.kind, "")
+
+
+def _take(result: Reading, name: str, spec: tuple[Option, type, bool, Any], uses: list[tuple[str, Any]]) -> None:
+    """Convert the uses of one setting: repetitions are said, contradictions are mistakes."""
+    option, kind, many, _ = spec
+    values: dict[str, Any] = {}
+    for spelling, raw in uses:
+        if raw == "None" and not (option.optional or option.synonyms or NONE in (option.choices or ())):
+            also = " (a file of this name: ./None)" if kind is str and not option.choices else ""
+            result.remarks.append(f"{spelling} None is taken as not given{also}")
+            continue
+        try:
+            value = convert_many(spelling, option, kind, many, raw)
+        except ValueError as error:
+            result.mistakes.append(str(error))
+            result.wrong.add(name)
+            continue
+        if option.repeated:
+            value = values.get(flag(name), ()) + value
+        elif spelling in values and values[spelling] != value:
+            result.remarks.append(f"{spelling} is given more than once: {value} is used, not {values[spelling]}")
+        values[flag(name) if option.repeated else spelling] = value
+    if len({repr(value) for value in values.values()}) > 1:
+        result.mistakes.append(
+            f"{' and '.join(f'{spelling} ({value})' for spelling, value in values.items())} contradict each other:"
+            f" both set {flag(name)}"
+        )
+        result.wrong.add(name)
+    if values:
+        spelling = list(values)[-1]
+        result.given[name] = (values[spelling], spelling)
+
+
+def _unknown(spelling: str, known: Mapping[str, Spelling]) -> str:
+    near = nearest(spelling, known)
+    return f"unknown option {_short(spelling, quoted=False)}" + (f" (did you mean {near}?)" if near else "")
+
+
+def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:
+    """The one of `known` that `name` is a slip of, if any: a few letters wrong, or the beginning of just one."""
+    bare = {item.lstrip("-").replace("_", "-"): item for item in known}
+    wanted = name.lstrip("-").replace("_", "-").lower()
+    starts = [item for item in bare if len(wanted) > 2 and item.startswith(wanted)]
+    near = starts if len(starts) == 1 else difflib.get_close_matches(wanted[:64], list(bare), 1, 0.75)
+    return bare[near[0]] if near else None
+
+
+def _short(text: str, quoted: bool = True) -> str:
+    cut = text if len(text) <= 60 else f"{text[:40]}..."
+    return repr(cut) if quoted or not cut.isprintable() else cut

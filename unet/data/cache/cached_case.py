@@ -1,0 +1,50 @@
+"""One case of a cache: where its arrays lie and what is known of them before they are opened. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from unet.data.cache.layout import Layout
+from unet.data.io.arrays import open_npy
+from unet.errors import CacheError
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedCase:
+    """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
+    each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
+    `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known."""
+
+    id: str
+    image: Path
+    mask: Path
+    shape: tuple[int, ...]
+    foreground: tuple[int, ...]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cost: int = 1
+    own: bool = False
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (1, D, H, W) both. Raises
+        CacheError where the image has another shape than is known of it."""
+        image, mask = open_npy(self.image), open_npy(self.mask)
+        if image.shape != self.shape or mask.shape[:-1] != image.shape[:-1]:
+            raise CacheError(
+                f"{self.image.absolute()}: is {image.shape} with a mask of {mask.shape}; {self.shape} is expected.",
+                "Make the cache again with --rebuild-cache.",
+            )
+        return image, mask
+
+
+def opened(
+    layout: Layout, folder: Path, case: str, shape: tuple[int, ...], facts: Mapping[str, Any], own: bool
+) -> CachedCase:
+    """The case of a record of the manifest, or of what the masks of another program's cache hold."""
+    image, mask = layout.paths(folder, case)
+    kept = {name: facts[name] for name in layout.needed if name in facts}
+    return CachedCase(case, image, mask, shape, tuple(facts["foreground"]), kept, layout.cost(shape), own)

@@ -1,0 +1,22 @@
+"""A case of a raw set: its files, and what a run must know of it before it is read. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One patient, volume or stack: its files, and what the run must know of it before it is read.
+
+    `cost` is what scoring it takes, in slices or windows. `spacing` is in mm (z, y, x), None where the format has none.
+    `memory` is about what preparing it takes, in bytes, 0 where that is little.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...] = ()
+    cost: int = 1
+    spacing: tuple[float, ...] | None = None
+    memory: int = 0

@@ -1,0 +1,94 @@
+"""Which device this process runs on, decided from flags and variables; what the device needs is set before torch is
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+from unet.config.schema import Config
+from unet.devices.launchers import Rank
+from unet.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from unet.devices.base import Device
+
+# name -> module:class; in the order in which --device auto tries them
+DEVICES = {
+    "hpu": "unet.devices.hpu:HPU",
+    "mlu": "unet.devices.mlu:MLU",
+    "cuda": "unet.devices.cuda:CUDA",
+    "cpu": "unet.devices.cpu:CPU",
+}
+
+OWN_CARD = "SLURM_GPUS_PER_TASK"  # set where every process has a card of its own and sees no other
+
+
+def load(name: str) -> type[Device]:
+    """The class of a device."""
+    module, _, attribute = DEVICES[name].partition(":")
+    found: type[Device] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
+    """The device to use and, for each one passed over, why; the variables it needs are set before it imports torch.
+
+    Raises DeviceError where the device that is asked for cannot be used.
+    """
+    if config.device_module:
+        return foreign(config.device_module, config, rank), []
+    passed: list[str] = []
+    for name in DEVICES if config.device == "auto" else [config.device]:
+        device = load(name)
+        why = usable(device, config, rank)
+        if not why:
+            return device, passed
+        passed.append(f"{name}: {why}")
+    asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
+    raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+
+
+def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
+    """None, or why a device cannot be used; the variables of the flags win over those that are set. Raises DeviceError
+    where it can, but there are fewer cards than processes."""
+    if device.installed():
+        for variable, value in device.environment(config, rank).items():
+            if variable not in os.environ or variable in device.forced:
+                os.environ[variable] = value
+    why = device.missing(config)
+    cards = None if why else device.cards()
+    if cards == 1 and OWN_CARD in os.environ:
+        cards = None
+    needed = rank.local + 1 if rank.guessed else rank.local_world
+    if cards is not None and needed > cards:
+        error = DeviceError(
+            f"{rank.launcher} runs {rank.local_world} processes on this node, but it has {cards} {device.name}"
+            f" card{'s' if cards > 1 else ''}.",
+            f"Start {cards} process{'es' if cards > 1 else ''} on each node.",
+        )
+        error.shown = rank.local > 0 and not rank.guessed  # the first process of the node says the same
+        raise error
+    return why
+
+
+def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
+    """The device class of --device-module package.module:Class, usable. Raises UsageError where the name is of no such
+    class, DeviceError where it cannot be used."""
+    module, _, attribute = name.partition(":")
+    hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
+    from unet.devices.base import Device
+
+    try:
+        device = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the module does at its top
+        words = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
+    if not (isinstance(device, type) and issubclass(device, Device)):
+        raise UsageError(f"--device-module {name}: {attribute} is no subclass of unet.devices.base.Device.", hint)
+    why = usable(device, config, rank)
+    if why:
+        raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
+    return device

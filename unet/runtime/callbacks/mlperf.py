@@ -1,0 +1,280 @@
+"""The MLPerf log of a run, `unet3d.log` in its folder: a callback of the loop, and the warm-up before the clock starts.
+
+Written through `mlperf_logging.mllog`, by rank 0, for ruleset 4.0.0 (the newest that knows unet3d):
+
+    python -m mlperf_logging.compliance_checker --usage training --ruleset 4.0.0 performance/RUN/unet3d.log
+    python -m mlperf_logging.rcp_checker --rcp_usage training --rcp_version 4.0.0 FOLDER   (copies: result_0.txt ...)
+
+**Epochs are counted in samples.** Since ruleset 3.1.0 the reference convergence points are samples, and rcp_checker
+compares them with the `epoch_num` of the last eval_accuracy. So every epoch number of the log is the epoch times the
+samples that an epoch really trains (168 where steps fill it; without the short last batch otherwise: the points of
+batch 64 are multiples of 64, not of 168). Warm-up and decay are in epochs, as their keys say.
+
+**The clock.** init_start is when the process began (or when caches were cleared), init_stop follows the warm-up, and
+run_start comes before anything of the data set is read: the loader is made after it. The cache's list of cases is read
+before; the cache itself must exist, its making is not timed. run_stop comes on every way out, `success` only where the
+target was reached: epochs that ended without it, a divergence, an interrupt and a failure are `aborted`. (A process
+that is killed writes nothing more.) The scoring in full comes after it.
+
+**Going on.** A run that is resumed goes on in its log: what was logged after the state that it goes on from is cut
+away, run_stop included, and there is one init_start and one run_start. An event `resumed` says so, which the checkers
+pass over; but the time between counts, and a resumed run is no closed submission.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import unet
+from unet.config.schema import Config
+from unet.devices.base import Device
+from unet.errors import UnetError
+from unet.runtime import trainer
+from unet.runtime.distributed.process_group import Group
+from unet.runtime.folders.run_folder import MLPERF_LOG, RunFolder
+from unet.runtime.progress import Progress
+from unet.runtime.seeding import rng_state, set_rng_state
+from unet.runtime.stop import Stop
+
+REHEARSAL = "REHEARSAL"
+PLACES = {"epoch_start": "epoch", "epoch_stop": "trained", "eval_start": "scoring", "eval_stop": "scored"}
+CLASSES = 3
+
+
+class _Lines(logging.Handler):
+    """Log records as lines of a file in the run's folder. Raises UnetError where the disk is full."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(logging.INFO)
+        self.folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.folder.append(MLPERF_LOG, self.format(record))
+
+
+class MLPerfLog:
+    """The events of one run in their order. `split` names its cases, `system` is the device in words; `goes_on` says
+    that a state is restored, whose progress knows how many lines stay."""
+
+    def __init__(
+        self, folder: RunFolder, config: Config, split: Mapping[str, Sequence[str]], system: str, goes_on: bool
+    ) -> None:
+        from mlperf_logging.mllog.mllog import MLLogger
+
+        self.folder, self.config, self.split, self.system, self.goes_on = folder, config, split, system, goes_on
+        self.lines, self.place, self.running = 0, "outside", goes_on
+        self.progress: Progress | None = None
+        sink = logging.Logger("unet.mlperf", logging.INFO)  # its own: nothing else hears or changes it
+        sink.propagate = False
+        sink.addHandler(_Lines(folder))
+        if config.verbose:
+            sink.addHandler(logging.StreamHandler(sys.stdout))
+        root = re.escape(str(Path(unet.__file__).parent.parent))
+        self.logger = MLLogger(sink, default_namespace="", default_stack_offset=3, root_dir=root)
+        if not goes_on:
+            folder.keep_lines(MLPERF_LOG, 0)
+
+    def starts(self, world: int, began: float, cleared: float | None = None) -> None:
+        """Everything up to run_start, at the moment when the clock starts. `began` and `cleared` (caches; None: they
+        were not) are seconds since 1970."""
+        config = self.config
+        if cleared is not None:
+            self.event("cache_clear", True, at=cleared)
+        self.start("init_start", at=max(began, cleared or began))
+        self.event("seed", config.seed)
+        self.event("submission_benchmark", "unet3d")
+        rehearsal = REHEARSAL if config.mlperf_rehearsal else None
+        self.event("submission_org", rehearsal or config.mlperf_org or socket.gethostname())
+        self.event("submission_division", config.mlperf_division)
+        self.event("submission_status", config.mlperf_status)
+        self.event("submission_platform", config.mlperf_platform or f"{world} x {self.system}")
+        self.event("opt_name", config.optimizer)
+        self.event("opt_base_learning_rate", config.lr)
+        self.event("opt_learning_rate_warmup_epochs", config.warmup_epochs)
+        self.event("opt_learning_rate_decay_boundary_epochs", list(config.lr_milestones))
+        self.event("opt_learning_rate_decay_factor", config.lr_gamma if config.lr_milestones else 1.0)
+        self.event("opt_weight_decay", config.weight_decay)
+        self.event("opt_momentum", config.momentum)
+        self.event("oversampling", config.oversampling)
+        self.event("training_input_shape", list(config.patch))
+        self.event("validation_input_shape", list(config.eval_patch))
+        self.event("validation_overlap", config.overlap)
+        for name in tensor_names(config.layers, config.normalization):
+            self.event("weights_initialization", tensor=name)
+        self.end("init_stop")
+        self.start("run_start")
+        self.running = True
+
+    def begins(self, run: trainer.Run) -> None:
+        self.progress = run.progress
+        if self.goes_on:
+            self.lines = run.progress.mlperf_lines
+            self.place = PLACES.get(last_key(self.folder.text(MLPERF_LOG)), "outside")
+            self.event("resumed", run.progress.step, epoch_num=number(run))
+            return
+        self.event("train_samples", len(self.split["train"]), cases=list(self.split["train"]))
+        self.event("eval_samples", len(self.split["validation"]), cases=list(self.split["validation"]))
+        self.event("samples_per_epoch", run.samples_per_epoch)
+        self.event("global_batch_size", self.config.batch_size * self.config.accumulate * run.group.world)
+        self.event("gradient_accumulation_steps", self.config.accumulate)
+
+    def epoch_begins(self, run: trainer.Run) -> None:
+        if self.place == "outside":
+            self.start("block_start", first_epoch_num=number(run), epoch_count=run.samples_per_epoch)
+            self.start("epoch_start", epoch_num=number(run))
+            self.place = "epoch"
+
+    def epoch_trained(self, run: trainer.Run) -> None:
+        if self.place == "epoch":
+            self.end("epoch_stop", epoch_num=number(run), current_lr=float(run.optimizer.param_groups[0]["lr"]))
+            self.place = "trained"
+
+    def evaluates(self, run: trainer.Run) -> None:
+        if self.place == "trained":
+            self.start("eval_start", number(run), epoch_num=number(run))
+            self.place = "scoring"
+
+    def evaluated(self, run: trainer.Run, score: float, **rest: Any) -> None:
+        self.event("eval_accuracy", score, epoch_num=number(run))
+        self.end("eval_stop", number(run), epoch_num=number(run))
+        self.place = "scored"
+
+    def epoch_ends(self, run: trainer.Run, row: Mapping[str, Any], **rest: Any) -> None:
+        first = row["epoch"] * run.samples_per_epoch
+        self.end("block_stop", first_epoch_num=first, epoch_count=run.samples_per_epoch)
+        self.place = "outside"
+
+    def ends(self, run: trainer.Run, reason: str) -> None:
+        history = run.progress.history
+        last = history[-1]["epoch"] if history else 0
+        self.stop("success" if reason == "target" else "aborted", last * run.samples_per_epoch)
+
+    def stop(self, status: str, epoch_num: int = 0) -> None:
+        """run_stop, once; nothing where the clock has not started. Never fails: it may be the last thing that is
+        done."""
+        if self.running:
+            self.running = False
+            with contextlib.suppress(UnetError):
+                self.end("run_stop", status=status, epoch_num=epoch_num)
+
+    def start(self, key: str, value: Any = None, at: float | None = None, **metadata: Any) -> None:
+        self._write(self.logger.start, key, value, at, metadata)
+
+    def end(self, key: str, value: Any = None, at: float | None = None, **metadata: Any) -> None:
+        self._write(self.logger.end, key, value, at, metadata)
+
+    def event(self, key: str, value: Any = None, at: float | None = None, **metadata: Any) -> None:
+        self._write(self.logger.event, key, value, at, metadata)
+
+    def _write(self, how: Callable[..., None], key: str, value: Any, at: float | None, metadata: Any) -> None:
+        how(key, value, metadata or None, time_ms=None if at is None else int(1000 * at))
+        self.lines += 1
+        if self.progress is not None:
+            self.progress.mlperf_lines = self.lines
+
+
+def number(run: trainer.Run) -> int:
+    """The epoch in hand as the log counts it: in samples."""
+    return run.progress.epoch * run.samples_per_epoch
+
+
+def last_key(text: str) -> str:
+    """The key of the last of these log lines that says where the run is."""
+    for line in reversed(text.splitlines()):
+        key: str = json.loads(line.partition(":::MLLOG ")[2])["key"]
+        if key in PLACES or key in ("block_stop", "run_start"):
+            return key
+    return ""
+
+
+def tensor_names(layers: int, norm: str) -> Iterator[str]:
+    """Names of the layers whose weights are initialised, as the reference logs them: 50 for five levels."""
+
+    def block(name: str) -> Iterator[str]:
+        for number in (0, 1):
+            yield f"{name}_block_{number}_conv"
+            if norm != "none":
+                yield f"{name}_block_{number}_{norm}norm"
+
+    yield from block("input")
+    for level in range(layers):
+        yield from block(f"down{level}")
+    for level in range(layers):
+        yield f"up{level}_deconv"
+        yield from block(f"up{level}")
+    yield "output_conv"
+
+
+class Made:
+    """A loader of made batches in the training shape: one epoch of `steps` steps, nothing read."""
+
+    def __init__(self, config: Config, steps: int) -> None:
+        self.config, self.batches = config, steps * config.accumulate
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(epoch)
+        shape = (self.config.batch_size, 1, *self.config.patch)
+        for _ in range(start, self.batches if stop is None else stop):
+            yield {
+                "image": torch.randn(shape, generator=generator),
+                "mask": torch.randint(CLASSES, shape, generator=generator, dtype=torch.uint8),
+                "index": torch.zeros(shape[0], dtype=torch.int64),
+            }
+
+    def names(self, index: Tensor) -> list[str]:
+        return ["made data"] * len(index)
+
+
+def warm_up(
+    config: Config,
+    task: trainer.Learner,
+    device: Device,
+    model: nn.Module,
+    network: nn.Module,
+    applied: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    infer: Callable[[Tensor], Any],
+    group: Group,
+) -> None:
+    """--mlperf-warmup steps of the loop and one window on made data: kernels are chosen and compiled, memory is taken.
+    Then weights, optimiser, loss scaler and generators are put back, bit for bit."""
+    if not config.mlperf_warmup:
+        return
+    group.mark("warming up", patient=True)
+    weights, generators = copy.deepcopy(model.state_dict()), rng_state(device)
+    before = [copy.deepcopy(part.state_dict()) for part in (optimizer, scaler)]
+    modes = [(module, module.training) for part in (network, applied) for module in part.modules()]
+    calm = config.replace(epochs=1, max_steps=None, checkpoint_every=None, nonfinite_limit=2**31, log_every=2**31)
+    made = Made(config, config.mlperf_warmup)
+    run = trainer.Run(
+        *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
+    )
+    trainer.train_epoch(run)
+    depth, *sides = config.eval_patch
+    step = max(1, int(depth * (1 - config.overlap) + 1e-9))
+    infer(torch.zeros(1, depth + config.eval_batch_size * step, *sides))  # a full group of windows, and a short one
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(before[0])
+    scaler.load_state_dict(before[1])
+    for module, training in modes:
+        module.training = training
+    set_rng_state(generators, device)
+    device.flush()
+    device.synchronize()
+    group.gather(None)  # the clock starts when all are warm

@@ -1,0 +1,293 @@
+"""The folder of a run: what was asked, where it ran, what happened, how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import unet
+from unet import files, host
+from unet.config.run_files import read_status
+from unet.errors import UnetError, UsageError
+from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.folders import claims
+from unet.runtime.folders.run_contents import Contents
+
+OTHER_NAME = "Give another --run-name."
+RESULTS = ("metrics.jsonl", "summary.json", "benchmark.json")
+MLPERF_LOG = "unet3d.log"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "matplotlib", "tqdm")
+
+
+class RunFolder:
+    """`performance/<run-name>/` and the files in it; with `writes` false (ranks that do not lead) only its name.
+
+    A new run (`create`) is kept in memory until `begin`: a start that fails leaves no folder, and takes nothing from
+    the run that it would have replaced.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.name, self.writes = path, path.name, writes
+        self.contents = Contents(path)
+        self._waiting: list[tuple[str, str, bool]] | None = None  # (name, text, whether it is added), until `begin`
+        self._status: dict[str, Any] | None = None
+        self._to_list: list[str] = []
+        self._replaces = False  # what is there under its names
+        self.run_id: str | None = None  # drawn once for each run; its states carry it
+        self.earlier: frozenset[str] = frozenset()  # digests of the weights that a resumed run had
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def own(self, *names: str) -> None:
+        """List files that the run is about to write as its own: no others are ever removed."""
+        if self.writes:
+            self._to_list += names
+            if self.begun and self._to_list:
+                self.contents.add(*self._to_list)
+                self._to_list.clear()
+
+    def place(self, name: str) -> Path:
+        """The path of a file that is about to be written into the folder, which lists it as its own."""
+        self.own(name)
+        return self.path / name
+
+    def create(self, kind: str, overwrite: bool) -> None:
+        """Take the name for a new run of a command (`kind`), and see that the folder is free or may be replaced.
+
+        A run that ended before its first result has nothing to lose and gives way. Raises UsageError where another
+        process has the name; where there are results, unless `overwrite`; where the folder holds anything that its own
+        list does not name; where it is another command's.
+        """
+        files.make_folder(self.path.parent)
+        self.take()
+        if os.path.lexists(self.path):
+            files.make_folder(self.path)
+            self._require_replaceable(kind, overwrite)
+        self._replaces, self._waiting, self._status = overwrite, [], {}
+
+    def take(self) -> None:
+        """Hold the name of this run. Raises UsageError while another process does."""
+        owner = claims.claim(self.lock, self.path)
+        if owner:
+            raise self._running(owner)
+        self.require_stopped()
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(f".{self.name}.unet.lock")
+
+    def require_stopped(self) -> None:
+        """Raise UsageError while another process works on this run."""
+        owner = claims.holder(self.lock)
+        status = read_status(self.path)
+        if not owner and not status.get("claimed") and is_running(status):  # of a version that held no lock
+            owner = f"process {status['pid']} on {status['host']}"
+        if owner:
+            raise self._running(owner)
+
+    def _running(self, owner: str) -> UsageError:
+        return UsageError(
+            f"Run {self.name!r} is running ({owner}).", "Wait for it or stop it, or give another --run-name."
+        )
+
+    def _require_replaceable(self, kind: str, overwrite: bool) -> None:
+        status, place = read_status(self.path), self.path.absolute()
+        files.remove_leftovers(self.path)
+        strange = self.contents.strange()
+        if strange:
+            raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
+        made_elsewhere = self.contents.listed() is None and any(self.path.iterdir())
+        if made_elsewhere or any((self / name).exists() for name in RESULTS):
+            before = status.get("kind", kind)
+            words = f"Run {self.name!r} exists in {place} ({before}, {status.get('status', 'state unknown')})."
+            if before != kind:
+                raise UsageError(words, OTHER_NAME)
+            if not overwrite:
+                go_on = (
+                    f"Go on with it: --resume --run-name {shlex.quote(self.name)}; start"
+                    if kind == "train"
+                    else "Start"
+                )
+                raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
+
+    def remove(self, kind: str) -> None:
+        """Remove the files of a run of a command that is to be made anew. Raises UsageError as `create` does."""
+        if not os.path.lexists(self.path):
+            return
+        self.take()
+        try:
+            self._require_replaceable(kind, overwrite=True)
+            self.contents.clear()
+            with contextlib.suppress(OSError):  # somebody may have put a file there
+                self.path.rmdir()
+        finally:
+            claims.release(self.lock)
+
+    def begin(self) -> None:
+        """Make the folder of a new run, in place of the one before, and write what waits."""
+        if self._waiting is None or not self.writes:
+            return
+        waiting, self._waiting = self._waiting, None
+        files.make_folder(self.path)
+        self.contents.clear()
+        if self._replaces and "weights" in (self._status or {}):
+            Kept(Path((self._status or {})["weights"])).clear()  # the new run must not go on from states before it
+        self.own(*(name for name, _, _ in waiting))
+        for name, text, added in waiting:
+            self._put(name, text, added)
+
+    @property
+    def begun(self) -> bool:
+        return self._waiting is None
+
+    def status(self, status: str, why: str = "", **more: Any) -> None:
+        """Write status.json: running, done, failed or interrupted, and why."""
+        if not self.writes:
+            return
+        if self._status is None:
+            self._status = read_status(self.path)
+        self._status |= {
+            **more,
+            "status": status,
+            "why": why,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "claimed": True,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self.write("status.json", self._status)
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a file whole: text as it is, anything else as JSON."""
+        if self.writes:
+            self._put(name, value if isinstance(value, str) else files.json_text(value), added=False)
+
+    def say(self, words: str) -> None:
+        """A line for run.log and for the user."""
+        self.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
+        host.notice(words)
+
+    def append(self, name: str, text: str) -> None:
+        """Add a line to a log. Raises UnetError where the disk is full."""
+        if self.writes:
+            self._put(name, text, added=True)
+
+    def _put(self, name: str, text: str, added: bool) -> None:
+        if self._waiting is not None:
+            self._waiting.append((name, text, added))
+            return
+        path = self.place(name)
+        if not added:
+            files.write_text(path, text)
+            return
+        files.append_line(path, text)
+
+    def keep_lines(self, name: str, count: int) -> None:
+        """Cut a log back to its first `count` lines: what a stopped run wrote after the state it goes on from."""
+        path = self / name
+        if self.writes and self.begun and os.path.lexists(path):
+            lines = files.require_regular(path).read_bytes().splitlines(keepends=True)
+            if len(lines) > count:
+                files.write_bytes(path, b"".join(lines[:count]))
+
+    def text(self, name: str) -> str:
+        """The content of a log; empty where there is none. Bytes that are not UTF-8 become question marks."""
+        path = self / name
+        return text_of(path) if os.path.lexists(path) and self.begun else ""
+
+
+def text_of(path: Path) -> str:
+    return files.require_regular(path).read_text(encoding="utf-8", errors="replace")
+
+
+def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: bool) -> RunFolder:
+    """The folder of a new run of a command: `name`, or its kind and the time, counted on where that is
+    taken."""
+    if name:
+        folder = RunFolder(out / name)
+        folder.create(command, overwrite)
+        return folder
+    first = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = RunFolder(out / (first if number == 1 else f"{first}-{number}"))
+        if os.path.lexists(folder.path):
+            continue
+        files.make_folder(out)
+        if not claims.claim(folder.lock, folder.path) and not os.path.lexists(folder.path):
+            folder.create(command, overwrite)
+            return folder
+    raise AssertionError
+
+
+def is_running(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a status is alive on this host (and is still this program: numbers are reused)."""
+    pid = status.get("pid")
+    here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
+    if not here or not pid or not files.alive(pid):
+        return False
+    try:
+        return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def note(folder: RunFolder, status: str, why: str) -> None:
+    """Write the status if that is still possible: on a full disk the error itself matters more."""
+    try:
+        folder.status(status, why)
+    except UnetError as error:
+        host.notice(f"{error.message} (the status of the run could not be written)")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a run rests on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, machine and device: what a record needs beside its numbers."""
+    total, available = host.memory()
+    relevant: tuple[str, ...] = (
+        "CUDA_",
+        "OMP_",
+        "GOMP_",
+        "KMP_",
+        "MKL_",
+        "PT_HPU_",
+        "HLS_",
+        "HABANA_",
+        "MLU_",
+        "TORCH",
+        "NCCL_",
+        "CN",
+        "GLOO_",
+    )
+    relevant += ("SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE")
+    return {
+        "unet": unet.__version__,
+        "python": sys.version.split()[0],
+        "packages": versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "cores": host.cores(),
+        "memory_bytes": total,
+        "memory_available_bytes": available,
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(relevant)},
+    }

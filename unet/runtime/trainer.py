@@ -1,0 +1,338 @@
+"""The loop: one for every task and every device.
+
+A run is epochs of batches; every `accumulate` batches make an optimiser step. The device is read when a log line is
+due and at no other time. A request to stop is honoured after the step in hand. Whoever wants to know what happens
+(logs, checkpoints, pictures) is a callback: an object with methods named like the events, in this order:
+
+    begins
+      epoch_begins  stepped ... logged ...  epoch_trained  [evaluates  evaluated]  epoch_ends  [save]
+    ends             once, however the run ends: also when it is interrupted or fails
+
+A run that goes on in the midst of an epoch emits `epoch_begins` for it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unet.config.schema import Config
+from unet.devices.base import Device
+from unet.errors import UnetError
+from unet.runtime import optim
+from unet.runtime.distributed.process_group import Group
+from unet.runtime.evaluation import mean
+from unet.runtime.meters import Clock, Losses
+from unet.runtime.progress import Progress
+from unet.runtime.stop import Stop
+
+
+class Loader(Protocol):
+    """What the loop needs of a loader."""
+
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Mapping[str, Tensor]]: ...
+    def names(self, index: Tensor) -> list[str]: ...
+
+
+class Learner(Protocol):
+    """What the loop needs of a task."""
+
+    best: tuple[str, str]
+    by_steps: bool
+
+    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]: ...
+    def asked(self, config: Config) -> tuple[int | None, int | None]: ...
+    def diverged(self, score: float) -> bool: ...
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]: ...
+
+
+@dataclasses.dataclass
+class Run:
+    """All that the loop works on. `network` is what is trained (compiled, captured, wrapped), `applied` what scores,
+    `model` what is saved: the same weights; `evaluate` gives one record for each validation case, or None when it was
+    stopped."""
+
+    config: Config
+    task: Learner
+    device: Device
+    model: nn.Module
+    network: nn.Module
+    applied: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: Loader
+    evaluate: Callable[[], list[dict[str, Any]] | None] | None
+    stop: Stop
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    group: Group = dataclasses.field(default_factory=Group)
+
+    def __post_init__(self) -> None:
+        self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
+        self.losses = Losses(self.config.nonfinite_limit, self.loader.names, self.group)
+        self.clock = Clock(self.progress, self.device, self.group, self.config.benchmark_warmup or 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.loader) // self.config.accumulate
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that an epoch trains, of all ranks: without those that do not fill a batch or a step."""
+        return self.steps_per_epoch * self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.accumulate * self.config.batch_size * self.group.world
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """(first epoch that is evaluated, epochs between evaluations; 0 = at the end only): what the settings say, or
+        the task's own."""
+        first, every = self.task.asked(self.config)
+        own_first, own_every = self.task.schedule(self.config, self.samples_per_epoch, self.samples_per_step)
+        every = own_every if every is None else every
+        return max(own_first, every) if first is None else first, every
+
+    @property
+    def position(self) -> int:
+        """Steps before the one in hand, as this run counts them: after a resume on another number of ranks an epoch has
+        another number of steps, and the learning rate follows the epochs."""
+        progress = self.progress
+        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.accumulate
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch: --epochs, or the one in which --max-steps ends."""
+        most = self.config.max_steps
+        return min(self.config.epochs, -(-most // self.steps_per_epoch)) if most else self.config.epochs
+
+    @property
+    def out_of_steps(self) -> bool:
+        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
+
+    def emit(self, event: str, **values: Any) -> None:
+        for callback in self.callbacks:
+            handler = getattr(callback, event, None)
+            if handler:
+                handler(self, **values)
+
+
+def train(run: Run) -> str:
+    """Train until the epochs or steps are done, the target is reached, patience ends, the run has diverged or a stop is
+    asked for.
+
+    Returns why it ended: "epochs", "max-steps", "target", "patience", "diverged", or "stopped: ..." (then the state has
+    been saved). Raises UnetError where the loss stays non-finite.
+    """
+    if not run.steps_per_epoch:
+        raise UnetError(
+            f"--accumulate {run.config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
+            f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
+        )
+    try:
+        run.emit("begins")
+        reason = train_epochs(run)
+    except BaseException as error:
+        with contextlib.suppress(UnetError):  # a full disk: the error itself matters more
+            run.emit("ends", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    run.emit("ends", reason=reason)
+    return reason
+
+
+def train_epochs(run: Run) -> str:
+    """Epoch after epoch; returns why it ended."""
+    reason = ended(run)
+    while not reason:
+        run.emit("epoch_begins")
+        scores = evaluate_epoch(run) if train_epoch(run) else None
+        if scores is None:
+            save(run)
+            return f"stopped: {run.stop.reason or 'another process was asked to'}"
+        run.group.mark("closing the epoch", patient=True)
+        records = scores.pop("records", [])
+        row, better = close_epoch(run, scores)
+        reason = ended(run, scores.get("score"))
+        saving = bool(reason) or better or save_is_due(run)
+        run.emit("epoch_ends", row=row, records=records, better=better or (saving and run.evaluate is None))
+        if saving:
+            save(run)
+    return reason
+
+
+def ended(run: Run, score: float | None = None) -> str:
+    """Why there is nothing more to train after an epoch with this score; empty where there is."""
+    progress, config = run.progress, run.config
+    if progress.reached:
+        return "target"
+    if score is not None and diverged(run, score):
+        return "diverged"
+    if score is not None and config.patience and progress.stale >= config.patience:
+        return "patience"
+    if run.out_of_steps:
+        return "max-steps"
+    return "epochs" if progress.epoch > config.epochs else ""
+
+
+def diverged(run: Run, score: float) -> bool:
+    """Whether the task calls this score lost, after a better one or not before its own first evaluation: a network that
+    is scored earlier may not have begun to learn."""
+    progress, task = run.progress, run.task
+    if not task.diverged(score):
+        return False
+    first, _ = task.schedule(run.config, run.samples_per_epoch, run.samples_per_step)
+    had_better = progress.best_score is not None and not task.diverged(progress.best_score)
+    return had_better or progress.history[-1]["epoch"] >= first
+
+
+def save_is_due(run: Run) -> bool:
+    """Whether the state has not been saved yet, or --save-minutes ago: rank 0's clock decides."""
+    limit = 60 * run.config.save_minutes
+    return not limit or run.group.first(lambda: time.monotonic() - run.saved_at >= limit)
+
+
+def train_epoch(run: Run) -> bool:
+    """The rest of the current epoch. Returns False when a stop was asked for before its end."""
+    config, device, progress = run.config, run.device, run.progress
+    last = run.steps_per_epoch * config.accumulate
+    run.training = True
+    run.network.train()
+    run.clock.start()
+    for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
+        steps = (progress.batch + 1) % config.accumulate == 0
+        with run.group.syncing(run.network, needed=steps):
+            with device.autocast():
+                losses = run.task.loss(run.network(batch["image"]), batch, config)
+            run.scaler.scale(losses["loss"] / config.accumulate).backward()
+        device.flush()
+        run.losses.add(progress.step, losses, batch["index"])
+        progress.batch += 1
+        if not steps:
+            continue
+        optimizer_step(run)
+        device.flush()
+        progress.step += 1
+        run.stop.worked = True
+        run.emit("stepped")
+        due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
+        ending = progress.batch == last or run.out_of_steps
+        stopping = run.group.agree(run.stop.asked()) and not ending
+        if ending or stopping or due or progress.step % config.log_every == 0:
+            log(run)
+        if ending or stopping:
+            return not stopping
+        if due:
+            save(run)
+            run.clock.start()
+    return True
+
+
+def save(run: Run) -> None:
+    """Save the state, the running statistics being those of all ranks."""
+    run.group.mark("saving", patient=True)
+    run.group.average_statistics(run.model)
+    run.emit("save")
+    run.saved_at = time.monotonic()
+
+
+def optimizer_step(run: Run) -> None:
+    """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
+    progress = run.progress
+    rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
+    optim.set_rate(run.optimizer, rate)
+    if run.config.clip is not None:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def log(run: Run) -> None:
+    """The one place where training reads from the device: the losses since the last log line."""
+    values = run.losses.read()
+    finite = [value for value in values if math.isfinite(value)]
+    run.progress.loss_sum += math.fsum(finite)
+    run.progress.loss_count += len(finite)
+    for name, terms in run.losses.parts.items():
+        known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
+        run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
+    lap, rate = run.clock.lap(), run.optimizer.param_groups[0]["lr"]
+    step_seconds = run.samples_per_step / lap["images_per_second"]
+    parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
+    run.emit("logged", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **lap)
+
+
+def evaluate_epoch(run: Run) -> dict[str, Any] | None:
+    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. Means of all
+    their numbers are among them ("eval_loss" where the task computes one), and the seconds of training and scoring so
+    far."""
+    epoch = run.progress.epoch
+    run.emit("epoch_trained")
+    first, every = run.schedule
+    due = every and epoch >= first and (epoch - first) % every == 0
+    if run.evaluate is None or not (due or epoch == run.epochs or run.out_of_steps):
+        return {}
+    run.emit("evaluates")
+    start = time.perf_counter()
+    run.training = False
+    run.group.mark("scoring", patient=True)
+    run.group.average_statistics(run.model)
+    records = run.evaluate()
+    seconds = time.perf_counter() - start
+    run.progress.seconds["evaluate"] += seconds
+    if records is None:
+        return None
+    run.stop.worked = True
+    scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.best[0])}
+    others = sorted({key for record in records for key in record} - {"case", run.task.best[0]})
+    scores |= {f"eval_{key}": mean(records, key) for key in others}
+    scores["time_to_train"] = run.progress.seconds["train"] + run.progress.seconds["evaluate"]
+    run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
+    return {**scores, "records": records}
+
+
+def target_reached(run: Run) -> bool:
+    """Whether the best score so far meets the target."""
+    target, best = run.config.target, run.progress.best_score
+    sign = 1 if run.task.best[1] == "max" else -1
+    return target is not None and best is not None and sign * best >= sign * target
+
+
+def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
+    complete. Returns its row of the history, and whether its score is the best so far.
+    """
+    progress, config = run.progress, run.config
+    before = sum(row["train_seconds"] for row in progress.history)
+    row = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train_seconds": progress.seconds["train"] - before,
+        "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
+        **{name: value / max(1, progress.loss_count) for name, value in progress.parts.items()},
+        **scores,
+    }
+    progress.history.append(row)
+    better = False
+    if "score" in scores:
+        sign = 1 if run.task.best[1] == "max" else -1
+        better = progress.best_score is None or sign * scores["score"] > sign * progress.best_score
+        progress.stale = 0 if better else progress.stale + 1
+        if better:
+            progress.best_score, progress.best_epoch = scores["score"], progress.epoch
+        progress.reached = target_reached(run)
+    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.accumulate
+    if epoch_is_complete:
+        progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
+        progress.parts = {}
+    return row, better

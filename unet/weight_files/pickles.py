@@ -1,0 +1,249 @@
+"""What is in a torch checkpoint (a pickle), read from its opcodes without running any of it. No torch.
+
+Versions of torch before 2.10 can be made to run code, or to write where they must not, by a crafted file even with
+`weights_only=True` (CVE-2025-32434, CVE-2026-24747). So the opcodes are followed here first, on plain values: a short
+list of opcodes and of names, and every tensor within its storage. What passes is a tree of dicts, lists and numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unet.files import explain, require_regular
+from unet.weight_files.safetensors_header import LEGACY
+
+WIDTHS = {  # types of storages by the bytes of an element
+    8: ("DoubleStorage", "LongStorage"),
+    4: ("FloatStorage", "IntStorage"),
+    2: ("HalfStorage", "BFloat16Storage", "ShortStorage"),
+    1: ("CharStorage", "ByteStorage", "BoolStorage"),
+}
+STORAGES = {name: width for width, names in WIDTHS.items() for name in names}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+MAKERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+NAMES = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    *(f"torch {name}" for name in STORAGES),
+}
+MARK = object()
+
+
+class Refused(Exception):
+    """A pickle with something that is not on the list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A global that the pickle names (it is not imported)."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """The bytes of a tensor in the file: `key` names them, `numel` elements of `size` bytes."""
+
+    key: str
+    numel: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor's shape; its values are not read."""
+
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """Follows the opcodes of one pickle. `stored(key)` is the number of bytes that the file has for a storage, None
+    where that is checked later."""
+
+    def __init__(self, stored: Callable[[str], int | None]) -> None:
+        self.stored, self.stack, self.memo = stored, list[Any](), dict[int, Any]()
+        self.storages: dict[str, Storage] = {}
+
+    def read(self, stream: BinaryIO) -> Any:
+        """The tree. Raises Refused."""
+        try:
+            for opcode, value, _ in pickletools.genops(stream):
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self.follow(opcode.name, value)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+            raise Refused(f"a pickle that is damaged ({str(error)[:60] or type(error).__name__})") from error
+        raise Refused("a pickle without an end")
+
+    def follow(self, name: str, value: Any) -> None:
+        stack = self.stack
+        if name in VALUES:
+            stack.append(value)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in MAKERS:
+            stack.append(MAKERS[name]())
+        elif name == "MARK":
+            stack.append(MARK)
+        elif name in TUPLES:
+            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
+        elif name == "TUPLE":
+            stack.append(tuple(self.since_mark()))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[value] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[value])
+        elif name in ("APPEND", "APPENDS"):
+            items = self.since_mark() if name == "APPENDS" else [stack.pop()]
+            self.a(stack[-1], list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = self.since_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
+            if len(items) % 2:
+                raise Refused("a pickle with half an entry")
+            self.a(stack[-1], dict).update(zip(map(self.key, items[::2]), items[1::2], strict=True))
+        elif name == "GLOBAL":
+            if value not in NAMES:
+                raise Refused(f"the object {str(value).replace(' ', '.')[:80]}")
+            stack.append(Name(value))
+        elif name == "BINPERSID":
+            stack.append(self.storage(stack.pop()))
+        elif name == "REDUCE":
+            arguments = self.a(stack.pop(), tuple)
+            stack.append(self.call(self.a(stack.pop(), Name).name, arguments))
+        elif name == "BUILD":  # an OrderedDict's attributes: the versions that a state dict carries
+            self.a(stack.pop(), dict)
+            self.a(stack[-1], dict)
+        elif name != "PROTO":
+            raise Refused(f"the pickle instruction {name}")
+
+    def since_mark(self) -> list[Any]:
+        at = len(self.stack) - 1 - self.stack[::-1].index(MARK)
+        items = self.stack[at + 1 :]
+        del self.stack[at:]
+        return items
+
+    @staticmethod
+    def a(value: Any, kind: type) -> Any:
+        if type(value) is not kind:
+            raise Refused(f"{type(value).__name__} where {kind.__name__} belongs")
+        return value
+
+    @staticmethod
+    def key(value: Any) -> Any:
+        if not isinstance(value, str | int | float | None):
+            raise Refused(f"{type(value).__name__} as a name")
+        return value
+
+    def storage(self, about: Any) -> Storage:
+        """("storage", its type, key, device, elements[, None])."""
+        if (
+            type(about) is not tuple
+            or len(about) not in (5, 6)
+            or about[0] != "storage"
+            or about[5:] not in ((), (None,))
+        ):
+            raise Refused("a storage of an unknown form")
+        kind, key, device, numel = self.a(about[1], Name).name.removeprefix("torch "), *about[2:5]
+        if kind not in STORAGES or not isinstance(key, str) or not isinstance(device, str) or not whole(numel):
+            raise Refused("a storage of an unknown form")
+        found = Storage(key, numel, STORAGES[kind])
+        there = self.stored(key)
+        if self.storages.setdefault(key, found) != found or there not in (None, numel * found.size):
+            raise Refused(f"a storage of {numel * found.size} bytes where the file has {there}")
+        return found
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """What one of NAMES makes of its arguments."""
+        if name == "collections OrderedDict" and not arguments:
+            return {}
+        if name == "torch Size" and len(arguments) == 1:
+            return tuple(map(self.count, arguments[0]))
+        if name == "torch._utils _rebuild_parameter" and len(arguments) == 3:
+            return self.a(arguments[0], Tensor)
+        if name == "torch._utils _rebuild_tensor_v2" and len(arguments) in (6, 7):
+            storage, offset, shape, steps = self.a(arguments[0], Storage), *arguments[1:4]
+            shape, steps = (tuple(map(self.count, self.a(item, tuple))) for item in (shape, steps))
+            last = sum((side - 1) * step for side, step in zip(shape, steps, strict=True))
+            if math.prod(shape) and self.count(offset) + last >= storage.numel:
+                raise Refused("a tensor outside its storage")
+            if arguments[4] not in (True, False) or arguments[5] != {} or arguments[6:] not in ((), (None,), ({},)):
+                raise Refused("a tensor of an unknown form")
+            return Tensor(shape)
+        raise Refused(f"a call of {name.replace(' ', '.')}")
+
+    @staticmethod
+    def count(value: Any) -> int:
+        if not whole(value):
+            raise Refused("a size that is no whole number")
+        return int(value)
+
+
+def whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def outline(path: Path) -> Any:
+    """The tree of a torch checkpoint, its tensors as shapes. Raises Refused for anything that is not on the list,
+    StorageError where the file cannot be read."""
+    try:
+        with open(require_regular(path), "rb") as stream:
+            if stream.read(4) == b"PK\x03\x04":
+                return _zipped(stream)
+            stream.seek(0)
+            return _legacy(stream)
+    except zipfile.BadZipFile as error:
+        raise Refused(f"a zip file that is damaged ({error})") from error
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def _zipped(stream: BinaryIO) -> Any:
+    """torch's form since 1.6: archive/data.pkl and archive/data/<key>."""
+    with zipfile.ZipFile(stream) as archive:
+        items = {item.filename: item for item in archive.infolist()}
+        tops = {name.split("/")[0] for name in items}
+        if len(items) != len(archive.infolist()) or len(tops) != 1 or min(i.header_offset for i in items.values()):
+            raise Refused("an archive of an unknown form")
+        top = tops.pop()
+        if f"{top}/constants.pkl" in items or any(name.startswith(f"{top}/code/") for name in items):
+            raise Refused("a TorchScript program")
+        if f"{top}/data.pkl" not in items or any(item.compress_type for item in items.values()):
+            raise Refused("an archive of an unknown form")
+
+        def stored(key: str) -> int:
+            item = items.get(f"{top}/data/{key}")
+            return -1 if item is None else item.file_size
+
+        with archive.open(f"{top}/data.pkl") as content:
+            return Reader(stored).read(content)  # type: ignore[arg-type]
+
+
+def _legacy(stream: BinaryIO) -> Any:
+    """torch's form before 1.6: a number, a version, sizes of types, the tree, the keys, each storage's elements."""
+    if stream.read(len(LEGACY)) != LEGACY:
+        raise Refused("a pickle that torch did not write")
+    plain = [Reader(lambda key: -1).read(stream) for _ in range(2)]
+    if plain[0] != 1001:
+        raise Refused("a pickle of an unknown version of torch")
+    reader = Reader(lambda key: None)
+    tree, keys = reader.read(stream), Reader(lambda key: -1).read(stream)
+    if type(keys) is not list or set(keys) != set(reader.storages) or len(keys) != len(reader.storages):
+        raise Refused("other storages than its tensors need")
+    for key in keys:
+        storage = reader.storages[key]
+        there = int.from_bytes(stream.read(8), "little")
+        if there != storage.numel or len(stream.read(there * storage.size)) != there * storage.size:
+            raise Refused("a storage of another size than its tensors need")
+    if stream.read(1):
+        raise Refused("more than a checkpoint")
+    return tree
