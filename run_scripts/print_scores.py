@@ -8,7 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from unet.runtime import checkpoint
+from unet.runtime.checkpoints import checkpoint
 
 NAMES = {"L1 dice": "kidney", "L2 dice": "tumour", "mean_dice": "mean_dice", "eval_loss": "loss"}
 

@@ -88,7 +88,7 @@ def losses(folder: Path, name: str, seed: int) -> list[float]:
     words += ["--precision", "fp32" if name == "fp32" else "bf16", "--mode", "train", "--no-checkpoints", "--quiet"]
     choice = "False" if name == "torch" else "suits(*a, amx=False)" if name == "winograd" else "suits(*a)"
     code = (
-        "import sys; from unet.models import winograd; suits = winograd.suits\n"
+        "import sys; from unet.kernels import winograd; suits = winograd.suits\n"
         f"winograd.suits = lambda *a: {choice}\nfrom unet.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     subprocess.run([sys.executable, "-c", code, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)

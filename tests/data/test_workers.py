@@ -259,7 +259,7 @@ def test_a_killed_process_of_preprocess(cli: Callable[..., tuple[int, str, str]]
     """In a run of its own, so that processes are forked and the killed one is in the midst of a case."""
     words = ["preprocess", "--data", str(phantoms), "--cache", "./c", "--image-size", "64"]
     code = (
-        "import os, signal, sys, unet.data.lgg as lgg\n"
+        "import os, signal, sys, unet.tasks.lgg.dataset as lgg\n"
         "before = lgg.prepare\n"
         "def prepare(case, size):\n"
         "    if sys.argv[-1] in case.id:\n"

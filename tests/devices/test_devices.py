@@ -30,9 +30,9 @@ def test_variables_are_set_before_torch_can_be_imported() -> None:
         "import os, sys\n"
         "for name in ('torch', 'habana_frameworks', 'torch_mlu'): sys.modules[name] = None\n"
         "os.environ.pop('OMP_NUM_THREADS', None)\n"
-        "from unet.config import Config\n"
-        "from unet.devices import environment, launchers\n"
-        "kind, _ = environment.choose(Config(device='cpu'), launchers.Rank())\n"
+        "from unet.config.schema import Config\n"
+        "from unet.devices import launchers, select\n"
+        "kind, _ = select.choose(Config(device='cpu'), launchers.Rank())\n"
         "assert kind.name == 'cpu' and int(os.environ['OMP_NUM_THREADS']) >= 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

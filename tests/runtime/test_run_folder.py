@@ -21,13 +21,13 @@ from unet.runtime.folders.run_folder import RunFolder, new_folder
 
 HOLD = """
 import sys, time, pathlib
-from unet.runtime import claims
+from unet.runtime.folders import claims
 print(claims.claim(pathlib.Path(sys.argv[1]), pathlib.Path("runs/other")), flush=True)
 time.sleep(60)
 """
 FORK = """
 import os, time, pathlib
-from unet.runtime import claims
+from unet.runtime.folders import claims
 assert not claims.claim(pathlib.Path("x.lock"), pathlib.Path("a"))
 if os.fork():
     print("ready", flush=True)

@@ -120,7 +120,7 @@ def test_set_without_a_record_is_nobodys_to_replace(made):
 
 def test_killed_call_leaves_no_process_and_is_completed(tmp_path):
     made = tmp_path / "made"
-    code = f"import pathlib, unet.data.synthetic as s; s.write_set(pathlib.Path({str(made)!r}), 12, 6, 64, 2)"
+    code = f"import pathlib, unet.tasks.lgg.synthetic as s; s.write_set(pathlib.Path({str(made)!r}), 12, 6, 64, 2)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     while process.poll() is None and not list(made.glob("*/*_2.tif")):
         time.sleep(0.005)
