@@ -30,8 +30,8 @@ from unet.data.loading.augment import Change
 from unet.data.loading.crops import EpochCrops, Volumes
 from unet.devices import launchers, select
 from unet.runtime.inference import predictor as inference
-from unet.tasks.base import create
 from unet.tasks.kits19 import boxes
+from unet.tasks.registry import create
 
 SHAPE, PATCH, ROUNDS = (256, 333, 333), (128, 128, 128), 5
 
@@ -123,8 +123,8 @@ def reference_scores(image: Tensor, label: Tensor, weights: Tensor) -> None:
 def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[], object]]:
     """A case scored the reference's way and this program's, with a network that costs nothing."""
     case = made_cases(folder, 1)[0]
-    task, config = create("kits19"), resolve("config", ["--task", "kits19", "--device", "cpu"]).config
-    config = config.replace(eval_loss=loss)
+    config = resolve("config", ["--task", "kits19", "--device", "cpu"]).config.replace(eval_loss=loss)
+    task = create(config)
     rank = launchers.find_rank(config)
     device = select.choose(config, rank)[0](config, rank)
     network = Cheap()
@@ -140,7 +140,7 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
         cut = windows.padded(windows.cropped(label, plan), plan, 0)
         reference_scores(padded[None], cut[None], weights)
 
-    return reference, lambda: task.evaluate(case, infer, config)
+    return reference, lambda: task.evaluate_case(case, infer)
 
 
 def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:

@@ -1,10 +1,15 @@
-"""Tensors and weights from formulas, as the golden files were made with them."""
+"""What many tests make: settings, tensors and weights from formulas (as the golden files were made with them)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from unet.config.schema import Config
+from unet.tasks.registry import settings_of
 
 
 def wave(shape: tuple[int, ...], a: float, b: float) -> Tensor:
@@ -32,3 +37,13 @@ def formula_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             s = 0.1 * s
         result[key] = torch.from_numpy(s.astype(np.float32).reshape(value.shape))
     return result
+
+
+def make_config(task: str = "lgg", **values: Any) -> Config:
+    """The settings of a task: the declared defaults, with these values."""
+    return Config.of(settings_of(task), {"task": task, **values})
+
+
+def task_config(task: str, **values: Any) -> Config:
+    """The settings of a task: its own defaults, with these values."""
+    return make_config(task, **{**settings_of(task).defaults, **values})

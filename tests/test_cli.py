@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import make_config
 from conftest import ROOT, error_of
 
 from unet import cli as program
-from unet.config.options import fields, fold
+from unet.config.options import fields, normalize_dashes
 from unet.config.resolve import resolve
-from unet.config.schema import Config, check
+from unet.config.schema import Config, require_consistent
 from unet.errors import UsageError
+from unet.tasks import registry
 
 
 def parsed(line: str) -> Config:
@@ -47,9 +49,14 @@ def test_help_of_every_command_fits_80_columns(name: str, capsys: pytest.Capture
 
 
 def test_every_option_has_help_and_one_home() -> None:
+    for task in registry.BUILT_IN:
+        each_once([*Config.GROUPS.values(), registry.settings_of(task)])
+
+
+def each_once(groups: list[type]) -> None:
     declared: dict[str, type] = {}
     spellings: dict[str, str] = {}
-    for group in Config.__mro__[1:-1]:
+    for group in groups:
         for name, (option, _, _, _) in fields(group).items():
             assert option.help
             assert name not in declared, f"{name} is declared twice"
@@ -58,7 +65,7 @@ def test_every_option_has_help_and_one_home() -> None:
                 "--" + name.replace("_", "-"),
                 *(item if isinstance(item, str) else item[0] for item in option.aliases),
             ]:
-                folded = fold(alias)
+                folded = normalize_dashes(alias)
                 assert spellings.setdefault(folded, name) == name, f"{alias} spells {spellings[folded]} and {name}"
 
 
@@ -126,12 +133,19 @@ def test_spellings(line: str, expected: dict[str, object], monkeypatch: pytest.M
     Path("weights").mkdir()
     Path("weights/x.state.safetensors").touch()  # bare --resume takes runs that have a state
     config = parsed(line)
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: config.get(name) for name in expected} == expected
 
 
 def test_defaults_of_the_first_task() -> None:
-    config = Config()
-    assert (config.batch_size, config.epochs, config.lr, config.seed, config.layers, config.image_size) == (
+    config = make_config()
+    assert (
+        config.train.batch_size,
+        config.train.epochs,
+        config.train.lr,
+        config.general.seed,
+        config.network.layers,
+        config.task.image_size,
+    ) == (
         64,
         25,
         1e-4,
@@ -139,7 +153,7 @@ def test_defaults_of_the_first_task() -> None:
         4,
         64,
     )
-    assert (config.aug_scale, config.aug_angle, config.weights, config.cache) == (
+    assert (config.task.aug_scale, config.task.aug_angle, config.weights.weights, config.data.cache) == (
         0.05,
         15.0,
         (),
@@ -149,7 +163,13 @@ def test_defaults_of_the_first_task() -> None:
 
 def test_the_published_recipe() -> None:
     config = parsed("--recipe published")
-    assert (config.image_size, config.batch_size, config.epochs, config.lr, config.split) == (
+    assert (
+        config.task.image_size,
+        config.train.batch_size,
+        config.train.epochs,
+        config.train.lr,
+        config.split.split,
+    ) == (
         256,
         16,
         100,
@@ -240,7 +260,7 @@ def test_settings_that_cannot_be(cli, line: str, words: str) -> None:
 
 def test_check_reports_all() -> None:
     with pytest.raises(UsageError) as caught:
-        check(Config(image_size=100, fold=9, verbose=True, quiet=True))
+        require_consistent(make_config(image_size=100, fold=9, verbose=True, quiet=True))
     assert caught.value.message.count(";") >= 2
 
 

@@ -28,7 +28,7 @@ ALLOWED = {
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
     "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
-    "cli": BASE | {"commands"},
+    "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
 }
 STANDARD_ONLY = sorted(

@@ -12,34 +12,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unet import __version__, host
 from unet.config import check_paths
-from unet.config.flags import (
-    CheckOptions,
-    CommonOptions,
-    DataOptions,
-    DeviceOptions,
-    DistributedOptions,
-    InputOptions,
-    MLPerfOptions,
-    PhantomOptions,
-    PredictOptions,
-    RunOptions,
-    SaveOptions,
-    SplitOptions,
-    TalkOptions,
-    TimingOptions,
-    WeightsOptions,
-)
-from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
-from unet.config.options import flag, nearest, parser, read
-from unet.config.recipes import TASK_DEFAULTS
+from unet.config.options import Declared, flag, nearest, parser, read, title_of
 from unet.config.resolve import Resolved
-from unet.config.resolve import resolve as layers
-from unet.config.schema import MEND, contradictions
+from unet.config.resolve import resolve as resolve_layers
+from unet.config.schema import MEND, Config, contradictions, declared_of
+from unet.config.task_settings import TaskSettings
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
+from unet.tasks import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +34,13 @@ class Command:
 
     help: str
     example: str
-    groups: tuple[type, ...]
+    groups: tuple[str, ...]
     positional: str = ""
 
 
-APPLYING = (WeightsOptions, DataOptions, NetworkOptions, DeviceOptions, DistributedOptions, EvalOptions, TalkOptions)
+APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
 TRAINING = (
-    *(CommonOptions, RunOptions, SplitOptions, TrainOptions, SaveOptions, PredictOptions, MLPerfOptions),
+    *("general", "run", "split", "train", "save", "predict", "mlperf"),
     *APPLYING,
 )
 COMMANDS = {
@@ -67,39 +51,41 @@ COMMANDS = {
     "evaluate": Command(
         "score weights, case by case",
         "--weights first-run.safetensors",
-        (CommonOptions, RunOptions, SplitOptions, *APPLYING),
+        ("general", "run", "split", *APPLYING),
     ),
     "predict": Command(
         "write masks of images, patients or whole sets",
         "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-        (InputOptions, PredictOptions, CommonOptions, *APPLYING),
+        ("input", "predict", "general", *APPLYING),
         " FILES|FOLDERS ...",
     ),
     "preprocess": Command(
         "make the cache from a raw set",
         "--task lgg --data kaggle_3m --image-size 256 --cache kaggle_256_cache",
-        (CommonOptions, DataOptions, NetworkOptions, TalkOptions),
+        ("general", "data", "network", "logging"),
     ),
     "check": Command(
         "look a raw set or a cache over",
         "--data kaggle_3m",
-        (CommonOptions, DataOptions, SplitOptions, NetworkOptions, CheckOptions, TalkOptions),
+        ("general", "data", "split", "network", "check", "logging"),
     ),
     "synthesize": Command(
         "make a phantom set in the true layout",
         "--data phantoms --patients 20",
-        (CommonOptions, DataOptions, PhantomOptions, TalkOptions),
+        ("general", "data", "synthetic", "logging"),
     ),
     "benchmark": Command(
         "images a second of step and loader, against a plain fp32 loop",
         "--synth-data --batch-size 16 --precision bf16",
-        (CommonOptions, RunOptions, TimingOptions, TrainOptions, *APPLYING),
+        ("general", "run", "timing", "train", *APPLYING),
     ),
-    "doctor": Command(
-        "what would be used here, and why not the others", "", (CommonOptions, DataOptions, DeviceOptions, TalkOptions)
-    ),
+    "doctor": Command("what would be used here, and why not the others", "", ("general", "data", "device", "logging")),
     "config": Command("the settings in force and where each comes from", "--recipe published --epochs 50", TRAINING),
 }
+
+
+HELP = ("-h", "--help", "--help-all")
+CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # package.module:Class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,17 +169,17 @@ def dispatch(words: list[str]) -> int:
             f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help",
         )
     resolved = resolve(name, words if implied else words[1:])
-    mode = resolved.config.mode
+    mode = resolved.config.run.mode
     if mode and name not in ("train", "benchmark", "config") and resolved.sources["mode"].startswith("flag"):
         raise UsageError(
             f"--mode {mode} goes with train (or with no command), not with {name}.",
             f"Type: python -m unet {name}, without --mode.",
         )
-    if name == "train" and resolved.config.benchmark:
+    if name == "train" and resolved.config.run.benchmark:
         name = "benchmark"
     if name == "train" and mode in ("evaluate", "predict"):
         name = mode
-    host.set_quiet(resolved.config.quiet)
+    host.set_quiet(resolved.config.logging.quiet)
     for remark in resolved.remarks:
         host.notice(f"note: {remark}")
     check_paths.require(name, resolved)
@@ -205,17 +191,18 @@ def dispatch(words: list[str]) -> int:
 def resolve(name: str, words: Sequence[str]) -> Resolved:
     """The settings of a command line. Raises UsageError with all that is wrong with it."""
     command = COMMANDS[name]
-    if any(word in ("-h", "--help") for word in words):
+    if any(word in HELP for word in words):
         print(explain_flags(name, words), end="")
         raise SystemExit(0)
-    reading = read(command.groups, words)
+    typed = typed_task(words)
+    reading = read(declared_of_all(command.groups, typed), words)
     mode = reading.given.get("mode", (None,))[0]
     shaping = name in ("train", "crossval", "benchmark", "config")
     mistakes, hint, resolved = list(reading.mistakes), f"See: python -m unet {name} --help", None
     if not reading.wrong & {"*", "task", "config", "resume", "recipe", "synth_data"}:
         try:
             applying = name in ("evaluate", "predict") or mode in ("evaluate", "predict")
-            resolved = layers(command.groups, reading.given, applying)
+            resolved = resolve_layers(command.groups, reading.given, registry, applying)
             wrong = {flag(item) for item in reading.wrong}
             found = contradictions(resolved.config, shaping)
             mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]
@@ -228,18 +215,78 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
 
 
+def typed_task(words: Sequence[str]) -> type[TaskSettings] | None:
+    """The settings of the task that a command line names; None where it names none, or one that there is not (it is
+    reported with the other mistakes)."""
+    for word, after in zip(words, [*words, ""][1:], strict=True):
+        name = after if word == "--task" else word.removeprefix("--task=") if word.startswith("--task=") else ""
+        if name in registry.BUILT_IN or ":" in name:
+            return registry.settings_of(name)
+    return None
+
+
+def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> dict[str, Declared]:
+    """The settings of a command: those of `own` as that task declares them, and those of the other tasks, so that a
+    flag of another task is told and not taken for a mistake."""
+    others = [registry.settings_of(name) for name in registry.BUILT_IN]
+    found = {
+        name: item for task in (*others, *([own] if own else ())) for name, item in declared_of(task, groups).items()
+    }
+    task = found["task"]
+    names = (*registry.BUILT_IN, *([own.name] if own and own.name not in registry.BUILT_IN else ()))
+    return {**found, "task": task._replace(option=dataclasses.replace(task.option, **task_words(names)))}
+
+
+def task_words(names: Sequence[str]) -> dict[str, Any]:
+    """What --task takes: the names of the tasks, or a class."""
+    return {"pattern": (rf"{'|'.join(names)}|{CLASS}", f"{', '.join(names)}, or package.module:Class")}
+
+
 def explain_flags(name: str, words: Sequence[str]) -> str:
-    """The text of `COMMAND --help`: with --task NAME that task's flags and defaults, else those of all."""
+    """The text of `COMMAND --help` (the common flags) or `--help-all`, of --task NAME or of the default task."""
     command, program = COMMANDS[name], f"python -m unet {name}"
-    reading = read(command.groups, [word for word in words if word not in ("-h", "--help")])
+    reading = read(declared_of_all(command.groups, typed_task(words)), [word for word in words if word not in HELP])
     if "task" in reading.wrong:
         raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
-    task = reading.given.get("task", (None,))[0]
+    task = registry.settings_of(reading.given.get("task", ("lgg",))[0])
+    sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
-    if task:
-        about = f"{about} (Flags and defaults of --task {task}.)"
+    about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
+    more = f" {host.counted(hidden, 'more flag')}: --help-all." if hidden else ""
     usage = f"{program} [options]{command.positional}"
-    return parser(program, about, command.groups, usage, task, TASK_DEFAULTS.get(task or "")).format_help()
+    about_help = "show this text; --help-all: every flag; with --task NAME: those of that task"
+    return parser(program, about + more, sections, usage, about_help).format_help()
+
+
+def help_sections(
+    groups: tuple[str, ...], task: type[TaskSettings], every: bool
+) -> tuple[dict[str, dict[str, Declared]], int]:
+    """(title -> the settings to show, how many are left out): each with the task's own default and words."""
+    sections: dict[str, dict[str, Declared]] = {}
+    hidden = 0
+    for group in groups:
+        if group == "mlperf" and not task.mlperf:
+            continue
+        for name, item in declared_of(task, (group,)).items():
+            if not (every or item.option.common or item.option.positional):
+                hidden += 1
+                continue
+            sections.setdefault(title_of(Config.GROUPS[group]), {})[name] = as_task_has_it(name, item, task)
+    return sections, hidden
+
+
+def as_task_has_it(name: str, item: Declared, task: type[TaskSettings]) -> Declared:
+    """A declaration with the default of the task, and what the task adds to its help."""
+    option = item.option
+    if name == "task":
+        option = dataclasses.replace(option, help=f"{option.help}: {', '.join(registry.BUILT_IN)}")
+    if name == "recipe" and task.recipes:
+        option = dataclasses.replace(option, help=f"{option.help}: {', '.join(task.recipes)}")
+    if name in task.notes:
+        option = dataclasses.replace(option, help=f"{option.help}; {task.notes[name]}")
+    if name in task.default_texts:
+        option = dataclasses.replace(option, default_text=task.default_texts[name])
+    return item._replace(option=option, default=task.name if name == "task" else task.defaults.get(name, item.default))
 
 
 def close(name: str) -> str:

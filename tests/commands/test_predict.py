@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from builders import make_config
 from conftest import error_of, read_json, stored
 
-from unet.config.schema import Config
 from unet.data.preprocessing import slice_geometry
 from unet.metrics import overlap
 from unet.tasks.lgg import dataset as lgg
@@ -115,7 +115,7 @@ def test_a_case_is_scored_as_the_reference_scores_it(use: Run, phantoms: Path) -
 
     use("evaluate", "--weights", "a.pt", "--split", "none", "--run-name", "e")
     rows = {row["case"]: float(row["dsc"]) for row in rows_of(Path("performance/e/cases.csv"))}
-    network, own = LGG().load(stored("weights/a.safetensors")["model"], Config())
+    network, own = LGG(make_config()).convert_checkpoint(stored("weights/a.safetensors")["model"])
     network.load_state_dict(own)
     network.eval()
     for name, dsc in rows.items():
@@ -320,7 +320,7 @@ def test_what_was_cropped_and_resized_comes_back_where_it_was(sides: tuple[int, 
     volume[:, disc] = 255
     how = slice_geometry.geometry(volume, size)
     small = slice_geometry.resize_image(slice_geometry.to_square((volume > 200).astype(np.uint8) * 255, how), how)[:, 0]
-    back = LGG().restore(small, how)
+    back = LGG(make_config()).restore(small, how)
     assert back.shape == (5, *sides)
     found, expected = np.argwhere(back[2] > 0.5), np.argwhere(disc)
     assert np.abs(found.mean(0) - expected.mean(0)).max() < 0.5

@@ -25,7 +25,7 @@ from unet.cli import resolve
 from unet.commands import predict_outputs
 from unet.errors import DataError, UsageError
 from unet.runtime.folders.output_folder import MANIFEST, OutputFolder
-from unet.tasks.base import create
+from unet.tasks.registry import create
 
 Run = Callable[..., tuple[int, str, str]]
 WORDS = ("predict", "--weights", "./w.pt", "--image-size", 32, "--device", "cpu", "--output", "out")
@@ -241,7 +241,7 @@ def test_the_output_is_looked_at_before_training(workplace: Path) -> None:
     paint(workplace / "data/P1", 1)
     words = ["--data", "data", "--output", "out", "--mode", "train_and_predict", "--device", "cpu"]
     config = resolve("train", [*words[:1], "./data", *words[2:]]).config
-    task = create("lgg")
+    task = create(config)
     predict_outputs.require_free(task, config)
     assert not Path("out").exists()
     Path("out/P1").mkdir(parents=True)
@@ -278,20 +278,20 @@ def test_masks_of_another_run_are_found_before_training(tiny: Run, workplace: Pa
 
 
 def test_settings_that_are_of_no_account_keep_the_masks() -> None:
-    config = resolve("predict", []).config
+    config = resolve("predict", ["--task", "kits19"]).config
     digest = predict_outputs.settings_digest(config, "float32")
     same = config.replace(workers="3", eval_batch_size=1, data="other", cache="other", bootstrap=200)
     assert predict_outputs.settings_digest(same, "float32") == digest
-    others = [config.replace(overlap=0.25), config.replace(mirror=True), config.replace(image_size=128)]
+    others = [config.replace(overlap=0.25), config.replace(mirror=True), config.replace(layers=3)]
     assert len({digest, *(predict_outputs.settings_digest(each, "float32") for each in others)}) == 4
     assert predict_outputs.settings_digest(config, "bfloat16") != digest
 
 
 def test_model_dir_holds_the_masks_too(workplace: Path) -> None:
     words = ["--exec_mode", "predict", "--model_dir", "results/unet"]
-    assert resolve("train", words).config.output == "results/unet/predictions"
-    assert resolve("train", [*words, "--output", "here"]).config.output == "here"
-    assert resolve("train", ["--mode", "predict", "--out", "runs"]).config.output == "predictions"
+    assert resolve("train", words).config.predict.output == "results/unet/predictions"
+    assert resolve("train", [*words, "--output", "here"]).config.predict.output == "here"
+    assert resolve("train", ["--mode", "predict", "--out", "runs"]).config.predict.output == "predictions"
 
 
 def test_an_output_that_is_not_finite_is_an_error_with_its_case(predict: Run) -> None:
@@ -306,8 +306,7 @@ def test_a_stack_with_a_changed_slice_and_masks_given_as_images(cli: Run, workpl
     from PIL import Image
 
     words = ["--task", "em", "--layers", 2, "--width", 2, "--image-size", 60, "--raw-side", 32, "--device", "cpu"]
-    task = create("em")
-    torch.save(task.model(resolve("config", [str(word) for word in words]).config).state_dict(), "em.pt")
+    torch.save(create(resolve("config", [str(word) for word in words]).config).build_model().state_dict(), "em.pt")
     Path("stack").mkdir()
     generator = np.random.default_rng(0)
     for number in range(3):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from builders import make_config
 
 from unet.commands import scores, tables
 from unet.tasks.kits19.task import KiTS19
 from unet.tasks.lgg.task import LGG
 
-TASKS = (LGG(), KiTS19())
+TASKS = (LGG(make_config("lgg")), KiTS19(make_config("kits19")))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

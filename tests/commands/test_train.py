@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_config
 from conftest import error_of, read_json, stored
 
-from unet.config.schema import Config
 from unet.runtime import optim
 
 RUN_FILES = {
@@ -459,7 +459,7 @@ def test_loading_weights_starts_from_them(tiny) -> None:
 
 def test_learning_rates() -> None:
     def rates(**settings: Any) -> list[float]:
-        config = Config(lr=1.0, epochs=10, **settings)
+        config = make_config(lr=1.0, epochs=10, **settings)
         return [optim.learning_rate(config, step // 5 + 1, step, 5) for step in range(50)]
 
     assert set(rates()) == {1.0}

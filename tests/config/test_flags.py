@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import make_config, task_config
 from conftest import error_of
 
 from unet import cli as program
@@ -75,7 +76,7 @@ def parsed(line: str) -> Config:
 )
 def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], workplace: Path) -> None:
     config = parsed(line)
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: config.get(name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -216,8 +217,18 @@ def test_settings_files_take_what_flags_take(workplace: Path) -> None:
     content |= {"learning_rate": 0.5, "disable_ckpt_saving": True, "no_hpu": False, "cpu": True, "amp": "bf16"}
     Path("s.json").write_text(json.dumps(content))
     config = parsed("--config s.json")
-    assert (config.workers, config.epochs, config.fold, config.lamb_betas) == ("2", 3, None, (0.9, 0.99))
-    assert (config.lr, config.checkpoints, config.device, config.precision) == (0.5, False, "cpu", "bf16")
+    assert (config.data.workers, config.train.epochs, config.split.fold, config.train.lamb_betas) == (
+        "2",
+        3,
+        None,
+        (0.9, 0.99),
+    )
+    assert (config.train.lr, config.save.checkpoints, config.device.device, config.device.precision) == (
+        0.5,
+        False,
+        "cpu",
+        "bf16",
+    )
 
 
 def test_resume_and_config_do_not_go_together(cli: Any, workplace: Path) -> None:
@@ -239,20 +250,21 @@ def test_resume_and_config_do_not_go_together(cli: Any, workplace: Path) -> None
     ],
 )
 def test_only_what_is_near_is_suggested(typed: str, meant: str | None) -> None:
-    assert nearest(typed, spellings(program.COMMANDS["train"].groups)) == meant
+    assert nearest(typed, spellings(program.declared_of_all(program.COMMANDS["train"].groups, None))) == meant
 
 
 def test_the_network_is_counted_before_it_is_built() -> None:
-    from unet.config.recipes import TASK_DEFAULTS
-    from unet.tasks.base import create
+
+    from unet.tasks.registry import create
 
     for task, count in (("lgg", 7_763_041), ("em", 34_512_258), ("kits19", 31_190_243)):
-        assert capacity.parameters(Config(**{"task": task, **TASK_DEFAULTS[task]})) == count
+        config = task_config(task)
+        assert config.task.parameters(config) == count
     for task in ("lgg", "em", "kits19"):
         for layers, width, norm in ((2, 3, "batch"), (3, 5, "none"), (5, 2, "instance")):
-            config = Config(task=task, layers=layers, width=width, normalization=norm)
-            built = sum(parameter.numel() for parameter in create(task).model(config).parameters())
-            assert capacity.parameters(config) == built, (task, layers, width, norm)
+            config = make_config(task, layers=layers, width=width, **({} if task == "lgg" else {"normalization": norm}))
+            built = sum(parameter.numel() for parameter in create(config).build_model().parameters())
+            assert config.task.parameters(config) == built, (task, layers, width, norm)
 
 
 def test_the_memory_of_what_every_task_does_by_default_is_granted() -> None:
@@ -366,7 +378,7 @@ def test_hostile_values_of_every_flag(workplace: Path) -> None:
     Path("circle").symlink_to("circle")
     tried: set[tuple[str, str]] = set()
     for name, command in program.COMMANDS.items():
-        for spelling, spec in spellings(command.groups).items():
+        for spelling, spec in spellings(program.declared_of_all(command.groups, None)).items():
             if (spec.name, spelling) in tried:
                 continue
             tried.add((spec.name, spelling))

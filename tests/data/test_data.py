@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from unet.config.flags import SplitOptions
 from unet.data import splits
 from unet.data.cache.cache import CachedCase
 from unet.data.loading import augment, sampling
@@ -73,7 +74,7 @@ def test_a_split_from_a_file(tmp_path: Path) -> None:
         splits.from_file(ids, path)
     path.write_text("\n")
     with pytest.raises(DataError, match="no validation cases"):
-        splits.make(ids, str(path), 10, None, 5, 0)
+        splits.make(ids, SplitOptions(split=str(path), held_out=10), 0)
 
 
 def test_slices_are_drawn_by_patient_and_by_tumour() -> None:

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import make_config
 from conftest import ROOT
 
 from unet import host
-from unet.config.schema import Config
 from unet.devices import launchers
 from unet.devices.launchers import Rank, find_rank, meeting
 from unet.errors import UsageError
@@ -59,7 +59,7 @@ SLURM = {
     ],
 )
 def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: Rank) -> None:
-    assert find_rank(Config(), variables) == expected
+    assert find_rank(make_config(), variables) == expected
 
 
 @pytest.mark.parametrize("whole", [ELASTIC, OPEN_MPI, MPICH, SLURM], ids=["torchrun", "ompi", "mpich", "slurm"])
@@ -67,94 +67,94 @@ def test_a_partial_environment_is_an_error(whole: dict[str, str]) -> None:
     launcher = next(item for item in launchers.LAUNCHERS if item.world in whole)
     for lost in (launcher.rank, launcher.world, launcher.local[0]):
         with pytest.raises(UsageError, match=lost):
-            find_rank(Config(), {name: value for name, value in whole.items() if name != lost})
+            find_rank(make_config(), {name: value for name, value in whole.items() if name != lost})
     with pytest.raises(UsageError, match=r"'x' is not a number"):
-        find_rank(Config(), {**whole, launcher.world: "x"})
+        find_rank(make_config(), {**whole, launcher.world: "x"})
     with pytest.raises(UsageError, match="that cannot be"):
-        find_rank(Config(), {**whole, launcher.rank: "99"})
+        find_rank(make_config(), {**whole, launcher.rank: "99"})
 
 
 @pytest.mark.parametrize("whole", [ELASTIC, OPEN_MPI, MPICH, SLURM], ids=["torchrun", "ompi", "mpich", "slurm"])
 @pytest.mark.parametrize("typed", ["world_size", "rank", "local_rank", "process_per_node", "devices"])
 def test_a_typed_number_that_contradicts_is_an_error(whole: dict[str, str], typed: str) -> None:
-    found = find_rank(Config(), whole)
+    found = find_rank(make_config(), whole)
     flag = "--" + typed.replace("_", "-")
     with pytest.raises(UsageError, match=f"{flag} 9, but {found.launcher}"):
-        find_rank(Config(**{typed: 9}), whole)
+        find_rank(make_config(**{typed: 9}), whole)
     right = {"rank": found.rank, "local_rank": found.local, "process_per_node": found.local_world}.get(
         typed, found.world
     )
-    assert find_rank(Config(**{typed: right}), whole) == found
+    assert find_rank(make_config(**{typed: right}), whole) == found
 
 
 def test_contradictions_between_launchers_and_about_cards() -> None:
     by_hand = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
     with pytest.raises(UsageError, match=r"RANK=0 and WORLD_SIZE=4 are set, but Open MPI says rank 1 of 2"):
-        find_rank(Config(), {**OPEN_MPI, **by_hand})
+        find_rank(make_config(), {**OPEN_MPI, **by_hand})
     agreeing = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert find_rank(Config(), {**OPEN_MPI, **agreeing}).rank == 1
+    assert find_rank(make_config(), {**OPEN_MPI, **agreeing}).rank == 1
     with pytest.raises(UsageError, match=r"names 3 cards, but 2 processes run on this node"):
-        find_rank(Config(cuda_devices=(0, 1, 2)), OPEN_MPI)
+        find_rank(make_config(cuda_devices=(0, 1, 2)), OPEN_MPI)
     with pytest.raises(UsageError, match=r"names 2 cards, but 1 process runs on this node") as caught:
-        find_rank(Config(cuda_devices=(0, 1)), {})
+        find_rank(make_config(cuda_devices=(0, 1)), {})
     assert "--devices 2" in caught.value.hint
 
 
 def test_a_guess_gives_way_to_a_flag() -> None:
     by_hand = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
-    assert find_rank(Config(), by_hand).guessed
-    assert find_rank(Config(process_per_node=4), by_hand) == Rank(3, 8, 1, 4, "the environment")
-    assert find_rank(Config(cuda_devices=(0, 1, 2, 3)), by_hand).guessed
+    assert find_rank(make_config(), by_hand).guessed
+    assert find_rank(make_config(process_per_node=4), by_hand) == Rank(3, 8, 1, 4, "the environment")
+    assert find_rank(make_config(cuda_devices=(0, 1, 2, 3)), by_hand).guessed
 
 
 def test_a_rank_that_is_typed_for_all_is_told_by_those_for_whom_it_is_wrong() -> None:
     with pytest.raises(UsageError) as caught:
-        find_rank(Config(rank=0), OPEN_MPI)
+        find_rank(make_config(rank=0), OPEN_MPI)
     assert caught.value.shown is False
 
 
 def test_ranks_that_are_typed() -> None:
-    typed = Config(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
+    typed = make_config(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
     assert find_rank(typed, {}) == Rank(3, 4, 1, 2, "flags")
     assert meeting(typed, find_rank(typed, {}), {}) == ("10.0.0.1", 29500)
     with pytest.raises(UsageError, match=r"--world-size 2, but no launcher runs 2 processes"):
-        find_rank(Config(world_size=2), {})
+        find_rank(make_config(world_size=2), {})
     with pytest.raises(UsageError, match=r"--rank 1, but there is one process"):
-        find_rank(Config(rank=1), {})
+        find_rank(make_config(rank=1), {})
     with pytest.raises(UsageError, match="not where the processes meet"):
-        find_rank(Config(world_size=2, rank=1), {})
+        find_rank(make_config(world_size=2, rank=1), {})
     with pytest.raises(UsageError, match="--dist-url 'nowhere'"):
-        meeting(Config(dist_url="nowhere"), Rank(), {})
+        meeting(make_config(dist_url="nowhere"), Rank(), {})
 
 
 def test_where_the_processes_meet(tmp_path: Path) -> None:
     two_nodes, one_node = Rank(1, 4, 1, 2, "Open MPI"), Rank(1, 2, 1, 2, "Open MPI")
-    assert meeting(Config(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
-    address, port = meeting(Config(), one_node, {"PMIX_NAMESPACE": "77"})
+    assert meeting(make_config(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
+    address, port = meeting(make_config(), one_node, {"PMIX_NAMESPACE": "77"})
     assert address == "127.0.0.1"
     assert 20000 <= port < 30000
-    assert meeting(Config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
-    assert meeting(Config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
-    assert meeting(Config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
+    assert meeting(make_config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
+    assert meeting(make_config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
+    assert meeting(make_config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
     inside = {"PMIX_NAMESPACE": "7", "SLURM_JOB_NODELIST": "n[01-04]", "SLURM_STEP_NODELIST": "n[02-04]"}
-    assert meeting(Config(), two_nodes, inside)[0] == "n01"  # mpirun in an allocation: its own step lacks its node
+    assert meeting(make_config(), two_nodes, inside)[0] == "n01"  # mpirun in an allocation: its own step lacks its node
     hosts = tmp_path / "hosts"
     hosts.write_text("node-3\nnode-3\nnode-4\n")
     for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):
-        assert meeting(Config(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
-        assert meeting(Config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
+        assert meeting(make_config(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
+        assert meeting(make_config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
     with pytest.raises(UsageError, match="MASTER_PORT is not set"):
-        meeting(Config(), two_nodes, {"MASTER_ADDR": "a"})
+        meeting(make_config(), two_nodes, {"MASTER_ADDR": "a"})
     with pytest.raises(UsageError, match=r"torch\.distributed\.run says where"):
-        meeting(Config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
+        meeting(make_config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
     other = Rank(1, 2, 1, 2, "Open MPI")  # variables of other launchers, which only some nodes have, change nothing
     both = {"PMIX_NAMESPACE": "77", "SLURM_JOB_ID": "5", "COBALT_JOBID": "6"}
-    assert meeting(Config(), other, both)[1] == port
+    assert meeting(make_config(), other, both)[1] == port
     with pytest.raises(UsageError, match="MASTER_ADDR is not set") as caught:
-        meeting(Config(), two_nodes, OPEN_MPI)
+        meeting(make_config(), two_nodes, OPEN_MPI)
     assert "mpirun -x MASTER_ADDR" in caught.value.hint
     with pytest.raises(UsageError, match="MASTER_PORT='x'"):
-        meeting(Config(), one_node, {"MASTER_PORT": "x"})
+        meeting(make_config(), one_node, {"MASTER_PORT": "x"})
 
 
 def test_threads_are_shared_out_unless_the_launcher_has_done_it() -> None:
@@ -175,8 +175,8 @@ def test_torchrun_s_own_thread_count_is_nobody_s_wish() -> None:
     code = (
         "import os, subprocess, sys; os.environ.update(OMP_NUM_THREADS='1', RANK='0', WORLD_SIZE='2', LOCAL_RANK='0',"
         " LOCAL_WORLD_SIZE='1', TORCHELASTIC_RUN_ID='x');"
-        "subprocess.run([sys.executable, '-c', 'from unet.config.schema import Config; from unet.devices import launchers;"
-        " rank = launchers.find_rank(Config()); print(launchers.threads(rank))'], check=True)"
+        "subprocess.run([sys.executable, '-c', 'from unet.config.schema import Config; from unet.tasks.lgg.settings import Settings;"
+        " from unet.devices import launchers; rank = launchers.find_rank(Config(Settings())); print(launchers.threads(rank))'], check=True)"
     )
     for typed, expected in ((None, host.cores()), ("1", 1)):
         own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -196,8 +196,8 @@ def test_the_interface_by_which_a_node_is_reached() -> None:
 def test_a_flag_for_several_processes_without_a_launcher() -> None:
     """A launcher that is not known would start N runs that fight for one folder."""
     with pytest.raises(UsageError, match="--distributed, but no launcher"):
-        find_rank(Config(distributed=True), {})
-    assert find_rank(Config(distributed=True), OPEN_MPI).world == 2
+        find_rank(make_config(distributed=True), {})
+    assert find_rank(make_config(distributed=True), OPEN_MPI).world == 2
 
 
 def test_cores_that_a_launcher_gives_to_several_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

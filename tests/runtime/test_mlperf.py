@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_config, task_config
 from conftest import ROOT, error_of
 from torch import Tensor, nn
 
 from unet.commands import run_resume
-from unet.config.recipes import TASK_DEFAULTS
 from unet.config.schema import Config
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
@@ -31,6 +31,8 @@ from unet.runtime.checkpoints.kept import Kept
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.folders.run_folder import RunFolder
 from unet.runtime.seeding import rng_state
+from unet.tasks.kits19.mlperf import tensor_names
+from unet.tasks.registry import create, settings_of
 
 SIZES = {"patch": (4,), "eval_patch": (4,), "layers": 2, "width": 2, "batch_size": 2, "lr": 0.1, "seed": 5}
 
@@ -41,7 +43,7 @@ class Task:
     name, best, score, by_steps = "kits19", ("mean_dice", "max"), "MEAN DICE", False
 
     def asked(self, config: Config) -> tuple[int | None, int | None]:
-        return config.start_eval_at, config.evaluate_every
+        return config.train.start_eval_at, config.train.evaluate_every
 
     def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
         return -(-12 // samples), -(-6 // samples)
@@ -75,10 +77,10 @@ class Loader:
 
 
 def settings(**changes: Any) -> Config:
-    return Config(
+    return make_config(
         task="kits19",
         **{
-            **TASK_DEFAULTS["kits19"],
+            **settings_of("kits19").defaults,
             **SIZES,
             "mlperf_division": "open",
             "epochs": 4,
@@ -107,19 +109,19 @@ class Trial:
         batches: int = 3,
         group: Group | None = None,
     ) -> None:
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.general.seed)
         self.folder, files = RunFolder(Path("runs/a")), Kept(Path("runs/a.safetensors"))
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.device = CPU(config, Rank())
         model = nn.Conv3d(1, 1, 1)
         optimizer = optim.build(config, [{"params": list(model.parameters())}], self.device)
-        self.log = mlperf.MLPerfLog(self.folder, config, split or split_of(), "cpu", resume)
+        self.log = mlperf.MLPerfLog(self.folder, config, create(config).mlperf(), split or split_of(), "cpu", resume)
         if not resume:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
         kept = callbacks.Checkpoints(files, {})
         self.run = trainer.Run(
             *(config, Task(), self.device, model, model, model, optimizer, self.device.scaler()),
-            loader=Loader(batches, config.batch_size, fail),
+            loader=Loader(batches, config.train.batch_size, fail),
             evaluate=lambda: self.score(scores),
             stop=trainer.Stop(),
             callbacks=[callbacks.Log(self.folder, "mean_dice"), kept, self.log],
@@ -219,7 +221,7 @@ def test_a_closed_rehearsal_passes_the_checker_and_has_every_event_in_order(work
 
 
 def test_the_published_names_of_the_fifty_tensors() -> None:
-    names = list(mlperf.tensor_names(5, "instance"))
+    names = list(tensor_names(5, "instance"))
     blocks = ["input", *(f"down{n}" for n in range(5)), *(f"up{n}" for n in range(5))]
     expected = {f"{block}_block_{n}_{kind}" for block in blocks for n in (0, 1) for kind in ("conv", "instancenorm")}
     assert set(names) == expected | {f"up{n}_deconv" for n in range(5)} | {"output_conv"}
@@ -407,16 +409,13 @@ def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
 
 
 FITTING = {
-    **TASK_DEFAULTS["kits19"],
+    **settings_of("kits19").defaults,
     "task": "kits19",
     "mlperf_division": "closed",
     "mlperf_org": "us",
     "mlperf_platform": "this",
 }
-
-
-def own(config: Config, samples: int, step: int) -> tuple[int, int]:
-    return -(-168000 // samples), -(-3360 // samples)
+RULES = create(task_config("kits19"))
 
 
 @pytest.fixture
@@ -457,33 +456,35 @@ def cache(workplace: Path) -> str:
     ],
 )
 def test_a_closed_submission_is_refused_for(cache: str, name: str, value: Any, words: str) -> None:
-    mlperf_rules.require(Config(**FITTING), 1, own)
-    config = Config(**{**FITTING, name: value})
+    mlperf_rules.require(make_config(**FITTING), 1, RULES)
+    config = make_config(**{**FITTING, name: value})
     with pytest.raises(UsageError) as caught:
-        mlperf_rules.require(config, 1, own)
+        mlperf_rules.require(config, 1, RULES)
     assert words in caught.value.message
     if name not in ("mode", "cache"):
-        mlperf_rules.require(config.replace(mlperf_division="open"), 1, own)
-        mlperf_rules.require(config.replace(mlperf_rehearsal=True), 1, own)
+        mlperf_rules.require(config.replace(mlperf_division="open"), 1, RULES)
+        mlperf_rules.require(config.replace(mlperf_rehearsal=True), 1, RULES)
 
 
 def test_the_schedule_of_the_rules_may_be_typed(cache: str) -> None:
     """Of 7 x 8 = 56 samples a step an epoch trains 168; of 32, 160 of them."""
     typed = {"start_eval_at": 1000, "evaluate_every": 20, "batch_size": 7}
-    mlperf_rules.require(Config(**{**FITTING, **typed}), 8, own)
-    mlperf_rules.require(Config(**{**FITTING, "start_eval_at": 1050, "evaluate_every": 21, "batch_size": 4}), 8, own)
+    mlperf_rules.require(make_config(**{**FITTING, **typed}), 8, RULES)
+    mlperf_rules.require(
+        make_config(**{**FITTING, "start_eval_at": 1050, "evaluate_every": 21, "batch_size": 4}), 8, RULES
+    )
     with pytest.raises(UsageError, match="must be 1050"):
-        mlperf_rules.require(Config(**{**FITTING, **typed, "batch_size": 4}), 8, own)
+        mlperf_rules.require(make_config(**{**FITTING, **typed, "batch_size": 4}), 8, RULES)
 
 
 def test_a_closed_submission_needs_all_cases() -> None:
-    closed = Config(**FITTING)
-    mlperf_rules.require_cases(closed, split_of(168, 42))
+    closed = make_config(**FITTING)
+    mlperf_rules.require_cases(closed, RULES, split_of(168, 42))
     with pytest.raises(UsageError, match="168 training and 42 evaluation cases, not 168 and 41"):
-        mlperf_rules.require_cases(closed, split_of(168, 41))
-    mlperf_rules.require_cases(closed.replace(mlperf_rehearsal=True), split_of(4, 2))
+        mlperf_rules.require_cases(closed, RULES, split_of(168, 41))
+    mlperf_rules.require_cases(closed.replace(mlperf_rehearsal=True), RULES, split_of(4, 2))
     with pytest.raises(UsageError, match="no validation cases"):
-        mlperf_rules.require_cases(closed.replace(mlperf_division="open"), split_of(4, 0))
+        mlperf_rules.require_cases(closed.replace(mlperf_division="open"), RULES, split_of(4, 0))
 
 
 def test_the_command_names_all_that_is_not_closed_at_once(cli) -> None:
@@ -528,7 +529,7 @@ def test_the_process_began_before_now() -> None:
     import time
 
     assert time.time() - 3600 * 24 < mlperf_rules.process_began() <= time.time()
-    code = "import time; from unet.runtime.callbacks import mlperf_rules; print(time.time() - mlperf_rules.process_began())"
+    code = "import time; from unet.runtime.callbacks import mlperf_rules as m; print(time.time() - m.process_began())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert 0 <= float(done.stdout) < 10
 
@@ -583,6 +584,6 @@ def test_scores_without_a_loss(workplace: Path) -> None:
 
 
 def test_warm_up_by_step() -> None:
-    config = Config(lr=1.0, epochs=10, warmup_epochs=2, warmup_lr=0.2, warmup_by="step")
+    config = make_config(lr=1.0, epochs=10, warmup_epochs=2, warmup_lr=0.2, warmup_by="step")
     rates = [optim.learning_rate(config, step // 4 + 1, step, 4) for step in range(10)]
     assert rates == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0])

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_config
 
 from unet.data import drawing
 from unet.runtime.callbacks import pictures
-from unet.tasks.base import create
+from unet.tasks.registry import create
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"}
 
@@ -70,7 +71,7 @@ def test_probabilities_have_a_bar_and_colours_a_key(figures: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", ["lgg", "em", "kits19"])
 def test_colours_are_told_apart_by_the_colour_blind(name: str) -> None:
-    colours = [colour for _, colour in create(name).key]
+    colours = [colour for _, colour in create(make_config(name)).colour_key]
     assert len(colours) >= 2
     assert {"#{:02X}{:02X}{:02X}".format(*colour) for colour in colours} <= OKABE_ITO
 
@@ -108,7 +109,7 @@ def test_a_volume_shows_a_slice_of_each_class(tmp_path: Path) -> None:
     logits[2, 4, 25:30, 25:30] = 2
     volume = np.zeros((6, 40, 40), np.float32)
     whole = type("Whole", (), {"inner": (slice(None),) * 3})()
-    task: Any = create("kits19")
+    task: Any = create(make_config("kits19"))
     task.write_overlay(tmp_path / "o.png", volume, logits, whole)
     sheet = np.asarray(Image.open(tmp_path / "o.png"))
     times = drawing.factor((40, 40))

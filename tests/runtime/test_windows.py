@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_config
 from conftest import GOLDEN, read_json
 
 from unet import host
-from unet.config.schema import Config
 from unet.data import windows as plans
 from unet.devices import cpu
 from unet.devices.launchers import Rank
@@ -26,7 +26,7 @@ CUBE = (128, 128, 128)
 
 
 def device(**settings: object) -> cpu.CPU:
-    return cpu.CPU(Config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return cpu.CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 def wave(shape: tuple[int, ...], a: float, b: float) -> np.ndarray[Any, Any]:
@@ -291,7 +291,7 @@ def test_short_of_memory_the_host_takes_over(
     host.notice_once.cache_clear()
     volume = torch.randn(1, 16, 16, 16)
     expected = inference.windows(volume, Mixer(), device(), (8, 8, 8))
-    card = Card(Config(device="cpu"), Rank())
+    card = Card(make_config(device="cpu"), Rank())
     card.budget = budget
     for attempt in (1, 2):
         assert torch.equal(inference.windows(volume, network(), card, (8, 8, 8), batch=4), expected)
@@ -302,7 +302,7 @@ def test_short_of_memory_the_host_takes_over(
 def test_without_memory_of_its_own_there_is_nothing_to_fall_back_to() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         inference.windows(torch.randn(1, 16, 16, 16), Greedy(), device(), (8, 8, 8))
-    card = Card(Config(device="cpu"), Rank())
+    card = Card(make_config(device="cpu"), Rank())
 
     class Broken(Mixer):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -41,36 +41,36 @@ def run(resolved: Resolved, command: str) -> int:
             f"benchmark times one process, and {rank.launcher} runs {rank.world}.",
             "Start one process; a training run on several shows its images a second.",
         )
-    folder = run_folder.RunFolder(Path(config.out) / config.run_name) if config.run_name else None
+    folder = run_folder.RunFolder(Path(config.run.out) / config.run.run_name) if config.run.run_name else None
     if folder:
-        folder.create("benchmark", config.overwrite)
-    task = setup.create(config.task)
-    cases = task.cases(config)
+        folder.create("benchmark", config.general.overwrite)
+    task = setup.create(config)
+    cases = task.cached_cases()
     parts = setup.assemble(config)
     capacity.require(config, parts.device.own_memory)
-    loader = task.batches(cases, config, (0, 1), parts.device.loader_options(), parts.device.put)
+    loader = task.train_loader(cases, (0, 1), parts.device.loader_options(), parts.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     memory = {}
-    warmup = config.steps if config.benchmark_warmup is None else config.benchmark_warmup
+    warmup = config.timing.steps if config.run.benchmark_warmup is None else config.run.benchmark_warmup
     latency = {}
-    if config.mode not in PREDICTING:
+    if config.run.mode not in PREDICTING:
         with side(config, batch, "plain") as plain, side(config, batch, "ours") as ours:
-            for number in host.progress(range(config.rounds + 1), name="rounds"):
+            for number in host.progress(range(config.timing.rounds + 1), name="rounds"):
                 for name, ask in (("plain", plain), ("ours", ours)):
-                    steps = config.steps if number else warmup
+                    steps = config.timing.steps if number else warmup
                     if steps:
                         seconds, memory[name] = ask(steps)
                         if number:
                             times[name].append(sum(seconds) / steps)
-            latency["step"] = ours(-config.rounds * config.steps)[0]
+            latency["step"] = ours(-config.timing.rounds * config.timing.steps)[0]
     with side(config, batch, "predict") as predict:
         if warmup:
             predict(warmup)
-        latency["pass"] = predict(-config.rounds * config.steps)[0]
+        latency["pass"] = predict(-config.timing.rounds * config.timing.steps)[0]
     result = predicted(parts, latency["pass"])
     if times["ours"]:
-        loading = [load_time(loader, number) for number in range(1, config.rounds + 2)][1:]
+        loading = [load_time(loader, number) for number in range(1, config.timing.rounds + 2)][1:]
         result |= summary(parts, times, memory, loading, latency["step"])
     print(text(result))
     if folder:
@@ -88,14 +88,14 @@ def predicted(parts: setup.Parts, passes: list[float]) -> dict[str, Any]:
 
     config = parts.config
     return {
-        "task": config.task,
-        "size": parts.task.size(config),
+        "task": config.task.name,
+        "size": parts.task.describe_input(),
         "item": parts.task.item,
         "precision": str(parts.device.dtype).removeprefix("torch."),
         "device": parts.device.describe(),
         "predict": {
-            "batch_size": config.eval_batch_size,
-            "images_per_second": config.eval_batch_size / statistics.median(passes),
+            "batch_size": config.eval.eval_batch_size,
+            "images_per_second": config.eval.eval_batch_size / statistics.median(passes),
             "latency": evaluation.latency(passes),
             "seconds_a_pass": passes,
         },
@@ -109,7 +109,7 @@ def summary(
     from unet.runtime import evaluation
 
     config = parts.config
-    images = config.batch_size
+    images = config.train.batch_size
     rates = {name: images / statistics.median(values) for name, values in {**times, "loader": loading}.items()}
     ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
     work = step_flops(parts)
@@ -135,10 +135,10 @@ def step_flops(parts: setup.Parts) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    config, task = parts.config, parts.task
+    task = parts.task
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = task.model(config)
-        image = torch.empty(task.shape(config))
+        model = task.build_model()
+        image = torch.empty(task.input_shape())
         model(image).sum().backward()
     return int(counter.get_total_flops())
 
@@ -239,15 +239,15 @@ def our_step(parts: setup.Parts, batch: Mapping[str, Any]) -> Step:
     from unet.runtime import optim
 
     config, device = parts.config, parts.device
-    model = device.place(parts.task.model(config))
-    network = device.capture(device.compile(model) if config.compile else model)
-    optimizer, scaler = optim.build(config, parts.task.groups(model), device), device.scaler()
+    model = device.place(parts.task.build_model())
+    network = device.capture(device.compile(model) if config.device.compile else model)
+    optimizer, scaler = optim.build(config, parts.task.param_groups(model), device), device.scaler()
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
 
     def step() -> Any:
         moved = device.to(tensors)
         with device.autocast():
-            loss = parts.task.loss(network(moved["image"]), moved, config)["loss"]
+            loss = parts.task.training_step(network, moved)["loss"]
         scaler.scale(loss).backward()
         device.flush()
         scaler.step(optimizer)
@@ -264,9 +264,9 @@ def our_pass(parts: setup.Parts) -> Step:
     import torch
 
     config, device = parts.config, parts.device
-    network = device.place(parts.task.model(config)).eval()
-    network = device.capture(device.compile(network) if config.compile else network, training=False)
-    images = torch.rand(config.eval_batch_size, *parts.task.seen(config)[1:])
+    network = device.place(parts.task.build_model()).eval()
+    network = device.capture(device.compile(network) if config.device.compile else network, training=False)
+    images = torch.rand(config.eval.eval_batch_size, *parts.task.eval_input_shape()[1:])
 
     @torch.no_grad()
     def step() -> Any:
@@ -290,8 +290,8 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
 
     from unet.runtime import optim
 
-    task = setup.create(config.task)
-    model, loss_of = task.plain(config)
+    task = setup.create(config)
+    model, reference = task.reference_step()
     model = model.to(kind.name)
     optimizer = optim.build(config, [{"params": list(model.parameters())}], None)
     tensors = {
@@ -300,7 +300,7 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
 
     def step() -> Any:
         optimizer.zero_grad()
-        loss = loss_of(model(tensors["image"]), tensors)
+        loss = reference(model, tensors)
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from unet.config.resolve import Resolved
-from unet.config.schema import where
+from unet.config.schema import resolve_path
 from unet.errors import UsageError
-from unet.tasks.base import create
+from unet.tasks.registry import create
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Print what was found. Returns 1 where there are errors, 0 otherwise (warnings alone are 0)."""
     config = resolved.config
-    task = create(config.task)
+    task = create(config)
     typed = {name for name in ("data", "cache") if not resolved.sources[name].startswith(("default", "task"))}
-    raw, folder = where(config.data, "data"), where(config.cache, "data")
+    raw, folder = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     chosen: list[tuple[str, Path]] = []
     if raw != folder and ("data" in typed or (not typed and raw.is_dir())):
         chosen.append(("raw set", raw))
@@ -28,7 +28,7 @@ def run(resolved: Resolved, command: str) -> int:
         )
     errors = 0
     for kind, path in chosen:
-        report = task.check_raw(path, config) if kind == "raw set" else task.check_cache(path, config)
+        report = task.check_raw(path) if kind == "raw set" else task.check_cache(path)
         errors += len(report.errors)
         print(report.text(f"{kind} {path}"))
     return 1 if errors else 0

@@ -8,7 +8,7 @@ from unet.config.resolve import Resolved
 
 def run(resolved: Resolved, command: str) -> int:
     """Print a table of setting, value and source; what differs from the default stands first."""
-    rows = [(flag(name), value(getattr(resolved.config, name)), resolved.sources[name]) for name in resolved.names]
+    rows = [(flag(name), value(resolved.config.get(name)), resolved.sources[name]) for name in resolved.names]
     rows.sort(key=lambda row: row[2] == "default")
     wide = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     print("\n".join(f"{name:<{wide[0]}}  {text:<{min(wide[1], 28)}}  {source}" for name, text, source in rows))

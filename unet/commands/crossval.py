@@ -25,10 +25,11 @@ from unet.commands import launch, run_start, tables
 from unet.config import run_files
 from unet.config.options import flag
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
-from unet.config.schema import Config, spelt, weights_to_write
+from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
-from unet.tasks.base import Task, create
+from unet.tasks.base import Task
+from unet.tasks.registry import create
 
 SETTINGS = "settings.json"
 SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
@@ -60,13 +61,13 @@ class Fold:
     def command(self, settings: Path, config: Config, minutes: float | None) -> list[str]:
         """The words after `python -m unet` that begin this fold, or go on with it, and end it after some minutes."""
         words = ["--run-name", self.name, "--out", str(self.folder.parent)]
-        words += [word for word, on in (("--quiet", config.quiet), ("--verbose", config.verbose)) if on]
+        words += [word for word, on in (("--quiet", config.logging.quiet), ("--verbose", config.logging.verbose)) if on]
         words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
-        words += [flag("device_module"), config.device_module] if config.device_module else []
-        if config.debug_dump:
-            words += ["--debug-dump", str(Path(config.debug_dump) / f"fold{self.number}")]
-        if config.cuda_devices and (config.devices or 1) == 1:
-            words += [flag("cuda_devices"), *map(str, config.cuda_devices)]
+        words += [flag("device_module"), config.device.device_module] if config.device.device_module else []
+        if config.run.debug_dump:
+            words += ["--debug-dump", str(Path(config.run.debug_dump) / f"fold{self.number}")]
+        if config.device.cuda_devices and (config.distributed.devices or 1) == 1:
+            words += [flag("cuda_devices"), *map(str, config.device.cuda_devices)]
         if self.goes_on():
             return ["train", "--resume", *words]
         fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]
@@ -80,7 +81,7 @@ class Fold:
         path = self.folder / "config.json"
         if not path.exists():
             return
-        hint = f"Restore it, or remove the run {spelt(self.folder)}: it is then trained anew."
+        hint = f"Restore it, or remove the run {shell_path(self.folder)}: it is then trained anew."
         made = {key: item["value"] for key, item in run_files.read_settings(path, hint).items()}
         wanted = {key: files.jsonable(value) for key, value in settings.items()} | {"fold": self.number}
         changed = sorted(key for key in wanted if key in made and made[key] != wanted[key])
@@ -110,10 +111,10 @@ def run(resolved: Resolved, command: str) -> int:
     config = resolved.config
     require(resolved)
     began = time.perf_counter()
-    name = config.run_name or f"{config.task}-crossval"
-    cards = own_cards(config, min(config.devices or 1, config.folds))
+    name = config.run.run_name or f"{config.task.name}-crossval"
+    cards = own_cards(config, min(config.distributed.devices or 1, config.split.folds))
     folder, found = open_folder(resolved, command, name)
-    if config.dry_run:
+    if config.run.dry_run:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
         return 0
     with run_start.noting(folder):
@@ -124,11 +125,11 @@ def train_and_sum_up(
     folder: Any, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
 ) -> int:
     """What `run` does once its folder stands."""
-    task = create(config.task)
+    task = create(config)
     left = [fold for fold in found if not fold.done()]
     kept = len(found) - len(left)
     host.notice(f"{folder.name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
-    task.cases(config)  # one process makes the cache
+    task.cached_cases()  # one process makes the cache
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
     rows = results(finished, task)
@@ -139,7 +140,7 @@ def train_and_sum_up(
         print(table(rows, task, len(found)))
         print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
-    again = "type the same command again" + (", without --overwrite" if config.overwrite else "")
+    again = "type the same command again" + (", without --overwrite" if config.general.overwrite else "")
     if stopped:
         print(f"\n  go on      {again} ({len(finished)} of {len(found)} folds are done)")
         return INTERRUPTED
@@ -147,7 +148,7 @@ def train_and_sum_up(
     if failed:
         raise UnetError(
             f"{len(failed)} of {len(found)} folds failed: {', '.join(fold.name for fold in failed)}.",
-            f"Read {spelt(failed[0].folder / 'run.log')}; then {again}: the others are kept.",
+            f"Read {shell_path(failed[0].folder / 'run.log')}; then {again}: the others are kept.",
         )
     return 0
 
@@ -161,16 +162,17 @@ def require(resolved: Resolved) -> None:
             f"crossval starts its own processes, and {found.launcher} runs {found.world}.",
             "Start one process; --devices N trains N folds at a time.",
         )
-    if config.fold is not None and resolved.sources["fold"].startswith("flag"):
+    if config.split.fold is not None and resolved.sources["fold"].startswith("flag"):
         raise UsageError(
-            f"crossval trains every fold, and --fold {config.fold} names one.", "Leave it out, or type train --fold."
+            f"crossval trains every fold, and --fold {config.split.fold} names one.",
+            "Leave it out, or type train --fold.",
         )
-    if config.resume:
+    if config.save.resume:
         raise UsageError("--resume is for one run.", "Type the same crossval command again: it goes on by itself.")
-    if config.mlperf_division or config.benchmark:
-        word = "--benchmark" if config.benchmark else "--mlperf-division"
+    if config.mlperf.mlperf_division or config.run.benchmark:
+        word = "--benchmark" if config.run.benchmark else "--mlperf-division"
         raise UsageError(f"{word} is not for the folds of a cross-validation.", "Leave it out.")
-    if not config.checkpoints:
+    if not config.save.checkpoints:
         raise UsageError("crossval keeps the weights of every fold.", "Leave out --no-checkpoints.")
 
 
@@ -180,40 +182,40 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     from unet.runtime.folders.run_folder import RunFolder
 
     config = resolved.config
-    out = Path(config.out)
+    out = Path(config.run.out)
     folder = RunFolder(out / name)
     files.make_folder(out)
     folder.take()
-    stem = weights_to_write(config.weights[0] if config.weights else name).with_suffix("")
+    stem = weights_to_write(config.weights.weights[0] if config.weights.weights else name).with_suffix("")
     found = []
-    for number in range(config.folds):
+    for number in range(config.split.folds):
         weights = stem.with_name(f"{stem.name}-fold{number}.safetensors")
         found.append(Fold(number, f"{name}-fold{number}", out / f"{name}-fold{number}", weights))
-    drawn = {"seed"} if config.seed == -1 else set()  # each fold draws one and keeps it
-    settings = {key: item["value"] for key, item in resolved.table().items() if key not in KEPT | drawn}
+    drawn = {"seed"} if config.general.seed == -1 else set()  # each fold draws one and keeps it
+    settings = {key: item["value"] for key, item in resolved.entries().items() if key not in KEPT | drawn}
     for fold in found:
-        fold.require({} if config.overwrite else settings)
-        fold.require_weights(replaced=config.overwrite and bool(config.weights))
+        fold.require({} if config.general.overwrite else settings)
+        fold.require_weights(replaced=config.general.overwrite and bool(config.weights.weights))
     hold_weights(stem, folder)
     path, going = folder / SETTINGS, run_files.read_status(folder.path).get("kind") == "crossval"
-    if going and path.exists() and not config.overwrite:
+    if going and path.exists() and not config.general.overwrite:
         before = files.read_json(path, dict, "Restore the file, or start anew with --overwrite.")
-        changed = sorted(key for key in {*before, *settings} if before.get(key) != files.jsonable(settings.get(key)))
+        changed = sorted(key for key in before.keys() & settings.keys() if before[key] != files.jsonable(settings[key]))
         if changed:
             words = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:4])
             raise UsageError(
                 f"{folder.path.absolute()}: was begun with other settings ({words}).",
                 "Type the settings it was begun with, give another --run-name, or start anew with --overwrite.",
             )
-    elif not config.dry_run:
-        folder.create("crossval", config.overwrite)
-        if config.overwrite:
+    elif not config.run.dry_run:
+        folder.create("crossval", config.general.overwrite)
+        if config.general.overwrite:
             for fold in found:
                 clear(fold)
         folder.begin()
         folder.write(SETTINGS, settings)
         folder.write("config.json", dumps(resolved, command))
-    if not config.dry_run:
+    if not config.run.dry_run:
         folder.status("running", kind="crossval")
     return folder, found
 
@@ -250,7 +252,7 @@ def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[
         while running or (waiting and not stopped):
             for place, variables in enumerate(cards):
                 spent = (time.perf_counter() - began) / 60
-                minutes = None if config.max_time is None else config.max_time - spent
+                minutes = None if config.train.max_time is None else config.train.max_time - spent
                 stopped = stopped or bool(came) or (minutes is not None and minutes <= 0)
                 if waiting and place not in running and not stopped:
                     fold = waiting.pop(0)
@@ -308,7 +310,7 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
     rows = []
     for fold in finished:
-        again = f"Restore it, or remove the run {spelt(fold.folder)}: it is then trained anew."
+        again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained anew."
         about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
         cases = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
         keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
@@ -340,7 +342,7 @@ def deviation(values: Sequence[float]) -> float:
 def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str, Any]:
     keys = [key for key, _, _ in task.columns if key in rows[0]]
     return {
-        "metric": task.best[0],
+        "metric": task.metric.key,
         "folds": folds,
         "done": len(rows),
         "mean": {key: mean([row[key] for row in rows]) for key in keys},
@@ -371,4 +373,4 @@ def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
     lines = ["", *tables.table(["fold", *(name for _, name, _ in columns)], cells, name=20)]
     if len(rows) < folds:
         lines.append(f"  {folds - len(rows)} of {folds} folds are missing")
-    return "\n".join([*lines, "", *tables.note(task.foot)])
+    return "\n".join([*lines, "", *tables.note(task.metric_notes)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import unet
 from unet import host
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, where
+from unet.config.schema import Config, resolve_path
 from unet.devices import launchers, select
 from unet.errors import UnetError, UsageError
 from unet.runtime.folders.run_folder import versions
@@ -31,7 +31,7 @@ def run(resolved: Resolved, command: str) -> int:
         lines.append(
             f"  {name:<6} {'usable' if not why else 'not usable: ' + why}" + (f", {cards} cards" if cards else "")
         )
-        if not why and config.device in ("auto", name):
+        if not why and config.device.device in ("auto", name):
             wanted.append(name)
     lines += ["", *_used(wanted, config, rank)]
     lines += [
@@ -40,12 +40,12 @@ def run(resolved: Resolved, command: str) -> int:
         f"  cores      {host.cores()} of {os.cpu_count()} may be used",
         f"  memory     {host.size(available)} free of {host.size(total)}",
     ]
-    for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.out))):
+    for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.run.out))):
         state = "" if os.access(path if path.exists() else ".", os.W_OK) else ", NOT WRITABLE"
         lines.append(
             f"  {title:<10} {host.size(host.disk(path.absolute()))} free on the disk of {path.absolute()}{state}"
         )
-    raw = where(config.data, "data")
+    raw = resolve_path(config.data.data, "data")
     lines.append(
         f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}"
     )
@@ -69,7 +69,7 @@ def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None,
 def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
     """What a run with these settings would compute on."""
     if not wanted:
-        return [f"--device {config.device} cannot be used here."]
+        return [f"--device {config.device.device} cannot be used here."]
     try:
         device = select.load(wanted[0])(config, rank)
     except UnetError as error:

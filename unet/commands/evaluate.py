@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -25,18 +24,18 @@ def run(resolved: Resolved, command: str) -> int:
         )
     path = paths[0]
     parts = setup.assemble(config)
-    resolved, facts = setup.with_facts(resolved, [path], parts.task.tied)
+    resolved, facts = setup.with_facts(resolved, [path], parts.task.Settings.inference_settings)
     config = resolved.config
-    parts = dataclasses.replace(parts, config=config)
+    parts = parts.with_config(config)
     network = setup.trained_network(parts, path, resolved)
     task = parts.task
     cases = chosen_cases(parts, resolved, facts[0])
-    if config.dry_run:
+    if config.run.dry_run:
         if parts.group.leads:
             print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
         return 0
     folder = open_folder(parts, resolved, command)
-    host.notice(f"{path}: {len(cases)} cases, {task.window(config)}, on {parts.device.describe()}")
+    host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {parts.device.describe()}")
     start = time.perf_counter()
     with run_start.noting(folder, parts.group.explain), setup.advising(parts):
         infer = setup.infer(parts, network, finite=True)
@@ -48,8 +47,8 @@ def run(resolved: Resolved, command: str) -> int:
     folder.write(
         "summary.json",
         {
-            "metric": task.best[0],
-            "best_score": evaluation.mean(records, task.best[0]),
+            "metric": task.metric.key,
+            "best_score": evaluation.mean(records, task.metric.key),
             "cases": len(records),
             "seconds": {"evaluate": seconds},
             "case_latency": evaluation.latency(infer.seconds),
@@ -62,7 +61,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder.status("done")
     if not parts.group.leads:
         return 0
-    print(scores.table(task, records, config.bootstrap))
+    print(scores.table(task, records, config.eval.bootstrap))
     if infer.seconds:
         print(f"\n  a case     {evaluation.told(evaluation.latency(infer.seconds))} through the network")
     print(
@@ -75,9 +74,9 @@ def open_folder(parts: setup.Parts, resolved: Resolved, command: str) -> Any:
     """The folder of this run, made by rank 0."""
     from unet.runtime.folders.run_folder import environment, new_folder
 
-    config, kind = parts.config, f"{parts.config.task}-evaluate"
+    config, kind = parts.config, f"{parts.config.task.name}-evaluate"
     folder = parts.group.first(
-        lambda: new_folder(Path(config.out), config.run_name, kind, "evaluate", config.overwrite)
+        lambda: new_folder(Path(config.run.out), config.run.run_name, kind, "evaluate", config.general.overwrite)
     )
     folder.writes = parts.group.leads
     folder.status("running", kind="evaluate")
@@ -99,7 +98,7 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
     typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
     trained = set(facts.get("training", ()))
     if typed or "validation" not in facts:
-        held = set(task.split(ids, config, training=False)["validation"]) or set(ids)
+        held = set(task.split(ids, training=False)["validation"]) or set(ids)
     else:
         held = set(facts["validation"])
         missing = sorted(held - set(ids))
@@ -124,4 +123,4 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
         host.notice(f"{len(held & trained)} of the {len(held)} cases were trained on: their scores say little")
     if len(held) < len(ids):
         host.notice(f"{len(held)} of the {len(ids)} cases are scored; --split none scores all")
-    return [case for case in ids if case in held][: config.eval_steps]
+    return [case for case in ids if case in held][: config.eval.eval_steps]

@@ -31,10 +31,10 @@ SEVERAL = ("train", "evaluate", "predict")  # commands that several processes sh
 def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
     """Run a command's module; where --devices asks for several processes and no launcher runs, start them instead."""
     config = resolved.config
-    if (config.devices or 1) > 1 and command.__name__.rpartition(".")[2] in SEVERAL:
+    if (config.distributed.devices or 1) > 1 and command.__name__.rpartition(".")[2] in SEVERAL:
         found = launchers.launched(os.environ)
         if found is None or found.world == 1:
-            return start(config.devices or 1, words)
+            return start(config.distributed.devices or 1, words)
     outlive_terminal()
     try:
         with interruptible():

@@ -25,18 +25,18 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     """
     paths = setup.given_weights(resolved.config, "predict")
     parts = setup.assemble(resolved.config)
-    resolved, _ = setup.with_facts(resolved, paths, parts.task.tied)
+    resolved, _ = setup.with_facts(resolved, paths, parts.task.Settings.inference_settings)
     config, group = resolved.config, parts.group
-    parts = dataclasses.replace(parts, config=config)
+    parts = parts.with_config(config)
     groups = predict_outputs.inputs_of(parts.task, config)
     made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(parts.device.dtype)))
-    out = OutputFolder(predict_outputs.absolute(Path(config.output)))
-    if config.dry_run:
+    out = OutputFolder(predict_outputs.absolute(Path(config.predict.output)))
+    if config.run.dry_run:
         if group.leads:
             out.read()
             predict_outputs.jobs(parts.task, groups, out, config, made.weights, made.settings)
-            given = host.counted(len(groups), parts.task.given)
-            print(f"Dry run: {given} would be predicted into {config.output}/; nothing was written.")
+            given = host.counted(len(groups), parts.task.input_noun)
+            print(f"Dry run: {given} would be predicted into {config.predict.output}/; nothing was written.")
         return 0
     try:
         with interruptible(), contextlib.ExitStack() as stack:
@@ -44,7 +44,7 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
             todo = group.first(lambda: begin(parts, groups, out, made, stack, own))
             return write(parts, resolved, paths, groups, todo, out, made)
     except KeyboardInterrupt:
-        host.notice(f"What is done in {config.output}/ is kept: the same command goes on from there.")
+        host.notice(f"What is done in {config.predict.output}/ is kept: the same command goes on from there.")
         raise
 
 
@@ -75,7 +75,7 @@ def begin(
 def results(task: Any, folder: Path, job: predict_outputs.Job, out: OutputFolder) -> list[Path]:
     """The files that are written for a case."""
     place = out.path / folder.name
-    return [path for image in job.wanted for path in task.outputs(image, place, job.config).values()]
+    return [path for image in job.wanted for path in task.output_files(image, place, job.options).values()]
 
 
 def write(
@@ -94,11 +94,11 @@ def write(
     if todo:
         members = [setup.infer(parts, setup.trained_network(parts, path, resolved), finite=True) for path in paths]
         names = ", ".join(map(str, paths))
-        given = host.counted(len(todo), task.given)
-        host.notice(f"{names} on {parts.device.describe()}, {task.window(config)}: {given}")
+        given = host.counted(len(todo), task.input_noun)
+        host.notice(f"{names} on {parts.device.describe()}, {task.describe_window()}: {given}")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
-    for folder, job in host.progress(list(mine.items()), name="predict", unit=task.given):
+    for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
         try:
             with setup.advising(parts):
                 apply(task, folder, groups[folder], job, out, made, members)
@@ -115,12 +115,13 @@ def write(
         seconds = members[0].seconds
         host.notice(f"a pass of the network: {evaluation.told(evaluation.latency(seconds[1:] or seconds))}")
     host.notice(
-        f"{config.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there already"
+        f"{config.predict.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there"
+        " already"
     )
     if faults:
         message, hint = faults[0]
         raise UnetError(
-            f"{len(faults)} of {host.counted(len(groups), task.given)} could not be predicted: {message}", hint
+            f"{len(faults)} of {host.counted(len(groups), task.input_noun)} could not be predicted: {message}", hint
         )
     return 0
 
@@ -135,7 +136,7 @@ def apply(
     members: list[Any],
 ) -> None:
     """Make the results of one case, noted before and after. Raises DataError."""
-    inputs = predict_outputs.inputs_digest(task, images, job.config)
+    inputs = predict_outputs.inputs_digest(task, images, job.options)
     made = dataclasses.replace(made, source=predict_outputs.source_of(folder, images), inputs=inputs)
     paths = results(task, folder, job, out)
     appeared = [path for path in paths if path in job.free and os.path.lexists(path)]
@@ -145,7 +146,7 @@ def apply(
             "Move it elsewhere, or name another --output.",
         )
     out.note(made, dict.fromkeys(paths))
-    task.predict(images, job.wanted, out.path / folder.name, members, job.config)
+    task.predict_case(images, job.wanted, out.path / folder.name, members, job.options)
     out.note(made, digests(paths))
 
 

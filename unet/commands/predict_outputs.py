@@ -8,19 +8,18 @@ import functools
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from unet import files
-from unet.config.flags import DataOptions
-from unet.config.flags_training import EvalOptions, NetworkOptions
-from unet.config.options import fields
-from unet.config.schema import Config, where
+from unet.config.flags import PredictOptions
+from unet.config.schema import Config, declared_of, resolve_path
 from unet.errors import StorageError, UsageError
 from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
 from unet.tasks.base import Task
 
 Groups = dict[Path, list[Path]]
 # Settings of these groups decide what a mask is, but for these.
-DECIDING = (DataOptions, NetworkOptions, EvalOptions)
+DECIDING = ("data", "network", "eval")
 INDIFFERENT = {
     *("data", "cache", "rebuild_cache", "synth_data", "workers", "eval_batch_size", "eval_region", "eval_loss"),
     *("eval_crop", "surface_tolerance", "eval_steps", "bootstrap"),
@@ -30,26 +29,26 @@ FORMAT = 1  # counted up where the same image, weights and settings give another
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is made of one case: its images that are wanted, the settings (with what was made before), and which of the
+    """What is made of one case: its images that are wanted, what to write (with what was made before), and which of the
     files were not there."""
 
     wanted: list[Path]
-    config: Config
+    options: PredictOptions
     free: frozenset[Path]
 
 
 def inputs_of(task: Task, config: Config) -> Groups:
     """The cases that are predicted: what is named on the command line, or the raw set. Raises UsageError where two
     would write one file, or a mask would be written over an image."""
-    groups = task.inputs([Path(name) for name in config.inputs] or [where(config.data, "data")])
-    output = absolute(Path(config.output))
+    groups = task.find_inputs([Path(name) for name in config.input.inputs] or [resolve_path(config.data.data, "data")])
+    output = absolute(Path(config.predict.output))
     real = functools.cache(files.real)
     images = {path for group in groups.values() for image in group for path in (image, files.real(image))}
     given = {real(path.parent) / path.name for path in images}
     writers: dict[Path, Path] = {}
     for folder, group in groups.items():
         for image in group:
-            for path in task.outputs(image, output / folder.name, config).values():
+            for path in task.output_files(image, output / folder.name, config.predict).values():
                 if real(path.parent) / path.name in given:
                     raise UsageError(
                         f"The masks would be written over the images in {image.parent}.", "Name another --output."
@@ -66,9 +65,9 @@ def inputs_of(task: Task, config: Config) -> Groups:
 def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
     """That a network which is not trained yet may write its masks, before anything costly is done: raises UsageError
     where files lie there that may not be replaced (`own`: as for `jobs`); and what `inputs_of` raises."""
-    if config.synth_data and not config.inputs and not where(config.data, "data").exists():
+    if config.data.synth_data and not config.input.inputs and not resolve_path(config.data.data, "data").exists():
         return  # the set is made later, so nothing is known of its cases
-    out = OutputFolder(absolute(Path(config.output)))
+    out = OutputFolder(absolute(Path(config.predict.output)))
     out.read()
     jobs(task, inputs_of(task, config), out, config, "", "", own)
 
@@ -114,8 +113,8 @@ def jobs(
     others: dict[Path, str] = {}
     for folder, images in groups.items():
         place = out.path / folder.name
-        each = as_before(task, images, place, out, config)
-        paths = {image: list(task.outputs(image, place, each).values()) for image in images}
+        each = as_before(task, images, place, out, config.predict)
+        paths = {image: list(task.output_files(image, place, each).values()) for image in images}
         here = {path: out.state(path) for image in images for path in paths[image]}
         states |= here
         kept = [path for path, state in here.items() if state == OWN]
@@ -125,7 +124,7 @@ def jobs(
         wanted = [
             image
             for image in images
-            if config.overwrite or any(here[path] != OWN or differing[path] for path in paths[image])
+            if config.general.overwrite or any(here[path] != OWN or differing[path] for path in paths[image])
         ]
         others |= {
             path: " and ".join(words)
@@ -134,8 +133,8 @@ def jobs(
         }
         if wanted:
             found[folder] = Job(wanted, each, frozenset(path for path, state in here.items() if state == FREE))
-    refuse(out, states, config.overwrite)
-    if others and not config.overwrite:
+    refuse(out, states, config.general.overwrite)
+    if others and not config.general.overwrite:
         first = next(iter(others))
         where_from = f", in {moved[first]}" if first in moved else ""
         raise UsageError(
@@ -164,19 +163,23 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would rename links)
 
 
-def as_before(task: Task, images: Iterable[Path], place: Path, out: OutputFolder, config: Config) -> Config:
-    """The settings with the overlays and probabilities that were made of these images before: left as they were, they
+def as_before(
+    task: Task, images: Iterable[Path], place: Path, out: OutputFolder, options: PredictOptions
+) -> PredictOptions:
+    """What to write, with the overlays and probabilities that were made of these images before: left as they were, they
     would lie beside a mask that is not theirs."""
     for name in ("overlay", "probabilities"):
-        if getattr(config, name):
+        if getattr(options, name):
             continue
-        also = config.replace(**{name: True})
+        changes: dict[str, Any] = {name: True}
+        also = dataclasses.replace(options, **changes)
         for image in images:
-            extra = set(task.outputs(image, place, also).values()) - set(task.outputs(image, place, config).values())
+            extra = set(task.output_files(image, place, also).values())
+            extra -= set(task.output_files(image, place, options).values())
             if any(path in out and os.path.lexists(path) for path in extra):
-                config = also
+                options = also
                 break
-    return config
+    return options
 
 
 def source_of(folder: Path, images: Sequence[Path]) -> str:
@@ -184,10 +187,10 @@ def source_of(folder: Path, images: Sequence[Path]) -> str:
     return str(absolute(folder if images[0].parent == folder else images[0]))
 
 
-def inputs_digest(task: Task, images: Sequence[Path], config: Config) -> str:
+def inputs_digest(task: Task, images: Sequence[Path], options: PredictOptions) -> str:
     """A digest of all that the results of a case are made of; empty where it cannot be read."""
     try:
-        return files.digest_files(*(path for image in images for path in task.sources(image, config)))
+        return files.digest_files(*(path for image in images for path in task.source_files(image, options)))
     except StorageError:
         return ""
 
@@ -206,6 +209,7 @@ def is_moved(before: Made, now: Made) -> bool:
 def settings_digest(config: Config, kind: str) -> str:
     """A fingerprint of the settings that decide what a mask is; `kind` is the network's number format. A setting at its
     default leaves no trace, so that a version of the program with more settings keeps what is there."""
-    known = {name: spec[3] for group in DECIDING for name, spec in fields(group).items() if name not in INDIFFERENT}
-    chosen = {name: getattr(config, name) for name, default in known.items() if getattr(config, name) != default}
-    return files.fingerprint({"format": FORMAT, "task": config.task, "kind": kind, **chosen})
+    declared = declared_of(type(config.task), DECIDING)
+    known = {name: item.default for name, item in declared.items() if name not in INDIFFERENT}
+    chosen = {name: config.get(name) for name, default in known.items() if config.get(name) != default}
+    return files.fingerprint({"format": FORMAT, "task": config.task.name, "kind": kind, **chosen})

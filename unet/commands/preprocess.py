@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 
 from unet import host
 from unet.config.resolve import Resolved
-from unet.config.schema import where
+from unet.config.schema import resolve_path
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Make what is missing or changed; a second run does nothing, an interrupted one continues."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the pool has a process for each core
     from unet.data.cache import cache
-    from unet.tasks.base import create
+    from unet.tasks.registry import create
 
     config = resolved.config
-    task = create(config.task)
-    folder, raw = where(config.cache, "data"), where(config.data, "data")
+    task = create(config)
+    folder, raw = resolve_path(config.data.cache, "data"), resolve_path(config.data.data, "data")
     start = time.perf_counter()
-    cases = task.index(config)
+    cases = task.find_cases()
     counts = cache.build(
         folder,
         task.layout,
         cases,
-        functools.partial(task.prepare, config=config),
-        cache.make_manifest(task.layout, task.settings(config)),
-        config.rebuild_cache,
+        task.preprocess,
+        cache.make_manifest(task.layout, task.cache_settings()),
+        config.data.rebuild_cache,
         renew=True,
     )
     seconds = time.perf_counter() - start
-    found = cache.open_cache(folder, task.layout, cache.make_manifest(task.layout, task.settings(config)))
+    found = cache.open_cache(folder, task.layout, cache.make_manifest(task.layout, task.cache_settings()))
     cost = sum(case.cost for case in found)
-    for words in task.remarks(found):
+    for words in task.set_warnings(found):
         host.notice(f"warning: {words}")
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
     host.notice(
-        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.unit} from {raw};"
+        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.cost_unit} from {raw};"
         f" {seconds:.1f} s"
     )
     return 0

@@ -11,9 +11,8 @@ from unet import files, host
 from unet.commands import scores, setup, tables
 from unet.config import run_files
 from unet.config.options import fields, flag
-from unet.config.recipes import SYNTH_DEFAULTS, TASK_DEFAULTS
-from unet.config.resolve import Resolved, made_cache
-from unet.config.schema import Config, spelt, where
+from unet.config.resolve import SYNTHETIC, Resolved, with_synthetic_cache
+from unet.config.schema import Config, resolve_path, shell_path
 from unet.errors import INTERRUPTED, TARGET_MISSED
 from unet.runtime.checkpoints.kept import Kept
 
@@ -34,29 +33,29 @@ def finish(
     config, progress = parts.config, engine_run.progress
     stopped = reason.startswith("stopped")
     records = []
-    if not stopped and engine_run.evaluate and config.checkpoints:
+    if not stopped and engine_run.evaluate and config.save.checkpoints:
         held = set(split["validation"])
-        validation = [case for case in cases if case.id in held][: config.eval_steps]
+        validation = [case for case in cases if case.id in held][: config.eval.eval_steps]
         if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: setup.read_weights(weights)[1])
         checkpoint.fit(engine_run.model, best, weights)
         records = scores.full(parts, setup.infer(parts, engine_run.applied), validation, folder)
-    missed = config.target is not None and not progress.reached and not stopped
+    missed = config.train.target is not None and not progress.reached and not stopped
     summary = {
-        "metric": parts.task.best[0],
+        "metric": parts.task.metric.key,
         "best_score": progress.best_score,
         "best_epoch": progress.best_epoch,
         "ended": reason,
         "epochs": len(progress.history),
         "steps": progress.step,
         "images_per_second": progress.rate(),
-        "step_latency": step_latency(folder, config.benchmark_warmup or 0),
+        "step_latency": step_latency(folder, config.run.benchmark_warmup or 0),
         "data_wait_fraction": progress.wait_fraction(),
         "peak_memory_bytes": max(parts.group.gather(parts.device.memory())),
         "ranks": parts.group.world,
         "seconds": progress.seconds,
-        "target": config.target,
+        "target": config.train.target,
         "target_reached": progress.reached,
         "cases": len(records),
         "device": parts.device.describe(),
@@ -66,7 +65,7 @@ def finish(
     folder.status("interrupted" if stopped else "done", reason)
     if parts.group.leads:
         print(block(parts, folder, weights, engine_run, records, reason))
-    if config.mode == "train_and_predict" and config.checkpoints and not stopped:
+    if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
         from unet.commands import predict
 
         predict.run(
@@ -110,14 +109,14 @@ def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, recor
     from unet.runtime import evaluation
 
     progress, config = engine_run.progress, parts.config
-    latency = step_latency(folder, config.benchmark_warmup or 0)
+    latency = step_latency(folder, config.run.benchmark_warmup or 0)
     seconds = progress.seconds
-    lines = ["", *outcome(folder.name, progress, config.target, parts.task.score, reason)]
+    lines = ["", *outcome(folder.name, progress, config.train.target, parts.task.metric.name, reason)]
     lines += [
         f"  speed      {progress.rate():.1f} {parts.task.item}/s in training, data wait {progress.wait_fraction():.1%},"
         f" peak memory {host.size(parts.device.memory())}",
         *(
-            [f"  step       {evaluation.told(latency)} (means of {host.counted(config.log_every, 'step')})"]
+            [f"  step       {evaluation.told(latency)} (means of {host.counted(config.train.log_every, 'step')})"]
             if latency
             else []
         ),
@@ -127,11 +126,11 @@ def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, recor
     ]
     lines = [part for line in lines for part in tables.text(line, indent=13)]
     if records:
-        lines += ["", scores.table(parts.task, records, config.bootstrap)]
+        lines += ["", scores.table(parts.task, records, config.eval.bootstrap)]
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
-    if config.checkpoints:
+    if config.save.checkpoints:
         lines.append(f"  weights    {weights}   state {Kept(weights).state}")
-    if config.mlperf_division:
+    if config.mlperf.mlperf_division:
         log = folder / "unet3d.log"
         lines.append(
             f"  mlperf     {log}   check it: python -m mlperf_logging.compliance_checker --usage training --ruleset"
@@ -143,16 +142,16 @@ def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, recor
     lines.append("")
     if reason == "diverged":
         lines.append("  The score fell to nothing: start anew with a lower --lr, more --warmup-epochs or --clip 1.")
-    data = where(config.data, "data")
+    data = resolve_path(config.data.data, "data")
     if reason.startswith("stopped"):
-        out = "" if config.out == "performance" else f" --out {spelt(Path(config.out))}"
+        out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
         rank = parts.device.rank
         again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
         lines.append(f"  go on      python -m unet train --resume --run-name {shlex.quote(folder.name)}{out}{again}")
         if rank.world > 1 and not again:
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
-    elif config.checkpoints:
-        shown = weights.name if weights.absolute().parent == Path("weights").absolute() else spelt(weights)
+    elif config.save.checkpoints:
+        shown = weights.name if weights.absolute().parent == Path("weights").absolute() else shell_path(weights)
         given = str(data) if data.exists() else "FILES"
         lines += [
             f"  score      python -m unet evaluate --weights {shown}{where_data_are(config)}",
@@ -163,16 +162,13 @@ def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, recor
 
 def where_data_are(config: Config) -> str:
     """The flags that name the data of a run, where they are not those of its task: weights do not tell places."""
-    usual = {**default_places(config.task), **(SYNTH_DEFAULTS[config.task] if config.synth_data else {})}
-    if config.synth_data:
-        usual["cache"] = made_cache(config, {"cache": "made data"}).cache
-    words = ["--synth-data"] if config.synth_data else []
+    own, common = config.task, fields(Config.GROUPS["data"])
+    usual = {name: own.defaults.get(name, common[name].default) for name in ("data", "cache")}
+    if config.data.synth_data:
+        usual |= own.synthetic_defaults
+        usual["cache"] = with_synthetic_cache(config, {"cache": SYNTHETIC}).data.cache
+    words = ["--synth-data"] if config.data.synth_data else []
     for name in ("data", "cache"):
-        value = getattr(config, name)
+        value = config.get(name)
         words += [flag(name), shlex.quote(value)] if value != usual[name] else []
     return "".join(f" {word}" for word in words)
-
-
-def default_places(task: str) -> dict[str, Any]:
-    """The data and the cache of a task where none are typed."""
-    return {name: TASK_DEFAULTS[task].get(name, fields(Config)[name][3]) for name in ("data", "cache")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host
-from unet.config.schema import spelt, weights_to_read, weights_to_write
+from unet.config.schema import shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UnetError, UsageError
 from unet.runtime.checkpoints.kept import Kept, set_aside
 from unet.weight_files import safetensors_header
@@ -81,7 +81,7 @@ def resume(engine_run: Any, folder: Any, kept: Kept, facts: Mapping[str, Any]) -
     folder.keep_lines("metrics.jsonl", progress.lines)
     folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
     score = progress.best_score
-    name = engine_run.task.score
+    name = engine_run.task.metric.name
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
     folder.say(
         f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
@@ -149,7 +149,8 @@ def _called(about: Mapping[str, Any]) -> str:
 def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointError:
     return CheckpointError(
         f"{path.absolute()}: {why}.",
-        f"Put this run's own state back; or start a new run from these weights: --load {spelt(path)} --run-name NEW.",
+        f"Put this run's own state back; or start a new run from these weights: --load {shell_path(path)}"
+        " --run-name NEW.",
     )
 
 

@@ -14,20 +14,17 @@ from typing import Any
 from unet import files, host
 from unet.commands import predict, predict_outputs, run_resume, setup
 from unet.config import run_files
-from unet.config.flags import DataOptions, DeviceOptions, MLPerfOptions, SplitOptions
-from unet.config.flags_training import NetworkOptions, TrainOptions
-from unet.config.options import fields
 from unet.config.resolve import Resolved, dumps
 from unet.config.run_files import DUMP_LIST, DUMPED
-from unet.config.schema import Config, weights_to_write, where
+from unet.config.schema import Config, declared_of, resolve_path, weights_to_write
 from unet.errors import UnetError, UsageError
 from unet.files import make_folder
 from unet.runtime.checkpoints.kept import Kept
-from unet.tasks.base import create
+from unet.tasks.registry import create
 from unet.weight_files import safetensors_header
 
 # What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
-COURSE = (DataOptions, SplitOptions, NetworkOptions, TrainOptions, MLPerfOptions)
+COURSE = ("data", "split", "network", "train", "mlperf")
 FREE = {
     *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
     *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
@@ -42,9 +39,9 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
 
     config = resolved.config
     require_places(config)
-    if config.resume:
-        return resume_run(RunFolder(Path(config.out) / str(config.run_name)), resolved, command)
-    folder = new_folder(Path(config.out), config.run_name, config.task, "train", config.overwrite)
+    if config.save.resume:
+        return resume_run(RunFolder(Path(config.run.out) / str(config.run.run_name)), resolved, command)
+    folder = new_folder(Path(config.run.out), config.run.run_name, config.task.name, "train", config.general.overwrite)
     weights, resolved = free_weights(resolved, folder)
     hold_output(config, folder)
     folder.run_id = secrets.token_hex(8)
@@ -53,7 +50,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
         "running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         kind="train",
-        **(_places(folder, weights) if config.checkpoints else {}),
+        **(_places(folder, weights) if config.save.checkpoints else {}),
     )
     return folder, resolved, False
 
@@ -67,10 +64,10 @@ def _places(folder: Any, weights: Path) -> dict[str, str]:
 def require_places(config: Config) -> None:
     """What a run reads and writes besides its folder and weights, looked at before anything expensive is done. Raises
     UnetError."""
-    if config.load and not config.resume:
-        setup.read_weights(setup.weights_path(config.load))
-    if config.debug_dump:
-        require_dump(Path(config.debug_dump), config.overwrite or bool(config.resume))
+    if config.weights.load and not config.save.resume:
+        setup.read_weights(setup.weights_path(config.weights.load))
+    if config.run.debug_dump:
+        require_dump(Path(config.run.debug_dump), config.general.overwrite or bool(config.save.resume))
 
 
 def require_dump(folder: Path, replaced: bool) -> None:
@@ -100,13 +97,13 @@ def hold_output(config: Config, folder: Any) -> None:
     run that has trained must not find it taken. Raises UnetError."""
     from unet.runtime.folders import claims
 
-    if config.mode != "train_and_predict" or not config.checkpoints:
+    if config.run.mode != "train_and_predict" or not config.save.checkpoints:
         return
-    output = predict_outputs.absolute(Path(config.output))
+    output = predict_outputs.absolute(Path(config.predict.output))
     nearest = next(path for path in (output, *output.parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
         make_folder(output)
-    predict_outputs.require_free(create(config.task), config.replace(inputs=()), folder.earlier)
+    predict_outputs.require_free(create(config), config.replace(inputs=()), folder.earlier)
     make_folder(output.parent)
     owner = claims.claim(output.with_name(f".{output.name}.unet.lock"), folder.path)
     if owner:
@@ -125,7 +122,7 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
     config = resolved.config
     if not run_files.read_status(folder.path):
         host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
-    weights = run_resume.weights_of_run(folder, entries, config.weights)
+    weights = run_resume.weights_of_run(folder, entries, config.weights.weights)
     hold_weights(weights, folder)
     kept_files = [path for path in (weights, Kept(weights).weights_before) if path.is_file()]
     folder.earlier = frozenset(predict.weights_digest([path]) for path in kept_files)
@@ -183,9 +180,9 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
 
     Raises UsageError for a setting that may not change; what may, and does, is said.
     """
-    now = resolved.table()
+    now = resolved.entries()
     changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
-    course = {name for group in COURSE for name in fields(group)} - FREE | {"task", "seed", "deterministic"}
+    course = set(declared_of(type(resolved.config.task), COURSE)) - FREE | {"task", "seed", "deterministic"}
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(
@@ -193,7 +190,11 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
             f" {', '.join(words[name] for name in words if name in course)}.",
             "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
         )
-    said = [words[name] for name in words if name in FREE - {"max_time"} | set(fields(DeviceOptions))]
+    said = [
+        words[name]
+        for name in words
+        if name in FREE - {"max_time"} | set(declared_of(type(resolved.config.task), ("device",)))
+    ]
     if said:
         host.notice(f"Changed on resuming: {', '.join(said)}.")
     return {name: entry for name, entry in entries.items() if name not in changed}
@@ -205,22 +206,22 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
     weights stay."""
     config, sources = resolved.config, dict(resolved.sources)
     typed = sources["weights"].startswith("flag")
-    named = config.weights[0] if config.weights else f"{folder.name}.safetensors"
+    named = config.weights.weights[0] if config.weights.weights else f"{folder.name}.safetensors"
     path = weights_to_write(named)
     before = run_files.read_status(folder.path).get("weights")
     earlier = weights_to_write(str(before)) if before else None
 
     def taken(path: Path, name: str) -> Path | None:
         """The file that is in the way."""
-        mine = config.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
-        other = where(name, "weights")  # reading that name would find this one
+        mine = config.general.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
+        other = resolve_path(name, "weights")  # reading that name would find this one
         if other != path and other.exists():
             return other
         there = [item for item in (path, *Kept(path).states(), Kept(path).weights_before) if item.exists()]
         return there[0] if there and not mine else None
 
     own = path.with_name(f"{folder.name}.safetensors")
-    if config.checkpoints:
+    if config.save.checkpoints:
         there = taken(path, named)
         if there and not typed and path != own:
             host.notice(f"{there} belongs to another run and is kept; this run writes {own}.")
@@ -234,9 +235,11 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
         hold_weights(path, folder)
         if path.name != Path(named).name:
             host.notice(f"Weights are written as safetensors: {path}")
-    if not config.weights or path == own != weights_to_write(config.weights[0]):
+    if not config.weights.weights or path == own != weights_to_write(config.weights.weights[0]):
         sources["weights"] = "run name"
-    kept = path.name if path == where(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
+    kept = (
+        path.name if path == resolve_path(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
+    )
     return path, dataclasses.replace(resolved, config=config.replace(weights=(kept,)), sources=sources)
 
 

@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 from unet.commands import tables
 from unet.commands.setup import Parts
 from unet.errors import DataError
-from unet.tasks.base import Infer
+from unet.tasks.base import Predictor
 
 KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
 
 
-def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
+def full(parts: Parts, infer: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
 
-    config, best = parts.config.replace(eval_crop=()), parts.task.best[0]
+    best = parts.task.metric.key
     kept = Spread()
 
     def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        kept.add(record[best], case.id, lambda: parts.task.panel(case, arrays))
+        kept.add(record[best], case.id, lambda: parts.task.figure(case, arrays))
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
-            return parts.task.evaluate(case, infer, config, full=True)
+            return parts.task.evaluate_case(case, infer, full=True)
         except DataError as error:
             raise error if case.id in error.message else DataError(f"{case.id}: {error.message}", error.hint) from error
 
@@ -49,8 +49,8 @@ def full(parts: Parts, infer: Infer, cases: Sequence[Any], folder: Any) -> list[
     name = best.replace("_", " ")
     labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
     few = f" ({len(chosen)} of {len(records)})" if len(chosen) < len(records) else ""
-    title = f"{folder.name}: {parts.task.picture}{few}"
-    pictures.panels(labelled, title, folder.place("predictions.png"), parts.task.key)
+    title = f"{folder.name}: {parts.task.figure_title}{few}"
+    pictures.panels(labelled, title, folder.place("predictions.png"), parts.task.colour_key)
     return records
 
 
@@ -120,10 +120,10 @@ def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
         intervals = [bootstrap_interval([record[key] for record in records], resamples) for key in keys]
         for name, side in (("95 % interval, from", 0), ("to", 1)):
             rows.append(row(name, {key: interval[side] for key, interval in zip(keys, intervals, strict=True)}))
-    best = task.best[0]
+    best = task.metric.key
     worst = sorted(records, key=lambda record: float(record[best]))[:5]
     lines = tables.table([task.subject, *(name for _, name, _ in columns)], rows)
     lines += tables.text(
         f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst)
     )
-    return "\n".join([*lines, "", *tables.note(task.foot)])
+    return "\n".join([*lines, "", *tables.note(task.metric_notes)])

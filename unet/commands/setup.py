@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.options import fields, flag
-from unet.config.resolve import Resolved, known_task, made_cache
-from unet.config.schema import Config, misshapen, weights_to_read, wrong_pairs, wrong_sides
+from unet.config.options import flag
+from unet.config.resolve import SYNTHETIC, Resolved, known_task, with_synthetic_cache
+from unet.config.schema import Config, declared_of, weights_to_read
+from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.devices import launchers, select
 from unet.errors import CheckpointError, UnetError, UsageError
-from unet.tasks.base import Task, create
+from unet.tasks.base import Task
+from unet.tasks.registry import BUILT_IN, create
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +40,10 @@ class Parts:
     group: Group
     passed: tuple[str, ...]
 
+    def with_config(self, config: Config) -> Parts:
+        """The same with other settings, which the task holds too."""
+        return dataclasses.replace(self, config=config, task=create(config))
+
 
 def assemble(config: Config) -> Parts:
     """Choose rank and device, set their variables, only then import torch, and meet the other ranks. Raises
@@ -46,12 +52,13 @@ def assemble(config: Config) -> Parts:
     kind, passed = select.choose(config, rank)
     device = kind(config, rank)
     group = meet(config, device)
-    device.deterministic(config.deterministic)
-    if config.precision not in ("fp32", "tf32", "auto") and config.precision not in device.dtypes():
+    device.deterministic(config.device.deterministic)
+    if config.device.precision not in ("fp32", "tf32", "auto") and config.device.precision not in device.dtypes():
         host.notice(
-            f"{config.precision} is not in the hardware of this device ({device.describe()}): it works, but slowly."
+            f"{config.device.precision} is not in the hardware of this device ({device.describe()}): it works, but"
+            " slowly."
         )
-    return Parts(config, create(config.task), device, group, tuple(passed))
+    return Parts(config, create(config), device, group, tuple(passed))
 
 
 def meet(config: Config, device: Device) -> Group:
@@ -66,14 +73,14 @@ def meet(config: Config, device: Device) -> Group:
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     own = None if rank.one_node else launchers.own_address(address)
-    return distributed.join(device, address, port, config.dist_timeout, Path(config.out), own)
+    return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 
 def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
     """Every cached case, or those that `choose` takes of all ids; rank 0 builds or rebuilds the cache, the others find
     it."""
     once = parts.config if parts.group.leads else parts.config.replace(rebuild_cache=False)
-    found: list[Any] = parts.group.in_turn(lambda: parts.task.cases(once, choose))
+    found: list[Any] = parts.group.in_turn(lambda: parts.with_config(once).task.cached_cases(choose))
     return found
 
 
@@ -84,7 +91,7 @@ def weights_path(name: str) -> Path:
 
 def given_weights(config: Config, command: str) -> list[Path]:
     """The weights that were typed. Raises UsageError where none were."""
-    names = (config.load,) if config.load else config.weights
+    names = (config.weights.load,) if config.weights.load else config.weights.weights
     if not names:
         known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
         shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
@@ -109,12 +116,12 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
     from unet.runtime.checkpoints import checkpoint
 
     _, state = read_weights(path)
-    network, own = parts.task.load(state, parts.config)
+    network, own = parts.task.convert_checkpoint(state)
     if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
-        network = parts.task.model(parts.config)
+        network = parts.task.build_model()
     checkpoint.fit(network, own, path)
     placed = parts.device.place(network)
-    compiled = parts.device.compile(placed) if parts.config.compile else placed
+    compiled = parts.device.compile(placed) if parts.config.device.compile else placed
     return parts.device.capture(compiled, training=False)
 
 
@@ -122,9 +129,11 @@ def infer(parts: Parts, network: nn.Module, finite: bool = False) -> Timed:
     """What a task calls to run the network over a case; with `finite` an output with NaN or infinity is an error."""
     from unet.runtime.inference import predictor as inference
 
-    how, config = parts.task.tiling(parts.config), parts.config
+    how, config = parts.task.window_args(), parts.config
     over = inference.slices if how is None else inference.windows
-    run = functools.partial(over, network=network, device=parts.device, batch=config.eval_batch_size, **(how or {}))
+    run = functools.partial(
+        over, network=network, device=parts.device, batch=config.eval.eval_batch_size, **(how or {})
+    )
     return inference.Timed(run, parts.device, finite)
 
 
@@ -136,15 +145,18 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
     """
     facts = [read_weights(path)[0] for path in paths]
     for path, item in zip(paths, facts, strict=True):
-        if known_task(item, path) not in (None, resolved.config.task):
+        if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
             raise UsageError(
-                f"These weights are of task {item['task']}, and this command is of {resolved.config.task}.",
+                f"These weights are of task {item['task']}, and this command is of {resolved.config.task.name}.",
                 f"Add --task {item['task']}.",
             )
-    known = [told_settings(item, (*tied, "layers"), path) for path, item in zip(paths, facts, strict=True)]
+    known = [
+        told_settings(item, (*tied, "layers"), path, type(resolved.config.task))
+        for path, item in zip(paths, facts, strict=True)
+    ]
     known = [item for item in known if item]
     settings = known[0] if known else {}
-    weak = ("default", f"task {resolved.config.task}", "made data")
+    weak = ("default", f"task {resolved.config.task.name}", SYNTHETIC)
     names = [name for name in tied if resolved.sources[name] in weak]
     differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
@@ -155,11 +167,10 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
         )
     changes = {name: settings[name] for name in names if name in settings}
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
-    config = made_cache(resolved.config.replace(**changes), sources)
+    config = with_synthetic_cache(resolved.config.replace(**changes), sources)
     if "layers" in settings:
         trained = config.replace(layers=settings["layers"])
-        found = wrong_sides(trained) or misshapen(trained)
-        found += wrong_pairs(trained)
+        found = trained.task.check_values() or trained.task.check_input_size(trained)
         found = [words for words in found if not words.startswith("--patch")]  # of training alone
         if found:
             raise UsageError(
@@ -169,9 +180,11 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
     return dataclasses.replace(resolved, config=config, sources=sources), facts
 
 
-def told_settings(facts: Mapping[str, Any], names: tuple[str, ...], path: Path) -> dict[str, Any]:
+def told_settings(
+    facts: Mapping[str, Any], names: tuple[str, ...], path: Path, task: type[TaskSettings]
+) -> dict[str, Any]:
     """Those of the settings in a weights file that have these names, checked like flags. Raises CheckpointError."""
-    declared, found = fields(Config), {}
+    declared, found = declared_of(task), {}
     for name in names:
         if name not in facts.get("settings", {}):
             continue
@@ -193,30 +206,31 @@ def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | N
     config, device = parts.config, parts.device
     if not device.is_out_of_memory(error):
         return None
-    if config.verbose:
+    if config.logging.verbose:
         traceback.print_exception(error)
     error.__traceback__ = None  # its frames hold the tensors of the step that failed
     peak = host.size(device.memory())
-    where = parts.task.sizing(config)
+    where = parts.task.size_text
     if run is None or not run.training or not device.own_memory or parts.group.world > 1:
-        smaller = max(1, config.batch_size // 2)
+        smaller = max(1, config.train.batch_size // 2)
         return UnetError(
-            f"The device ran out of memory at {where} with --batch-size {config.batch_size}, --eval-batch-size"
-            f" {config.eval_batch_size} (peak {peak}).",
-            f"Type --batch-size {smaller} --accumulate {2 * config.accumulate} (steps of as many images), a smaller"
-            " --eval-batch-size where it was scoring, or --precision bf16.",
+            f"The device ran out of memory at {where} with --batch-size {config.train.batch_size}, --eval-batch-size"
+            f" {config.eval.eval_batch_size} (peak {peak}).",
+            f"Type --batch-size {smaller} --accumulate {2 * config.train.accumulate} (steps of as many images), a"
+            " smaller --eval-batch-size where it was scoring, or --precision bf16.",
         )
     fits = largest_batch(run)
     told = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
     half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
     hint = f"Type a smaller {where.split()[0]} or --width, or {half}."
     if fits:
-        images = config.batch_size * config.accumulate
+        images = config.train.batch_size * config.train.accumulate
         accumulate = -(-images // fits)
         batch = -(-images // accumulate)
         hint = f"Type --batch-size {batch} --accumulate {accumulate} (steps of as many images), or {half}."
     return UnetError(
-        f"The device ran out of memory at {where} with --batch-size {config.batch_size} (peak {peak}); {told}.", hint
+        f"The device ran out of memory at {where} with --batch-size {config.train.batch_size} (peak {peak}); {told}.",
+        hint,
     )
 
 
@@ -225,7 +239,7 @@ def largest_batch(run: Any) -> int:
 
     The run's own network and optimiser make the trial steps: this is for a run that ends.
     """
-    device, config = run.device, run.config
+    device = run.device
     whole = next(run.loader.epoch(run.progress.epoch))
 
     def fits(batch: int) -> bool:
@@ -234,7 +248,7 @@ def largest_batch(run: Any) -> int:
         try:
             moved = device.to({key: value[:batch] for key, value in whole.items()})
             with device.autocast():
-                loss = run.task.loss(run.model(moved["image"]), moved, config)["loss"]
+                loss = run.task.training_step(run.model, moved)["loss"]
             loss.backward()
             device.flush()
             run.optimizer.step()
@@ -246,7 +260,7 @@ def largest_batch(run: Any) -> int:
             return False
         return True
 
-    low, high = 0, run.config.batch_size
+    low, high = 0, run.config.train.batch_size
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

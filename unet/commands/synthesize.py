@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from unet import host
-from unet.config.resolve import Resolved
-from unet.config.schema import spelt, where
+from unet.config.resolve import Resolved, default_task
+from unet.config.schema import resolve_path, shell_path
 from unet.errors import UsageError
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Write the set into --data; a set made with the same settings is left as it is."""
-    from unet.tasks.base import create
+    from unet.tasks.registry import create
 
     config = resolved.config
     if resolved.sources["data"].startswith(("default", "task")):
@@ -18,12 +18,12 @@ def run(resolved: Resolved, command: str) -> int:
             "synthesize writes into --data, which is not given.",
             "Type for example: python -m unet synthesize --data phantoms",
         )
-    folder = where(config.data, "data")
-    task = create(config.task)
-    task.synthesize(folder, config)
-    named = "" if task.name == "lgg" else f" --task {task.name}"
+    folder = resolve_path(config.data.data, "data")
+    task = create(config)
+    task.synthesize(folder, config.general.seed, config.general.overwrite)
+    named = "" if task.name == default_task() else f" --task {config.general.task}"
     host.notice(
-        f"{folder}: made {task.subject}s; next: python -m unet train{named} --data {spelt(folder)} --cache"
+        f"{folder}: made {task.subject}s; next: python -m unet train{named} --data {shell_path(folder)} --cache"
         f" {folder.name}_cache --run-name NAME"
     )
     return 0

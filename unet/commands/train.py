@@ -18,35 +18,35 @@ from unet.commands import run_end, run_start, setup
 from unet.commands import run_resume as going_on
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, where
+from unet.config.schema import Config, resolve_path
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.runtime.callbacks import mlperf_rules
 from unet.runtime.checkpoints.kept import Kept
-from unet.tasks.base import create
+from unet.tasks.registry import create
 
 
 def run(resolved: Resolved, command: str) -> int:
     """Train as the settings say. Returns 0, 3 (a typed --target was not reached) or 130 (stopped and saved)."""
-    if resolved.config.seed == -1:
+    if resolved.config.general.seed == -1:
         resolved = dataclasses.replace(
             resolved,
             config=resolved.config.replace(seed=secrets.randbits(32)),
             sources={**resolved.sources, "seed": "drawn"},
         )
-    if len(resolved.config.weights) > 1:
+    if len(resolved.config.weights.weights) > 1:
         raise UsageError(
-            f"train writes one file of weights, not {len(resolved.config.weights)}.", "Type one --weights FILE."
+            f"train writes one file of weights, not {len(resolved.config.weights.weights)}.", "Type one --weights FILE."
         )
     rank = launchers.find_rank(resolved.config)
-    mlperf_rules.require(resolved.config, rank.world, lambda *about: create(resolved.config.task).schedule(*about))
-    if resolved.config.dry_run:
+    mlperf_rules.require(resolved.config, rank.world, create(resolved.config))
+    if resolved.config.run.dry_run:
         return dry_run(resolved)
     cleared = cleared_here(resolved.config, rank.local)
     parts = setup.assemble(resolved.config)
     capacity.require(resolved.config, parts.device.own_memory)
     folder, resolved, resuming = parts.group.first(lambda: run_start.open_run(resolved, command))
-    parts = dataclasses.replace(parts, config=resolved.config)
+    parts = parts.with_config(resolved.config)
     folder.writes = parts.group.leads
     with run_start.noting(folder, parts.group.explain):
         return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
@@ -55,9 +55,9 @@ def run(resolved: Resolved, command: str) -> int:
 def cleared_here(config: Config, local_rank: int) -> float | None:
     """Clear the file caches of this node for a new run with an MLPerf log. Returns when; None where that is not asked
     for, another process does it, or it could not be done."""
-    if config.mlperf_division is None or config.resume or local_rank:
+    if config.mlperf.mlperf_division is None or config.save.resume or local_rank:
         return None
-    return mlperf_rules.clear_caches(where(config.cache, "data"), config.drop_caches)
+    return mlperf_rules.clear_caches(resolve_path(config.data.cache, "data"), config.mlperf.drop_caches)
 
 
 def clearing(parts: setup.Parts, asked: bool, cleared: float | None) -> float | None:
@@ -88,7 +88,7 @@ def dry_run(resolved: Resolved) -> int:
             "mlperf_rehearsal": False,
             "drop_caches": False,
         }
-        if config.mode == "train_and_predict":
+        if config.run.mode == "train_and_predict":
             changes["mode"] = None
         small = dataclasses.replace(resolved, config=config.replace(**changes))
         with contextlib.redirect_stdout(io.StringIO()):  # its closing block speaks of what is deleted at once
@@ -117,14 +117,14 @@ def _run(
         lambda: (
             run_files.read_split(saved, folder.name)
             if resuming and os.path.lexists(saved)
-            else task.split([c.id for c in cases], config)
+            else task.split([c.id for c in cases])
         )
     )
-    mlperf_rules.require_cases(config, split)
-    parts = dataclasses.replace(parts, config=task.completed(config, cases, group.world))
+    mlperf_rules.require_cases(config, task, split)
+    parts = parts.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(parts.device.describe()))
-    weights = setup.weights_path(config.weights[0])
+    weights = setup.weights_path(config.weights.weights[0])
     goes_on = resuming and going_on.has_state(group, folder, Kept(weights))
     log = mlperf_log(parts, folder, split, goes_on)
     try:
@@ -146,7 +146,7 @@ def trained(parts: setup.Parts, folder: Any, run: Any, split: dict[str, list[str
     from unet.runtime.callbacks import logs as callbacks
 
     if goes_on:
-        weights = setup.weights_path(parts.config.weights[0])
+        weights = setup.weights_path(parts.config.weights.weights[0])
         going_on.resume(run, folder, Kept(weights), facts_of(parts, folder, split))
     else:
         start_weights(parts, run, parts.config)
@@ -155,8 +155,10 @@ def trained(parts: setup.Parts, folder: Any, run: Any, split: dict[str, list[str
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
     parts.group.first(folder.begin)
-    if parts.config.overwrite and parts.config.checkpoints and not goes_on:  # nothing goes on from the replaced run
-        parts.group.first(Kept(setup.weights_path(parts.config.weights[0])).clear)
+    if (
+        parts.config.general.overwrite and parts.config.save.checkpoints and not goes_on
+    ):  # nothing goes on from the replaced run
+        parts.group.first(Kept(setup.weights_path(parts.config.weights.weights[0])).clear)
     if goes_on and (why := trainer.ended(run)):
         folder.say(
             f"nothing is left to train: the run is {run_end.ended(why)}; a higher --epochs or --max-steps goes on"
@@ -182,11 +184,11 @@ def _lost(folder: Any, run: Any, why: str) -> None:
 
 def mlperf_log(parts: setup.Parts, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
     """The MLPerf log of --mlperf-division, in rank 0; None otherwise."""
-    if parts.config.mlperf_division is None or not parts.group.leads:
+    if parts.config.mlperf.mlperf_division is None or not parts.group.leads:
         return None
     from unet.runtime.callbacks import mlperf
 
-    return mlperf.MLPerfLog(folder, parts.config, split, parts.device.describe(), goes_on)
+    return mlperf.MLPerfLog(folder, parts.config, parts.task.mlperf(), split, parts.device.describe(), goes_on)
 
 
 def build(
@@ -204,25 +206,27 @@ def build(
 
     config, task, device, group = parts.config, parts.task, parts.device, parts.group
     training, validation = chosen(cases, split)
-    seeding.seed_all(config.seed, device)
-    model = device.place(task.model(config))
-    compiled = device.compile(model) if config.compile else model
+    seeding.seed_all(config.general.seed, device)
+    model = device.place(task.build_model())
+    compiled = device.compile(model) if config.device.compile else model
     applied = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
-    optimizer, scaler = optim.build(config, task.groups(model), device), device.scaler()
+    optimizer, scaler = optim.build(config, task.param_groups(model), device), device.scaler()
     infer = setup.infer(parts, applied)
-    if config.mlperf_division:
+    if config.mlperf.mlperf_division:
         from unet.runtime.callbacks import mlperf
 
         mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, infer, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
     loader = batches(parts, training)
-    stop = trainer.Stop(config.max_time)
+    stop = trainer.Stop(config.train.max_time)
     loader.hurry(stop.asked)
-    score = functools.partial(task.evaluate, infer=infer, config=config)
-    evaluate = functools.partial(evaluation.score, validation[: config.eval_steps], score, stop=stop.asked, group=group)
-    evaluating = bool(validation) and config.mode not in ("train", "train_and_predict")
+    score = functools.partial(task.evaluate_case, predictor=infer)
+    evaluate = functools.partial(
+        evaluation.score, validation[: config.eval.eval_steps], score, stop=stop.asked, group=group
+    )
+    evaluating = bool(validation) and config.run.mode not in ("train", "train_and_predict")
     run = trainer.Run(
         *(config, task, device, model, network, applied, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
@@ -239,12 +243,12 @@ def batches(parts: setup.Parts, training: list[Any]) -> Any:
     """The task's loader. Raises UnetError where --data-on asks for more than the memory holds."""
     config, device, group = parts.config, parts.device, parts.group
     try:
-        return parts.task.batches(training, config, (group.rank, group.world), device.loader_options(), device.put)
+        return parts.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
     except (RuntimeError, MemoryError) as error:
-        if config.data_on == "disk" or not device.is_out_of_memory(error):
+        if config.device.data_on == "disk" or not device.is_out_of_memory(error):
             raise
         raise UnetError(
-            f"--data-on {config.data_on}: the {len(training)} training cases do not fit into the memory of"
+            f"--data-on {config.device.data_on}: the {len(training)} training cases do not fit into the memory of"
             f" {device.describe()}.",
             "Type --data-on ram, or leave it out: then the cache is memory-mapped.",
         ) from error
@@ -253,7 +257,7 @@ def batches(parts: setup.Parts, training: list[Any]) -> Any:
 def opening_lines(parts: setup.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
     """What a user reads before the first step."""
     config, device, world = parts.config, parts.device, parts.group.world
-    item, size = parts.task.item, config.batch_size * config.accumulate * world
+    item, size = parts.task.item, config.train.batch_size * config.train.accumulate * world
     lines = [
         f"{parts.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
         f" {host.counted(len(training), 'training case')}, {host.counted(len(validation), 'validation case')};"
@@ -264,14 +268,14 @@ def opening_lines(parts: setup.Parts, run: Any, training: list[Any], validation:
         rank = device.rank
         lines.append(
             f"{world} processes by {rank.launcher}, {rank.local_world} on this node, over {device.collective}; a step"
-            f" is {config.batch_size} x {config.accumulate} x {world} {item}; batch statistics are each process's,"
-            " running ones averaged"
+            f" is {config.train.batch_size} x {config.train.accumulate} x {world} {item}; batch statistics are each"
+            " process's, running ones averaged"
         )
-    if parts.task.by_steps and config.max_steps:
+    if parts.task.by_steps and config.train.max_steps:
         shared = f", the share of each of {world} processes" if world > 1 else ""
-        lines.append(f"{host.counted(config.max_steps, 'step')}{shared}")
+        lines.append(f"{host.counted(config.train.max_steps, 'step')}{shared}")
     if run.evaluate is None:
-        why = f"--mode {config.mode}" if validation else "the split has no validation cases"
+        why = f"--mode {config.run.mode}" if validation else "the split has no validation cases"
         lines.append(f"nothing is evaluated: {why}; the weights of the last epoch are kept")
     elif run.schedule != (1, 1):
         first, every = run.schedule
@@ -304,11 +308,11 @@ def listeners(parts: setup.Parts, folder: Any, split: dict[str, list[str]], comm
     from unet.runtime.callbacks import logs as callbacks
     from unet.runtime.callbacks import observers
 
-    config, score, group = parts.config, parts.task.best[0], parts.group
-    workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.log_all_workers else []
+    config, score, group = parts.config, parts.task.metric.key, parts.group
+    workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
     if not group.leads:
         return workers
-    folder.own(*(callbacks.worker_log(rank) for rank in range(group.world) if config.log_all_workers))
+    folder.own(*(callbacks.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
     result: list[Any] = [
         *workers,
         callbacks.Bar(),
@@ -316,33 +320,33 @@ def listeners(parts: setup.Parts, folder: Any, split: dict[str, list[str]], comm
         callbacks.SeedLog(folder, command),
         callbacks.Curves(folder, score),
     ]
-    if config.tensorboard:
+    if config.run.tensorboard:
         result.append(observers.TensorBoard(folder))
-    if config.debug_dump:
-        result.append(observers.Dump(Path(config.debug_dump)))
-    if config.checkpoints:
-        weights = setup.weights_path(config.weights[0])
+    if config.run.debug_dump:
+        result.append(observers.Dump(Path(config.run.debug_dump)))
+    if config.save.checkpoints:
+        weights = setup.weights_path(config.weights.weights[0])
         result.append(callbacks.Checkpoints(Kept(weights), facts_of(parts, folder, split)))
     return result
 
 
 def facts_of(parts: setup.Parts, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
     """What weights and states say of their run: who it is, its cases, the settings of its network."""
-    kept = (*parts.task.tied, "layers", "width", "precision", "seed")
+    kept = (*parts.task.Settings.inference_settings, "layers", "width", "precision", "seed")
     return {
         "task": parts.task.name,
         "run_name": folder.name,
         "run_id": folder.run_id,
         "training": split["train"],
         "validation": split["validation"],
-        "settings": {name: files.jsonable(getattr(parts.config, name)) for name in kept},
+        "settings": {name: files.jsonable(parts.config.get(name)) for name in kept},
     }
 
 
 def start_weights(parts: setup.Parts, engine_run: Any, config: Config) -> None:
-    if config.load:
+    if config.weights.load:
         from unet.runtime.checkpoints import checkpoint
 
-        path = setup.weights_path(config.load)
-        _, own = parts.task.load(parts.group.first(lambda: setup.read_weights(path))[1], config)
+        path = setup.weights_path(config.weights.load)
+        _, own = parts.task.convert_checkpoint(parts.group.first(lambda: setup.read_weights(path))[1])
         checkpoint.fit(engine_run.model, own, path)

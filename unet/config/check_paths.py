@@ -12,11 +12,11 @@ from pathlib import Path
 
 from unet.config.options import flag
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, spelt, weights_to_read, where
+from unet.config.schema import Config, resolve_path, shell_path, weights_to_read
 from unet.errors import UsageError
 
 Fault = tuple[str, str]  # what is wrong, what to type
-SPLITS = ("published", "last", "mlperf", "none")
+SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
 APPLYING = ("evaluate", "predict")
 MANY = 2000  # names of a folder that are compared with one that is not there
@@ -29,7 +29,7 @@ def require(command: str, resolved: Resolved) -> None:
     config = resolved.config
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
     if command == "predict":
-        for name in config.inputs:
+        for name in config.input.inputs:
             faults += _there(name, Path(name), "", other=Path("data") / name)
     if faults:
         hints = list(dict.fromkeys(hint for _, hint in faults))
@@ -39,29 +39,29 @@ def require(command: str, resolved: Resolved) -> None:
 def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
     """Raw set and cache: what is typed is there; a command that needs one of them finds one."""
     config, sources = resolved.config, resolved.sources
-    raw, cache = where(config.data, "data"), where(config.cache, "data")
+    raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
     if command == "synthesize":
         yield from _folder("--data", raw)
         return
     if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):
         yield from _folder("--cache", cache)
-        here = Path(config.cache)
+        here = Path(config.data.cache)
         if here != cache and not _kind(cache) and _kind(here) == "a folder":
-            words = f"--cache {config.cache}: {cache.absolute()} does not exist, but {here.absolute()} does"
-            yield words, f"Type --cache {spelt(here)} (or --cache {cache} for a new one)."
+            words = f"--cache {config.data.cache}: {cache.absolute()} does not exist, but {here.absolute()} does"
+            yield words, f"Type --cache {shell_path(here)} (or --cache {cache} for a new one)."
     elif command == "check" and sources["cache"].startswith("flag"):
-        yield from _there(config.cache, cache, sources["cache"].removeprefix("flag "))
-    if config.synth_data:
+        yield from _there(config.data.cache, cache, sources["cache"].removeprefix("flag "))
+    if config.data.synth_data:
         yield from _folder("--data", raw)
-    elif (typed and not (command == "predict" and config.inputs)) or (command == "preprocess"):
+    elif (typed and not (command == "predict" and config.input.inputs)) or (command == "preprocess"):
         hint = "Name a path that exists, or type --synth-data for made data." if command in TRAINING else ""
-        yield from _there(config.data, raw, sources["data"].removeprefix("flag ") if typed else "--data", hint)
-    elif config.mlperf_division or config.mlperf_rehearsal:
+        yield from _there(config.data.data, raw, sources["data"].removeprefix("flag ") if typed else "--data", hint)
+    elif config.mlperf.mlperf_division or config.mlperf.mlperf_rehearsal:
         return  # its rules name this among all that is missing
-    elif command in TRAINING and not raw.exists() and (config.rebuild_cache or not cache.exists()):
-        missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists{_meant(config.data, raw)}"
-        if config.rebuild_cache:
+    elif command in TRAINING and not raw.exists() and (config.data.rebuild_cache or not cache.exists()):
+        missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists{_meant(config.data.data, raw)}"
+        if config.data.rebuild_cache:
             missing = f"--rebuild-cache reads the raw set, and {raw.absolute()} does not exist"
         yield missing, "Give a raw set with --data (or a cache with --cache), or type --synth-data for made data."
 
@@ -70,17 +70,17 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
     """Weights that are read are there; those that are written can be."""
     config, sources = resolved.config, resolved.sources
     if command in TRAINING:
-        if config.load:
-            yield from _file(config.load, weights_to_read(config.load), "--load")
-        for name in config.weights if config.checkpoints and not config.resume else ():
-            path = where(name, "weights")
+        if config.weights.load:
+            yield from _file(config.weights.load, weights_to_read(config.weights.load), "--load")
+        for name in config.weights.weights if config.save.checkpoints and not config.save.resume else ():
+            path = resolve_path(name, "weights")
             kind = _kind(path)
             if kind not in ("", "a file"):
                 yield f"--weights {name}: {path.absolute()} is {kind}, not a file", "Name another --weights FILE."
             yield from _folder("--weights", path.parent)
     elif command in APPLYING:
-        names = (config.load,) if config.load else config.weights
-        source = sources["load" if config.load else "weights"]
+        names = (config.weights.load,) if config.weights.load else config.weights.weights
+        source = sources["load" if config.weights.load else "weights"]
         typed = source.removeprefix("flag ") if source.startswith("flag") else "--weights"
         for name in names:
             yield from _file(name, weights_to_read(name), typed)
@@ -89,30 +89,33 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
 def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
     """Lists and settings in files, and folders that are written into."""
     config, has = resolved.config, set(resolved.names)
-    if "split" in has and config.fold is None and config.split not in SPLITS:
-        near = difflib.get_close_matches(config.split, SPLITS, 1)
-        hint = f"Type --split {near[0] if near else ', '.join(SPLITS[:-1]) + ' or none'}, or a file of names."
-        yield from _file(config.split, Path(config.split), "--split", hint)
+    splits = (*config.task.splits, *SPLITS)
+    if "split" in has and config.split.fold is None and config.split.split not in splits:
+        near = difflib.get_close_matches(config.split.split, splits, 1)
+        hint = f"Type --split {near[0] if near else ', '.join(splits[:-1]) + ' or none'}, or a file of names."
+        yield from _file(config.split.split, Path(config.split.split), "--split", hint)
     for name in ("precision_ops", "checksums"):
-        value = getattr(config, name)
+        value = config.get(name)
         if value and name in has:
             yield from _file(value, Path(value), flag(name))
-    if config.labels and "labels" in has:
-        yield from _there(config.labels, where(config.labels, "data"), "--labels")
-    run = Path(config.out) / (config.run_name or "")
+    for name in config.task.folder_flags:
+        value = config.get(name)
+        if value and name in has:
+            yield from _there(value, resolve_path(value, "data"), flag(name))
+    run = Path(config.run.out) / (config.run.run_name or "")
     if "run_name" in has and _kind(run) not in ("", "a folder"):
         yield (
-            f"--run-name {config.run_name}: {run.absolute()} is {_kind(run)}, not a folder",
+            f"--run-name {config.run.run_name}: {run.absolute()} is {_kind(run)}, not a folder",
             "Type another --run-name.",
         )
     for name in ("out", "output", "debug_dump"):
-        value = getattr(config, name)
+        value = config.get(name)
         if value and name in has and (name != "output" or writes_masks(command, config)):
             yield from _folder(flag(name), Path(value))
 
 
 def writes_masks(command: str, config: Config) -> bool:
-    return command == "predict" or config.mode == "train_and_predict"
+    return command == "predict" or config.run.mode == "train_and_predict"
 
 
 def _kind(path: Path) -> str:
@@ -180,7 +183,7 @@ def _meant(name: str, path: Path, other: Path | None = None) -> str:
 def _near(name: str, path: Path, other: Path | None) -> str:
     """Another spelling of `name` under which something lies: here instead of under its usual folder, or a slip."""
     if path != Path(name) and Path(name).exists():
-        return spelt(Path(name))
+        return shell_path(Path(name))
     if other is not None and other.exists():
         return str(other)
     try:

@@ -1,6 +1,6 @@
 """The flag table: every setting once, in groups; a command takes the groups that it needs. No torch.
 
-Network, training and evaluation are in `flags_learning`.
+Network, training and evaluation are in `flags_training`; the flags of one task alone in its folder.
 """
 
 from __future__ import annotations
@@ -9,38 +9,42 @@ import dataclasses
 
 from unet.config.options import option
 
-TASKS = ("lgg", "em", "kits19")
-VOLUMES = ("kits19",)  # the tasks whose cases are volumes
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
 
 
 @dataclasses.dataclass(frozen=True)
-class CommonOptions:
+class GeneralOptions:
     """Task and settings"""
 
-    task: str = option("lgg", "what is learnt", choices=TASKS)
+    task: str = option(
+        "lgg", "task to run; your own: package.module:Class (typed, never from a file)", metavar="NAME", common=True
+    )
     config: str | None = option(
         None,
         "settings from a JSON file; a run's config.json replays it",
         metavar="FILE",
         aliases=("--json_config_file",),
+        common=True,
     )
     recipe: str | None = option(
         None,
-        "a named set of settings: lgg has published; kits19 mlperf, dgx, gaudi2, cambricon-4, cambricon-8",
+        "a named set of settings of the task",
         metavar="NAME",
+        common=True,
     )
-    seed: int = option(2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1)
-    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks")
+    seed: int = option(
+        2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1, common=True
+    )
+    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks", common=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """Run"""
 
-    run_name: str | None = option(None, "names the run's folder and logs", shown="task and time")
+    run_name: str | None = option(None, "names the run's folder and logs", default_text="task and time", common=True)
     out: str = option(
         "performance",
         "folder that holds the run folders",
@@ -53,7 +57,7 @@ class RunOptions:
         choices=MODES,
         metavar="MODE",
         aliases=("--exec_mode",),
-        shown="train_and_evaluate",
+        default_text="train_and_evaluate",
     )
     tensorboard: bool = option(
         False, "also write TensorBoard's files into the run's folder", aliases=("--tensorboard_logging",)
@@ -64,23 +68,24 @@ class RunOptions:
         metavar="DIR",
         aliases=("--dump_config",),
     )
-    dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing")
+    dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing", common=True)
     benchmark: bool = option(False, "time the step instead: the command `benchmark` with these settings")
     benchmark_warmup: int | None = option(
-        None, "steps left out of the timing", minimum=0, aliases=("--warmup_steps",), shown="one round"
+        None, "steps left out of the timing", minimum=0, aliases=("--warmup_steps",), default_text="one round"
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class TalkOptions:
+class LoggingOptions:
     """Messages"""
 
-    verbose: bool = option(False, "tracebacks and more detail", aliases=("-v",))
+    verbose: bool = option(False, "tracebacks and more detail", aliases=("-v",), common=True)
     quiet: bool = option(
         False,
         "no progress bars and no notices",
-        worded=("--tf_verbosity",),
+        value_aliases=("--tf_verbosity",),
         synonyms=(("0", False), ("1", False), ("2", True), ("3", True)),
+        common=True,
     )
 
 
@@ -93,48 +98,22 @@ class DataOptions:
         "raw data: a path, or a name under data/",
         metavar="DIR",
         aliases=("--data-path", "--data_dir", "--nifti_dir", "--nifti_flair_dir"),
+        common=True,
     )
     cache: str = option(
         "kaggle_cache",
         "preprocessed data: a path, or a name under data/",
         metavar="DIR",
         aliases=("--cache-path", "--results_dir"),
+        common=True,
     )
     rebuild_cache: bool = option(False, "read the raw set and write the cache anew", aliases=("--im-cache",))
     synth_data: bool = option(
         False,
         "made data in the true layout (made once, then kept)",
-        worded=("--loader",),
+        value_aliases=("--loader",),
         synonyms=(("synthetic", True), ("pytorch", False)),
-    )
-    image_size: int = option(
-        64,
-        "side of a slice in pixels, a multiple of 2^layers; em: side of the network's input, context included",
-        minimum=4,
-        maximum=4096,
-        tasks=("lgg", "em"),
-    )
-    raw_side: int | None = option(
-        None,
-        "side in pixels of the raw slices that a network was trained on, which its scale stands for",
-        minimum=16,
-        maximum=10**6,
-        tasks=("em",),
-        shown="that of the set, or what the weights say",
-    )
-    spacing: tuple[float, ...] = option(
-        (1.6, 1.2, 1.2), "mm of a voxel that volumes are resampled to", minimum=0.01, maximum=1000, tasks=VOLUMES
-    )
-    pad_to: tuple[int, ...] = option(
-        (128, 128, 128), "smallest sides; smaller volumes are padded", minimum=1, maximum=4096, tasks=VOLUMES
-    )
-    label_geometry: str = option(
-        "header",
-        "where labels lie: as their own headers say, which must describe the grids of their scans (header), or voxel by"
-        " voxel as their scans are stored (as-stored)",
-        choices=("header", "as-stored"),
-        metavar="header|as-stored",
-        tasks=VOLUMES,
+        common=True,
     )
     workers: str = option(
         "auto",
@@ -142,6 +121,7 @@ class DataOptions:
         aliases=("--num-workers", "--workers_per_process"),
         metavar="N",
         pattern=(r"auto|\d{1,3}", "auto or a whole number up to 256"),
+        common=True,
     )
 
 
@@ -151,21 +131,20 @@ class SplitOptions:
 
     split: str = option(
         "published",
-        "published (random.seed(42), sample), last (the seed's: last of the sorted names), mlperf (kits19: the 42"
-        " evaluation cases), none, or a file (JSON, or validation cases one a line)",
+        "published (random.seed(42), sample), last (Argonne's: the last of the sorted names), none, or a file (JSON, or"
+        " validation cases one a line)",
         metavar="NAME|FILE",
         synonyms=(("none", "none"),),
+        common=True,
     )
     held_out: int | None = option(
-        None, "validation cases of published and last", minimum=1, shown="10; a fifth of a set of 20 cases or fewer"
+        None,
+        "validation cases of published and last",
+        minimum=1,
+        default_text="10; a fifth of a set of 20 cases or fewer",
     )
-    fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0)
+    fold: int | None = option(None, "validate on this fold of --folds instead", minimum=0, common=True)
     folds: int = option(5, "number of folds", minimum=2, maximum=10000)
-    fold_scheme: str = option(
-        "disjoint",
-        "folds that share no case, or the seed's of em, which overlap and leave out four slices",
-        choices=("disjoint", "seed"),
-    )
     max_cases: int | None = option(None, "use the first N cases only", minimum=1, aliases=("--max_niis_to_use",))
 
 
@@ -177,15 +156,17 @@ class WeightsOptions:
         (),
         "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
         metavar="FILE",
-        shown="train: the run's name",
+        default_text="train: the run's name",
         repeated=True,
         aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
+        common=True,
     )
     load: str | None = option(
         None,
         "start from these weights (safetensors or .pt, own or published names)",
         metavar="FILE",
         aliases=("--load_ckpt_path", "--checkpoint"),
+        common=True,
     )
 
 
@@ -196,10 +177,11 @@ class SaveOptions:
     resume: str | None = option(
         None,
         "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
-        bare="auto",
+        const="auto",
         metavar="PATH",
         aliases=("--resume-training",),
         synonyms=(("true", "auto"), ("false", None)),
+        common=True,
     )
     save_minutes: float = option(
         0.0, "save the state at most every N minutes (0 = at each epoch's end)", minimum=0, maximum=1e6, metavar="MIN"
@@ -226,6 +208,7 @@ class DeviceOptions:
             ("--no-hpu", "cpu"),
             ("--no-cuda", "cpu"),
         ),
+        common=True,
     )
     cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
     use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
@@ -240,9 +223,10 @@ class DeviceOptions:
         "arithmetic; tf32 = fp32 with TF32 products; auto (or bare --amp) = the best that the device has",
         choices=("fp32", "tf32", "bf16", "fp16", "auto"),
         metavar="fp32|tf32|bf16|fp16|auto",
-        bare="auto",
+        const="auto",
         aliases=("--amp", "--dtype"),
         synonyms=(("true", "auto"), ("false", "fp32"), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")),
+        common=True,
     )
     precision_ops: str | None = option(
         None,
@@ -250,12 +234,12 @@ class DeviceOptions:
         metavar="FILE",
         aliases=("--bf16_config_path",),
     )
-    compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",))
+    compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",), common=True)
     capture: str = option(
         "auto",
         "record the network as graphs that are replayed; auto = where the device gains by it (HPU in lazy mode)",
         choices=("auto", "on", "off"),
-        bare="on",
+        const="on",
         metavar="auto|on|off",
         synonyms=(("true", "on"), ("false", "off")),
     )
@@ -273,7 +257,9 @@ class DeviceOptions:
 class DistributedOptions:
     """Several processes (what the launcher says wins; a contradiction is an error)"""
 
-    devices: int | None = option(None, "start N processes on this machine, one a card", minimum=1, maximum=1024)
+    devices: int | None = option(
+        None, "start N processes on this machine, one a card", minimum=1, maximum=1024, common=True
+    )
     distributed: bool = option(
         False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
     )
@@ -298,7 +284,11 @@ class InputOptions:
     """Input"""
 
     inputs: tuple[str, ...] = option(
-        (), "images, patient folders or whole sets", metavar="FILES|FOLDERS", positional=True
+        (),
+        "images, patient folders or whole sets",
+        metavar="FILES|FOLDERS",
+        positional=True,
+        common=True,
     )
 
 
@@ -306,57 +296,52 @@ class InputOptions:
 class PredictOptions:
     """Prediction"""
 
-    output: str = option("predictions", "folder of the masks", metavar="DIR")
-    overlay: bool = option(False, "also write the outlines on the image, as PNG")
-    probabilities: bool = option(False, "also write probabilities, as float TIFF")
+    output: str = option("predictions", "folder of the masks", metavar="DIR", common=True)
+    overlay: bool = option(False, "also write the outlines on the image, as PNG", common=True)
+    probabilities: bool = option(False, "also write probabilities, as float TIFF", common=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class TimingOptions:
     """Timing"""
 
-    rounds: int = option(5, "rounds of both loops in turn, after one that warms up", minimum=1, maximum=10**6)
-    steps: int = option(10, "steps of each loop in a round", minimum=1, maximum=10**6)
+    rounds: int = option(
+        5, "rounds of both loops in turn, after one that warms up", minimum=1, maximum=10**6, common=True
+    )
+    steps: int = option(10, "steps of each loop in a round", minimum=1, maximum=10**6, common=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class PhantomOptions:
+class SyntheticOptions:
     """Made data"""
 
-    patients: int = option(20, "made patients", minimum=2, maximum=100000)
-    slices: int = option(20, "slices of a patient, at least; up to a quarter more", minimum=6, maximum=4096)
-    side: int = option(256, "pixels of a side", minimum=32, maximum=1024)
-    labels: str | None = option(
-        None, "paint on the real labels of this folder instead of made anatomy", metavar="DIR", tasks=("kits19",)
+    patients: int = option(20, "made patients", minimum=2, maximum=100000, common=True)
+    slices: int = option(
+        20, "slices of a patient, at least; up to a quarter more", minimum=6, maximum=4096, common=True
     )
+    side: int = option(256, "pixels of a side", minimum=32, maximum=1024, common=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class MLPerfOptions:
-    """MLPerf logging (kits19)"""
+    """MLPerf logging"""
 
     mlperf_division: str | None = option(
         None,
         "write a compliant log of this division: closed or open",
         choices=("closed", "open"),
         metavar="NAME",
-        tasks=("kits19",),
     )
-    mlperf_rehearsal: bool = option(
-        False, "closed with other sizes; the log says that it is a rehearsal", tasks=("kits19",)
-    )
-    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME", tasks=("kits19",))
-    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME", tasks=("kits19",))
+    mlperf_rehearsal: bool = option(False, "closed with other sizes; the log says that it is a rehearsal")
+    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME")
+    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME")
     mlperf_status: str = option(
         "onprem",
         "status in the log",
         choices=("cloud", "onprem", "preview", "research"),
         metavar="NAME",
-        tasks=("kits19",),
     )
-    mlperf_warmup: int = option(
-        2, "steps on made data before the clock starts", minimum=0, maximum=10**6, tasks=("kits19",)
-    )
+    mlperf_warmup: int = option(2, "steps on made data before the clock starts", minimum=0, maximum=10**6)
     drop_caches: bool = option(
         False, "clear the whole file cache of the system before the clock starts, not the cached cases alone (root)"
     )

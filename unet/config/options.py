@@ -1,6 +1,6 @@
 """A dataclass field is a flag: name, aliases, type, bounds and help stand at the field and nowhere else.
 
-`option(...)` declares the field, `parser(...)` makes the text of --help from groups of fields, `read(...)` turns a
+`option(...)` declares the field, `parser(...)` makes the text of --help from these fields, `read(...)` turns a
 command line into values and reports every mistake at once. No torch, no third-party package.
 """
 
@@ -16,7 +16,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from unet.config.values import FALSE, NONE, NUMBER, SEVERAL, TRUE, Option, convert_many
 
@@ -43,12 +43,25 @@ def shape(hint: Any) -> tuple[type, bool]:
     return hint, False
 
 
+class Declared(NamedTuple):
+    """A setting as it is declared: its option, the type of an element, whether it takes many, its default."""
+
+    option: Option
+    kind: type
+    many: bool
+    default: Any
+
+
+def fields(group: type) -> dict[str, Declared]:
+    """name -> declaration of the options of a dataclass."""
+    return _fields(group)
+
+
 @functools.cache
-def fields(group: type) -> dict[str, tuple[Option, type, bool, Any]]:
-    """name -> (option, element type, whether many, default) of the options of a dataclass."""
+def _fields(group: Any) -> dict[str, Declared]:
     hints = typing.get_type_hints(group)
     return {
-        field.name: (field.metadata["option"], *shape(hints[field.name]), field.default)
+        field.name: Declared(field.metadata["option"], *shape(hints[field.name]), field.default)
         for field in dataclasses.fields(group)
         if "option" in field.metadata
     }
@@ -72,62 +85,64 @@ class _Help(argparse.HelpFormatter):
 def parser(
     prog: str,
     description: str,
-    groups: Sequence[type],
+    sections: Mapping[str, Mapping[str, Declared]],
     usage: str | None = None,
-    task: str | None = None,
-    defaults: Mapping[str, Any] | None = None,
+    about_help: str = "show this text",
 ) -> argparse.ArgumentParser:
-    """The help of a command whose options are the fields of `groups`; the first line of a group's docstring is its
-    title. `task`: leave out what other tasks have; `defaults` are its own.
-    """
+    """The help of a command: a section for each title, with its settings by name."""
     result = argparse.ArgumentParser(
         prog=prog, description=description, usage=usage or f"{prog} [options]", formatter_class=_Help, add_help=False
     )
-    for index, group in enumerate(groups):
-        section = result.add_argument_group((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip("."))
+    for index, (title, declared) in enumerate(sections.items()):
+        section = result.add_argument_group(title)
         if index == 0:
-            section.add_argument("-h", "--help", action="help", help="show this text; with --task NAME, that task's")
-        for name, (option, kind, many, default) in fields(group).items():
-            if task is None or not option.tasks or task in option.tasks:
-                _add(section, name, option, kind, many, (defaults or {}).get(name, default), task is None)
+            section.add_argument("-h", "--help", action="help", help=about_help)
+        for name, item in declared.items():
+            _add(section, name, item)
     return result
 
 
-def _add(section: Any, name: str, option: Option, kind: type, many: bool, default: Any, all_tasks: bool) -> None:
+def title_of(group: type) -> str:
+    """The title of a group: the first line of its docstring."""
+    return (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _add(section: Any, name: str, declared: Declared) -> None:
+    option, kind, many, default = declared
     metavar = option.metavar or (
         "|".join(map(str, option.choices)) if option.choices and len(option.choices) < 6 else None
     )
     how: dict[str, Any] = {"metavar": metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper())}
     if option.positional:
-        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, kind, default, all_tasks))
+        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, kind, default))
         return
     if kind is bool:
         how = {"action": "store_true"}
     elif many and not option.repeated:
         how["nargs"] = "+"
-    elif option.bare is not None:
+    elif option.const is not None:
         how["nargs"] = "?"
-    section.add_argument(flag(name), help=_describe(option, kind, default, all_tasks), **how)
+    section.add_argument(flag(name), help=_describe(option, kind, default), **how)
 
 
-def _describe(option: Option, kind: type, default: Any, all_tasks: bool) -> str:
-    text = f"{', '.join(option.tasks)}: {option.help}" if option.tasks and all_tasks else option.help
+def _describe(option: Option, kind: type, default: Any) -> str:
+    text = option.help
     plain = [alias for alias in option.aliases if isinstance(alias, str)]
     switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]
-    worded = [f"{spelling} {'|'.join(word for word, _ in option.synonyms)}" for spelling in option.worded]
-    also = [*plain, *switches, *worded]
+    words = [f"{spelling} {'|'.join(word for word, _ in option.synonyms)}" for spelling in option.value_aliases]
+    also = [*plain, *switches, *words]
     if option.choices and option.metavar and "|" not in option.metavar and str(option.choices[0]) not in text:
         text += ": " + ", ".join(map(str, option.choices))
     if also:
         text += f" (also {', '.join(also)})"
-    plain_default = "on" if default is True else None if default in (None, False, ()) else str(default)
+    default_text = "on" if default is True else None if default in (None, False, ()) else str(default)
     if isinstance(default, tuple) and default:
-        plain_default = " ".join(map(str, default))
-    shown = option.shown if option.shown and (all_tasks or plain_default is None) else plain_default
-    return (text + (f" [{shown}]" if shown else "")).replace("%", "%%")
+        default_text = " ".join(map(str, default))
+    default_text = default_text or option.default_text
+    return (text + (f" [{default_text}]" if default_text else "")).replace("%", "%%")
 
 
-def fold(token: str) -> str:
+def normalize_dashes(token: str) -> str:
     """`--batch_size=4` -> `--batch-size=4`: in option names `_` and `-` are the same; in values they are not."""
     if not token.startswith("--"):
         return token
@@ -160,32 +175,30 @@ class Reading:
     wrong: set[str] = dataclasses.field(default_factory=set)
 
 
-@functools.cache
-def spellings(groups: tuple[type, ...]) -> dict[str, Spelling]:
-    """Every way to write the options of `groups`, folded."""
+def spellings(declared: Mapping[str, Declared]) -> dict[str, Spelling]:
+    """Every way to write these settings, with `-` for `_`."""
     found: dict[str, Spelling] = {}
-    for group in groups:
-        for name, (option, kind, many, _) in fields(group).items():
-            if option.positional:
-                continue
-            plain = Spelling(name, option, kind, many)
-            for spelling in (flag(name), *(alias for alias in option.aliases if isinstance(alias, str))):
-                on = dataclasses.replace(plain, switch=True, value=True, off=False)
-                found[fold(spelling)] = on if kind is bool else plain
-            if kind is bool:
-                found["--no-" + flag(name)[2:]] = dataclasses.replace(plain, switch=True, value=False, off=True)
-            found |= {fold(spelling): plain for spelling in option.worded}
-            for alias in option.aliases:
-                if not isinstance(alias, str):
-                    off = (not alias[1]) if kind is bool else None
-                    found[fold(alias[0])] = dataclasses.replace(plain, switch=True, value=alias[1], off=off)
+    for name, (option, kind, many, _) in declared.items():
+        if option.positional:
+            continue
+        plain = Spelling(name, option, kind, many)
+        for spelling in (flag(name), *(alias for alias in option.aliases if isinstance(alias, str))):
+            on = dataclasses.replace(plain, switch=True, value=True, off=False)
+            found[normalize_dashes(spelling)] = on if kind is bool else plain
+        if kind is bool:
+            found["--no-" + flag(name)[2:]] = dataclasses.replace(plain, switch=True, value=False, off=True)
+        found |= {normalize_dashes(spelling): plain for spelling in option.value_aliases}
+        for alias in option.aliases:
+            if not isinstance(alias, str):
+                off = (not alias[1]) if kind is bool else None
+                found[normalize_dashes(alias[0])] = dataclasses.replace(plain, switch=True, value=alias[1], off=off)
     return found
 
 
-def read(groups: Sequence[type], argv: Sequence[str]) -> Reading:
+def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
     """Read the words after a command. Mistakes are collected, not raised."""
-    known, result = spellings(tuple(groups)), Reading()
-    positional = [(name, spec) for group in groups for name, spec in fields(group).items() if spec[0].positional]
+    known, result = spellings(declared), Reading()
+    positional = [(name, spec) for name, spec in declared.items() if spec[0].positional]
     uses: dict[str, list[tuple[str, Any]]] = {}
     rest: list[str] = []
     words = list(argv)
@@ -199,7 +212,7 @@ def read(groups: Sequence[type], argv: Sequence[str]) -> Reading:
         if token == "--":
             literal = True
             continue
-        spelling, equals, attached = fold(token).partition("=")
+        spelling, equals, attached = normalize_dashes(token).partition("=")
         spec = known.get(spelling)
         if spec is None:
             result.mistakes.append(_unknown(spelling, known))
@@ -218,7 +231,6 @@ def read(groups: Sequence[type], argv: Sequence[str]) -> Reading:
         uses[positional[0][0]] = [(positional[0][1][0].metavar or "", tuple(rest))]
     elif rest:
         result.mistakes += [f"unexpected {_short(token)}" for token in rest]
-    declared = {name: spec for group in groups for name, spec in fields(group).items()}
     for name, each in uses.items():
         _take(result, name, declared[name], each)
     return result
@@ -250,9 +262,9 @@ def _used(spelling: str, spec: Spelling, values: list[str]) -> list[Any]:
         chosen = spec.value if word == TRUE else spec.off
         return [] if chosen is None else [chosen]
     if not values:
-        if spec.option.bare is None:
+        if spec.option.const is None:
             raise ValueError(f"{spelling} needs a value{_example(spec)}")
-        return [spec.option.bare]
+        return [spec.option.const]
     return [tuple(values)] if spec.many and not spec.option.repeated else values
 
 
@@ -262,7 +274,7 @@ def _example(spec: Spelling) -> str:
     return {int: ": a whole number", float: ": a number"}.get(spec.kind, "")
 
 
-def _take(result: Reading, name: str, spec: tuple[Option, type, bool, Any], uses: list[tuple[str, Any]]) -> None:
+def _take(result: Reading, name: str, spec: Declared, uses: list[tuple[str, Any]]) -> None:
     """Convert the uses of one setting: repetitions are said, contradictions are mistakes."""
     option, kind, many, _ = spec
     values: dict[str, Any] = {}

@@ -8,17 +8,26 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from unet.config.flags import TASKS
-from unet.config.options import fields, flag, nearest, spellings
-from unet.config.recipes import RECIPES, SYNTH_DEFAULTS, TASK_DEFAULTS, VOLUME_TASKS
-from unet.config.run_files import read_status
-from unet.config.schema import Config, weights_to_read, where
+from unet.config.options import Declared, Spelling, fields, flag, nearest, spellings
+from unet.config.run_files import CONFIG, flat_settings, read_status
+from unet.config.schema import Config, declared_of, places_of, resolve_path, weights_to_read
+from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import jsonable, misfit, read_json, require_regular
 from unet.weight_files import pickles, safetensors_header
+
+SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
+
+
+class Registry(Protocol):
+    """What the settings need to know of the tasks: see `tasks.registry`."""
+
+    BUILT_IN: tuple[str, ...]
+
+    def settings_of(self, name: str) -> type[TaskSettings]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,67 +39,135 @@ class Resolved:
     names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """name -> {"value", "source"} of the settings that the command has."""
+        return {name: {"value": jsonable(self.config.get(name)), "source": self.sources[name]} for name in self.names}
+
     def table(self) -> dict[str, dict[str, Any]]:
-        """name -> {"value", "source"} of the settings that the command has: the content of config.json."""
-        return {
-            name: {"value": jsonable(getattr(self.config, name)), "source": self.sources[name]} for name in self.names
-        }
+        """group -> name -> {"value", "source"}: the content of config.json."""
+        places, found = places_of(type(self.config.task)), dict[str, dict[str, Any]]()
+        for name, entry in self.entries().items():
+            found.setdefault(places[name], {})[name] = entry
+        return found
 
 
-def resolve(groups: Sequence[type], given: Mapping[str, tuple[Any, str]], applying: bool = False) -> Resolved:
-    """Lay the layers over one another; `given` is what `options.read` returned. `applying`: the command applies
-    weights, so that they say the task where nothing else does. Raises UsageError."""
-    names = tuple(name for group in groups for name in fields(group))
-    values = {name: spec[3] for name, spec in fields(Config).items()}
-    sources = dict.fromkeys(values, "default")
-
-    def lay(layer: Mapping[str, Any], source: str) -> None:
-        for name, value in layer.items():
-            values[name], sources[name] = value, source
-
-    typed = {name: value for name, (value, _) in given.items()}
-    if typed.get("resume") and typed.get("config"):
-        raise UsageError(
-            "--resume takes every setting from its run, and --config from a file.", "Leave out one of the two."
-        )
-    from_file = read_file(Path(typed["config"]), names, typed) if typed.get("config") else {}
-    file_source = f"file {typed.get('config')}"
-    if typed.get("resume"):
-        folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", values["out"]))
-        from_file |= read_file(folder / "config.json", names, typed) | {
-            "run_name": folder.name,
-            "out": str(folder.parent),
-        }
-        file_source = f"run {folder.name}"
-    strong = {**from_file, **typed}
-    named = strong.get("load") or strong.get("weights") or ()
-    told = task_of_weights((named,) if isinstance(named, str) else named) if applying and "task" not in strong else None
-    if told:
-        values["task"], sources["task"] = told
-    task = strong.get("task", values["task"])
-    lay(TASK_DEFAULTS[task], f"task {task}")
-    if strong.get("synth_data"):
-        lay(SYNTH_DEFAULTS[task], "made data")
-    recipe = strong.get("recipe")
-    if recipe:
-        known = RECIPES[task]
-        if recipe not in known:
-            other = next((name for name, named in RECIPES.items() if recipe in named), None)
-            hint = f"Add --task {other}." if other else f"Known: {', '.join(known)}."
-            raise UsageError(f"Unknown recipe {recipe!r} of task {task}.", hint)
-        lay(known[recipe], f"recipe {recipe}")
-    lay(from_file, file_source)
-    for name, (value, spelling) in given.items():
-        values[name], sources[name] = value, f"flag {spelling}"
+def resolve(
+    groups: tuple[str, ...], given: Mapping[str, tuple[Any, str]], registry: Registry, applying: bool = False
+) -> Resolved:
+    """Lay the layers over one another; `groups` are those of the command, `given` is what `options.read` returned.
+    `applying`: the command applies weights, so that they say the task where nothing else does. Raises UsageError."""
+    layers = _Layers(groups, given, registry)
+    layers.read_files()
+    layers.find_task(applying)
+    layers.lay_all()
+    values, sources, task = layers.values, layers.sources, layers.task
     if given.get("out", ("", ""))[1] == "--model-dir" and not sources["weights"].startswith(("flag", "file")):
-        values["weights"] = (str(Path(values["out"]) / f"{task}.safetensors"),)
+        values["weights"] = (str(Path(values["out"]) / f"{task.name}.safetensors"),)
         sources["weights"] = "--model-dir"
     if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
-    remarks = settle(values, sources, given)
+    remarks = [*settle(values, sources, given), *layers.remarks]
     if values["lr_milestones"] and sources["schedule"] == "default":
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
-    return Resolved(made_cache(Config(**values), sources), sources, names, tuple(remarks))
+    config = with_synthetic_cache(Config.of(task, values), sources)
+    return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
+
+
+class _Layers:
+    """The values of the settings by name, laid over one another, each with its source."""
+
+    def __init__(self, groups: tuple[str, ...], given: Mapping[str, tuple[Any, str]], registry: Registry) -> None:
+        self.groups, self.given, self.registry = groups, given, registry
+        self.typed = {name: value for name, (value, _) in given.items()}
+        self.content: dict[str, Any] = {}  # of the settings file, under the names that it has
+        self.path, self.file_source, self.remarks = Path(), "", list[str]()
+        self.told: tuple[str, str] | None = None
+        self.from_run: dict[str, Any] = {}
+
+    def read_files(self) -> None:
+        """The settings file, or that of the run that goes on. Raises UsageError."""
+        typed = self.typed
+        if typed.get("resume") and typed.get("config"):
+            raise UsageError(
+                "--resume takes every setting from its run, and --config from a file.", "Leave out one of the two."
+            )
+        if typed.get("config"):
+            self.path, self.file_source = Path(typed["config"]), f"file {typed['config']}"
+        if typed.get("resume"):
+            default_out = fields(Config.GROUPS["run"])["out"].default
+            folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", default_out))
+            self.path, self.file_source = folder / "config.json", f"run {folder.name}"
+            self.from_run = {"run_name": folder.name, "out": str(folder.parent)}
+        if self.file_source:
+            self.content = read_file(self.path)
+
+    def find_task(self, applying: bool) -> None:
+        """The task: typed, of the file, or of the weights that are applied. Raises UsageError."""
+        strong = {**{setting_name(key): value for key, value in self.content.items()}, **self.typed}
+        named = strong.get("load") or strong.get("weights") or ()
+        if applying and "task" not in strong:
+            names = (named,) if isinstance(named, str) else named
+            self.told = task_of_weights([name for name in names if isinstance(name, str)], self.registry.BUILT_IN)
+        name = strong.get("task") or (self.told[0] if self.told else default_task())
+        if not isinstance(name, str) or ("task" not in self.typed and name not in self.registry.BUILT_IN):
+            known = ", ".join(self.registry.BUILT_IN)
+            raise UsageError(
+                f"{self.path.absolute()}: the task {str(name)[:60]!r} is none of {known}.",
+                "Type --task package.module:Class for a task of your own: a file does not choose what is imported.",
+            )
+        self.task = self.registry.settings_of(name)
+
+    def lay_all(self) -> None:
+        """Default < task < synthetic data < recipe < file < flag."""
+        declared = declared_of(self.task)
+        self.values = {name: item.default for name, item in declared.items()}
+        self.sources = dict.fromkeys(self.values, "default")
+        if self.told:
+            self.lay({"task": self.told[0]}, self.told[1])
+        from_file = convert_file(self.path, self.content, self.task, self.groups, self.registry, self.typed)
+        from_file |= self.from_run
+        strong = {**from_file, **self.typed}
+        self.lay(self.task.defaults, f"task {self.task.name}")
+        if strong.get("synth_data"):
+            self.lay(self.task.synthetic_defaults, SYNTHETIC)
+        if recipe := strong.get("recipe"):
+            self.lay(self.recipe(recipe), f"recipe {recipe}")
+        self.lay(from_file, self.file_source)
+        for name, (value, spelling) in self.given.items():
+            if name in self.values:
+                self.values[name], self.sources[name] = value, f"flag {spelling}"
+            else:
+                self.remarks.append(
+                    f"{spelling} is for {self.tasks_with(name)}: it changes nothing with {self.task.name}"
+                )
+
+    def lay(self, layer: Mapping[str, Any], source: str) -> None:
+        for name, value in layer.items():
+            self.values[name], self.sources[name] = value, source
+
+    def recipe(self, name: str) -> Mapping[str, Any]:
+        """The settings of a recipe. Raises UsageError for one that the task does not have."""
+        known = self.task.recipes
+        if name in known:
+            return known[name]
+        builtin = {task: self.registry.settings_of(task) for task in self.registry.BUILT_IN}
+        other = next((task for task, settings in builtin.items() if name in settings.recipes), None)
+        hint = f"Add --task {other}." if other else f"Known: {', '.join(known) or 'none'}."
+        raise UsageError(f"Unknown recipe {name!r} of task {self.task.name}.", hint)
+
+    def tasks_with(self, name: str) -> str:
+        """The built-in tasks that have a setting, as they are typed."""
+        tasks = [task for task in self.registry.BUILT_IN if name in fields(self.registry.settings_of(task))]
+        return f"--task {' or '.join(tasks)}"
+
+
+def setting_name(key: str) -> str:
+    """The name of a setting that a file spells with dashes."""
+    return key.lstrip("-").replace("-", "_")
+
+
+def default_task() -> str:
+    return str(fields(Config.GROUPS["general"])["task"].default)
 
 
 def holds_arrays(folder: Path) -> bool:
@@ -105,11 +182,11 @@ def holds_arrays(folder: Path) -> bool:
 def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
     """Mend in place what was typed as another program means it; what to say of it, and of what has no effect."""
     remarks = []
-    raw = where(values["data"], "data")
+    raw = resolve_path(values["data"], "data")
     if sources["data"].startswith("flag") and sources["cache"].startswith(("default", "task")) and holds_arrays(raw):
         values["cache"], sources["cache"] = values["data"], sources["data"]
         remarks.append(f"{raw} holds preprocessed arrays: it is used as the cache")
-    scale = values["aug_scale"]
+    scale = values.get("aug_scale", 0)
     if scale > 0.5:
         values["aug_scale"] = round(1 - scale, 9)
         sources["aug_scale"] += f" ({scale:g})"
@@ -119,22 +196,18 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
         )
     if "split" in given and given.get("fold", (None,))[0] is not None:
         remarks.append(f"--split {values['split']} changes nothing beside --fold {values['fold']}")
-    for name, (_, spelling) in given.items():
-        tasks = fields(Config)[name][0].tasks
-        if tasks and values["task"] not in tasks:
-            remarks.append(f"{spelling} is for --task {' or '.join(tasks)}: it changes nothing with {values['task']}")
     return remarks
 
 
-def made_cache(config: Config, sources: Mapping[str, str]) -> Config:
-    """The settings with a cache for each size of made data, where no other was named."""
-    if sources["cache"] != "made data":
+def with_synthetic_cache(config: Config, sources: Mapping[str, str]) -> Config:
+    """The settings with a cache for each size of synthetic data, where no other was named."""
+    size = config.task.synthetic_cache(config)
+    if sources["cache"] != SYNTHETIC or not size:
         return config
-    side = config.side if config.task in VOLUME_TASKS else config.image_size
-    return config.replace(cache=f"{SYNTH_DEFAULTS[config.task]['cache']}_{side}")
+    return config.replace(cache=f"{config.task.synthetic_defaults['cache']}_{size}")
 
 
-def task_of_weights(names: Sequence[str]) -> tuple[str, str] | None:
+def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, str] | None:
     """(task, source) that the first of these weights that says so was trained for; read without torch. None where
     none says it; a file that cannot be read is reported when it is loaded."""
     for name in names:
@@ -147,20 +220,22 @@ def task_of_weights(names: Sequence[str]) -> tuple[str, str] | None:
             )
         except (UnetError, pickles.Refused):
             continue
-        task = known_task(facts, path) if isinstance(facts, dict) and isinstance(facts.get("format"), str) else None
+        task = (
+            known_task(facts, path, known) if isinstance(facts, dict) and isinstance(facts.get("format"), str) else None
+        )
         if task:
             return task, f"weights {path.name}"
     return None
 
 
-def known_task(facts: Mapping[str, Any], path: Path) -> str | None:
+def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> str | None:
     """The task that facts name, None for none. Raises CheckpointError for one that this program does not have."""
     task = facts.get("task")
-    if task is None or task in TASKS:
+    if task is None or task in known:
         return task
     raise CheckpointError(
         f"{path.absolute()}: of the task {str(task)[:40]!r}, which this program does not have.",
-        f"Give weights of one of: {', '.join(TASKS)}.",
+        f"Give weights of one of: {', '.join(known)}.",
     )
 
 
@@ -219,10 +294,9 @@ LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
 
 
-def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> dict[str, Any]:
-    """Settings from a JSON file: {name: value}, or a run's config.json, whose run name, --resume and --overwrite are
-    left out. Names may be spelt with `-` or `_`; `typed` are set by flags all the same. Raises UsageError with every
-    mistake."""
+def read_file(path: Path) -> dict[str, Any]:
+    """name -> value in a JSON file: of {name: value}, or of a run's config.json, whose run name, --resume and
+    --overwrite are left out. Names may be spelt with `-` or `_`. Raises UsageError."""
     try:
         size = require_regular(path).stat().st_size
         content = read_json(path, dict, SETTINGS) if size <= LARGEST else None
@@ -230,20 +304,34 @@ def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> 
         raise UsageError(error.message, error.hint) from error
     if content is None:
         raise UsageError(f"{path.absolute()}: {size} bytes are no file of settings (at most {LARGEST}).", SETTINGS)
-    if "settings" in content:
-        wrong = misfit(content, {"settings": {str: {"value": object}}})
-        if wrong:
-            raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
-        content = {
-            name: item["value"]
-            for name, item in content["settings"].items()
-            if name not in NOT_REPLAYED and not (name == "weights" and item.get("source", "run name") == "run name")
-        }
-    result: dict[str, Any] = {}
-    mistakes = []
+    if "settings" not in content:
+        return dict(content)
+    wrong = misfit(content, CONFIG)
+    if wrong:
+        raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
+    return {
+        name: item["value"]
+        for name, item in flat_settings(content["settings"]).items()
+        if name not in NOT_REPLAYED and not (name == "weights" and item.get("source", "run name") == "run name")
+    }
+
+
+def convert_file(
+    path: Path,
+    content: Mapping[str, Any],
+    task: type[TaskSettings],
+    groups: tuple[str, ...],
+    registry: Registry,
+    typed: Collection[str],
+) -> dict[str, Any]:
+    """name -> value of what a settings file holds, checked like flags; `typed` are set by flags all the same. Settings
+    of other tasks are left out. Raises UsageError with every mistake."""
+    own, result, mistakes = declared_of(task), dict[str, Any](), list[str]()
+    known = {**_declared_of_all(registry), **own}
+    every, names = spellings(known), [*declared_of(task, groups)]
     for key, value in content.items():
         try:
-            for name, found in _setting(key, value, names, typed).items():
+            for name, found in _setting(key, value, every, names, typed).items():
                 if name in result and result[name] != found:
                     raise ValueError(f"{key} contradicts another setting of the file: both set {name}")
                 result[name] = found
@@ -252,20 +340,27 @@ def read_file(path: Path, names: Sequence[str], typed: Collection[str] = ()) -> 
     if mistakes:
         more = [f"and {len(mistakes) - 8} more"] if len(mistakes) > 8 else []
         raise UsageError(f"{path.absolute()}: {'; '.join(mistakes[:8] + more)}.", SETTINGS)
-    return result
+    return {name: value for name, value in result.items() if name in own}
 
 
-def _setting(key: str, value: Any, names: Sequence[str], typed: Collection[str]) -> dict[str, Any]:
+def _declared_of_all(registry: Registry) -> dict[str, Declared]:
+    """The settings of every built-in task."""
+    return {name: item for task in registry.BUILT_IN for name, item in declared_of(registry.settings_of(task)).items()}
+
+
+def _setting(
+    key: str, value: Any, every: Mapping[str, Spelling], names: Sequence[str], typed: Collection[str]
+) -> dict[str, Any]:
     """{name: value} of one entry of a settings file, under any spelling of its flag; empty for one that is not taken.
     Raises ValueError in words."""
-    name = key.lstrip("-").replace("-", "_")
+    name = setting_name(key)
     if name == "weights" and value == []:  # a run names its own
         return {}
     if name in TYPED_ONLY:
         if value not in (None, []) and not (name == "device_module" and name in typed):
             raise ValueError(f"{key} is not taken from a file: type {flag(name)}")
         return {}
-    spec = spellings((Config,)).get(flag(name))
+    spec = every.get(flag(name))
     if spec is None:
         near = nearest(key, names)
         raise ValueError(f"unknown setting {key[:60]!r}" + (f" (did you mean {near!r}?)" if near else ""))
@@ -282,4 +377,7 @@ def _setting(key: str, value: Any, names: Sequence[str], typed: Collection[str])
 def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None, run_id: str | None = None) -> str:
     """The text of config.json; entries in `kept` (of a run that goes on) stay as they are, sources included."""
     about = {"command": command, **({"run_id": run_id} if run_id else {})}
-    return json.dumps({**about, "settings": {**resolved.table(), **(kept or {})}}, indent=1) + "\n"
+    table = resolved.table()
+    for entries in table.values():
+        entries |= {name: entry for name, entry in (kept or {}).items() if name in entries}
+    return json.dumps({**about, "settings": table}, indent=1) + "\n"

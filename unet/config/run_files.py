@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from unet import files
 from unet.errors import UnetError
 
 STATUS = {"status?": str, "why?": str, "pid?": int, "host?": str, "kind?": str, "weights?": str, "state?": str}
-CONFIG = {"command?": str, "settings": {str: {"value": object, "source?": str}}}
+ENTRY = {"value": object, "source?": str}
+CONFIG = {"command?": str, "settings": {str: (ENTRY, {str: ENTRY})}}  # by group; before version 2 without groups
 SPLIT = {"train": [str], "validation": [str]}
 MANIFEST = {"files": [str]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
@@ -29,7 +31,14 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def read_settings(path: Path, hint: str = "Restore the file.") -> dict[str, dict[str, Any]]:
     """name -> {"value", "source"} of a run's config.json. Raises UnetError where it is damaged."""
-    found: dict[str, dict[str, Any]] = files.read_json(path, CONFIG, hint)["settings"]
+    return flat_settings(files.read_json(path, CONFIG, hint)["settings"])
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """name -> {"value", "source"}, whether they stand in groups, or, as earlier versions wrote them, without."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, item in settings.items():
+        found |= {name: item} if not files.misfit(item, ENTRY) else item
     return found
 
 

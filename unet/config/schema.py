@@ -1,6 +1,7 @@
-"""The settings: one frozen dataclass, composed of the groups of the flag table.
+"""The settings: one frozen object, whose parts are the groups of the flag table and the settings of the task.
 
-A value comes from the strongest layer that sets it: default < task < made data < recipe < --config file < flag. No
+`config.train.lr`, `config.device.precision`, `config.task.patch`: a part of the program takes the groups that it needs.
+A value comes from the strongest layer that sets it: default < task < synthetic data < recipe < --config file < flag. No
 torch.
 """
 
@@ -9,73 +10,120 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from unet.config import capacity
 from unet.config.flags import (
     CheckOptions,
-    CommonOptions,
     DataOptions,
     DeviceOptions,
     DistributedOptions,
+    GeneralOptions,
     InputOptions,
+    LoggingOptions,
     MLPerfOptions,
-    PhantomOptions,
     PredictOptions,
     RunOptions,
     SaveOptions,
     SplitOptions,
-    TalkOptions,
+    SyntheticOptions,
     TimingOptions,
     WeightsOptions,
 )
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
-from unet.config.options import flag
-from unet.config.recipes import VOLUME_TASKS
+from unet.config.options import Declared, fields
+from unet.config.task_settings import TaskSettings, check_pair
 from unet.errors import UsageError
 
-MEND = "Change the named flags; `python -m unet config` shows what is in force and why."
-SIDES = ("patch", "eval_patch", "eval_crop", "pad_to", "spacing")
+MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(
-    CommonOptions,
-    RunOptions,
-    TalkOptions,
-    DataOptions,
-    SplitOptions,
-    NetworkOptions,
-    WeightsOptions,
-    TrainOptions,
-    SaveOptions,
-    DeviceOptions,
-    DistributedOptions,
-    EvalOptions,
-    InputOptions,
-    PredictOptions,
-    TimingOptions,
-    PhantomOptions,
-    MLPerfOptions,
-    CheckOptions,
-):
-    """Every setting of the program; a command sets those of its own groups, the others keep their defaults.
+class Config:
+    """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""
 
-    One number given for the three sides of a volume stands for all of them.
-    """
+    task: TaskSettings
+    general: GeneralOptions = dataclasses.field(default_factory=GeneralOptions)
+    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    logging: LoggingOptions = dataclasses.field(default_factory=LoggingOptions)
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    split: SplitOptions = dataclasses.field(default_factory=SplitOptions)
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
+    weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
+    train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+    save: SaveOptions = dataclasses.field(default_factory=SaveOptions)
+    device: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
+    distributed: DistributedOptions = dataclasses.field(default_factory=DistributedOptions)
+    eval: EvalOptions = dataclasses.field(default_factory=EvalOptions)
+    input: InputOptions = dataclasses.field(default_factory=InputOptions)
+    predict: PredictOptions = dataclasses.field(default_factory=PredictOptions)
+    timing: TimingOptions = dataclasses.field(default_factory=TimingOptions)
+    synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
+    mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
+    check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
 
-    def __post_init__(self) -> None:
-        for name in SIDES:
-            value = getattr(self, name)
-            if len(value) == 1:
-                object.__setattr__(self, name, value * 3)
+    GROUPS: ClassVar[dict[str, type]]
+
+    @classmethod
+    def of(cls, task: type[TaskSettings], values: Mapping[str, Any]) -> Config:
+        """The settings of a task with these values, by the names of the settings. Raises TypeError for a name that is
+        in no group."""
+        parts: dict[str, dict[str, Any]] = {}
+        places = places_of(task)
+        for name, value in values.items():
+            if name not in places:
+                raise TypeError(f"{name!r} is no setting of task {task.name}")
+            parts.setdefault(places[name], {})[name] = value
+        made = {group: (task if group == "task" else cls.GROUPS[group])(**own) for group, own in parts.items()}
+        return cls(**{"task": task(), **made})
 
     def replace(self, **changes: Any) -> Config:
-        return dataclasses.replace(self, **changes)
+        """These settings with others, by the names of the settings. Raises TypeError as `of`."""
+        places = places_of(type(self.task))
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            if name not in places:
+                raise TypeError(f"{name!r} is no setting of task {self.task.name}")
+            groups.setdefault(places[name], {})[name] = value
+        return dataclasses.replace(
+            self, **{group: dataclasses.replace(getattr(self, group), **own) for group, own in groups.items()}
+        )
+
+    def get(self, name: str) -> Any:
+        """The value of a setting. Raises KeyError for a name that is in no group."""
+        return getattr(getattr(self, places_of(type(self.task))[name]), name)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of every setting."""
+        return ((name, self.get(name)) for name in places_of(type(self.task)))
 
 
-def check(config: Config, shaping: bool = True) -> None:
+Config.GROUPS = {name: kind for name, kind in typing.get_type_hints(Config).items() if name not in ("task", "GROUPS")}
+
+
+_PLACES: dict[type, dict[str, str]] = {}
+
+
+def places_of(task: type[TaskSettings]) -> dict[str, str]:
+    """name of a setting -> the group that holds it ("task": the task's own)."""
+    if task not in _PLACES:
+        found = {name: group for group, kind in Config.GROUPS.items() for name in fields(kind)}
+        _PLACES[task] = {**found, **dict.fromkeys(fields(task), "task")}
+    return _PLACES[task]
+
+
+def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None) -> dict[str, Declared]:
+    """name -> declaration of the settings in these groups (all of them), those of the task that belong there
+    included."""
+    chosen = tuple(Config.GROUPS) if groups is None else groups
+    found = {name: item for group in chosen for name, item in fields(Config.GROUPS[group]).items()}
+    return found | {name: item for name, item in fields(task).items() if item.option.section in chosen}
+
+
+def require_consistent(config: Config, shaping: bool = True) -> None:
     """Settings that contradict one another. Raises one UsageError with all of them."""
     mistakes = contradictions(config, shaping)
     if mistakes:
@@ -87,131 +135,60 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
 
     `shaping`: the command makes a network, so its input must fit its layers, and the network the memory.
     """
-    sides = wrong_sides(config)
-    mistakes = sides + wrong_pairs(config)
-    if shaping and not sides:
-        mistakes += misshapen(config) or capacity.too_large(config)
+    own = config.task.check_values()
+    mistakes = own + check_pair("lamb_betas", config.train.lamb_betas, ordered=False)
+    if shaping and not own:
+        mistakes += config.task.check_input_size(config) or capacity.too_large(config)
     elif not shaping:  # evaluate and predict build it too where --width is typed
         mistakes += capacity.too_large(config, own_memory=True)
-    if config.mlperf_division and config.task != "kits19":
-        mistakes.append(f"--mlperf-division is for --task kits19, not for {config.task}")
-    if config.use_lazy_mode and config.device not in ("auto", "hpu"):
-        mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {config.device}")
-    if config.use_lazy_mode and config.compile:
+    if config.mlperf.mlperf_division and not config.task.mlperf:
+        mistakes.append(f"--mlperf-division is for tasks of MLPerf, not for --task {config.task.name}")
+    return mistakes + config.task.check(config) + _of_device(config) + _of_run(config)
+
+
+def _of_device(config: Config) -> list[str]:
+    """Contradictions of devices and processes."""
+    device, several = config.device, config.distributed
+    mistakes = []
+    if device.use_lazy_mode and device.device not in ("auto", "hpu"):
+        mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {device.device}")
+    if device.use_lazy_mode and device.compile:
         mistakes.append("--compile is for an HPU's eager mode, not for --use-lazy-mode (which has graphs: --capture)")
-    if config.workers != "auto" and int(config.workers) > 256:
-        mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.workers!r}")
-    if config.fold_scheme == "seed" and (config.task != "em" or config.folds != 5):
-        mistakes.append("--fold-scheme seed is of --task em and --folds 5")
-    if config.fold is not None and config.fold >= config.folds:
-        mistakes.append(f"--fold {config.fold} is outside 0 to {config.folds - 1} (--folds {config.folds})")
-    if config.schedule == "multistep" and not config.lr_milestones:
-        mistakes.append("--schedule multistep needs --lr-milestones")
-    port = config.dist_url.rstrip("/").rpartition(":")[2]
+    port = several.dist_url.rstrip("/").rpartition(":")[2]
     if port.isdecimal() and not 0 < int(port) < 65536:
-        mistakes.append(f"--dist-url {config.dist_url}: {port} is no port, 1 to 65535")
-    if config.verbose and config.quiet:
+        mistakes.append(f"--dist-url {several.dist_url}: {port} is no port, 1 to 65535")
+    if several.world_size is not None and several.rank is not None and several.rank >= several.world_size:
+        mistakes.append(
+            f"--rank {several.rank} is outside 0 to {several.world_size - 1} (--world-size {several.world_size})"
+        )
+    return mistakes
+
+
+def _of_run(config: Config) -> list[str]:
+    """Contradictions of data, training and the run's names."""
+    mistakes, split = [], config.split
+    if config.data.workers != "auto" and int(config.data.workers) > 256:
+        mistakes.append(f"--workers takes auto or a whole number up to 256, not {config.data.workers!r}")
+    if split.fold is not None and split.fold >= split.folds:
+        mistakes.append(f"--fold {split.fold} is outside 0 to {split.folds - 1} (--folds {split.folds})")
+    if config.train.schedule == "multistep" and not config.train.lr_milestones:
+        mistakes.append("--schedule multistep needs --lr-milestones")
+    if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
-    if config.rebuild_cache and config.resume:
+    if config.data.rebuild_cache and config.save.resume:
         mistakes.append("--rebuild-cache and --resume contradict each other")
-    if config.resume and config.overwrite:
+    if config.save.resume and config.general.overwrite:
         mistakes.append("--resume and --overwrite contradict each other")
-    name = config.run_name or "name"
+    name = config.run.run_name or "name"
     if set(name) & set("/\\") or name[0] in ".- " or len(name) > 200:
         mistakes.append(
             "--run-name must be a name without / and \\, at most 200 letters, no dot, dash or blank first, not"
             f" {name[:60]!r}"
         )
-    if config.world_size is not None and config.rank is not None and config.rank >= config.world_size:
-        mistakes.append(
-            f"--rank {config.rank} is outside 0 to {config.world_size - 1} (--world-size {config.world_size})"
-        )
     return mistakes
 
 
-def misshapen(config: Config) -> list[str]:
-    """Whether the input of the task's network fits its layers."""
-    shape_of = misfits if config.task in VOLUME_TASKS else misfit_valid if config.task == "em" else misfit_slices
-    return shape_of(config)
-
-
-def misfit_slices(config: Config) -> list[str]:
-    """Whether --image-size fits --layers."""
-    side = 2**config.layers
-    if config.image_size == side and config.batch_size == 1:
-        return [
-            f"--image-size {side} with --layers {config.layers} leaves one value of a slice to the deepest batch norm,"
-            f" and --batch-size 1 has one slice: type --image-size {2 * side}, --layers {config.layers - 1} or"
-            " --batch-size 2"
-        ]
-    if config.image_size % side == 0:
-        return []
-    low = max(side, config.image_size // side * side)
-    return [f"--image-size {config.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"]
-
-
-def misfit_valid(config: Config) -> list[str]:
-    """Whether --image-size leaves even sides at every level of valid convolutions, and an output."""
-    step = 2**config.layers
-    least, over = 16 * step - 4, (config.image_size + 4) % step
-    if config.image_size < least:
-        return [f"--image-size {config.image_size} is too small for --layers {config.layers}; the least is {least}"]
-    low = config.image_size - over
-    return (
-        []
-        if not over
-        else [f"--image-size {config.image_size} does not fit --layers {config.layers}; nearest: {low} or {low + step}"]
-    )
-
-
-def misfits(config: Config) -> list[str]:
-    """Whether crop and window fit --layers and the volumes."""
-    step = 2**config.layers
-    least = 2 * step if config.normalization == "instance" else step
-    found = []
-    for name, sides in (("--patch", config.patch), ("--eval-patch", config.eval_patch)):
-        if len(sides) == 3 and any(side % step or side < least for side in sides):
-            fitting = " ".join(str(max(least, round(side / step) * step)) for side in sides)
-            found.append(
-                f"{name} {' '.join(map(str, sides))}: each side must be a multiple of {step} (2^layers) and at least"
-                f" {least}; nearest: {fitting}"
-            )
-    alone = config.normalization == "batch" and config.batch_size == 1
-    if not found and alone and config.patch == (step,) * 3:
-        found.append(
-            f"--patch {step} with --layers {config.layers} leaves one value of a crop to the deepest batch norm, and"
-            f" --batch-size 1 has one crop: type --patch {2 * step} or --batch-size 2"
-        )
-    if len(config.patch) == len(config.pad_to) == 3 and any(
-        a > b for a, b in zip(config.patch, config.pad_to, strict=True)
-    ):
-        found.append(
-            f"--patch {' '.join(map(str, config.patch))} is larger than --pad-to {' '.join(map(str, config.pad_to))}:"
-            " a volume may be smaller than the crop"
-        )
-    return found
-
-
-def wrong_sides(config: Config) -> list[str]:
-    """Flags that take one side or three."""
-    return [
-        f"{flag(name)} takes one number or three, not {len(getattr(config, name))}"
-        for name in SIDES
-        if len(getattr(config, name)) not in ((0, 3) if name == "eval_crop" else (3,))
-    ]
-
-
-def wrong_pairs(config: Config) -> list[str]:
-    """Flags that take two numbers, in order."""
-    found = []
-    for name in ("brightness", "noise", "lamb_betas"):
-        value = getattr(config, name)
-        if len(value) != 2 or (name != "lamb_betas" and value[0] > value[1]):
-            found.append(f"{flag(name)} takes two numbers, the lower first, not {' '.join(map(str, value))}")
-    return found
-
-
-def where(name: str, parent: str) -> Path:
+def resolve_path(name: str, parent: str) -> Path:
     """A path (anything with a separator, `.` and `..`) as it is; a bare name under `parent`."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (an unknown user is left as it is)
     return path if "/" in name or path.is_absolute() or name in (".", "..") else Path(parent) / path
@@ -219,7 +196,7 @@ def where(name: str, parent: str) -> Path:
 
 def weights_to_write(name: str) -> Path:
     """The path of weights that are written: always safetensors, whatever suffix was typed."""
-    path = where(name, "weights")
+    path = resolve_path(name, "weights")
     if not name or path.name in ("", ".."):  # no file's name: refused where it is used
         return path
     kept = path.with_suffix("") if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") else path
@@ -228,10 +205,10 @@ def weights_to_write(name: str) -> Path:
 
 def weights_to_read(name: str) -> Path:
     """The path of weights that are read: as typed, or the safetensors of that name where only those exist."""
-    path, ours = where(name, "weights"), weights_to_write(name)
+    path, ours = resolve_path(name, "weights"), weights_to_write(name)
     return ours if not os.path.exists(path) and os.path.exists(ours) else path  # noqa: PTH110 (no error for long names)
 
 
-def spelt(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """A path as a flag takes it: `./name`, since a bare name would mean one under data/ or weights/."""
     return shlex.quote(str(path) if len(path.parts) > 1 else f"./{path}")

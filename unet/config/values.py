@@ -24,10 +24,11 @@ class Option:
     """How one setting is spelt and checked.
 
     Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
-    value. `synonyms` are other words for a value; `worded` are spellings of a switch that take such a word. `bare` is
-    the value of the flag when nothing follows it. `shown` is what the help gives as default. A `repeated` flag takes
-    one value each time and keeps them all. `tasks` are those that have the setting, none: all. `pattern` is what a
-    text must match, and the same in words. `optional`: None is a value.
+    value. `synonyms` are other words for a value; `value_aliases` are spellings of a switch that take such a word.
+    `const` is the value of the flag when nothing follows it. `default_text` is what the help gives as default. A
+    `repeated` flag takes one value each time and keeps them all. `pattern` is what a text must match, and the same in
+    words. `optional`: None is a value. `common`: the short help shows it. `section`: of a task's own setting, the group
+    that it belongs to.
     """
 
     help: str
@@ -36,16 +37,17 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
-    bare: Any = None
+    const: Any = None
     synonyms: tuple[tuple[str, Any], ...] = ()
     metavar: str | None = None
     positional: bool = False
     repeated: bool = False
-    worded: tuple[str, ...] = ()
-    shown: str | None = None
-    tasks: tuple[str, ...] = ()
+    value_aliases: tuple[str, ...] = ()
+    default_text: str | None = None
     pattern: tuple[str, str] | None = None
     optional: bool = False
+    common: bool = False
+    section: str = ""
 
 
 def convert(name: str, option: Option, kind: type, value: Any) -> Any:
@@ -61,7 +63,7 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
         if option.optional:
             return None
         raise ValueError(f"{name} takes {_noun(option, kind)}, not {_shown(value)}")
-    if option.bare is not None and value == option.bare:
+    if option.const is not None and value == option.const:
         return value
     if kind is bool:
         if isinstance(value, bool) or word in (TRUE, FALSE):

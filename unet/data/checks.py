@@ -33,7 +33,7 @@ class Report:
         return "\n".join([*lines, f"  {len(self.errors)} errors, {len(self.warnings)} warnings"])
 
 
-def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any]) -> Report:
+def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: str) -> Report:
     """A cache: shapes, types, digests, finite values, masks of 0 and 1, counts against the manifest, equal volumes."""
     report = Report()
     try:
@@ -55,7 +55,7 @@ def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any]) -> Report:
         return report
     damaged = integrity.report(folder, layout, manifest, report.errors, report.warnings) if manifest else {}
     seen: dict[str, str] = {}
-    foreground = voxels = 0
+    labelled = voxels = 0
     for case in host.progress(cases, name="check", unit="case"):
         try:
             image, mask = (np.asarray(array) for array in case.arrays())
@@ -68,18 +68,18 @@ def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any]) -> Report:
             report.errors.append(f"{case.mask}: a mask is 0 and 1")
         elif tuple(int(count) for count in mask.sum((1, 2, 3))) != case.foreground:
             report.errors.append(
-                f"{case.mask}: tumour pixels differ from the manifest; make the cache again with --rebuild-cache"
+                f"{case.mask}: {foreground} pixels differ from the manifest; make the cache again with --rebuild-cache"
             )
         twin = seen.setdefault(files.digest(np.ascontiguousarray(image).tobytes()), case.id)
         if twin != case.id:
             report.errors.append(f"duplicate: {twin} and {case.id} hold the same volume")
-        foreground += int(mask.sum())
+        labelled += int(mask.sum())
         voxels += mask.size
     report.facts = {
         "cases": len(cases),
         "slices": sum(case.shape[0] for case in cases),
         "image size": cases[0].shape[1] if cases else "-",
-        "tumour pixels": f"{foreground / max(1, voxels):.2%}",
+        f"{foreground} pixels": f"{labelled / max(1, voxels):.2%}",
         "manifest": own.get("fingerprint") if manifest else "none",
     }
     return report

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from unet.config.flags import SplitOptions
 from unet.errors import DataError, StorageError
 from unet.files import read_json, read_text, require_regular
 
@@ -14,11 +15,6 @@ Split = dict[str, list[str]]
 SCHEMA = {"validation": [str], "train?": ([str], None)}
 LARGEST = 2**26  # bytes of a file of names
 FEW, PUBLISHED = 20, 10
-# evaluation_cases.txt of MLPerf's U-Net3D reference: the 42 of KiTS19's 210 cases that its target is defined on
-MLPERF = frozenset(
-    (0, 3, 5, 6, 12, 24, 34, 41, 44, 49, 52, 56, 61, 65, 66, 70, 76, 78, 80, 84, 86)
-    + (87, 92, 111, 112, 125, 128, 138, 157, 160, 161, 162, 169, 171, 176, 185, 187, 189, 198, 203, 206, 207)
-)
 
 
 def held_out_count(cases: int, asked: int | None) -> int:
@@ -32,32 +28,19 @@ def published(ids: Sequence[str], held_out: int | None = None) -> Split:
     """`random.seed(42); random.sample(sorted patients, k=10)` (brain-segmentation-pytorch)."""
     ordered = sorted(ids)
     validation = random.Random(42).sample(ordered, k=held_out_count(len(ordered), held_out))
-    return _split(ordered, validation)
+    return split_off(ordered, validation)
 
 
 def last(ids: Sequence[str], held_out: int | None = None) -> Split:
     """The last ten of the sorted names (the Argonne benchmark)."""
     ordered = sorted(ids)
-    return _split(ordered, ordered[-held_out_count(len(ordered), held_out) :])
+    return split_off(ordered, ordered[-held_out_count(len(ordered), held_out) :])
 
 
 def number_of(case: str) -> int | None:
     """The number in a case's id: 160 of case_00160; None for other names."""
     match = re.search(r"case_?(\d+)", case, re.IGNORECASE)
     return int(match[1]) if match else None
-
-
-def mlperf(ids: Sequence[str]) -> Split:
-    """MLPerf's 42 evaluation cases, as many as the set has. Raises DataError where it has none of them."""
-    ordered = sorted(ids)
-    validation = [case for case in ordered if number_of(case) in MLPERF]
-    if not validation:
-        raise DataError(
-            f"None of MLPerf's {len(MLPERF)} evaluation cases (case_00000, case_00003 ...) is in the set of"
-            f" {len(ordered)} cases (first: {', '.join(ordered[:2])}).",
-            "Type --held-out N, --fold 0, --split none, or a file of names with --split.",
-        )
-    return _split(ordered, validation)
 
 
 def fold(ids: Sequence[str], number: int, folds: int, seed: int) -> Split:
@@ -68,19 +51,7 @@ def fold(ids: Sequence[str], number: int, folds: int, seed: int) -> Split:
             f"{folds} folds of {len(ordered)} cases: a fold would be empty.", f"Type --folds {len(ordered)} or less."
         )
     shuffled = random.Random(seed).sample(ordered, k=len(ordered))
-    return _split(ordered, shuffled[number::folds])
-
-
-def seed_fold(ids: Sequence[str], number: int, seed: int) -> Split:
-    """Fold `number` of Habana's UNet2D, whose published scores rest on it: the shuffled slices turned by five for each
-    fold (a sixth of them was meant), the last six validate. So folds overlap and four slices never validate."""
-    import numpy as np
-
-    ordered = sorted(ids)
-    places = np.arange(len(ordered))
-    np.random.RandomState(seed).shuffle(places)
-    count = len(ordered) // 5
-    return _split(ordered, [ordered[place] for place in np.roll(places, 5 * number)[-count:]])
+    return split_off(ordered, shuffled[number::folds])
 
 
 def from_file(ids: Sequence[str], path: Path) -> Split:
@@ -93,9 +64,7 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     try:
         require_regular(path)
     except StorageError as error:
-        raise DataError(
-            error.message, "Give published, last, mlperf, none, or a file of names with --split."
-        ) from error
+        raise DataError(error.message, "Give published, last, none, or a file of names with --split.") from error
     text = read_text(path, LARGEST).removeprefix("\ufeff")
     if text.lstrip().startswith(("{", "[")):
         content = read_json(path, SCHEMA, 'Write {"train": [...], "validation": [...]}, or one validation case a line.')
@@ -136,29 +105,29 @@ def _match(name: str, known: Collection[str], together: str, path: Path) -> str:
     return found[0]
 
 
-def _split(ordered: Sequence[str], validation: Sequence[str]) -> Split:
+def split_off(ordered: Sequence[str], validation: Sequence[str]) -> Split:
     held = set(validation)
     return {"train": [item for item in ordered if item not in held], "validation": sorted(held)}
 
 
 def make(
     ids: Sequence[str],
-    kind: str,
-    held_out: int | None,
-    fold_number: int | None,
-    folds: int,
+    asked: SplitOptions,
     seed: int,
+    named: Mapping[str, Callable[[Sequence[str]], Split]] | None = None,
     training: bool = True,
 ) -> Split:
-    """The split that the settings ask for. Raises DataError where a part that is needed would be empty; training cases
-    are needed for `training`. A number of cases to hold out leaves MLPerf's fixed ones: they are drawn."""
-    if fold_number is not None:
-        result = fold(ids, fold_number, folds, max(seed, 0))
+    """The split that the settings ask for; `named` are those that a task has of its own. Raises DataError where a part
+    that is needed would be empty; training cases are needed for `training`. A number of cases to hold out overrides
+    the cases that a named split has: they are drawn."""
+    kind, held_out, named = asked.split, asked.held_out, named or {}
+    if asked.fold is not None:
+        result = fold(ids, asked.fold, asked.folds, max(seed, 0))
     elif kind == "none":
         result = {"train": sorted(ids), "validation": []}
-    elif kind == "mlperf" and held_out is None:
-        result = mlperf(ids)
-    elif kind in ("published", "last", "mlperf"):
+    elif kind in named and held_out is None:
+        result = named[kind](ids)
+    elif kind in ("published", "last", *named):
         result = (last if kind == "last" else published)(ids, held_out)
     else:
         result = from_file(ids, Path(kind))

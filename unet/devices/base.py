@@ -56,8 +56,8 @@ class Device:
         torch.set_num_threads(launchers.threads(rank))
         self.device = torch.device(self.name)
         self.require(config)
-        self.dtype = self._dtype(config.precision)
-        self.static_shapes = self.static_shapes or config.compile
+        self.dtype = self._dtype(config.device.precision)
+        self.static_shapes = self.static_shapes or config.device.compile
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
@@ -90,14 +90,14 @@ class Device:
 
     def require(self, config: Config) -> None:
         """Raise DeviceError for settings that this device cannot follow."""
-        if config.precision == "tf32" and not self.has_tf32:
+        if config.device.precision == "tf32" and not self.has_tf32:
             raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
-        if config.precision_ops and not self.operator_lists:
+        if config.device.precision_ops and not self.operator_lists:
             raise DeviceError(
                 f"--precision-ops: the operator lists of {self.name} are torch's own and fixed.",
                 "Leave it out, or run on an HPU.",
             )
-        if config.capture == "on" and not self.graphs:
+        if config.device.capture == "on" and not self.graphs:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
 
     def describe(self) -> str:
@@ -149,7 +149,7 @@ class Device:
 
     def channels_last(self) -> bool:
         """Whether images lie with the channel last in memory."""
-        return self.config.layout in CHANNELS_LAST
+        return self.config.device.layout in CHANNELS_LAST
 
     def memory_format(self, dims: int = 2) -> torch.memory_format:
         """The order of images, or of volumes where `dims` is 3."""

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from unet.devices.launchers import Rank
 
 
-VOLUMES = frozenset({"kits19"})  # tasks whose tensors are large: tens of megabytes and more
-
-
 class CPU(Device):
     """Torch on the host."""
 
@@ -33,11 +30,11 @@ class CPU(Device):
 
         super().__init__(config, rank)
         torch.set_flush_denormal(True)
-        keep_memory(volumes=config.task in VOLUMES)
+        keep_memory(volumes=config.task.large_tensors)
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"} if config.task in VOLUMES else {}
+        huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"} if config.task.large_tensors else {}
         return super().environment(config, rank) | huge_pages
 
     def describe(self) -> str:
@@ -48,7 +45,7 @@ class CPU(Device):
     def require(self, config: Config) -> None:
         super().require(config)
         compiler = os.environ.get("CXX", "g++")
-        if config.compile and not shutil.which(compiler):
+        if config.device.compile and not shutil.which(compiler):
             raise DeviceError(
                 f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
                 "Install one (Debian: apt-get install g++), or leave out --compile.",
@@ -59,7 +56,7 @@ class CPU(Device):
 
     def channels_last(self) -> bool:
         """So that volumes can take the convolutions of `models.winograd` as well: --layout NCDHW leaves those out."""
-        return self.config.layout not in CHANNELS_FIRST
+        return self.config.device.layout not in CHANNELS_FIRST
 
 
 def keep_memory(volumes: bool = False) -> None:

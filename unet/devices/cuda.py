@@ -54,21 +54,21 @@ class CUDA(Device):
         torch.cuda.set_device(index)
         super().__init__(config, rank)
         self.device = torch.device("cuda", index)
-        exact = self.dtype == torch.float32 and config.precision != "tf32"
+        exact = self.dtype == torch.float32 and config.device.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
-        torch.backends.cudnn.benchmark = config.cudnn_benchmark and not config.deterministic
+        torch.backends.cudnn.benchmark = config.device.cudnn_benchmark and not config.device.deterministic
         torch.cuda.reset_peak_memory_stats()
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
         result = super().environment(config, rank)
-        if config.deterministic:
+        if config.device.deterministic:
             result["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         if rank.one_node and rank.world > 1:
             result["NCCL_SOCKET_IFNAME"] = "lo"  # its own choice is an interface that others reach
-        if config.cuda_devices:
-            result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.cuda_devices))
+        if config.device.cuda_devices:
+            result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.device.cuda_devices))
         return result
 
     @classmethod
@@ -118,12 +118,12 @@ class CUDA(Device):
     def channels_last(self) -> bool:
         import torch
 
-        return super().channels_last() or (self.config.layout == "auto" and self.dtype != torch.float32)
+        return super().channels_last() or (self.config.device.layout == "auto" and self.dtype != torch.float32)
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
 
-        how = {"mode": "reduce-overhead"} if self.config.capture == "on" else {}
+        how = {"mode": "reduce-overhead"} if self.config.device.capture == "on" else {}
         compiled: nn.Module = torch.compile(module, dynamic=False, **how)  # type: ignore[call-overload]
         return compiled
 
@@ -131,7 +131,7 @@ class CUDA(Device):
         """CUDA graphs by torch's own recorder; with --compile the compiler records them (`reduce-overhead`)."""
         import torch
 
-        if self.config.capture != "on" or self.config.compile:
+        if self.config.device.capture != "on" or self.config.device.compile:
             return module
         captured: nn.Module = torch.compile(module, backend="cudagraphs", dynamic=False)  # type: ignore[assignment]
         return captured
@@ -181,7 +181,7 @@ class CUDA(Device):
 
         name = torch.cuda.get_device_name(self.device)
         known = next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
-        if known is None or (self.dtype == torch.float32 and self.config.precision != "tf32"):
+        if known is None or (self.dtype == torch.float32 and self.config.device.precision != "tf32"):
             return None
         return known / 2 if self.dtype == torch.float32 else known
 

@@ -47,21 +47,21 @@ class HPU(Device):
 
     def __init__(self, config: Config, rank: Rank) -> None:
         super().__init__(config, rank)
-        self.lazy = config.use_lazy_mode
+        self.lazy = config.device.use_lazy_mode
         self._core = importlib.import_module("habana_frameworks.torch.core")
         self._api.reset_peak_memory_stats()
 
     @classmethod
     def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
         result = super().environment(config, rank)
-        result["PT_HPU_LAZY_MODE"] = "1" if config.use_lazy_mode else "0"
+        result["PT_HPU_LAZY_MODE"] = "1" if config.device.use_lazy_mode else "0"
         modules = os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
         if modules != [""] and rank.local < len(modules):
             result["HLS_MODULE_ID"] = modules[rank.local].strip()
         elif rank.world > 1:
             result["HLS_MODULE_ID"] = str(rank.local)
-        if config.precision_ops:
-            result |= write_lists(Path(config.precision_ops))
+        if config.device.precision_ops:
+            result |= write_lists(Path(config.device.precision_ops))
         return result
 
     @classmethod
@@ -69,7 +69,7 @@ class HPU(Device):
         if not cls.installed():
             return "habana_frameworks is not installed; start Intel's Gaudi container, which has it."
         version = importlib.metadata.version("torch")
-        if config.use_lazy_mode and "git" not in version.partition("+")[2]:
+        if config.device.use_lazy_mode and "git" not in version.partition("+")[2]:
             return (
                 f"lazy mode needs Intel's build of torch, and this is {version}; use the torch of the Gaudi container,"
                 " or leave out --use-lazy-mode."
@@ -81,11 +81,11 @@ class HPU(Device):
             is_lazy = importlib.import_module("habana_frameworks.torch.utils.internal").is_lazy()
         except (ImportError, OSError, AssertionError) as error:
             return f"habana_frameworks does not load ({first_line(error)}); its version must fit torch {version}."
-        if bool(is_lazy) != config.use_lazy_mode:
+        if bool(is_lazy) != config.device.use_lazy_mode:
             now, asked = ("lazy", "eager") if is_lazy else ("eager", "lazy")
             return (
                 f"the bridge was loaded in {now} mode before this program could ask for {asked} mode; type:"
-                f" export PT_HPU_LAZY_MODE={int(config.use_lazy_mode)}"
+                f" export PT_HPU_LAZY_MODE={int(config.device.use_lazy_mode)}"
             )
         if not torch.hpu.is_available():  # type: ignore[attr-defined]
             return "no Gaudi card answers; compare hl-smi, and start the container with the Habana runtime."
@@ -99,9 +99,9 @@ class HPU(Device):
 
     def require(self, config: Config) -> None:
         super().require(config)
-        if config.capture == "on" and not config.use_lazy_mode:
+        if config.device.capture == "on" and not config.device.use_lazy_mode:
             raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
-        if config.precision == "fp16":
+        if config.device.precision == "fp16":
             raise DeviceError("--precision fp16: this program drives an HPU in bf16.", "Type --precision bf16.")
 
     @property
@@ -133,12 +133,12 @@ class HPU(Device):
         return compiled
 
     def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
-        if not self.lazy or self.config.capture == "off":
+        if not self.lazy or self.config.device.capture == "off":
             return module
         graphs = importlib.import_module("habana_frameworks.torch.hpu.graphs")
         if training:
             captured: nn.Module = graphs.ModuleCacher(max_graphs=2)(
-                module, allow_unused_input=True, have_grad_accumulation=self.config.accumulate > 1
+                module, allow_unused_input=True, have_grad_accumulation=self.config.train.accumulate > 1
             )
         else:
             captured = graphs.wrap_in_hpu_graph(copy.copy(module))  # a wrapper of its own around the same weights
@@ -152,7 +152,7 @@ class HPU(Device):
         super().join(store, timeout)
 
     def parallel_options(self) -> dict[str, Any]:
-        return super().parallel_options() | {"bucket_cap_mb": 100, "static_graph": self.config.accumulate == 1}
+        return super().parallel_options() | {"bucket_cap_mb": 100, "static_graph": self.config.train.accumulate == 1}
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """Fused AdamW and SGD; there is no fused Adam, whose L2 penalty is coupled."""

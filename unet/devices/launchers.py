@@ -82,8 +82,8 @@ def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank
     rank = launched(variables)
     if not rank:
         return _from_flags(config, variables)
-    if rank.guessed and (config.process_per_node or 0) > rank.local:
-        rank = dataclasses.replace(rank, local_world=config.process_per_node or 1, guessed=False)
+    if rank.guessed and (config.distributed.process_per_node or 0) > rank.local:
+        rank = dataclasses.replace(rank, local_world=config.distributed.process_per_node or 1, guessed=False)
     _require(config, rank)
     return rank
 
@@ -162,36 +162,42 @@ def tasks_here(variables: Mapping[str, str]) -> int | None:
 
 def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
     """No launcher: one process, or one of several whose number was typed."""
-    world = config.world_size or 1
-    if world == 1 and config.distributed:
+    world = config.distributed.world_size or 1
+    if world == 1 and config.distributed.distributed:
         raise UsageError(
             "--distributed, but no launcher that is known runs this process.",
             "Type --devices N instead (it starts N processes), or start with mpirun, srun or torch.distributed.run; for"
             " one process leave it out.",
         )
     if world == 1:
-        if config.rank:
-            raise UsageError(f"--rank {config.rank}, but there is one process.", "Type --world-size as well.")
+        if config.distributed.rank:
+            raise UsageError(
+                f"--rank {config.distributed.rank}, but there is one process.", "Type --world-size as well."
+            )
         _require(config, Rank())
         return Rank()
-    if config.rank is None:
+    if config.distributed.rank is None:
         raise UsageError(
             f"--world-size {world}, but no launcher runs {world} processes.",
             f"Type --devices {world} instead (it starts them), or start with: mpirun -n {world} python -m unet ...",
         )
-    if config.dist_url == "env://" and "MASTER_ADDR" not in variables:
+    if config.distributed.dist_url == "env://" and "MASTER_ADDR" not in variables:
         raise UsageError(
-            f"--rank {config.rank} of {world} is typed, but not where the processes meet.",
+            f"--rank {config.distributed.rank} of {world} is typed, but not where the processes meet.",
             "Type --dist-url tcp://HOST:PORT, HOST being the machine of rank 0.",
         )
-    size = config.process_per_node or world
-    local = config.local_rank if config.local_rank is not None else config.rank % size
+    size = config.distributed.process_per_node or world
+    local = (
+        config.distributed.local_rank if config.distributed.local_rank is not None else config.distributed.rank % size
+    )
     if local >= size:
         raise UsageError(
             f"--local-rank {local}, but {size} processes on each node.",
             f"Type --process-per-node {local + 1} or more.",
         )
-    found = Rank(config.rank, world, local, size, "flags", guessed=config.process_per_node is None)
+    found = Rank(
+        config.distributed.rank, world, local, size, "flags", guessed=config.distributed.process_per_node is None
+    )
     _require(config, found)
     return found
 
@@ -202,16 +208,16 @@ def _require(config: Config, found: Rank) -> None:
     words = [
         f"{flag} {typed}, but {'there is one process' if alone else f'{found.launcher} says {is_}'}"
         for flag, typed, is_ in (
-            ("--world-size", config.world_size, found.world),
-            ("--rank", config.rank, found.rank),
-            ("--local-rank", config.local_rank, found.local),
-            ("--process-per-node", config.process_per_node, found.local_world),
+            ("--world-size", config.distributed.world_size, found.world),
+            ("--rank", config.distributed.rank, found.rank),
+            ("--local-rank", config.distributed.local_rank, found.local),
+            ("--process-per-node", config.distributed.process_per_node, found.local_world),
         )
         if typed is not None and typed != is_
     ]
-    if config.devices is not None and config.devices != found.world:
+    if config.distributed.devices is not None and config.distributed.devices != found.world:
         runs = "this command runs in one process" if alone else f"{found.launcher} runs {found.world} processes"
-        words.append(f"--devices {config.devices}, but {runs}")
+        words.append(f"--devices {config.distributed.devices}, but {runs}")
     if words:
         error = UsageError(
             "; ".join(words) + ".",
@@ -219,10 +225,10 @@ def _require(config: Config, found: Rank) -> None:
             if alone
             else "Leave these flags out: the launcher gives the numbers; or change its count.",
         )
-        if config.rank is not None or config.local_rank is not None:
+        if config.distributed.rank is not None or config.distributed.local_rank is not None:
             error.shown = False  # right for one process, wrong for this one
         raise error
-    cards = len(config.cuda_devices)
+    cards = len(config.device.cuda_devices)
     if cards and cards != found.local_world and not found.guessed:
         one = found.local_world == 1
         raise UsageError(
@@ -237,13 +243,15 @@ def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.enviro
 
     Raises UsageError for a --dist-url that is not understood, and where nobody says which node is the first.
     """
-    if config.dist_url != "env://":
-        match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", config.dist_url)
+    if config.distributed.dist_url != "env://":
+        match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", config.distributed.dist_url)
         if not match or int(match[2]) > 65535:
-            raise UsageError(f"--dist-url {config.dist_url!r} is not understood.", "Type env:// or tcp://HOST:PORT.")
+            raise UsageError(
+                f"--dist-url {config.distributed.dist_url!r} is not understood.", "Type env:// or tcp://HOST:PORT."
+            )
         if ELASTIC in variables:
             raise UsageError(
-                f"--dist-url {config.dist_url}, but torch.distributed.run says where its processes meet.",
+                f"--dist-url {config.distributed.dist_url}, but torch.distributed.run says where its processes meet.",
                 "Leave --dist-url out, or give torch.distributed.run --master_addr and --master_port.",
             )
         return match[1].strip("[]"), int(match[2])

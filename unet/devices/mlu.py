@@ -36,7 +36,7 @@ class MLU(Device):
         self._api.set_device(self.index)
         super().__init__(config, rank)
         self.device = torch.device("mlu", self.index)
-        exact = self.dtype == torch.float32 and config.precision != "tf32"
+        exact = self.dtype == torch.float32 and config.device.precision != "tf32"
         torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
         torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
         self._api.reset_peak_memory_stats()
@@ -74,9 +74,9 @@ class MLU(Device):
 
     def require(self, config: Config) -> None:
         super().require(config)
-        if config.compile:
+        if config.device.compile:
             raise DeviceError("--compile: torch_mlu has no compiler backend.", "Leave out --compile.")
-        if config.precision == "bf16" and "bf16" not in self.dtypes():
+        if config.device.precision == "bf16" and "bf16" not in self.dtypes():
             raise DeviceError("--precision bf16: this MLU has no bf16.", "Type --precision fp16 (or auto).")
 
     def describe(self) -> str:

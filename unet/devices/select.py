@@ -38,16 +38,20 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
 
     Raises DeviceError where the device that is asked for cannot be used.
     """
-    if config.device_module:
-        return foreign(config.device_module, config, rank), []
+    if config.device.device_module:
+        return foreign(config.device.device_module, config, rank), []
     passed: list[str] = []
-    for name in DEVICES if config.device == "auto" else [config.device]:
+    for name in DEVICES if config.device.device == "auto" else [config.device.device]:
         device = load(name)
         why = usable(device, config, rank)
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
-    asked = "No device can be used" if config.device == "auto" else f"--device {config.device} cannot be used here"
+    asked = (
+        "No device can be used"
+        if config.device.device == "auto"
+        else f"--device {config.device.device} cannot be used here"
+    )
     raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
 
 

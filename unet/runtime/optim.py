@@ -18,12 +18,16 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -
 
     With --deterministic torch's: then fp32 weights are the same bits on devices whose kernels are.
     """
-    how: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        how |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    if config.optimizer == "lamb":
-        how["betas"] = config.lamb_betas
-    fused = None if config.deterministic or device is None else device.optimizer(config.optimizer, groups, **how)
+    how: dict[str, Any] = {"lr": config.train.lr, "weight_decay": config.train.weight_decay}
+    if config.train.optimizer == "sgd":
+        how |= {"momentum": config.train.momentum, "nesterov": config.train.momentum > 0}
+    if config.train.optimizer == "lamb":
+        how["betas"] = config.train.lamb_betas
+    fused = (
+        None
+        if config.device.deterministic or device is None
+        else device.optimizer(config.train.optimizer, groups, **how)
+    )
     if fused is not None:
         return fused
     kinds: dict[str, Any] = {
@@ -33,7 +37,7 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -
         "adamax": torch.optim.Adamax,
         "lamb": LAMB,
     }
-    stock: torch.optim.Optimizer = kinds[config.optimizer](groups, **how)
+    stock: torch.optim.Optimizer = kinds[config.train.optimizer](groups, **how)
     return stock
 
 
@@ -45,21 +49,23 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int, p
     --warmup-by step, w + (lr - w) (step + 1) / (W steps an epoch): both end at lr. Then: constant;
     cosine to 0; poly (1 - t)^0.9 (nnU-Net), both over the rest of the run; multistep times gamma after each milestone.
     """
-    if epoch <= config.warmup_epochs:
-        done = epoch / config.warmup_epochs
-        if config.warmup_by == "step":
-            done = ((step if position is None else position) + 1) / (config.warmup_epochs * steps_per_epoch)
-        return config.warmup_lr + (config.lr - config.warmup_lr) * done
-    if config.schedule == "multistep":
-        return config.lr * config.lr_gamma ** sum(epoch > milestone for milestone in config.lr_milestones)
-    if config.schedule == "constant":
-        return config.lr
-    warm = config.warmup_epochs * steps_per_epoch
-    t = ((step if position is None else position) - warm) / max(1, config.epochs * steps_per_epoch - warm)
-    if config.max_steps:
-        t = max(t, (step - warm) / max(1, config.max_steps - warm))
+    if epoch <= config.train.warmup_epochs:
+        done = epoch / config.train.warmup_epochs
+        if config.train.warmup_by == "step":
+            done = ((step if position is None else position) + 1) / (config.train.warmup_epochs * steps_per_epoch)
+        return config.train.warmup_lr + (config.train.lr - config.train.warmup_lr) * done
+    if config.train.schedule == "multistep":
+        return config.train.lr * config.train.lr_gamma ** sum(
+            epoch > milestone for milestone in config.train.lr_milestones
+        )
+    if config.train.schedule == "constant":
+        return config.train.lr
+    warm = config.train.warmup_epochs * steps_per_epoch
+    t = ((step if position is None else position) - warm) / max(1, config.train.epochs * steps_per_epoch - warm)
+    if config.train.max_steps:
+        t = max(t, (step - warm) / max(1, config.train.max_steps - warm))
     t = min(1.0, max(0.0, t))
-    return config.lr * ((1 + math.cos(math.pi * t)) / 2 if config.schedule == "cosine" else (1 - t) ** 0.9)
+    return config.train.lr * ((1 + math.cos(math.pi * t)) / 2 if config.train.schedule == "cosine" else (1 - t) ** 0.9)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -42,16 +42,29 @@ class Loader(Protocol):
     def names(self, index: Tensor) -> list[str]: ...
 
 
-class Learner(Protocol):
+class Metric(Protocol):
+    """What the loop needs of a task's metric: its key in a case's scores, its name, 1 where more is better, else -1."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def sign(self) -> int: ...
+
+
+class TrainTask(Protocol):
     """What the loop needs of a task."""
 
-    best: tuple[str, str]
-    by_steps: bool
+    @property
+    def metric(self) -> Metric: ...
+    @property
+    def by_steps(self) -> bool: ...
 
-    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]: ...
-    def asked(self, config: Config) -> tuple[int | None, int | None]: ...
-    def diverged(self, score: float) -> bool: ...
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]: ...
+    def eval_schedule(self, samples: int, step: int) -> tuple[int, int]: ...
+    def requested_eval_schedule(self) -> tuple[int | None, int | None]: ...
+    def is_diverged(self, score: float) -> bool: ...
+    def training_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 @dataclasses.dataclass
@@ -61,7 +74,7 @@ class Run:
     stopped."""
 
     config: Config
-    task: Learner
+    task: TrainTask
     device: Device
     model: nn.Module
     network: nn.Module
@@ -77,12 +90,12 @@ class Run:
 
     def __post_init__(self) -> None:
         self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
-        self.losses = Losses(self.config.nonfinite_limit, self.loader.names, self.group)
-        self.clock = Clock(self.progress, self.device, self.group, self.config.benchmark_warmup or 0)
+        self.losses = Losses(self.config.train.nonfinite_limit, self.loader.names, self.group)
+        self.clock = Clock(self.progress, self.device, self.group, self.config.run.benchmark_warmup or 0)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.loader) // self.config.accumulate
+        return len(self.loader) // self.config.train.accumulate
 
     @property
     def samples_per_epoch(self) -> int:
@@ -91,14 +104,14 @@ class Run:
 
     @property
     def samples_per_step(self) -> int:
-        return self.config.accumulate * self.config.batch_size * self.group.world
+        return self.config.train.accumulate * self.config.train.batch_size * self.group.world
 
     @property
     def schedule(self) -> tuple[int, int]:
         """(first epoch that is evaluated, epochs between evaluations; 0 = at the end only): what the settings say, or
         the task's own."""
-        first, every = self.task.asked(self.config)
-        own_first, own_every = self.task.schedule(self.config, self.samples_per_epoch, self.samples_per_step)
+        first, every = self.task.requested_eval_schedule()
+        own_first, own_every = self.task.eval_schedule(self.samples_per_epoch, self.samples_per_step)
         every = own_every if every is None else every
         return max(own_first, every) if first is None else first, every
 
@@ -107,17 +120,17 @@ class Run:
         """Steps before the one in hand, as this run counts them: after a resume on another number of ranks an epoch has
         another number of steps, and the learning rate follows the epochs."""
         progress = self.progress
-        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.accumulate
+        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.train.accumulate
 
     @property
     def epochs(self) -> int:
         """The last epoch: --epochs, or the one in which --max-steps ends."""
-        most = self.config.max_steps
-        return min(self.config.epochs, -(-most // self.steps_per_epoch)) if most else self.config.epochs
+        most = self.config.train.max_steps
+        return min(self.config.train.epochs, -(-most // self.steps_per_epoch)) if most else self.config.train.epochs
 
     @property
     def out_of_steps(self) -> bool:
-        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
+        return self.config.train.max_steps is not None and self.progress.step >= self.config.train.max_steps
 
     def emit(self, event: str, **values: Any) -> None:
         for callback in self.callbacks:
@@ -135,7 +148,7 @@ def train(run: Run) -> str:
     """
     if not run.steps_per_epoch:
         raise UnetError(
-            f"--accumulate {run.config.accumulate} is more than the {len(run.loader)} batches of an epoch.",
+            f"--accumulate {run.config.train.accumulate} is more than the {len(run.loader)} batches of an epoch.",
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
     try:
@@ -176,43 +189,43 @@ def ended(run: Run, score: float | None = None) -> str:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and config.patience and progress.stale >= config.patience:
+    if score is not None and config.train.patience and progress.stale >= config.train.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
-    return "epochs" if progress.epoch > config.epochs else ""
+    return "epochs" if progress.epoch > config.train.epochs else ""
 
 
 def diverged(run: Run, score: float) -> bool:
     """Whether the task calls this score lost, after a better one or not before its own first evaluation: a network that
     is scored earlier may not have begun to learn."""
     progress, task = run.progress, run.task
-    if not task.diverged(score):
+    if not task.is_diverged(score):
         return False
-    first, _ = task.schedule(run.config, run.samples_per_epoch, run.samples_per_step)
-    had_better = progress.best_score is not None and not task.diverged(progress.best_score)
+    first, _ = task.eval_schedule(run.samples_per_epoch, run.samples_per_step)
+    had_better = progress.best_score is not None and not task.is_diverged(progress.best_score)
     return had_better or progress.history[-1]["epoch"] >= first
 
 
 def save_is_due(run: Run) -> bool:
     """Whether the state has not been saved yet, or --save-minutes ago: rank 0's clock decides."""
-    limit = 60 * run.config.save_minutes
+    limit = 60 * run.config.save.save_minutes
     return not limit or run.group.first(lambda: time.monotonic() - run.saved_at >= limit)
 
 
 def train_epoch(run: Run) -> bool:
     """The rest of the current epoch. Returns False when a stop was asked for before its end."""
     config, device, progress = run.config, run.device, run.progress
-    last = run.steps_per_epoch * config.accumulate
+    last = run.steps_per_epoch * config.train.accumulate
     run.training = True
     run.network.train()
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
-        steps = (progress.batch + 1) % config.accumulate == 0
+        steps = (progress.batch + 1) % config.train.accumulate == 0
         with run.group.syncing(run.network, needed=steps):
             with device.autocast():
-                losses = run.task.loss(run.network(batch["image"]), batch, config)
-            run.scaler.scale(losses["loss"] / config.accumulate).backward()
+                losses = run.task.training_step(run.network, batch)
+            run.scaler.scale(losses["loss"] / config.train.accumulate).backward()
         device.flush()
         run.losses.add(progress.step, losses, batch["index"])
         progress.batch += 1
@@ -223,10 +236,10 @@ def train_epoch(run: Run) -> bool:
         progress.step += 1
         run.stop.worked = True
         run.emit("stepped")
-        due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
+        due = config.save.checkpoint_every and progress.step % config.save.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
         stopping = run.group.agree(run.stop.asked()) and not ending
-        if ending or stopping or due or progress.step % config.log_every == 0:
+        if ending or stopping or due or progress.step % config.train.log_every == 0:
             log(run)
         if ending or stopping:
             return not stopping
@@ -249,9 +262,9 @@ def optimizer_step(run: Run) -> None:
     progress = run.progress
     rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
-    if run.config.clip is not None:
+    if run.config.train.clip is not None:
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.train.clip)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -293,8 +306,8 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
     if records is None:
         return None
     run.stop.worked = True
-    scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.best[0])}
-    others = sorted({key for record in records for key in record} - {"case", run.task.best[0]})
+    scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.metric.key)}
+    others = sorted({key for record in records for key in record} - {"case", run.task.metric.key})
     scores |= {f"eval_{key}": mean(records, key) for key in others}
     scores["time_to_train"] = run.progress.seconds["train"] + run.progress.seconds["evaluate"]
     run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
@@ -303,8 +316,8 @@ def evaluate_epoch(run: Run) -> dict[str, Any] | None:
 
 def target_reached(run: Run) -> bool:
     """Whether the best score so far meets the target."""
-    target, best = run.config.target, run.progress.best_score
-    sign = 1 if run.task.best[1] == "max" else -1
+    target, best = run.config.train.target, run.progress.best_score
+    sign = run.task.metric.sign
     return target is not None and best is not None and sign * best >= sign * target
 
 
@@ -325,13 +338,13 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
     progress.history.append(row)
     better = False
     if "score" in scores:
-        sign = 1 if run.task.best[1] == "max" else -1
+        sign = run.task.metric.sign
         better = progress.best_score is None or sign * scores["score"] > sign * progress.best_score
         progress.stale = 0 if better else progress.stale + 1
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.accumulate
+    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.train.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}

@@ -1,159 +1,157 @@
-"""What a task is: the data, network, loss and score of one system. The loop, the devices and the commands know no more.
+"""What a task is: the data, network, loss and scores of one system.
 
-No torch at import; methods import what they need.
+Everything else uses a task only through this class. A task is made with its settings and holds them. No torch at
+import; methods import what they need.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from unet import host
-from unet.config.schema import Config, where
+from unet.config.options import flag
+from unet.config.schema import Config
+from unet.config.task_settings import TaskSettings
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from unet.config.flags import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.cache.layout import Layout
     from unet.data.cases import Case
     from unet.data.checks import Report
     from unet.data.loading.loader import Loader
+    from unet.data.splits import Split
 
-Infer = Callable[[Any], "Tensor"]
+Predictor = Callable[[Any], "Tensor"]  # runs the network over the input of a case
+Step = Callable[["nn.Module", Mapping[str, "Tensor"]], "Tensor"]
 
 
-Column = tuple[str, str, str]
+class Metric(NamedTuple):
+    """The score that --target, --patience and the best weights look at: its key in a case's scores, whether more is
+    better, its name."""
+
+    key: str
+    goal: str  # "max" or "min"
+
+    @property
+    def name(self) -> str:
+        return self.key.replace("_", " ").upper()
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.goal == "max" else -1
+
+
+class Column(NamedTuple):
+    """A column of the table of scores: the key of a case's scores, the heading, the format."""
+
+    key: str
+    heading: str
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPerfBenchmark:
+    """What MLPerf's rules say of a task: the benchmark's name, the settings of a closed submission, its numbers of
+    cases, what the log tells of the settings, the layers whose weights are initialised."""
+
+    name: str
+    closed: Mapping[str, Any]
+    training_cases: int
+    evaluation_cases: int
+    events: Mapping[str, Any]
+    initialized_layers: Sequence[str]
 
 
 class Task:
-    """One system. `best` is (score, "max" | "min"): what --target, --patience and the best weights look at.
+    """One system: a subclass, in a folder of `unet.tasks` or in a package of the user's own.
 
-    `item` is what a batch holds, `subject` what a case is, `unit` what scoring it costs, in words. `columns` (key,
-    heading, format) are the scores of a case, `foot` their conventions, `picture` what predictions.png shows, in the
-    colours of `key`. `tied` are the settings that weights hand on to evaluate and predict. `by_steps`: a run is so many
-    steps, which several processes share, and its epochs are pieces of them.
+    `item` is what a batch holds, `subject` what a case is, `cost_unit` what scoring a case costs, `input_noun` what
+    prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
+    what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
+    processes share, and its epochs are pieces of them.
     """
 
-    name: str
-    best: tuple[str, str] = ("dsc", "max")
-    item, subject, unit = "slices", "patient", "slices"
-    columns: tuple[Column, ...] = ()
-    foot = ""
-    picture = ""
-    key: tuple[tuple[str, tuple[int, int, int]], ...] = ()
-    tied: tuple[str, ...] = ()
-    layout: Layout
-    by_steps = False
+    Settings: ClassVar[type[TaskSettings]]
+    metric: ClassVar[Metric]
+    layout: ClassVar[Layout]
+    item: ClassVar[str] = "slices"
+    subject: ClassVar[str] = "patient"
+    cost_unit: ClassVar[str] = "slices"
+    columns: ClassVar[tuple[Column, ...]] = ()
+    metric_notes: ClassVar[str] = ""
+    figure_title: ClassVar[str] = ""
+    colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
+    by_steps: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
     @property
-    def given(self) -> str:
-        """What prediction is given, in a word."""
+    def name(self) -> str:
+        return self.Settings.name
+
+    @property
+    def input_noun(self) -> str:
         return self.subject
 
     @property
-    def score(self) -> str:
-        """What `best` looks at, in words."""
-        return self.best[0].replace("_", " ").upper()
+    def size_text(self) -> str:
+        """The flags that set the size of the network's input, as typed."""
+        words = []
+        for name in self.Settings.size_flags:
+            value = self.config.get(name)
+            words.append(f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return " ".join(words)
 
-    def size(self, config: Config) -> str:
+    # What a user reads.
+
+    def describe_input(self) -> str:
         """The size of an item, in words."""
         raise NotImplementedError
 
-    def window(self, config: Config) -> str:
+    def describe_window(self) -> str:
         """What a forward pass of scoring sees, in words."""
-        return self.size(config)
+        return self.describe_input()
 
-    def shape(self, config: Config) -> tuple[int, ...]:
-        """The network's input for one item: (1, channels, *sides)."""
-        raise NotImplementedError
+    # Data.
 
-    def seen(self, config: Config) -> tuple[int, ...]:
-        """The network's input for one item where it scores: (1, channels, *sides)."""
-        return self.shape(config)
-
-    def sizing(self, config: Config) -> str:
-        """The flags that set it, as typed."""
-        raise NotImplementedError
-
-    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
-        """(first epoch that is evaluated, epochs between evaluations) where an epoch trains `samples`, a step `step`
-        of them."""
-        return 1, 1
-
-    def asked(self, config: Config) -> tuple[int | None, int | None]:
-        """(first epoch, epochs between evaluations; 0 = at the end) as the settings ask; None: the task's own."""
-        return config.start_eval_at, config.evaluate_every
-
-    def completed(self, config: Config, cases: Sequence[CachedCase], world: int) -> Config:
-        """The settings of a training run, with what its cases and its number of processes decide."""
-        return config
-
-    def diverged(self, score: float) -> bool:
-        """Whether a score says that the run is lost."""
-        return False
-
-    def tiling(self, config: Config) -> dict[str, Any] | None:
-        """How a network runs over a volume (arguments of `runtime.inference.windows`); None: slice by slice."""
-        return None
-
-    def plain(self, config: Config) -> tuple[nn.Module, Callable[[Tensor, Mapping[str, Tensor]], Tensor]]:
-        """Network and loss as a first script has them: what `benchmark` compares with."""
-        return self.model(config), lambda outputs, batch: self.loss(outputs, batch, config)["loss"]
-
-    def index(self, config: Config) -> list[Case]:
+    def find_cases(self) -> list[Case]:
         """The cases of the raw set."""
         raise NotImplementedError
 
-    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
+    def preprocess(self, case: Case) -> dict[str, Any]:
         """A raw case -> arrays for the cache, and what is needed to undo it."""
         raise NotImplementedError
 
-    def remarks(self, cases: Sequence[CachedCase]) -> list[str]:
-        """What is odd about a whole set, in words; said where it is prepared or used."""
-        return []
-
-    def cases(self, config: Config, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
-        """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
-        cases) where there is none."""
-        from unet.data.cache import cache
-
-        def chosen(ids: list[str]) -> Collection[str]:
-            return choose(ids[: config.max_cases]) if choose else ids
-
-        found = cache.ensure(
-            where(config.cache, "data"),
-            self.layout,
-            functools.partial(self.index, config),
-            where(config.data, "data"),
-            functools.partial(self.prepare, config=config),
-            cache.make_manifest(self.layout, self.settings(config)),
-            config.rebuild_cache,
-            chosen if choose else None,
-        )
-        for words in self.remarks(found):
-            host.notice_once(f"warning: {words}")
-        return found[: config.max_cases]
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """What decides the content of the cache."""
+    def cache_settings(self) -> dict[str, Any]:
+        """The settings that decide the content of the cache."""
         raise NotImplementedError
 
-    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> dict[str, list[str]]:
+    def cached_cases(self, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
+        """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
+        cases) where there is none."""
+        raise NotImplementedError
+
+    def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
+        """What is odd about a whole set, in words; told where it is prepared or used."""
+        return []
+
+    def split(self, ids: Sequence[str], training: bool = True) -> Split:
         """{"train": ids, "validation": ids}; training cases are needed unless `training` is false."""
         raise NotImplementedError
 
-    def batches(
+    def train_loader(
         self,
         cases: Sequence[CachedCase],
-        config: Config,
         shard: tuple[int, int],
         options: dict[str, Any],
-        place: Callable[[Tensor], Tensor],
+        to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
         """Training batches of fixed shapes: dicts of CPU tensors (or device tensors with --data-on device).
 
@@ -161,81 +159,107 @@ class Task:
         """
         raise NotImplementedError
 
-    def model(self, config: Config) -> nn.Module:
+    # Network and training.
+
+    def build_model(self) -> nn.Module:
         """The network, initialised."""
         raise NotImplementedError
 
-    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser."""
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-        """Scalar tensors, "loss" among them."""
+    def training_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Forward pass and loss of a batch: scalar tensors, "loss" among them."""
         raise NotImplementedError
 
-    def evaluate(
-        self, case: CachedCase, infer: Infer, config: Config, full: bool = False
+    def reference_step(self) -> tuple[nn.Module, Step]:
+        """(network, its loss of a batch) as a first script has them: what `benchmark` compares with."""
+        return self.build_model(), lambda model, batch: self.training_step(model, batch)["loss"]
+
+    def input_shape(self) -> tuple[int, ...]:
+        """The network's input for one item in training: (1, channels, *sides)."""
+        raise NotImplementedError
+
+    def eval_input_shape(self) -> tuple[int, ...]:
+        """The network's input for one item where it scores: (1, channels, *sides)."""
+        return self.input_shape()
+
+    def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
+        """The settings of a training run, with what its cases and its number of processes decide."""
+        return self.config
+
+    def eval_schedule(self, samples: int, step: int) -> tuple[int, int]:
+        """(first epoch that is evaluated, epochs between evaluations) where an epoch trains `samples`, a step `step`
+        of them."""
+        return 1, 1
+
+    def requested_eval_schedule(self) -> tuple[int | None, int | None]:
+        """As `eval_schedule`, from the user's flags; None means the task's own, 0 epochs between: at the end only."""
+        return self.config.train.start_eval_at, self.config.train.evaluate_every
+
+    def is_diverged(self, score: float) -> bool:
+        """Whether a score says that the run is lost."""
+        return False
+
+    # Scoring and prediction.
+
+    def window_args(self) -> dict[str, Any] | None:
+        """How a network runs over a volume (arguments of the predictor of windows); None: item by item."""
+        return None
+
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """(numbers, arrays) of one case; `full` adds the costly scores. `infer` runs the network on a case's batch."""
+        """(scores, arrays) of one case; `full` adds the costly scores."""
         raise NotImplementedError
 
-    def panel(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Name -> image (H, W, 3) in uint8, or probability (H, W), of one case, for predictions.png."""
         raise NotImplementedError
 
-    def restore(self, arrays: Any, raw: Any) -> Any:
-        """Arrays on the network's grid -> on the raw case's grid."""
-        raise NotImplementedError
-
-    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         """What the user named -> {folder: the images of one case, in order}."""
         raise NotImplementedError
 
-    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
-        """The files that prediction writes for an image of the case whose outputs go to `place`, "mask" among them."""
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        """The files that prediction writes for an image of a case, "mask" among them."""
         raise NotImplementedError
 
-    def sources(self, image: Path, config: Config) -> list[Path]:
+    def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
         """The files that the outputs of an image are made of: itself, or the files of a folder of slices."""
         return sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
 
-    def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
+    def predict_case(
+        self,
+        images: Sequence[Path],
+        wanted: Sequence[Path],
+        output_prefix: Path,
+        predictors: Sequence[Predictor],
+        options: PredictOptions,
     ) -> None:
-        """Write the outputs of the `wanted` images of a case: the mean of the `members`."""
+        """Write the outputs of the `wanted` images of a case: the mean of the `predictors`."""
         raise NotImplementedError
 
-    def check_raw(self, path: Path, config: Config) -> Report:
-        """Look a raw set over."""
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        """A network that fits the weights of another project (or these settings' own), and the weights under its key
+        names."""
         raise NotImplementedError
 
-    def check_cache(self, path: Path, config: Config) -> Report:
-        """Look a cache over."""
+    # Where the task has them.
+
+    def check_raw(self, path: Path) -> Report:
+        """Check a raw set."""
+        raise UsageError(f"The task {self.name} cannot check a raw set.", "Leave `check` out.")
+
+    def check_cache(self, path: Path) -> Report:
+        """Check a cache."""
+        raise UsageError(f"The task {self.name} cannot check a cache.", "Leave `check` out.")
+
+    def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
+        """Write a synthetic raw set."""
+        raise UsageError(f"The task {self.name} has no synthetic data.", "Give a raw set with --data.")
+
+    def mlperf(self) -> MLPerfBenchmark:
+        """What MLPerf's rules say of the task, where `Settings.mlperf` is true."""
         raise NotImplementedError
-
-    def synthesize(self, path: Path, config: Config) -> None:
-        """Write a made raw set."""
-        raise NotImplementedError
-
-    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
-        """A network that fits foreign weights, and the weights under its own key names."""
-        raise NotImplementedError
-
-
-def loading(config: Config, options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """(processes, the other options of a DataLoader) from a device's; none where batches are made on the device."""
-    if config.data_on == "device":
-        return 0, {}
-    rest = dict(options)
-    suited = rest.pop("workers")
-    return suited if config.workers == "auto" else int(config.workers), rest
-
-
-def create(name: str) -> Task:
-    """The task of a name."""
-    try:
-        module = importlib.import_module(f"unet.tasks.{name}.task")
-    except ModuleNotFoundError as error:
-        raise UsageError(f"Unknown task {name!r}.", "See: python -m unet train --help") from error
-    task: Task = module.TASK()
-    return task

@@ -18,14 +18,13 @@ from conftest import ROOT, program
 from PIL import Image
 
 from unet.cli import main, resolve
-from unet.data import splits
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
 from unet.data.tiles import framed, margin
 from unet.errors import DataError
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set
-from unet.tasks.em.task import EM, output
+from unet.tasks.em.task import EM
 
 SMALL = [
     "--task",
@@ -74,11 +73,11 @@ def test_the_seed_folds_are_the_published_ones() -> None:
         [8, 11, 12, 21, 23, 27],
     ]
     for number, held in enumerate(lists):
-        split = splits.seed_fold(ids, number, 123)
+        split = em.published_fold(ids, number, 123)
         assert split["validation"] == [ids[place] for place in held]
         assert len(split["train"]) == 24
     config = resolve("train", ["--task", "em", "--fold", "2", "--fold-scheme", "seed"]).config
-    assert EM().split(ids, config)["validation"] == [ids[place] for place in lists[2]]
+    assert EM(config).split(ids)["validation"] == [ids[place] for place in lists[2]]
 
 
 def test_own_folds_are_disjoint_and_complete() -> None:
@@ -86,7 +85,7 @@ def test_own_folds_are_disjoint_and_complete() -> None:
     held = []
     for number in range(5):
         config = resolve("train", ["--task", "em", "--fold", str(number), "--seed", str(number)]).config
-        held += EM().split(ids, config)["validation"]
+        held += EM(config).split(ids)["validation"]
     assert sorted(held) == ids
 
 
@@ -324,11 +323,11 @@ def test_without_a_fold_nothing_is_evaluated_and_the_run_says_so(
 
 def test_what_the_network_sees_of_a_set_of_another_size(raw: Path) -> None:
     config = resolve("train", SMALL).config
-    assert output(config) == 36
+    assert EM(config).output_side == 36
     case = type("Case", (), {"facts": {"raw": [64, 64]}})()
-    completed = EM().completed(config.replace(max_steps=6400), [case], 8)  # type: ignore[list-item]
-    assert completed.raw_side == 64
-    assert completed.max_steps == 800
+    completed = EM(config.replace(max_steps=6400)).finalize_config([case], 8)  # type: ignore[list-item]
+    assert completed.task.raw_side == 64
+    assert completed.train.max_steps == 800
 
 
 @pytest.mark.slow
@@ -437,7 +436,7 @@ def test_stacks_in_a_folder_of_slices_are_refused(raw: Path, tmp_path: Path) -> 
 def test_images_that_cannot_be_predicted_are_named(raw: Path, tmp_path: Path) -> None:
     config = resolve("predict", SMALL).config.replace(raw_side=64)
     with pytest.raises(DataError, match=r"tiny\.tif: an image of 1 x 1 pixels is too small"):
-        EM().probability(np.zeros((1, 1, 1), np.uint8), [], config, Path("tiny.tif"))
+        EM(config).probability(np.zeros((1, 1, 1), np.uint8), [], Path("tiny.tif"))
     folder = tmp_path / "slices"
     folder.mkdir()
     for number, page in enumerate(em.read(raw / "train-volume.tif")[:3]):

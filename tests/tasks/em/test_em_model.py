@@ -43,7 +43,7 @@ def reference_order(network: UNet) -> list[str]:
 
 
 def golden_network() -> UNet:
-    network = EM().model(settings())
+    network = EM(settings()).build_model()
     assert isinstance(network, UNet)
     state = network.state_dict()
     for number, (key, (kind, shape)) in enumerate(zip(reference_order(network), GOLDEN["tensors"], strict=True)):
@@ -93,7 +93,7 @@ def test_dice_is_its_formula_for_every_image_and_class() -> None:
 
 
 def test_parameters_and_first_weights() -> None:
-    network = EM().model(settings())
+    network = EM(settings()).build_model()
     assert sum(parameter.numel() for parameter in network.parameters()) == GOLDEN["parameters"] == 34_512_258
     state = network.state_dict()
     assert all(not value.any() for key, value in state.items() if key.endswith("bias"))
@@ -105,7 +105,7 @@ def test_parameters_and_first_weights() -> None:
 def test_sides_of_every_level() -> None:
     """The sizes of the original paper: skips 568, 280, 136, 64; bottleneck 28; ups 56, 104, 200, 392; offsets of the
     skips 4, 16, 40, 88."""
-    network = EM().model(settings("--width", "1"))
+    network = EM(settings("--width", "1")).build_model()
     assert isinstance(network, UNet)
     seen: dict[str, int] = {}
 
@@ -148,7 +148,7 @@ def test_the_transposed_convolution_is_the_same_padded_one() -> None:
 @pytest.mark.parametrize("shape", [(30, 41), (61, 20), (97, 130)])
 def test_tiles_are_the_whole_image(context: str, shape: tuple[int, int]) -> None:
     config = settings("--width", "4", "--layers", "3", "--image-size", "124", "--context", context)
-    network = EM().model(config).eval()
+    network = EM(config).build_model().eval()
     levels, output, images = 3, 36, torch.randn(2, 1, *shape)
     margin = tiles.margin(levels)
     with torch.no_grad():
@@ -173,8 +173,8 @@ def test_tiles_cover_each_pixel_once_and_only_where_they_are_right() -> None:
 
 def test_weights_tell_the_shape() -> None:
     config = settings("--width", "4", "--layers", "3", "--image-size", "124", "--normalization", "batch")
-    made = EM().model(config)
-    network, own = EM().load(made.state_dict(), config)
+    made = EM(config).build_model()
+    network, own = EM(config).convert_checkpoint(made.state_dict())
     assert isinstance(made, UNet)
     assert network.shape == made.shape  # type: ignore[union-attr]
     assert own.keys() == made.state_dict().keys()

@@ -18,8 +18,8 @@ from conftest import error_of, program, read_json, stored
 from unet import host
 from unet.cli import resolve
 from unet.models.convert import to_mlperf
-from unet.tasks.base import create
 from unet.tasks.kits19 import synthetic as phantom_ct
+from unet.tasks.registry import create
 
 Cli = Callable[..., tuple[int, str, str]]
 SMALL = ("--task", "kits19", "--device", "cpu", "--pad-to", 32, "--patch", 16, "--eval-patch", 32, "--layers", 2)
@@ -68,12 +68,12 @@ def test_the_schedule_is_mlperfs_in_samples(volumes: Cli) -> None:
     code, _, err = volumes("--epochs", 3, "--run-name", "a")
     assert code == 0
     assert "evaluated in the last (3)" in err
-    task = create("kits19")
     config = resolve("config", ["--task", "kits19"]).config
-    assert task.schedule(config, 168, 2) == (1000, 20)
-    assert task.schedule(config, 160, 32) == (1050, 21)
-    assert task.schedule(config, 128, 128) == (1313, 27)
-    assert task.schedule(config.replace(epoch_samples="padded"), 160, 32) == (875, 18)
+    task = create(config)
+    assert task.eval_schedule(168, 2) == (1000, 20)
+    assert task.eval_schedule(160, 32) == (1050, 21)
+    assert task.eval_schedule(128, 128) == (1313, 27)
+    assert create(config.replace(epoch_samples="padded")).eval_schedule(160, 32) == (875, 18)
 
 
 def test_weights_carry_what_scoring_needs(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
@@ -244,9 +244,9 @@ def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, s
 
 
 def test_folds_are_disjoint_whatever_the_seed_of_a_run() -> None:
-    task, config = create("kits19"), resolve("config", ["--task", "kits19"]).config
+    config = resolve("config", ["--task", "kits19"]).config
     ids = [f"case_{number:05}" for number in range(210)]
-    held = [set(task.split(ids, config.replace(fold=k, seed=17 * k - 1))["validation"]) for k in range(5)]
+    held = [set(create(config.replace(fold=k, seed=17 * k - 1)).split(ids)["validation"]) for k in range(5)]
     assert sum(map(len, held)) == len(set().union(*held)) == 210
 
 
@@ -264,7 +264,7 @@ def test_own_and_foreign_weights_are_averaged(volumes: Cli, cli: Cli, scans: Pat
 def test_milestones_of_a_recipe_can_be_undone_or_outvoted() -> None:
     def of(*words: str) -> tuple[str, str]:
         resolved = resolve("config", ["--task", "kits19", "--recipe", "gaudi2", *words])
-        return resolved.config.schedule, resolved.sources["schedule"]
+        return resolved.config.train.schedule, resolved.sources["schedule"]
 
     assert of() == ("multistep", "recipe gaudi2")
     assert of("--schedule", "constant") == ("constant", "flag --schedule")

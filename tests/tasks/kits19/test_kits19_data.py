@@ -24,6 +24,7 @@ from conftest import GOLDEN, ROOT, read_json
 from torch.nn import functional as F
 
 from unet import host
+from unet.config.flags import SplitOptions
 from unet.data import splits
 from unet.data.cache import cache, foreign_cache
 from unet.data.io import nifti
@@ -35,6 +36,11 @@ from unet.tasks.kits19 import dataset as kits19
 EXPECTED = json.loads((GOLDEN / "kits19_preprocess.json").read_text())["cases"]
 CLOSE = 1e-4  # stated in the issue that asked for parity with MLPerf's reference
 IPL = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]], float)
+
+
+def mlperf_split(ids: Any, held_out: int | None, training: bool = True) -> Any:
+    asked = SplitOptions(split="mlperf", held_out=held_out)
+    return splits.make(ids, asked, -1, {"mlperf": kits19.mlperf_split}, training)
 
 
 def settings(**changed: Any) -> Any:
@@ -525,23 +531,23 @@ def test_inputs_that_cannot_be_predicted(tmp_path: Path) -> None:
 
 def test_the_fixed_split() -> None:
     ids = [f"case_{number:05d}" for number in range(210)]
-    found = splits.make(ids, "mlperf", None, None, 5, -1)
+    found = mlperf_split(ids, None)
     assert [len(found["train"]), len(found["validation"])] == [168, 42]
     assert found["validation"][:4] == ["case_00000", "case_00003", "case_00005", "case_00006"]
     assert found["validation"][-1] == "case_00207"
-    assert splits.make(["case_1", "case_3"], "mlperf", None, None, 5, -1)["validation"] == ["case_3"]
-    assert splits.make(ids[:1], "mlperf", None, None, 5, -1, training=False)["validation"] == ids[:1]
+    assert mlperf_split(["case_1", "case_3"], None)["validation"] == ["case_3"]
+    assert mlperf_split(ids[:1], None, training=False)["validation"] == ids[:1]
     for few in (["case_00001", "case_90000"], ["case_00000", "case_00003"], ["phantom"]):
         with pytest.raises(DataError) as caught:
-            splits.make(few, "mlperf", None, None, 5, -1)
+            mlperf_split(few, None)
         assert all(word in caught.value.hint for word in ("--split none", "--fold", "--held-out"))
-    assert len(splits.make(["case_00001", "case_90000"], "mlperf", 1, None, 5, -1)["validation"]) == 1
+    assert len(mlperf_split(["case_00001", "case_90000"], 1)["validation"]) == 1
 
 
 # Cache -----------------------------------------------------------------------------------------------------------
 
 
-prepare = functools.partial(kits19.prepare, config=settings())
+prepare = functools.partial(kits19.prepare, settings=settings())
 
 
 def wanted() -> dict[str, Any]:

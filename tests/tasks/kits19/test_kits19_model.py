@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import formula_state, wave
+from builders import formula_state, make_config, wave
 from conftest import GOLDEN, ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.config.schema import Config
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.errors import CheckpointError, UnetError
@@ -38,7 +37,7 @@ LAST = torch.channels_last_3d
 
 
 def device(**settings: object) -> CPU:
-    return CPU(Config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 def label_64() -> Tensor:

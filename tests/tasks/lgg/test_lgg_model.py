@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import formula_state, wave
+from builders import formula_state, make_config, wave
 from conftest import GOLDEN
 
-from unet.config.schema import Config
 from unet.errors import CheckpointError, UnetError
 from unet.models import convert
 from unet.models.losses import batch_dice_loss
@@ -138,7 +137,7 @@ def test_foreign_checkpoints_load(published: UNet, prefix: str, spelling: str) -
     if spelling == "argonne":
         state = {key.replace("encoder", "enc").replace("decoder", "dec"): value for key, value in state.items()}
         assert "enc1.enc1conv1.weight" in state
-    network, own = LGG().load({prefix + key: value for key, value in state.items()}, Config())
+    network, own = LGG(make_config()).convert_checkpoint({prefix + key: value for key, value in state.items()})
     checkpoint.fit(network, own, GOLDEN)
     for (key, a), b in zip(network.state_dict().items(), published.state_dict().values(), strict=True):
         assert torch.equal(a, b), key

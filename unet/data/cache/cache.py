@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files, host
-from unet.config.schema import spelt
+from unet.config.schema import shell_path
 from unet.data.cache import integrity
 from unet.data.cache.cached_case import CachedCase, opened
 from unet.data.cache.foreign_cache import open_foreign
@@ -267,7 +267,7 @@ def ensure(
     """
     found = None if rebuild else read_manifest(folder, layout)
     again = (
-        f"python -m unet preprocess --task {wanted['task']} --data {spelt(raw)} --cache {spelt(folder)}"
+        f"python -m unet preprocess --task {wanted['task']} --data {shell_path(raw)} --cache {shell_path(folder)}"
         f" {flags(wanted['settings'])}"
     )
     if found is None and not rebuild and folder.is_dir() and any(folder.glob("*.npy")):

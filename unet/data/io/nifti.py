@@ -145,7 +145,7 @@ def slack_of(head: Header) -> float:
     return max(ROUNDED, min(ROUGH, 0.51 * abs(head.slope or 0)))
 
 
-def spelt(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A voxel's value with the digits that tell it from its neighbours."""
     return np.format_float_positional(value, trim="-") if isinstance(value, np.floating) else str(value)
 
@@ -153,7 +153,7 @@ def spelt(value: Any) -> str:
 def _wrong_labels(head: Header, block: Array, slack: float) -> DataError:
     found = np.unique(block)
     odd = found[~np.any([is_label(found, number, slack) for number in LABELS], axis=0)][:4]
-    shown = ", ".join(map(spelt, odd))
+    shown = ", ".join(map(shown_value, odd))
     cause = f" (scaled by {head.slope:.6g} and {head.intercept:.6g} as its header says)" if head.slope else ""
     return DataError(
         f"{head.path}: holds labels {shown}{cause}; 0 is background, 1 kidney, 2 tumour.",

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from unet.config.schema import spelt
+from unet.config.schema import shell_path
 from unet.data.io import nifti
 from unet.errors import DataError, StorageError
 from unet.files import require_regular
@@ -91,7 +91,7 @@ def find(root: Path, tests: bool = False) -> dict[str, Found]:
             (case.labels if is_label(path) else case.images).append(path)
     if not result:
         deeper = {path.parent.parent for pattern in ("*/*/*.nii.gz", "*/*/*.nii") for path in root.glob(pattern)}
-        where = f"--data {spelt(min(deeper))}" if deeper else "--data PATH, a folder of case_*/imaging.nii.gz"
+        where = f"--data {shell_path(min(deeper))}" if deeper else "--data PATH, a folder of case_*/imaging.nii.gz"
         raise DataError(f"{root.absolute()}: holds no NIfTI cases.", f"Type {where}.")
     return dict(sorted(result.items()))
 
@@ -119,7 +119,7 @@ def require_one_channel(root: Path, found: Mapping[str, Sequence[Path]]) -> None
     files = ", ".join(path.name for path in images[:3]) + (" ..." if len(images) > 3 else "")
     first = sorted(images)[0]
     total = sum(map(len, several.values()))
-    chosen = f"{spelt(first.parent)}/*{nifti.stem(first)[-5:]}.nii{'.gz' if first.name.endswith('.gz') else ''}"
+    chosen = f"{shell_path(first.parent)}/*{nifti.stem(first)[-5:]}.nii{'.gz' if first.name.endswith('.gz') else ''}"
     raise DataError(
         f"{root.absolute()}: {len(several)} of {len(found)} cases have several channels, {total} files in all"
         f" ({name}: {files}); the network takes one channel.",

@@ -33,7 +33,7 @@ class Bar:
 
     def epoch_begins(self, run: Run) -> None:
         name = f"epoch {run.progress.epoch}/{run.epochs}"
-        done = run.progress.batch // run.config.accumulate  # of an epoch that goes on
+        done = run.progress.batch // run.config.train.accumulate  # of an epoch that goes on
         self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step", initial=done)
 
     def stepped(self, run: Run) -> None:
@@ -240,7 +240,7 @@ def restore(run: Run, content: Mapping[str, Any], state: Path) -> None:
             setattr(run.progress, name, value)
     run.ranks_before = ranks = content.get("ranks", 1)
     if ranks != run.group.world:  # the same images, counted in batches of as many ranks as there are now
-        group = run.config.accumulate
+        group = run.config.train.accumulate
         done = run.progress.batch * ranks // run.group.world // group * group
         run.progress.batch = min(done, run.steps_per_epoch * group)
         count = max(1, round(run.progress.loss_count * ranks / run.group.world))
@@ -252,7 +252,7 @@ def restore(run: Run, content: Mapping[str, Any], state: Path) -> None:
     if run.task.by_steps:  # its epochs may have another length now
         if ranks != run.group.world:
             run.progress.step = run.progress.step * ranks // run.group.world
-        done, run.progress.batch = divmod(run.progress.step * run.config.accumulate, len(run.loader))
+        done, run.progress.batch = divmod(run.progress.step * run.config.train.accumulate, len(run.loader))
         run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # the target may have been typed anew
 

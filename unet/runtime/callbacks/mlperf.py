@@ -65,21 +65,29 @@ class _Lines(logging.Handler):
 
 
 class MLPerfLog:
-    """The events of one run in their order. `split` names its cases, `system` is the device in words; `goes_on` says
-    that a state is restored, whose progress knows how many lines stay."""
+    """The events of one run in their order. `benchmark` is what the task says of MLPerf's rules, `split` names its
+    cases, `system` is the device in words; `goes_on` says that a state is restored, whose progress knows how many lines
+    stay."""
 
     def __init__(
-        self, folder: RunFolder, config: Config, split: Mapping[str, Sequence[str]], system: str, goes_on: bool
+        self,
+        folder: RunFolder,
+        config: Config,
+        benchmark: Any,
+        split: Mapping[str, Sequence[str]],
+        system: str,
+        goes_on: bool,
     ) -> None:
         from mlperf_logging.mllog.mllog import MLLogger
 
-        self.folder, self.config, self.split, self.system, self.goes_on = folder, config, split, system, goes_on
+        self.folder, self.config, self.benchmark, self.goes_on = folder, config, benchmark, goes_on
+        self.split, self.system = split, system
         self.lines, self.place, self.running = 0, "outside", goes_on
         self.progress: Progress | None = None
         sink = logging.Logger("unet.mlperf", logging.INFO)  # its own: nothing else hears or changes it
         sink.propagate = False
         sink.addHandler(_Lines(folder))
-        if config.verbose:
+        if config.logging.verbose:
             sink.addHandler(logging.StreamHandler(sys.stdout))
         root = re.escape(str(Path(unet.__file__).parent.parent))
         self.logger = MLLogger(sink, default_namespace="", default_stack_offset=3, root_dir=root)
@@ -93,25 +101,23 @@ class MLPerfLog:
         if cleared is not None:
             self.event("cache_clear", True, at=cleared)
         self.start("init_start", at=max(began, cleared or began))
-        self.event("seed", config.seed)
-        self.event("submission_benchmark", "unet3d")
-        rehearsal = REHEARSAL if config.mlperf_rehearsal else None
-        self.event("submission_org", rehearsal or config.mlperf_org or socket.gethostname())
-        self.event("submission_division", config.mlperf_division)
-        self.event("submission_status", config.mlperf_status)
-        self.event("submission_platform", config.mlperf_platform or f"{world} x {self.system}")
-        self.event("opt_name", config.optimizer)
-        self.event("opt_base_learning_rate", config.lr)
-        self.event("opt_learning_rate_warmup_epochs", config.warmup_epochs)
-        self.event("opt_learning_rate_decay_boundary_epochs", list(config.lr_milestones))
-        self.event("opt_learning_rate_decay_factor", config.lr_gamma if config.lr_milestones else 1.0)
-        self.event("opt_weight_decay", config.weight_decay)
-        self.event("opt_momentum", config.momentum)
-        self.event("oversampling", config.oversampling)
-        self.event("training_input_shape", list(config.patch))
-        self.event("validation_input_shape", list(config.eval_patch))
-        self.event("validation_overlap", config.overlap)
-        for name in tensor_names(config.layers, config.normalization):
+        self.event("seed", config.general.seed)
+        self.event("submission_benchmark", self.benchmark.name)
+        rehearsal = REHEARSAL if config.mlperf.mlperf_rehearsal else None
+        self.event("submission_org", rehearsal or config.mlperf.mlperf_org or socket.gethostname())
+        self.event("submission_division", config.mlperf.mlperf_division)
+        self.event("submission_status", config.mlperf.mlperf_status)
+        self.event("submission_platform", config.mlperf.mlperf_platform or f"{world} x {self.system}")
+        self.event("opt_name", config.train.optimizer)
+        self.event("opt_base_learning_rate", config.train.lr)
+        self.event("opt_learning_rate_warmup_epochs", config.train.warmup_epochs)
+        self.event("opt_learning_rate_decay_boundary_epochs", list(config.train.lr_milestones))
+        self.event("opt_learning_rate_decay_factor", config.train.lr_gamma if config.train.lr_milestones else 1.0)
+        self.event("opt_weight_decay", config.train.weight_decay)
+        self.event("opt_momentum", config.train.momentum)
+        for key, value in self.benchmark.events.items():
+            self.event(key, value)
+        for name in self.benchmark.initialized_layers:
             self.event("weights_initialization", tensor=name)
         self.end("init_stop")
         self.start("run_start")
@@ -127,8 +133,8 @@ class MLPerfLog:
         self.event("train_samples", len(self.split["train"]), cases=list(self.split["train"]))
         self.event("eval_samples", len(self.split["validation"]), cases=list(self.split["validation"]))
         self.event("samples_per_epoch", run.samples_per_epoch)
-        self.event("global_batch_size", self.config.batch_size * self.config.accumulate * run.group.world)
-        self.event("gradient_accumulation_steps", self.config.accumulate)
+        self.event("global_batch_size", self.config.train.batch_size * self.config.train.accumulate * run.group.world)
+        self.event("gradient_accumulation_steps", self.config.train.accumulate)
 
     def epoch_begins(self, run: trainer.Run) -> None:
         if self.place == "outside":
@@ -199,50 +205,31 @@ def last_key(text: str) -> str:
     return ""
 
 
-def tensor_names(layers: int, norm: str) -> Iterator[str]:
-    """Names of the layers whose weights are initialised, as the reference logs them: 50 for five levels."""
+class SyntheticLoader:
+    """A loader of random batches in the training shape: one epoch of `steps` steps, nothing read."""
 
-    def block(name: str) -> Iterator[str]:
-        for number in (0, 1):
-            yield f"{name}_block_{number}_conv"
-            if norm != "none":
-                yield f"{name}_block_{number}_{norm}norm"
-
-    yield from block("input")
-    for level in range(layers):
-        yield from block(f"down{level}")
-    for level in range(layers):
-        yield f"up{level}_deconv"
-        yield from block(f"up{level}")
-    yield "output_conv"
-
-
-class Made:
-    """A loader of made batches in the training shape: one epoch of `steps` steps, nothing read."""
-
-    def __init__(self, config: Config, steps: int) -> None:
-        self.config, self.batches = config, steps * config.accumulate
+    def __init__(self, shape: Sequence[int], classes: int, steps: int) -> None:
+        self.shape, self.classes, self.batches = tuple(shape), classes, steps
 
     def __len__(self) -> int:
         return self.batches
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(epoch)
-        shape = (self.config.batch_size, 1, *self.config.patch)
         for _ in range(start, self.batches if stop is None else stop):
             yield {
-                "image": torch.randn(shape, generator=generator),
-                "mask": torch.randint(CLASSES, shape, generator=generator, dtype=torch.uint8),
-                "index": torch.zeros(shape[0], dtype=torch.int64),
+                "image": torch.randn(self.shape, generator=generator),
+                "mask": torch.randint(self.classes, self.shape, generator=generator, dtype=torch.uint8),
+                "index": torch.zeros(self.shape[0], dtype=torch.int64),
             }
 
     def names(self, index: Tensor) -> list[str]:
-        return ["made data"] * len(index)
+        return ["synthetic data"] * len(index)
 
 
 def warm_up(
     config: Config,
-    task: trainer.Learner,
+    task: Any,
     device: Device,
     model: nn.Module,
     network: nn.Module,
@@ -254,21 +241,23 @@ def warm_up(
 ) -> None:
     """--mlperf-warmup steps of the loop and one window on made data: kernels are chosen and compiled, memory is taken.
     Then weights, optimiser, loss scaler and generators are put back, bit for bit."""
-    if not config.mlperf_warmup:
+    if not config.mlperf.mlperf_warmup:
         return
     group.mark("warming up", patient=True)
     weights, generators = copy.deepcopy(model.state_dict()), rng_state(device)
     before = [copy.deepcopy(part.state_dict()) for part in (optimizer, scaler)]
     modes = [(module, module.training) for part in (network, applied) for module in part.modules()]
     calm = config.replace(epochs=1, max_steps=None, checkpoint_every=None, nonfinite_limit=2**31, log_every=2**31)
-    made = Made(config, config.mlperf_warmup)
+    shape = (config.train.batch_size, *task.input_shape()[1:])
+    made = SyntheticLoader(shape, CLASSES, config.mlperf.mlperf_warmup * config.train.accumulate)
     run = trainer.Run(
         *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
     )
     trainer.train_epoch(run)
-    depth, *sides = config.eval_patch
-    step = max(1, int(depth * (1 - config.overlap) + 1e-9))
-    infer(torch.zeros(1, depth + config.eval_batch_size * step, *sides))  # a full group of windows, and a short one
+    _, _, depth, *sides = task.eval_input_shape()
+    step = max(1, int(depth * (1 - config.get("overlap")) + 1e-9))
+    full = torch.zeros(1, depth + config.eval.eval_batch_size * step, *sides)
+    infer(full)  # a full group of windows, and a short one
     model.load_state_dict(weights)
     optimizer.load_state_dict(before[0])
     scaler.load_state_dict(before[1])

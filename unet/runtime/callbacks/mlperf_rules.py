@@ -1,7 +1,4 @@
-"""MLPerf's rules of the 3D UNet, before a run begins: what a closed submission must be, and cleared caches. No torch.
-
-Source: training_rules of MLCommons (the retired benchmark unet3d, rules as of v4.0) and the reference implementation.
-"""
+"""MLPerf's rules before a run begins: what a closed submission must be, and cleared caches. No torch."""
 
 from __future__ import annotations
 
@@ -11,116 +8,102 @@ import importlib.util
 import mmap
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from unet import host
 from unet.config.options import flag
-from unet.config.schema import Config, where
+from unet.config.schema import Config, resolve_path
 from unet.errors import UsageError
 
-TRAINING, VALIDATION = 168, 42
-CLOSED: dict[str, Any] = {
-    "split": "mlperf",
-    "held_out": None,
-    "fold": None,  # setting -> what a closed submission has
-    "patch": (128, 128, 128),
-    "eval_patch": (128, 128, 128),
-    "pad_to": (128, 128, 128),
-    "spacing": (1.6, 1.2, 1.2),
-    "oversampling": 0.4,
-    "overlap": 0.5,
-    "optimizer": "sgd",
-    "layers": 5,
-    "width": 32,
-    "normalization": "instance",
-    "activation": "relu",
-    "include_background": False,
-    "augment": True,
-    "clip": None,
-    "eval_region": "rounded",
-    "eval_crop": (),
-    "eval_steps": None,
-    "blend": "gaussian",
-    "mirror": False,
-    "target": 0.908,
-    "load": None,
-    "synth_data": False,
-}
 SCHEDULES = ("constant", "multistep")
-REHEARSE = "A run that is none: --mlperf-division open; one that only tries the log: --mlperf-rehearsal."
+REHEARSE = "If this is not a submission: --mlperf-division open. To test logging: add --mlperf-rehearsal."
 PROC = Path("/proc/sys/vm/drop_caches")
 
 
-def require(config: Config, world: int, schedule: Callable[[Config, int, int], tuple[int, int]]) -> None:
+class MLPerfTask(Protocol):
+    """What the rules need of a task: see `tasks.base.Task`."""
+
+    def mlperf(self) -> Any: ...
+    def eval_schedule(self, samples: int, step: int) -> tuple[int, int]: ...
+
+
+def require(config: Config, world: int, task: MLPerfTask) -> None:
     """Raise one UsageError with everything in the settings that a run with --mlperf-division may not have.
 
-    `world` is the number of processes; `schedule(config, samples of an epoch, of a step)` gives the rules' own
-    (first epoch that is evaluated, epochs between evaluations). A rehearsal only needs to be evaluated.
+    `world` is the number of processes. A rehearsal only needs to be evaluated.
     """
-    if config.mlperf_division is None:
-        if config.mlperf_rehearsal or config.drop_caches:
-            typed = flag("mlperf_rehearsal" if config.mlperf_rehearsal else "drop_caches")
+    if config.mlperf.mlperf_division is None:
+        if config.mlperf.mlperf_rehearsal or config.mlperf.drop_caches:
+            typed = flag("mlperf_rehearsal" if config.mlperf.mlperf_rehearsal else "drop_caches")
             raise UsageError(f"{typed} goes with --mlperf-division.", "Add --mlperf-division closed or open.")
         return
     mistakes = []
     if importlib.util.find_spec("mlperf_logging") is None:
         mistakes.append("the package mlperf-logging is not installed (pip install mlperf-logging)")
-    if config.mode in ("train", "train_and_predict"):
-        mistakes.append(f"--mode {config.mode} evaluates nothing")
-    if config.mlperf_division == "closed" and not config.mlperf_rehearsal:
-        mistakes += not_closed(config, world, schedule)
+    if config.run.mode in ("train", "train_and_predict"):
+        mistakes.append(f"--mode {config.run.mode} evaluates nothing")
+    if config.mlperf.mlperf_division == "closed" and not config.mlperf.mlperf_rehearsal:
+        mistakes += not_closed(config, world, task)
     if mistakes:
         hint = (
-            f"Change or leave out the named flags. {REHEARSE}" if config.mlperf_division == "closed" else "Mend that."
+            f"Change or leave out the named flags. {REHEARSE}"
+            if config.mlperf.mlperf_division == "closed"
+            else "Mend that."
         )
-        raise UsageError(f"--mlperf-division {config.mlperf_division}: {'; '.join(mistakes)}.", hint)
-    if config.mlperf_rehearsal:
+        raise UsageError(f"--mlperf-division {config.mlperf.mlperf_division}: {'; '.join(mistakes)}.", hint)
+    if config.mlperf.mlperf_rehearsal:
         host.notice("This is a rehearsal: its MLPerf log says so (submission_org REHEARSAL) and is no submission.")
 
 
-def not_closed(config: Config, world: int, schedule: Callable[[Config, int, int], tuple[int, int]]) -> list[str]:
+def not_closed(config: Config, world: int, task: MLPerfTask) -> list[str]:
     """What keeps these settings from being a closed submission, each with its value and the right one."""
+    rules = task.mlperf()
+    training = rules.training_cases
     found = [
-        f"{flag(name)} is {words(getattr(config, name))}, must be {words(right)}"
-        for name, right in CLOSED.items()
-        if getattr(config, name) != right
+        f"{flag(name)} is {words(config.get(name))}, must be {words(right)}"
+        for name, right in rules.closed.items()
+        if config.get(name) != right
     ]
-    if config.schedule not in SCHEDULES:
-        found.append(f"--schedule is {config.schedule}, must be {' or '.join(SCHEDULES)}")
-    batch = config.batch_size * config.accumulate * world
-    samples = TRAINING // batch * batch
+    if config.train.schedule not in SCHEDULES:
+        found.append(f"--schedule is {config.train.schedule}, must be {' or '.join(SCHEDULES)}")
+    batch = config.train.batch_size * config.train.accumulate * world
+    samples = training // batch * batch
     if not samples:
-        found.append(f"a step of {batch} samples is more than the {TRAINING} training cases")
-        samples = TRAINING
-    own = schedule(config, samples, batch)
+        found.append(f"a step of {batch} samples is more than the {training} training cases")
+        samples = training
+    own = task.eval_schedule(samples, batch)
     for name, right in zip(("start_eval_at", "evaluate_every"), own, strict=True):
-        value = getattr(config, name)
+        value = config.get(name)
         if value is not None and value != right:
             found.append(f"{flag(name)} is {value}, must be {right} (steps of {batch}), or left out")
     for name, what in (("mlperf_org", "who submits"), ("mlperf_platform", "on which system")):
-        if not getattr(config, name):
+        if not config.get(name):
             found.append(f"{flag(name)} is missing ({what})")
-    if not where(config.cache, "data").is_dir():
-        found.append(f"the cache {where(config.cache, 'data').absolute()} is not there: make it before (preprocess)")
+    if not resolve_path(config.data.cache, "data").is_dir():
+        found.append(
+            f"the cache {resolve_path(config.data.cache, 'data').absolute()} is not there: make it before (preprocess)"
+        )
     return found
 
 
-def require_cases(config: Config, split: Mapping[str, Sequence[str]]) -> None:
+def require_cases(config: Config, task: MLPerfTask, split: Mapping[str, Sequence[str]]) -> None:
     """Raise UsageError unless a closed submission trains and scores as many cases as the rules say."""
-    counts = len(split["train"]), len(split["validation"])
-    if config.mlperf_division is None:
+    if config.mlperf.mlperf_division is None:
         return
-    if config.mlperf_division == "closed" and not config.mlperf_rehearsal and counts != (TRAINING, VALIDATION):
+    counts, rules = (len(split["train"]), len(split["validation"])), task.mlperf()
+    needed = rules.training_cases, rules.evaluation_cases
+    if config.mlperf.mlperf_division == "closed" and not config.mlperf.mlperf_rehearsal and counts != needed:
         raise UsageError(
-            f"--mlperf-division closed needs {TRAINING} training and {VALIDATION} evaluation cases, not {counts[0]} and"
+            f"--mlperf-division closed needs {needed[0]} training and {needed[1]} evaluation cases, not {counts[0]} and"
             f" {counts[1]}.",
             f"Take the whole set and --split mlperf. {REHEARSE}",
         )
     if not counts[1]:
         raise UsageError(
-            f"--mlperf-division {config.mlperf_division}: the split has no validation cases.", "Type another --split."
+            f"--mlperf-division {config.mlperf.mlperf_division}: the split has no validation cases.",
+            "Type another --split.",
         )
 
 

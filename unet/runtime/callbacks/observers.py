@@ -71,7 +71,7 @@ class Dump:
 
     def begins(self, run: Run) -> None:
         files.write_json(self.folder / DUMP_LIST, {"files": [DUMP_LIST, *DUMPED]})
-        settings = {name: files.jsonable(value) for name, value in sorted(vars(run.config).items())}
+        settings = {name: files.jsonable(value) for name, value in sorted(run.config.items())}
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
         batch = next(run.loader.epoch(run.progress.epoch, run.progress.batch))
         with files.atomic(self.folder / "batch.npz") as stream:

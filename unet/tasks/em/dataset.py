@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.config.schema import spelt
+from unet.config.schema import shell_path
+from unet.data import splits
 from unet.data.cache.layout import slice_layout
 from unet.data.cases import Case
 from unet.data.io.images import irregular, read_labels, read_stack, stack_shape, words
@@ -112,7 +113,7 @@ def index(root: Path) -> list[Case]:
     if images != masks:
         raise DataError(
             f"{labels.name} is {words(masks)} (slices x rows x columns), but {volume.name} is {words(images)}.",
-            f"Give labels of the same slices; see: python -m unet check --task em --data {spelt(root)}",
+            f"Give labels of the same slices; see: python -m unet check --task em --data {shell_path(root)}",
         )
     if images[1] != images[2]:
         raise DataError(
@@ -232,6 +233,16 @@ def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
             )
         found[name] = [stack]
     return found
+
+
+def published_fold(ids: Sequence[str], number: int, seed: int) -> splits.Split:
+    """Fold `number` of Habana's UNet2D, whose published scores rest on it: the shuffled slices turned by five for each
+    fold (a sixth of them was meant), the last six validate. So folds overlap and four slices never validate."""
+    ordered = sorted(ids)
+    places = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(places)
+    count = len(ordered) // 5
+    return splits.split_off(ordered, [ordered[place] for place in np.roll(places, 5 * number)[-count:]])
 
 
 def require_squares(path: Path, image: Any, mask: Any, settings: Mapping[str, Any]) -> None:

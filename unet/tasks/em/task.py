@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.schema import Config, where
+from unet.config.schema import Config, resolve_path
 from unet.data import drawing, splits
-from unet.data.cache import cache
 from unet.data.cases import Case
 from unet.data.checks import Report
 from unet.data.io.arrays import write_stack
@@ -19,133 +18,151 @@ from unet.data.io.images import pixel_size
 from unet.data.preprocessing import masks
 from unet.errors import DataError, UsageError
 from unet.files import make_folder
-from unet.tasks.base import Infer, Task, loading
+from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.em import check, dataset
+from unet.tasks.em.settings import Settings
+from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from unet.config.flags import PredictOptions
+    from unet.data.cache.cached_case import CachedCase
     from unet.data.loading.loader import Loader
 
 ROUND = 100  # steps of an "epoch" where nothing is evaluated in between
-PHANTOM_SEED = FOLD_SEED = 123  # the folds are the same whatever the seed of a run
+SYNTHETIC_SEED = FOLD_SEED = 123  # the folds are the same whatever the seed of a run
 LEVEL = 0.5
-FOOT = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output. Rand and
-information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best threshold, on
-the raw slices' own grid."""
+METRIC_NOTES = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output. Rand
+and information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best
+threshold, on the raw slices' own grid."""
 
 
-class EM(Task):
+class EM(SegmentationTask):
     """Slices (1, S + margin, S + margin) -> logits (2, S, S) of membrane and cell; scored by slice."""
 
-    name = "em"
+    Settings = Settings
     layout = dataset.LAYOUT
-    best = ("dice", "max")
-    item, subject, unit = "slices", "slice", "slices"
+    metric = Metric("dice", "max")
+    item, subject, cost_unit = "slices", "slice", "slices"
     by_steps = True
     columns = (
-        ("dice", "Dice", "{:.4f}"),
-        ("ce_loss", "CE loss", "{:.4f}"),
-        ("dice_loss", "Dice loss", "{:.4f}"),
-        ("loss", "loss", "{:.4f}"),
-        ("rand", "Rand", "{:.4f}"),
-        ("information", "information", "{:.4f}"),
+        Column("dice", "Dice", "{:.4f}"),
+        Column("ce_loss", "CE loss", "{:.4f}"),
+        Column("dice_loss", "Dice loss", "{:.4f}"),
+        Column("loss", "loss", "{:.4f}"),
+        Column("rand", "Rand", "{:.4f}"),
+        Column("information", "information", "{:.4f}"),
     )
-    foot = FOOT
-    picture = "membranes of slices, from worst to best Dice"
-    key = drawing.KEY
-    tied = ("image_size", "raw_side", "context", "layers")
+    metric_notes = METRIC_NOTES
+    figure_title = "membranes of slices, from worst to best Dice"
+    colour_key = drawing.KEY
+    foreground = "membrane"
+    label_values = "labels of 0 (membrane) and 255 (cell)"
+    fold_seed = FOLD_SEED
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.task, Settings)
+        self.settings = config.task
 
     @property
-    def given(self) -> str:
+    def input_noun(self) -> str:
         return "stack"
 
-    def size(self, config: Config) -> str:
-        return f"{config.image_size} px in, {output(config)} px out"
+    def describe_input(self) -> str:
+        return f"{self.settings.image_size} px in, {self.output_side} px out"
 
-    def shape(self, config: Config) -> tuple[int, ...]:
-        return 1, 1, config.image_size, config.image_size
+    def input_shape(self) -> tuple[int, ...]:
+        return 1, 1, self.settings.image_size, self.settings.image_size
 
-    def sizing(self, config: Config) -> str:
-        return f"--image-size {config.image_size}"
-
-    def asked(self, config: Config) -> tuple[int | None, int | None]:
+    def requested_eval_schedule(self) -> tuple[int | None, int | None]:
         """Of the epochs that `batches` makes: each ends in an evaluation where --evaluate-every asks for one."""
-        return config.start_eval_at, 1 if config.evaluate_every else 0
+        return self.config.train.start_eval_at, 1 if self.config.train.evaluate_every else 0
 
-    def completed(self, config: Config, cases: Sequence[cache.CachedCase], world: int) -> Config:
-        """The side of the raw slices, and the steps of each of several processes. Source: the seed's train_steps."""
+    def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
+        """The side of the raw slices, and the steps of each of several processes. Source: Habana's train_steps."""
+        config = self.config
         sides = {int(side) for case in cases for side in case.facts.get("raw", ())}
-        if config.raw_side is None and len(sides) == 1:
+        if self.settings.raw_side is None and len(sides) == 1:
             config = config.replace(raw_side=sides.pop())
-        if config.max_steps and world > 1:
-            config = config.replace(max_steps=max(1, config.max_steps // world))
+        if config.train.max_steps and world > 1:
+            config = config.replace(max_steps=max(1, config.train.max_steps // world))
         return config
 
-    def index(self, config: Config) -> list[Case]:
-        root = where(config.data, "data")
-        if config.synth_data:
-            self.synthesize(root, config.replace(seed=PHANTOM_SEED, overwrite=False))
+    def find_cases(self) -> list[Case]:
+        root = resolve_path(self.config.data.data, "data")
+        if self.config.data.synth_data:
+            self.synthesize(root, SYNTHETIC_SEED)
         return dataset.index(root)
 
-    def synthesize(self, path: Path, config: Config) -> None:
+    def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.em import synthetic
 
-        synthetic.write_set(path, config.slices, config.side, max(config.seed, 0), config.overwrite)
+        made = self.config.synthetic
+        synthetic.write_set(path, made.slices, made.side, max(seed, 0), overwrite)
 
-    def settings(self, config: Config) -> dict[str, Any]:
+    def cache_settings(self) -> dict[str, Any]:
         """What decides the content of the cache."""
-        return {"image_size": config.image_size, "layers": config.layers}
+        return {"image_size": self.settings.image_size, "layers": self.config.network.layers}
 
-    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
-        return dataset.prepare(case, output(config))
+    def preprocess(self, case: Case) -> dict[str, Any]:
+        return dataset.prepare(case, self.output_side)
 
-    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+    def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
         return masks.remarks(cases, "membrane", background=True)
 
-    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
-        if config.fold is not None and config.fold_scheme == "seed":
-            return splits.seed_fold(ids, config.fold, max(config.seed, 0))
-        return splits.make(ids, config.split, config.held_out, config.fold, config.folds, FOLD_SEED, training=training)
+    def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
+        fold = self.config.split.fold
+        if fold is not None and self.settings.fold_scheme == "seed":
+            return dataset.published_fold(ids, fold, max(self.config.general.seed, 0))
+        return super().split(ids, training)
 
-    def batches(
+    def train_loader(
         self,
-        cases: Sequence[cache.CachedCase],
-        config: Config,
+        cases: Sequence[CachedCase],
         shard: tuple[int, int],
         options: dict[str, Any],
-        place: Callable[[Tensor], Tensor],
+        to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
         from unet.data.loading.augment import Frame
         from unet.data.loading.loader import Loader, Slices, StreamBatches
         from unet.data.tiles import margin
 
-        frame = Frame(margin(config.layers), config.context, config.aug_crop, config.aug_brightness, config.augment)
-        length = config.accumulate * min(config.evaluate_every or ROUND, config.max_steps or ROUND)
-        slices = Slices(cases, config.data_on, place)
-        workers, options = loading(config, options)
-        stream = StreamBatches(slices, config.batch_size, config.seed, frame, shard, length)
+        frame = Frame(
+            margin(self.config.network.layers),
+            self.settings.context,
+            self.settings.aug_crop,
+            self.settings.aug_brightness,
+            self.config.train.augment,
+        )
+        length = self.config.train.accumulate * min(
+            self.config.train.evaluate_every or ROUND, self.config.train.max_steps or ROUND
+        )
+        slices = Slices(cases, self.config.device.data_on, to_device)
+        workers, options = self.loader_workers(options)
+        stream = StreamBatches(slices, self.config.train.batch_size, self.config.general.seed, frame, shard, length)
         return Loader(stream, workers, options)
 
-    def model(self, config: Config) -> nn.Module:
+    def build_model(self) -> nn.Module:
         """The benchmark's network, 34,512,258 parameters with the default settings; Glorot-uniform weights."""
         from unet.models.unet import UNet, UNetShape, glorot
 
-        features = tuple(config.width * 2**level for level in range(config.layers))
-        bottleneck, norm = config.width * 2**config.layers, config.normalization
+        features = tuple(self.config.network.width * 2**level for level in range(self.config.network.layers))
+        bottleneck, norm = self.config.network.width * 2**self.config.network.layers, self.settings.normalization
         shape = UNetShape(
-            inputs=1, outputs=2, features=features, bottleneck=bottleneck, norm=norm, up_kernel=3, **fixed(config)
+            inputs=1, outputs=2, features=features, bottleneck=bottleneck, norm=norm, up_kernel=3, **self.fixed_shape()
         )
         return glorot(UNet(shape))
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import two_class_losses
 
-        ce, dice = two_class_losses(outputs, batch["mask"], config.cross_entropy)
+        ce, dice = two_class_losses(outputs, batch["mask"], self.settings.cross_entropy)
         return {"loss": ce + dice, "ce_loss": ce, "dice_loss": dice}
 
-    def evaluate(
-        self, case: cache.CachedCase, infer: Infer, config: Config, full: bool = False
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: dice, ce_loss, dice_loss, loss; with `full` also rand and information. Arrays: image, probability
         (of cell), target (S, S) on the network's scale."""
@@ -156,59 +173,64 @@ class EM(Task):
         from unet.models.losses import two_class_losses
 
         image, mask = (torch.from_numpy(array[..., 0].copy())[None] for array in case.arrays())
-        logits = infer(framed(image, margin(config.layers) // 2, config.context)).float()
-        ce, dice = (value.item() for value in two_class_losses(logits, mask, config.cross_entropy))
+        logits = predictor(framed(image, margin(self.config.network.layers) // 2, self.settings.context)).float()
+        ce, dice = (value.item() for value in two_class_losses(logits, mask, self.settings.cross_entropy))
         numbers = {"dice": 1 - dice, "ce_loss": ce, "dice_loss": dice, "loss": ce + dice}
         probability, target = logits.softmax(1)[0, 1].numpy(), mask[0, 0].numpy() > 0
         if full:
-            truth = raw_truth(case, config)
+            truth = self.raw_truth(case)
             cells = target if truth is None else truth
             numbers["rand"], numbers["information"] = membranes.scores(dataset.scaled(probability, cells.shape), cells)
         return numbers, {"image": image[0, 0].numpy(), "probability": probability, "target": target}
 
-    def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Slice, its membranes, probability of a membrane."""
         grey = drawing.grey((arrays["image"] + 1) / 2)
         both = drawing.filled(grey, arrays["probability"] <= LEVEL, ~arrays["target"])
         return {"slice": grey, "truth and prediction": both, "probability of a membrane": 1 - arrays["probability"]}
 
-    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return dataset.inputs(paths)
 
-    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
-        found = {"mask": place.with_name(f"{place.name}-masks.tif")}
-        if config.overlay:
-            found["overlay"] = place.with_name(f"{place.name}-overlays.tif")
-        if config.probabilities:
-            found["probability"] = place.with_name(f"{place.name}-probabilities.tif")
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        found = {"mask": output_prefix.with_name(f"{output_prefix.name}-masks.tif")}
+        if options.overlay:
+            found["overlay"] = output_prefix.with_name(f"{output_prefix.name}-overlays.tif")
+        if options.probabilities:
+            found["probability"] = output_prefix.with_name(f"{output_prefix.name}-probabilities.tif")
         return found
 
-    def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
+    def predict_case(
+        self,
+        images: Sequence[Path],
+        wanted: Sequence[Path],
+        output_prefix: Path,
+        predictors: Sequence[Predictor],
+        options: PredictOptions,
     ) -> None:
-        """Mean probability of "cell" of the `members` over every slice of a stack, then its masks {0, 255} uint8 on the
-        stack's own grid, with its pixel size; on request the membranes over the image (RGB) and the probabilities
+        """Mean probability of "cell" over every slice of a stack, then its masks {0, 255} uint8 on the stack's own
+        grid, with its pixel size; on request the membranes over the image (RGB) and the probabilities
         (float32). Slices of any size, in tiles (`data.tiles`). Raises DataError, UsageError."""
         import numpy as np
 
         for path in wanted:
             stack = dataset.read(path)
-            paths, pixel = self.outputs(path, place, config), pixel_size(path)
-            step = batch_of(stack, config)
+            paths, pixel = self.output_files(path, output_prefix, options), pixel_size(path)
+            step = self.batch_of(stack)
             groups = [stack[first : first + step] for first in range(0, len(stack), step)]
             shown = host.progress(groups, name=path.name, unit="batch") if len(groups) > 1 else groups
-            cells = np.concatenate([self.probability(group, members, config, path) for group in shown])
-            make_folder(place.parent)
-            if config.probabilities:
+            cells = np.concatenate([self.probability(group, predictors, path) for group in shown])
+            make_folder(output_prefix.parent)
+            if options.probabilities:
                 write_stack(paths["probability"], cells, *pixel)
-            if config.overlay:
+            if options.overlay:
                 pairs = zip(stack, cells, strict=True)
                 drawn = [drawing.filled(drawing.grey(a / np.float32(255)), b <= LEVEL) for a, b in pairs]
                 sheets = np.stack([drawing.enlarged(image) for image in drawn])
                 write_stack(paths["overlay"], sheets, finer(pixel[0], drawing.factor(stack.shape[1:])), pixel[1])
             write_stack(paths["mask"], (cells > LEVEL).astype(np.uint8) * 255, *pixel)
 
-    def probability(self, slices: Any, members: Sequence[Infer], config: Config, path: Path) -> Any:
+    def probability(self, slices: Any, predictors: Sequence[Predictor], path: Path) -> Any:
         """(S, H, W) uint8 -> mean probability of "cell" (S, H, W) float32: brought to the scale of the training, where
         a raw side stands for the network's output, through the network tile by tile, and back."""
         import numpy as np
@@ -216,75 +238,70 @@ class EM(Task):
 
         from unet.data import tiles
 
-        if config.raw_side is None:
+        if self.settings.raw_side is None:
             raise UsageError(
                 "These weights do not say what size their raw slices had.", "Type --raw-side 512 (that of ISBI 2012)."
             )
-        side = output(config)
-        height, width = (round(length * side / config.raw_side) for length in slices.shape[1:])
+        side = self.output_side
+        height, width = (round(length * side / self.settings.raw_side) for length in slices.shape[1:])
         if min(height, width) < 2:
             raise DataError(
                 f"{path}: an image of {dataset.words(slices.shape[1:])} pixels is too small: these weights saw slices"
-                f" of {config.raw_side} x {config.raw_side}, and of it {height} x {width} would be left.",
+                f" of {self.settings.raw_side} x {self.settings.raw_side}, and of it {height} x {width} would be left.",
                 "Give a larger image.",
             )
         small = torch.from_numpy(dataset.normalised(slices, (height, width)))[:, None]
-        made = [tiles.apply(small, side, config.layers, config.context, infer).softmax(1)[:, 1] for infer in members]
+        made = [
+            tiles.apply(small, side, self.config.network.layers, self.settings.context, predictor).softmax(1)[:, 1]
+            for predictor in predictors
+        ]
         return np.clip(dataset.scaled(torch.stack(made).mean(0).numpy(), slices.shape[1:]), 0, 1)
 
-    def check_raw(self, path: Path, config: Config) -> Report:
-        return check.raw(path, functools.partial(self.split, config=config))
+    def check_raw(self, path: Path) -> Report:
+        return check.raw(path, self.split)
 
-    def check_cache(self, path: Path, config: Config) -> Report:
-        from unet.data import checks
-
-        return checks.cached(path, self.layout, cache.make_manifest(self.layout, self.settings(config)))
-
-    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
         from unet.models import convert
         from unet.models.unet import UNet
 
         own = convert.strip_prefixes(state)
-        return UNet(convert.shape_of(own, self.name, **fixed(config))), own
+        return UNet(convert.shape_of(own, self.name, **self.fixed_shape())), own
+
+    @property
+    def output_side(self) -> int:
+        """Side of the network's output in pixels: 388 of 572."""
+        return self.settings.image_size - 12 * 2**self.config.network.layers + 8
+
+    def fixed_shape(self) -> dict[str, Any]:
+        """What the weights of a network do not tell of its shape."""
+        kind = self.settings.activation
+        return {"activation": kind, "up_activation": kind, "padding": "valid", "dropout": self.settings.dropout}
+
+    def batch_of(self, stack: Any) -> int:
+        """Slices that are predicted together: one where a slice takes several tiles."""
+        whole = self.settings.raw_side is None or max(stack.shape[1:]) <= self.settings.raw_side
+        return self.config.eval.eval_batch_size if whole else 1
+
+    def raw_truth(self, case: CachedCase) -> Any | None:
+        """The cells of a case (H, W) bool on the labels' own grid; None, with a notice, where the raw set is gone."""
+        path = label_files(resolve_path(self.config.data.data, "data")).get(case.id)
+        raw = tuple(case.facts.get("raw", ()))
+        try:
+            found = dataset.cells_of(path, case.id)[0] if path else None
+        except DataError:
+            found = None
+        if found is None or (raw and found.shape != raw):
+            host.notice_once("Without the raw set Rand and information are those of the network's grid.")
+            return None
+        return found
 
 
 TASK = EM
 
 
-def fixed(config: Config) -> dict[str, Any]:
-    """What the weights of a network do not tell of its shape."""
-    kind = config.activation
-    return {"activation": kind, "up_activation": kind, "padding": "valid", "dropout": config.dropout}
-
-
-def batch_of(stack: Any, config: Config) -> int:
-    """Slices that are predicted together: one where a slice takes several tiles."""
-    whole = config.raw_side is None or max(stack.shape[1:]) <= config.raw_side
-    return config.eval_batch_size if whole else 1
-
-
 def finer(pixels: tuple[Any, Any] | None, times: int) -> tuple[Any, Any] | None:
     """Pixels a unit along x and y, as rational numbers, of an image that was enlarged so many times."""
     return pixels and ((pixels[0][0] * times, pixels[0][1]), (pixels[1][0] * times, pixels[1][1]))
-
-
-def output(config: Config) -> int:
-    """Side of the network's output in pixels: 388 of 572."""
-    return config.image_size - 12 * 2**config.layers + 8
-
-
-def raw_truth(case: cache.CachedCase, config: Config) -> Any | None:
-    """The cells of a case (H, W) bool on the labels' own grid; None, with a notice, where the raw set is gone."""
-    path = label_files(where(config.data, "data")).get(case.id)
-    raw = tuple(case.facts.get("raw", ()))
-    try:
-        found = dataset.cells_of(path, case.id)[0] if path else None
-    except DataError:
-        found = None
-    if found is None or (raw and found.shape != raw):
-        host.notice_once("Without the raw set Rand and information are those of the network's grid.")
-        return None
-    return found
 
 
 @functools.cache

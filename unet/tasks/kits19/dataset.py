@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import host
-from unet.config.schema import Config, spelt
-from unet.data import windows
+from unet.config.schema import shell_path
+from unet.data import splits, windows
 from unet.data.cache.layout import Layout, require_values
 from unet.data.cases import Case
 from unet.data.io import nifti
@@ -27,6 +27,7 @@ from unet.data.preprocessing.intensity import AIR, CtWindow
 from unet.data.splits import number_of
 from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.kits19 import boxes
+from unet.tasks.kits19.settings import Settings
 
 __all__ = ["Found", "find", "inputs"]
 
@@ -37,14 +38,20 @@ PREDICTED = 20  # bytes of a voxel in prediction: the scan, sums of three classe
 LONG = 250  # letters of a fault above which one is enough
 MISSING = "Complete the set or remove these cases"
 
+# evaluation_cases.txt of MLPerf's U-Net3D reference: the 42 of KiTS19's 210 cases that its target is defined on
+EVALUATION_CASES = frozenset(
+    (0, 3, 5, 6, 12, 24, 34, 41, 44, 49, 52, 56, 61, 65, 66, 70, 76, 78, 80, 84, 86)
+    + (87, 92, 111, 112, 125, 128, 138, 157, 160, 161, 162, 169, 171, 176, 185, 187, 189, 198, 203, 206, 207)
+)
 
-def read_case(name: str, found: Found, config: Config) -> tuple[Case, list[str]]:
+
+def read_case(name: str, found: Found, settings: Settings) -> tuple[Case, list[str]]:
     """One case, and what is wrong with its files, in words; only headers are read."""
-    case, faults, _ = _read_case(name, found, config)
+    case, faults, _ = _read_case(name, found, settings)
     return case, [fault.message.rstrip(".") for fault in faults]
 
 
-def _read_case(name: str, found: Found, config: Config) -> tuple[Case, list[UnetError], list[tuple[str, str]]]:
+def _read_case(name: str, found: Found, settings: Settings) -> tuple[Case, list[UnetError], list[tuple[str, str]]]:
     """One case, what is wrong with its files, and what is odd about them (kind, words)."""
     case = Case(name, tuple(found.images[:1]), tuple(found.labels[:1]))
     faults: list[UnetError] = []
@@ -63,15 +70,15 @@ def _read_case(name: str, found: Found, config: Config) -> tuple[Case, list[Unet
     if faults:
         return case, faults, []
     try:
-        head, label, how, _ = _open(case, config)
+        head, label, how, _ = _open(case, settings)
     except UnetError as error:
         return case, [error], []
-    cost = windows.count(how.size, config.eval_patch, config.overlap)
+    cost = windows.count(how.size, settings.eval_patch, settings.overlap)
     case = dataclasses.replace(case, cost=cost, spacing=how.spacing, memory=memory(head, how))
     return case, [], grids.remarks(head) + [("header of a label", note) for note in label.notes]
 
 
-def index(root: Path, config: Config) -> list[Case]:
+def index(root: Path, settings: Settings) -> list[Case]:
     """Every case of a raw set. Raises one DataError that names the first faults and counts them.
 
     KiTS19's ids from 210 on are left out, with a notice, where they have no labels.
@@ -87,7 +94,7 @@ def index(root: Path, config: Config) -> list[Case]:
         if number is not None and number >= UNLABELLED and not found.labels:
             skipped.append(name)
             continue
-        case, wrong, remarks = _read_case(name, found, config)
+        case, wrong, remarks = _read_case(name, found, settings)
         cases.append(case)
         faults += wrong
         odd += remarks
@@ -101,21 +108,21 @@ def index(root: Path, config: Config) -> list[Case]:
         mend = (faults[0].hint if faults else MISSING).rstrip(".")
         raise DataError(
             "; ".join(words[:shown]) + more + "." if faults else f"{root.absolute()}: holds no case with a label.",
-            f"{mend}; all faults: python -m unet check --task kits19 --data {spelt(root)}",
+            f"{mend}; all faults: python -m unet check --task kits19 --data {shell_path(root)}",
         )
     return cases
 
 
-def _open(case: Case, config: Config) -> tuple[nifti.Header, nifti.Header, grids.Geometry, grids.Geometry]:
+def _open(case: Case, settings: Settings) -> tuple[nifti.Header, nifti.Header, grids.Geometry, grids.Geometry]:
     """Headers of image and label, and their ways to the network's grid. Raises DataError where they do not fit."""
-    head, label = nifti.read_header(case.images[0]), nifti.read_header(case.labels[0], grid=own_grid(config))
-    how = grids.geometry(head, config.spacing, config.pad_to)
-    return head, label, how, alignment.place(case.id, head, label, how, config.label_geometry)
+    head, label = nifti.read_header(case.images[0]), nifti.read_header(case.labels[0], grid=own_grid(settings))
+    how = grids.geometry(head, settings.spacing, settings.pad_to)
+    return head, label, how, alignment.place(case.id, head, label, how, settings.label_geometry)
 
 
-def own_grid(config: Config) -> bool:
+def own_grid(settings: Settings) -> bool:
     """Whether the header of a label says where its voxels lie."""
-    return config.label_geometry != alignment.AS_STORED
+    return settings.label_geometry != alignment.AS_STORED
 
 
 def memory(head: nifti.Header, how: grids.Geometry) -> int:
@@ -140,14 +147,14 @@ def require_memory(head: nifti.Header, how: grids.Geometry, needed: int) -> None
         )
 
 
-def prepare(case: Case, config: Config) -> dict[str, Any]:
+def prepare(case: Case, settings: Settings) -> dict[str, Any]:
     """The deterministic part of one case -> image (1, D, H, W) float32, mask (1, D, H, W) uint8 in {0, 1, 2},
     foreground (voxels of kidney and of tumour), geometry, boxes (see `boxes`), remarks (kind, words): what was odd
     about its voxels and how it was taken.
 
     Order as in MLPerf's reference: resample, clip, scale, pad. Raises DataError, also for what is no CT.
     """
-    head, label, how, own = _open(case, config)
+    head, label, how, own = _open(case, settings)
     require_memory(head, how, memory(head, how))
     headers = len(head.notes), len(label.notes)
     window = CtWindow()
@@ -170,23 +177,23 @@ def _mask(label: nifti.Header, how: grids.Geometry) -> tuple[Array, dict[str, An
     return mask, boxes.facts(mask)
 
 
-def truth(case: Case, config: Config) -> tuple[Array, grids.Geometry]:
+def truth(case: Case, settings: Settings) -> tuple[Array, grids.Geometry]:
     """The labels of a raw case (D, H, W) uint8 on its scan's own grid, and the scan's way to the network's. Raises
     DataError."""
-    _, label, how, own = _open(case, config)
-    return grids.turned(nifti.read_label(label.path, own_grid(config)), own), how
+    _, label, how, own = _open(case, settings)
+    return grids.turned(nifti.read_label(label.path, own_grid(settings)), own), how
 
 
-def resampled_label(case: Case, config: Config) -> Array:
+def resampled_label(case: Case, settings: Settings) -> Array:
     """The labels of a raw case (D, H, W) uint8 on the network's grid, as `prepare` makes them. Raises DataError."""
-    _, label, _, own = _open(case, config)
+    _, label, _, own = _open(case, settings)
     return grids.label(label, own)
 
 
-def prepare_image(path: Path, config: Config) -> tuple[Array, grids.Geometry]:
+def prepare_image(path: Path, settings: Settings) -> tuple[Array, grids.Geometry]:
     """A scan -> (1, D, H, W) float32 of the network, and the way back. Tells of unusual axes. Raises DataError."""
     head = nifti.read_header(path)
-    how = grids.geometry(head, config.spacing, config.pad_to)
+    how = grids.geometry(head, settings.spacing, settings.pad_to)
     remarks = grids.remarks(head)
     require_memory(head, how, max(memory(head, how), PREDICTED * math.prod(how.size)))
     headers, window = len(head.notes), CtWindow()
@@ -242,6 +249,19 @@ def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
         for each in found.values()
         for box in each
     )
+
+
+def mlperf_split(ids: Sequence[str]) -> splits.Split:
+    """MLPerf's 42 evaluation cases, as many as the set has. Raises DataError where it has none of them."""
+    ordered = sorted(ids)
+    validation = [case for case in ordered if number_of(case) in EVALUATION_CASES]
+    if not validation:
+        raise DataError(
+            f"None of MLPerf's {len(EVALUATION_CASES)} evaluation cases (case_00000, case_00003 ...) is in the set of"
+            f" {len(ordered)} cases (first: {', '.join(ordered[:2])}).",
+            "Type --held-out N, --fold 0, --split none, or a file of names with --split.",
+        )
+    return splits.split_off(ordered, validation)
 
 
 LAYOUT = Layout(

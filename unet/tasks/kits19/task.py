@@ -9,154 +9,167 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.schema import Config, where
+from unet.config.schema import Config, resolve_path
 from unet.data import checks, drawing, splits, windows
-from unet.data.cache import cache
 from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids, intensity
 from unet.errors import DataError
 from unet.files import make_folder
-from unet.tasks.base import Infer, Task, loading
+from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
 from unet.tasks.kits19 import check, dataset
+from unet.tasks.kits19.settings import Settings
+from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from unet.config.flags import PredictOptions
+    from unet.data.cache.cached_case import CachedCase
     from unet.data.loading.loader import Loader
 
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
 CLASSES = 3
-PHANTOM_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
+SYNTHETIC_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
 COLOURS = (drawing.ORANGE, drawing.SKY)
 NAMES = ("kidney", "tumour")
-FOOT = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
+METRIC_NOTES = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
 resampled grid, kidney without tumour, 1 where a class is in neither; with --eval-region rounded the sides are rounded
 to half windows. KiTS kidney is kidney and tumour together on the scan's own grid, as are KiTS tumour, HD95
 (mm; undefined (-) where one of the two is empty) and surface Dice (within --surface-tolerance mm).
 Surfaces are counted by voxels, each as much as any other, not weighted by their area."""
 
 
-class KiTS19(Task):
+class KiTS19(SegmentationTask):
     """Volumes (1, D, H, W) of CT -> logits (3, D, H, W) of background, kidney, tumour; scored by case."""
 
-    name = "kits19"
+    Settings = Settings
     layout = dataset.LAYOUT
-    best = ("mean_dice", "max")
-    item, subject, unit = "crops", "case", "windows"
+    metric = Metric("mean_dice", "max")
+    item, subject, cost_unit = "crops", "case", "windows"
     columns = (
-        ("mean_dice", "mean Dice", "{:.4f}"),
-        ("kidney", "kidney", "{:.4f}"),
-        ("tumour", "tumour", "{:.4f}"),
-        ("loss", "loss", "{:.4f}"),
-        ("kits_kidney", "KiTS kidney", "{:.4f}"),
-        ("kits_tumour", "KiTS tumour", "{:.4f}"),
-        ("hd95_kidney", "HD95 kidney", "{:.2f}"),
-        ("hd95_tumour", "HD95 tumour", "{:.2f}"),
-        ("surface_kidney", "surf. kidney", "{:.4f}"),
-        ("surface_tumour", "surf. tumour", "{:.4f}"),
+        Column("mean_dice", "mean Dice", "{:.4f}"),
+        Column("kidney", "kidney", "{:.4f}"),
+        Column("tumour", "tumour", "{:.4f}"),
+        Column("loss", "loss", "{:.4f}"),
+        Column("kits_kidney", "KiTS kidney", "{:.4f}"),
+        Column("kits_tumour", "KiTS tumour", "{:.4f}"),
+        Column("hd95_kidney", "HD95 kidney", "{:.2f}"),
+        Column("hd95_tumour", "HD95 tumour", "{:.2f}"),
+        Column("surface_kidney", "surf. kidney", "{:.4f}"),
+        Column("surface_tumour", "surf. tumour", "{:.4f}"),
     )
-    foot = FOOT
-    picture = "slices with most kidney and most tumour of each case, from worst to best mean Dice"
-    key = tuple(zip(NAMES, COLOURS, strict=True))
-    tied = ("spacing", "pad_to", "eval_patch", "overlap", "blend", "activation")
+    metric_notes = METRIC_NOTES
+    figure_title = "slices with most kidney and most tumour of each case, from worst to best mean Dice"
+    foreground = "kidney or tumour"
+    label_values = "labels of 1 (kidney) and 2 (tumour)"
+    fold_seed = FOLD_SEED
+    colour_key = tuple(zip(NAMES, COLOURS, strict=True))
 
-    def size(self, config: Config) -> str:
-        return f"crops of {sides(config.patch)}, windows of {sides(config.eval_patch)}"
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.task, Settings)
+        self.settings = config.task
 
-    def window(self, config: Config) -> str:
-        return f"windows of {sides(config.eval_patch)}"
+    def describe_input(self) -> str:
+        return f"crops of {sides(self.settings.patch)}, windows of {sides(self.settings.eval_patch)}"
 
-    def shape(self, config: Config) -> tuple[int, ...]:
-        return 1, 1, *config.patch
+    def describe_window(self) -> str:
+        return f"windows of {sides(self.settings.eval_patch)}"
 
-    def seen(self, config: Config) -> tuple[int, ...]:
-        return 1, 1, *config.eval_patch
+    def input_shape(self) -> tuple[int, ...]:
+        return 1, 1, *self.settings.patch
 
-    def sizing(self, config: Config) -> str:
-        return f"--patch {' '.join(map(str, config.patch))}"
+    def eval_input_shape(self) -> tuple[int, ...]:
+        return 1, 1, *self.settings.eval_patch
 
-    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
+    def eval_schedule(self, samples: int, step: int) -> tuple[int, int]:
         """First evaluation and distance in epochs: 1000 and 20 epochs of 168 samples, however many samples an epoch
         here trains (--epoch-samples padded: as if its last batch were full, as the rules' text has it; the reference
         counts what is trained). Source: MLPerf training rules."""
-        if config.epoch_samples == "padded":
+        if self.settings.epoch_samples == "padded":
             samples = math.ceil(SAMPLES / step) * step
         return math.ceil(FIRST * SAMPLES / samples), math.ceil(EVERY * SAMPLES / samples)
 
-    def diverged(self, score: float) -> bool:
+    def is_diverged(self, score: float) -> bool:
         return score < LOST
 
-    def tiling(self, config: Config) -> dict[str, Any]:
+    def window_args(self) -> dict[str, Any]:
         return {
-            "roi": config.eval_patch,
-            "overlap": config.overlap,
-            "blend": config.blend,
-            "mirror": config.mirror,
+            "roi": self.settings.eval_patch,
+            "overlap": self.settings.overlap,
+            "blend": self.settings.blend,
+            "mirror": self.settings.mirror,
         }
 
-    def index(self, config: Config) -> list[Case]:
-        root = where(config.data, "data")
-        if config.synth_data:
-            self.synthesize(root, config.replace(seed=PHANTOM_SEED, overwrite=False))
-        return dataset.index(root, config)
+    def find_cases(self) -> list[Case]:
+        root = resolve_path(self.config.data.data, "data")
+        if self.config.data.synth_data:
+            self.synthesize(root, SYNTHETIC_SEED)
+        return dataset.index(root, self.settings)
 
-    def synthesize(self, path: Path, config: Config) -> None:
+    def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.kits19 import synthetic
 
-        labels = where(config.labels, "data") if config.labels else None
-        shape = (config.slices, config.side, config.side)
-        synthetic.write_set(path, config.patients, shape, max(config.seed, 0), labels, config.overwrite)
+        made, labels = self.config.synthetic, self.settings.labels
+        shape = (made.slices, made.side, made.side)
+        folder = resolve_path(labels, "data") if labels else None
+        synthetic.write_set(path, made.patients, shape, max(seed, 0), folder, overwrite)
 
-    def settings(self, config: Config) -> dict[str, Any]:
+    def cache_settings(self) -> dict[str, Any]:
         """What decides the content of the cache."""
-        found: dict[str, Any] = {"spacing": list(config.spacing), "pad_to": list(config.pad_to)}
-        if config.label_geometry != alignment.HEADER:
-            found["label_geometry"] = config.label_geometry
+        found: dict[str, Any] = {"spacing": list(self.settings.spacing), "pad_to": list(self.settings.pad_to)}
+        if self.settings.label_geometry != alignment.HEADER:
+            found["label_geometry"] = self.settings.label_geometry
         return found
 
-    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
-        return dataset.prepare(case, config)
+    def preprocess(self, case: Case) -> dict[str, Any]:
+        return dataset.prepare(case, self.settings)
 
-    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+    def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
         voxels = sum(math.prod(case.shape) for case in cases)
         return check.set_remarks([case.foreground for case in cases], voxels)
 
-    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
-        return splits.make(ids, config.split, config.held_out, config.fold, config.folds, FOLD_SEED, training=training)
+    def named_splits(self) -> dict[str, Callable[[Sequence[str]], splits.Split]]:
+        return {"mlperf": dataset.mlperf_split}
 
-    def batches(
+    def train_loader(
         self,
-        cases: Sequence[cache.CachedCase],
-        config: Config,
+        cases: Sequence[CachedCase],
         shard: tuple[int, int],
         options: dict[str, Any],
-        place: Callable[[Tensor], Tensor],
+        to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
-        if not any(sum(case.foreground) for case in cases):
-            raise DataError(
-                f"None of the {len(cases)} training cases holds kidney or tumour: every voxel is background.",
-                "Give labels of 1 (kidney) and 2 (tumour); look at them with: python -m unet check --task kits19",
-            )
+        self.require_foreground(cases)
         from unet.data.loading.augment import Change
         from unet.data.loading.crops import EpochCrops, Volumes
         from unet.data.loading.loader import Loader
 
-        change = Change(config.brightness, config.noise) if config.augment else None
-        workers, options = loading(config, options)
-        volumes = Volumes(cases, config.data_on, place, shared=workers > 0)
+        change = Change(self.settings.brightness, self.settings.noise) if self.config.train.augment else None
+        workers, options = self.loader_workers(options)
+        volumes = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
         crops = EpochCrops(
-            *(volumes, config.patch, config.batch_size, config.seed, config.oversampling, change),
-            last_offset=config.last_offset,
+            *(
+                volumes,
+                self.settings.patch,
+                self.config.train.batch_size,
+                self.config.general.seed,
+                self.settings.oversampling,
+                change,
+            ),
+            last_offset=self.settings.last_offset,
             shard=shard,
         )
         return Loader(crops, workers, options)
 
-    def model(self, config: Config) -> nn.Module:
+    def build_model(self) -> nn.Module:
         """The reference's network, 31,190,243 parameters with the default settings."""
         from unet.models.unet import UNet, UNetShape
 
-        widths = [min(config.width * 2**level, 10 * config.width) for level in range(config.layers + 1)]
+        widths = [
+            min(self.config.network.width * 2**level, 10 * self.config.network.width)
+            for level in range(self.config.network.layers + 1)
+        ]
         return UNet(
             UNetShape(
                 dims=3,
@@ -164,88 +177,86 @@ class KiTS19(Task):
                 outputs=CLASSES,
                 features=tuple(widths[:-1]),
                 bottleneck=widths[-1],
-                norm=config.normalization,
-                activation=config.activation,
+                norm=self.settings.normalization,
+                activation=self.settings.activation,
                 down="stride",
             )
         )
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import dice_ce_loss
 
-        return {"loss": dice_ce_loss(outputs, batch["mask"], config.include_background)}
+        return {"loss": dice_ce_loss(outputs, batch["mask"], self.settings.include_background)}
 
-    def plain(self, config: Config) -> tuple[nn.Module, Callable[[Tensor, Mapping[str, Tensor]], Tensor]]:
+    def reference_step(self) -> tuple[nn.Module, Step]:
         """The reference's step: the same network of torch's own layers, the loss from one-hot labels."""
         from unet.models.losses import plain_dice_ce
 
-        return self.model(config), lambda outputs, batch: plain_dice_ce(outputs, batch["mask"])
+        return self.build_model(), lambda model, batch: plain_dice_ce(model(batch["image"]), batch["mask"])
 
-    def evaluate(
-        self, case: cache.CachedCase, infer: Infer, config: Config, full: bool = False
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: mean_dice, kidney, tumour, loss (--eval-loss); with `full` also KiTS19's own scores, HD95 and
         surface Dice on the original grid. Arrays: image, prediction, target (D, H, W) of the scored region."""
         from unet.metrics import overlap
 
         image, mask = (array[0] for array in case.arrays())
-        if config.eval_crop:
-            place = crop_about(mask, config.eval_crop)
+        if self.settings.eval_crop and not full:
+            place = crop_about(mask, self.settings.eval_crop)
             image, mask = image[place], mask[place]
-        plan = windows.plan(image.shape, config.eval_patch, config.overlap, config.eval_region)
-        logits = self.logits(image, plan, infer)
+        plan = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, self.settings.eval_region)
+        logits = self.logits(image, plan, predictor)
         image, target = windows.cropped(image, plan), tensor(windows.cropped(mask, plan)).to(logits.device)
         prediction = overlap.label_map(logits)
         _, kidney, tumour = overlap.dice_by_class(overlap.confusion(prediction, target, CLASSES))
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
-        if config.eval_loss:
-            numbers["loss"] = overlap.dice_ce_of(logits, target, config.include_background)
+        if self.settings.eval_loss:
+            numbers["loss"] = overlap.dice_ce_of(logits, target, self.settings.include_background)
         if full:
-            numbers |= self.original(case, plan, logits, infer, config)
+            numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
 
-    def logits(self, image: Any, plan: windows.Plan, infer: Infer) -> Tensor:
-        """(D, H, W) array -> logits (3, d, h, w) of the plan's part, where `infer` leaves them."""
+    def logits(self, image: Any, plan: windows.Plan, predictor: Predictor) -> Tensor:
+        """(D, H, W) array -> logits (3, d, h, w) of the plan's part, where `predictor` leaves them."""
         padded = windows.padded(tensor(windows.cropped(image, plan)), plan)
-        inner: Tensor = windows.inner(infer(padded[None]), plan)
+        inner: Tensor = windows.inner(predictor(padded[None]), plan)
         return inner
 
-    def original(
-        self, case: cache.CachedCase, plan: windows.Plan, logits: Tensor, infer: Infer, config: Config
-    ) -> dict[str, float]:
+    def original(self, case: CachedCase, plan: windows.Plan, logits: Tensor, predictor: Predictor) -> dict[str, float]:
         """Scores of the whole case on the scan's own grid; on the cache's where the raw set is not at hand."""
         from unet.metrics import overlap, surface
 
         image = case.arrays()[0][0]
-        whole = windows.plan(image.shape, config.eval_patch, config.overlap, "full")
+        whole = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, "full")
         if whole != plan:
-            logits = self.logits(image, whole, infer)
-        found = self.truth(case, config)
+            logits = self.logits(image, whole, predictor)
+        found = self.truth(case)
         if found is None:
-            target, spacing = case.arrays()[1][0], config.spacing
+            target, spacing = case.arrays()[1][0], self.settings.spacing
             prediction = overlap.label_map(logits).cpu().numpy()
         else:
             target, geometry = found
             spacing = geometry.spacing
             prediction = grids.turned(grids.restore(logits.cpu().numpy(), geometry), geometry)
-        return surface.full_scores(prediction, target, spacing, config.surface_tolerance)
+        return surface.full_scores(prediction, target, spacing, self.settings.surface_tolerance)
 
-    def truth(self, case: cache.CachedCase, config: Config) -> tuple[Any, grids.Geometry] | None:
+    def truth(self, case: CachedCase) -> tuple[Any, grids.Geometry] | None:
         """The labels of a case on its scan's grid and the scan's way to the network's; None, with a notice, where the
         raw set is not at hand or is not what the cache was made of."""
         import numpy as np
 
-        raw = raw_files(where(config.data, "data")).get(case.id)
+        raw = raw_files(resolve_path(self.config.data.data, "data")).get(case.id)
         grid = "KiTS19's own scores, HD95 and surface Dice are those of the cache's grid"
         if raw is None or not raw.labels or not raw.images:
             host.notice_once(f"Without the raw set {grid}.")
             return None
         try:
             files = Case(case.id, tuple(raw.images[:1]), tuple(raw.labels[:1]))
-            target, geometry = dataset.truth(files, config)
+            target, geometry = dataset.truth(files, self.settings)
             same = geometry.size == case.shape[1:]
             if same and not case.own:  # a cache without manifest: nobody has compared it with this set
-                same = np.array_equal(dataset.resampled_label(files, config), case.arrays()[1][0])
+                same = np.array_equal(dataset.resampled_label(files, self.settings), case.arrays()[1][0])
         except DataError as error:
             host.notice_once(f"{error.message} {case.id}: {grid}.")
             return None
@@ -254,7 +265,7 @@ class KiTS19(Task):
             return None
         return target, geometry
 
-    def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """CT, truth and prediction of the slice with most of each class (true, or predicted where it has none)."""
         shown: dict[str, Any] = {}
         for label, name in enumerate(NAMES, 1):
@@ -268,21 +279,26 @@ class KiTS19(Task):
             }
         return shown
 
-    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return {Path(name): [image] for name, image in dataset.inputs(paths).items()}
 
-    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
-        found = {"mask": place.with_name(f"{place.name}.nii.gz")}
-        if config.overlay:
-            found["overlay"] = place.with_name(f"{place.name}_overlay.png")
-        if config.probabilities:
-            found |= {name: place.with_name(f"{place.name}_{name}.nii.gz") for name in NAMES}
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        found = {"mask": output_prefix.with_name(f"{output_prefix.name}.nii.gz")}
+        if options.overlay:
+            found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
+        if options.probabilities:
+            found |= {name: output_prefix.with_name(f"{output_prefix.name}_{name}.nii.gz") for name in NAMES}
         return found
 
-    def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
+    def predict_case(
+        self,
+        images: Sequence[Path],
+        wanted: Sequence[Path],
+        output_prefix: Path,
+        predictors: Sequence[Predictor],
+        options: PredictOptions,
     ) -> None:
-        """Mean logits of the `members` over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
+        """Mean logits of the `predictors` over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
         the scan's own grid, with its affine.
 
         On request the slices with most kidney and most tumour as PNG, and the probabilities of both (float32 NIfTI).
@@ -291,20 +307,20 @@ class KiTS19(Task):
         from unet.data.io import nifti
 
         for image in images:
-            paths = self.outputs(image, place, config)
-            volume, geometry = dataset.prepare_image(image, config)
-            plan = windows.plan(volume.shape[1:], config.eval_patch, config.overlap, "full")
-            logits = self.logits(volume[0], plan, members[0])
-            for infer in members[1:]:
-                logits += self.logits(volume[0], plan, infer)
-            logits = (logits / len(members)).cpu()
-            make_folder(place.parent)
-            if config.probabilities:
+            paths = self.output_files(image, output_prefix, options)
+            volume, geometry = dataset.prepare_image(image, self.settings)
+            plan = windows.plan(volume.shape[1:], self.settings.eval_patch, self.settings.overlap, "full")
+            logits = self.logits(volume[0], plan, predictors[0])
+            for predictor in predictors[1:]:
+                logits += self.logits(volume[0], plan, predictor)
+            logits = (logits / len(predictors)).cpu()
+            make_folder(output_prefix.parent)
+            if options.probabilities:
                 for name, scores in zip(("background", *NAMES), logits.softmax(0).numpy(), strict=True):
                     if name in paths:
                         nifti.write_like(paths[name], grids.restore_scores(scores, geometry), image)
             mask = grids.restore(logits.numpy(), geometry)
-            if config.overlay:
+            if options.overlay:
                 self.write_overlay(paths["overlay"], volume[0], logits, geometry)
             nifti.write_like(paths["mask"], mask, image)
 
@@ -322,19 +338,28 @@ class KiTS19(Task):
             images.append((f"most {name} ({words})" if found else f"no {name} predicted", drawn))
         write_png(path, drawing.side_by_side(images))
 
-    def check_raw(self, path: Path, config: Config) -> checks.Report:
-        return check.raw(path, functools.partial(self.split, config=config), listed(config), config.label_geometry)
+    def check_raw(self, path: Path) -> checks.Report:
+        return check.raw(path, self.split, self.checksum_list(), self.settings.label_geometry)
 
-    def check_cache(self, path: Path, config: Config) -> checks.Report:
-        return check.cached(path, listed(config), config.eval_patch, config.overlap)
+    def check_cache(self, path: Path) -> checks.Report:
+        return check.cached(path, self.checksum_list(), self.settings.eval_patch, self.settings.overlap)
 
-    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
         from unet.models import convert
         from unet.models.unet import UNet
 
         bare = convert.strip_prefixes(state)
         own = convert.from_mlperf(bare) if convert.is_mlperf(bare) else bare
-        return UNet(convert.shape_of(own, self.name, activation=config.activation, down="stride")), own
+        return UNet(convert.shape_of(own, self.name, activation=self.settings.activation, down="stride")), own
+
+    def checksum_list(self) -> Path | None:
+        listed = self.config.check.checksums
+        return Path(listed) if listed else None
+
+    def mlperf(self) -> MLPerfBenchmark:
+        from unet.tasks.kits19 import mlperf
+
+        return mlperf.benchmark(self.settings, self.config.network.layers)
 
 
 TASK = KiTS19
@@ -343,10 +368,6 @@ TASK = KiTS19
 def sides(lengths: Sequence[int]) -> str:
     """128^3, or 128 x 160 x 96."""
     return f"{lengths[0]}^3" if len(set(lengths)) == 1 else " x ".join(map(str, lengths))
-
-
-def listed(config: Config) -> Path | None:
-    return Path(config.checksums) if config.checksums else None
 
 
 def tensor(array: Any) -> Tensor:

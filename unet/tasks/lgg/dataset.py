@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.config.schema import spelt
+from unet.config.schema import shell_path
 from unet.data.cache.layout import flags, slice_layout
 from unet.data.cases import Case
 from unet.data.io.images import irregular, read_mask, read_rgb, words
@@ -76,7 +76,9 @@ def patient_folders(root: Path) -> list[Path]:
             root.parent for _ in filter(is_image, root.iterdir())
         }
         where = (
-            f"--data {spelt(min(deeper))}" if deeper else "--data PATH, a folder of patient folders with .tif slices"
+            f"--data {shell_path(min(deeper))}"
+            if deeper
+            else "--data PATH, a folder of patient folders with .tif slices"
         )
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
@@ -109,7 +111,7 @@ def index(root: Path) -> list[Case]:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
         raise DataError(
             "; ".join(faults[:2]) + more + ".",
-            f"Complete the set or remove these patients; all faults: python -m unet check --data {spelt(root)}",
+            f"Complete the set or remove these patients; all faults: python -m unet check --data {shell_path(root)}",
         )
     return cases
 

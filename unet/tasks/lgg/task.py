@@ -4,119 +4,116 @@ defective."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.schema import Config, where
-from unet.data import checks, drawing, splits
-from unet.data.cache import cache
+from unet.config.schema import Config, resolve_path
+from unet.config.task_settings import unet_widths
+from unet.data import checks, drawing
 from unet.data.cases import Case
 from unet.data.preprocessing import masks
 from unet.errors import DataError
 from unet.files import make_folder
-from unet.tasks.base import Infer, Task, loading
+from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.lgg import check, dataset
+from unet.tasks.lgg.settings import Settings
+from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from unet.config.flags import PredictOptions
+    from unet.data.cache.cached_case import CachedCase
     from unet.data.loading.loader import Loader
     from unet.data.preprocessing.slice_geometry import Geometry
 
 LEVEL = 0.5
-PHANTOM_SEED = 2001
-FOOT = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
+SYNTHETIC_SEED = 2001
+METRIC_NOTES = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
 percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
 one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
 where only the truth is empty. Undefined values are left out of mean and median.
 Surfaces are counted by voxels, each as much as any other, not weighted by their area."""
 
 
-class LGG(Task):
+class LGG(SegmentationTask):
     """Slices (3, H, W) -> probability of tumour (1, H, W); scored by patient volume."""
 
-    name = "lgg"
+    Settings = Settings
     layout = dataset.LAYOUT
-    best = ("dsc", "max")
+    metric = Metric("dsc", "max")
     columns = (
-        ("dsc", "DSC", "{:.4f}"),
-        ("hd95", "HD95 px", "{:.2f}"),
-        ("volume_error", "volume error", "{:+.1%}"),
-        ("loss", "loss", "{:.4f}"),
+        Column("dsc", "DSC", "{:.4f}"),
+        Column("hd95", "HD95 px", "{:.2f}"),
+        Column("volume_error", "volume error", "{:+.1%}"),
+        Column("loss", "loss", "{:.4f}"),
     )
-    foot = FOOT
-    picture = "slice with most tumour of each patient, from worst to best DSC"
-    key = drawing.KEY
-    tied = ("image_size",)
+    metric_notes = METRIC_NOTES
+    figure_title = "slice with most tumour of each patient, from worst to best DSC"
+    colour_key = drawing.KEY
+    foreground = "tumour"
+    label_values = "masks of 0 and 255 (tumour)"
 
-    def size(self, config: Config) -> str:
-        return f"{config.image_size} px"
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.task, Settings)
+        self.settings = config.task
 
-    def shape(self, config: Config) -> tuple[int, ...]:
-        return 1, 3, config.image_size, config.image_size
+    def describe_input(self) -> str:
+        return f"{self.settings.image_size} px"
 
-    def sizing(self, config: Config) -> str:
-        return f"--image-size {config.image_size}"
+    def input_shape(self) -> tuple[int, ...]:
+        return 1, 3, self.settings.image_size, self.settings.image_size
 
-    def index(self, config: Config) -> list[Case]:
-        if config.synth_data:
-            from unet.tasks.lgg import synthetic
+    def find_cases(self) -> list[Case]:
+        root = resolve_path(self.config.data.data, "data")
+        if self.config.data.synth_data:
+            self.synthesize(root, SYNTHETIC_SEED)
+        return dataset.index(root)
 
-            synthetic.write_set(where(config.data, "data"), config.patients, config.slices, config.side, PHANTOM_SEED)
-        return dataset.index(where(config.data, "data"))
-
-    def settings(self, config: Config) -> dict[str, Any]:
+    def cache_settings(self) -> dict[str, Any]:
         """What decides the content of the cache."""
-        return {"image_size": config.image_size}
+        return {"image_size": self.settings.image_size}
 
-    def prepare(self, case: Case, config: Config) -> dict[str, Any]:
-        return dataset.prepare(case, config.image_size)
+    def preprocess(self, case: Case) -> dict[str, Any]:
+        return dataset.prepare(case, self.settings.image_size)
 
-    def remarks(self, cases: Sequence[cache.CachedCase]) -> list[str]:
+    def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
         return masks.remarks(cases, "tumour")
 
-    def split(self, ids: Sequence[str], config: Config, training: bool = True) -> splits.Split:
-        return splits.make(
-            ids, config.split, config.held_out, config.fold, config.folds, config.seed, training=training
-        )
-
-    def batches(
+    def train_loader(
         self,
-        cases: Sequence[cache.CachedCase],
-        config: Config,
+        cases: Sequence[CachedCase],
         shard: tuple[int, int],
         options: dict[str, Any],
-        place: Callable[[Tensor], Tensor],
+        to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
-        if not any(sum(case.foreground) for case in cases):
-            raise DataError(
-                f"None of the {len(cases)} training cases holds tumour: every pixel of their masks is background.",
-                "Give masks of 0 and 255 (tumour); look at them with: python -m unet check --task lgg",
-            )
+        self.require_foreground(cases)
         from unet.data.loading import augment
         from unet.data.loading.loader import EpochBatches, Loader, Slices
 
-        change = augment.affine_with(config.aug_scale, config.aug_angle) if config.augment else None
-        slices = Slices(cases, config.data_on, place)
-        workers, options = loading(config, options)
-        return Loader(EpochBatches(slices, config.batch_size, config.seed, change, shard), workers, options)
+        how = self.settings.aug_scale, self.settings.aug_angle
+        change = augment.affine_with(*how) if self.config.train.augment else None
+        slices = Slices(cases, self.config.device.data_on, to_device)
+        workers, options = self.loader_workers(options)
+        train, seed = self.config.train, self.config.general.seed
+        return Loader(EpochBatches(slices, train.batch_size, seed, change, shard), workers, options)
 
-    def model(self, config: Config) -> nn.Module:
+    def build_model(self) -> nn.Module:
         from unet.models.unet import UNet, UNetShape
 
-        features = tuple(config.width * 2**level for level in range(config.layers))
-        return UNet(UNetShape(features=features, bottleneck=config.width * 2**config.layers))
+        *features, bottleneck = unet_widths(self.config.network.width, self.config.network.layers)
+        return UNet(UNetShape(features=tuple(features), bottleneck=bottleneck))
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import batch_dice_loss
 
         return {"loss": batch_dice_loss(outputs.float().sigmoid(), batch["mask"])}
 
-    def evaluate(
-        self, case: cache.CachedCase, infer: Infer, config: Config, full: bool = False
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as
         one pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
@@ -126,7 +123,7 @@ class LGG(Task):
         from unet.models.losses import batch_dice_loss
 
         image, mask = case.arrays()
-        probability = self.probability(image, infer)
+        probability = self.probability(image, predictor)
         target = mask[..., 0] > 0
         loss = batch_dice_loss(torch.from_numpy(probability), torch.from_numpy(target)).item()
         prediction = overlap.largest_component(probability > LEVEL)
@@ -138,15 +135,15 @@ class LGG(Task):
             }
         return numbers, {"probability": probability, "prediction": prediction, "target": target}
 
-    def probability(self, image: Any, infer: Infer) -> Any:
+    def probability(self, image: Any, predictor: Predictor) -> Any:
         """(S, H, W, 3) array -> probability (S, H, W) float32 array."""
         import numpy as np
         import torch
 
         volume = torch.from_numpy(np.array(image, dtype=np.float32)).permute(0, 3, 1, 2)
-        return infer(volume).float().sigmoid()[:, 0].numpy()
+        return predictor(volume).float().sigmoid()[:, 0].numpy()
 
-    def panel(self, case: cache.CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """FLAIR, outlines and probability of the slice with most tumour."""
         import numpy as np
 
@@ -176,26 +173,31 @@ class LGG(Task):
         result[:, top:bottom, left:right] = square[:, 0, y : y + bottom - top, x : x + right - left].numpy()
         return result
 
-    def inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return dataset.patients_of(paths)
 
-    def outputs(self, image: Path, place: Path, config: Config) -> dict[str, Path]:
-        found = {"mask": place / image.name}
-        if config.overlay:
-            found["overlay"] = place / f"{image.stem}_overlay.png"
-        if config.probabilities:
-            found["probability"] = place / f"{image.stem}_probability.tif"
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        found = {"mask": output_prefix / image.name}
+        if options.overlay:
+            found["overlay"] = output_prefix / f"{image.stem}_overlay.png"
+        if options.probabilities:
+            found["probability"] = output_prefix / f"{image.stem}_probability.tif"
         return found
 
-    def sources(self, image: Path, config: Config) -> list[Path]:
+    def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
         """A slice, and the true mask beside it where that is drawn."""
         truth = dataset.mask_of(image)
-        return [image, truth] if config.overlay and truth.exists() else [image]
+        return [image, truth] if options.overlay and truth.exists() else [image]
 
-    def predict(
-        self, images: Sequence[Path], wanted: Sequence[Path], place: Path, members: Sequence[Infer], config: Config
+    def predict_case(
+        self,
+        images: Sequence[Path],
+        wanted: Sequence[Path],
+        output_prefix: Path,
+        predictors: Sequence[Predictor],
+        options: PredictOptions,
     ) -> None:
-        """Mean probability of the `members` over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
+        """Mean probability over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
 
         On request outlines (PNG; truth in blue where a mask lies beside the image) and probabilities (float32). A
         patient with nothing in it gets empty masks. Raises DataError.
@@ -211,37 +213,35 @@ class LGG(Task):
             given = host.counted(len(images), "slice")
             host.notice(f"{images[0].parent}: {given}; intensities are normalised without the others")
         try:
-            volume, geometry = dataset.prepare_for_prediction(images, config.image_size)
-            each = [self.restore(self.probability(volume, infer), geometry) for infer in members]
+            volume, geometry = dataset.prepare_for_prediction(images, self.settings.image_size)
+            each = [self.restore(self.probability(volume, predictor), geometry) for predictor in predictors]
             probability: Any = np.mean(each, 0, dtype=np.float32)
         except BlankError as error:
             host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
             probability = np.zeros((len(images), *stack_shape(images[0])[1:]), np.float32)
         mask = largest_component(probability > LEVEL)
-        make_folder(place)
+        make_folder(output_prefix)
         for number, image in enumerate(images):
             if image not in wanted:
                 continue
-            paths = self.outputs(image, place, config)
-            if config.probabilities:
+            paths = self.output_files(image, output_prefix, options)
+            if options.probabilities:
                 write_tiff(paths["probability"], probability[number])
-            if config.overlay:
+            if options.overlay:
                 drawn = drawing.outlined(flair(read_rgb(image)), mask[number], truth_beside(image))
                 write_png(paths["overlay"], drawing.enlarged(drawn))
             write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
 
-    def check_raw(self, path: Path, config: Config) -> checks.Report:
-        return check.raw(path, functools.partial(self.split, config=config))
+    def check_raw(self, path: Path) -> checks.Report:
+        return check.raw(path, self.split)
 
-    def check_cache(self, path: Path, config: Config) -> checks.Report:
-        return checks.cached(path, self.layout, cache.make_manifest(self.layout, self.settings(config)))
-
-    def synthesize(self, path: Path, config: Config) -> None:
+    def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.lgg import synthetic
 
-        synthetic.write_set(path, config.patients, config.slices, config.side, config.seed, config.overwrite)
+        made = self.config.synthetic
+        synthetic.write_set(path, made.patients, made.slices, made.side, seed, overwrite)
 
-    def load(self, state: Mapping[str, Any], config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
         from unet.models import convert
         from unet.models.unet import UNet
 

@@ -1,0 +1,91 @@
+"""What the settings of a task are: its own flags, its changes of the defaults, its recipes, its checks. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from unet.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """The settings that one task has beside the common ones (`config.task`). A subclass declares its flags as fields.
+
+    `defaults`: what the task changes of the defaults; `synthetic_defaults`: what --synth-data changes of these;
+    `recipes`: named sets of settings. `inference_settings`: settings that are saved with the weights and reused by
+    evaluate and predict. `size_flags`: the flags that set the network's input, the one to lower first where memory
+    ends; `folder_flags`: those that name a folder which is read. `splits`: names that --split takes beside the common
+    ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`: whether its tensors are tens of megabytes and
+    more. `notes`: words to add to the help of a common flag; `default_texts`: its default in words.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    synthetic_defaults: ClassVar[Mapping[str, Any]] = {}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    inference_settings: ClassVar[tuple[str, ...]] = ()
+    size_flags: ClassVar[tuple[str, ...]] = ("image_size",)
+    splits: ClassVar[tuple[str, ...]] = ()
+    mlperf: ClassVar[bool] = False
+    large_tensors: ClassVar[bool] = False
+    folder_flags: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[Mapping[str, str]] = {}
+    default_texts: ClassVar[Mapping[str, str]] = {}
+
+    def check_values(self) -> list[str]:
+        """What is wrong with the task's own settings alone, in words with the flags."""
+        return []
+
+    def check_input_size(self, config: Config) -> list[str]:
+        """Whether the network's input fits its layers, in words with the flags."""
+        return []
+
+    def check(self, config: Config) -> list[str]:
+        """What else contradicts one another, in words with the flags."""
+        return []
+
+    def parameters(self, config: Config) -> int:
+        """Parameters of the network; 0 where they are not known before it is built."""
+        return 0
+
+    def input_size(self, config: Config) -> int:
+        """Pixels or voxels of one item of a batch; 0 where the network's first level is not known."""
+        return 0
+
+    def synthetic_cache(self, config: Config) -> str:
+        """What tells the caches of synthetic data of several sizes apart."""
+        return ""
+
+
+def check_pair(name: str, value: Sequence[float], ordered: bool = True) -> list[str]:
+    """Whether a flag has two numbers, the lower first."""
+    from unet.config.options import flag
+
+    if len(value) == 2 and (not ordered or value[0] <= value[1]):
+        return []
+    return [f"{flag(name)} takes two numbers, the lower first, not {' '.join(map(str, value))}"]
+
+
+def unet_parameters(
+    dims: int, inputs: int, outputs: int, widths: Sequence[int], norm: str = "batch", up_kernel: int = 2
+) -> int:
+    """Parameters of a UNet with two 3-wide convolutions on every level (`models.unet`), exactly."""
+    extra = 1 if norm == "none" else 2  # a bias, or a norm's weight and bias
+
+    def block(a: int, b: int) -> int:
+        return 3**dims * b * (a + b) + 2 * extra * b
+
+    total = sum(block(a, b) for a, b in zip([inputs, *widths], widths, strict=False))
+    for deep, wide in zip(widths[:0:-1], widths[-2::-1], strict=True):
+        total += up_kernel**dims * deep * wide + wide + block(2 * wide, wide)
+    return total + widths[0] * outputs + outputs
+
+
+def unet_widths(width: int, layers: int, most: float = math.inf) -> list[int]:
+    """Channels of a UNet's levels, the bottleneck last: doubled at each level, up to `most`."""
+    return [int(min(width * 2**level, most)) for level in range(layers + 1)]

@@ -1,0 +1,82 @@
+"""The settings of the LGG task: flags, defaults, recipes, checks. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from unet.config.options import option
+from unet.config.task_settings import TaskSettings, unet_parameters, unet_widths
+
+if TYPE_CHECKING:
+    from unet.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(TaskSettings):
+    """Slices of a patient as the published network sees them."""
+
+    name: ClassVar[str] = "lgg"
+    title: ClassVar[str] = "brain tumours in MRI, 2D UNet (Argonne's benchmark)"
+    synthetic_defaults: ClassVar[dict[str, Any]] = {
+        "data": "synthetic_kaggle_3m",
+        "cache": "synthetic_cache",
+        "epochs": 6,
+        "batch_size": 16,
+        "lr": 1e-3,
+    }
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {
+            "image_size": 256,
+            "batch_size": 16,
+            "epochs": 100,
+            "lr": 1e-4,
+            "optimizer": "adam",
+            "split": "published",
+            "aug_scale": 0.05,
+            "aug_angle": 15.0,
+        }
+    }
+    inference_settings: ClassVar[tuple[str, ...]] = ("image_size",)
+
+    image_size: int = option(
+        64,
+        "side of a slice in pixels, a multiple of 2^layers",
+        minimum=4,
+        maximum=4096,
+        section="data",
+        common=True,
+    )
+    aug_scale: float = option(
+        0.05,
+        "scale U(1-s, 1+s); a half-width: Argonne's factor 0.995 means 0.005, and is taken so",
+        minimum=0,
+        maximum=1,
+        section="train",
+    )
+    aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180, section="train")
+
+    def check_input_size(self, config: Config) -> list[str]:
+        layers, side = config.network.layers, 2**config.network.layers
+        if self.image_size == side and config.train.batch_size == 1:
+            return [
+                f"--image-size {side} with --layers {layers} leaves one value of a slice to the deepest batch norm,"
+                f" and --batch-size 1 has one slice: type --image-size {2 * side}, --layers {layers - 1} or"
+                " --batch-size 2"
+            ]
+        if self.image_size % side == 0:
+            return []
+        low = max(side, self.image_size // side * side)
+        return [
+            f"--image-size {self.image_size} is not a multiple of {side} (2^layers); nearest: {low} or {low + side}"
+        ]
+
+    def parameters(self, config: Config) -> int:
+        """7,763,041 by default."""
+        return unet_parameters(2, 3, 1, unet_widths(config.network.width, config.network.layers))
+
+    def input_size(self, config: Config) -> int:
+        return self.image_size**2
+
+    def synthetic_cache(self, config: Config) -> str:
+        return str(self.image_size)

@@ -1,0 +1,51 @@
+"""The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from unet.config.task_settings import TaskSettings
+from unet.errors import UsageError
+
+if TYPE_CHECKING:
+    from unet.config.schema import Config
+    from unet.tasks.base import Task
+
+BUILT_IN: tuple[str, ...] = ("lgg", "em", "kits19")  # each a folder of this package with settings.py and task.py
+HINT = "Give --task package.module:Class, a subclass of unet.tasks.base.Task on the Python path."
+
+
+@functools.cache
+def settings_of(name: str) -> type[TaskSettings]:
+    """The settings of a task: of a built-in one, or of `package.module:Class`. Raises UsageError."""
+    if name in BUILT_IN:
+        found: type[TaskSettings] = importlib.import_module(f"unet.tasks.{name}.settings").Settings
+        return found
+    if ":" in name:
+        return task_class(name).Settings
+    raise UsageError(f"Unknown task {name!r}.", f"Tasks: {', '.join(BUILT_IN)}; or your own: package.module:Class.")
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task. Raises UsageError where a task of the user's own cannot be imported."""
+    if name in BUILT_IN:
+        found: type[Task] = importlib.import_module(f"unet.tasks.{name}.task").TASK
+        return found
+    module, _, attribute = name.partition(":")
+    from unet.tasks.base import Task
+
+    try:
+        own = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the module does at its top
+        words = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(f"--task {name}: {type(error).__name__}: {words}.", HINT) from error
+    if not (isinstance(own, type) and issubclass(own, Task) and issubclass(own.Settings, TaskSettings)):
+        raise UsageError(f"--task {name}: {attribute} is no subclass of unet.tasks.base.Task with Settings.", HINT)
+    return own
+
+
+def create(config: Config) -> Task:
+    """The task of these settings, which it holds."""
+    return task_class(config.general.task)(config)
