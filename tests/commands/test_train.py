@@ -18,6 +18,7 @@ import torch
 from builders import make_config
 from conftest import error_of, read_json, stored
 
+from unet.config import run_files
 from unet.runtime import optim
 
 RUN_FILES = {
@@ -69,7 +70,7 @@ def test_a_run_leaves_what_is_promised(tiny) -> None:
     assert summary["images_per_second"] > 0
     assert 0 <= summary["data_wait_fraction"] < 1
     assert read_json(folder / "status.json")["status"] == "done"
-    setting = read_json(folder / "config.json")["settings"]["image_size"]
+    setting = read_json(folder / "config.json")["settings"]["task"]["image_size"]
     assert setting == {"value": 16, "source": "flag --image-size"}
     split = read_json(folder / "splits.json")
     assert (len(split["train"]), len(split["validation"])) == (5, 1)
@@ -214,7 +215,7 @@ def test_resume_from_another_folder(
 def test_what_was_typed_on_resuming_lasts(tiny) -> None:
     tiny("--run-name", "a", "--epochs", 1)
     assert tiny("--resume", "--run-name", "a", "--epochs", 4, "--max-time", 1e-6)[0] == 130
-    settings = read_json(Path("performance/a/config.json"))["settings"]
+    settings = run_files.read_settings(Path("performance/a/config.json"))
     assert settings["epochs"] == {"value": 4, "source": "flag --epochs"}
     assert settings["image_size"] == {"value": 16, "source": "flag --image-size"}
     assert tiny("--resume", "--run-name", "a")[0] == 0
@@ -399,7 +400,7 @@ def test_a_runs_config_replays_it(tiny, cli) -> None:
     code, _, err = cli("train", "--config", "performance/a/config.json", "--run-name", "b", "--weights", "b.pt")
     assert code == 0, err
     assert same(weights_of("a.pt"), weights_of("b.pt"))
-    sources = read_json(Path("performance/b/config.json"))["settings"]
+    sources = run_files.read_settings(Path("performance/b/config.json"))
     assert sources["lr"] == {"value": 3e-4, "source": "file performance/a/config.json"}
 
 
@@ -486,7 +487,7 @@ def test_accumulation_makes_fewer_steps(tiny) -> None:
 
 def test_seed_minus_one_draws_one_and_logs_it(tiny) -> None:
     tiny("--run-name", "a", "--epochs", 1, "--seed", -1)
-    setting = read_json(Path("performance/a/config.json"))["settings"]["seed"]
+    setting = read_json(Path("performance/a/config.json"))["settings"]["general"]["seed"]
     assert setting["source"] == "drawn"
     assert setting["value"] >= 0
 

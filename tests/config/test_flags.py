@@ -14,8 +14,9 @@ from conftest import error_of
 from unet import cli as program
 from unet.config import capacity, check_paths
 from unet.config.options import nearest, spellings
-from unet.config.schema import Config, contradictions
+from unet.config.schema import Config, contradictions, declared_of
 from unet.errors import UsageError
+from unet.tasks import registry
 
 HABANA = (
     "--task em --exec_mode train_and_evaluate --model_dir m --data_dir None --log_dir m --batch_size 8 --dtype bf16"
@@ -176,7 +177,7 @@ def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
         b'{"augment": 1}',
         b'{"patch": {"x": 1}}',
         b'{"patch": [[64]]}',
-        b'{"patch": []}',
+        b'{"task": "kits19", "patch": []}',
         b'{"resume": "auto"}',
         b'{"config": "other.json"}',
         b'{"device_module": "os:system"}',
@@ -294,11 +295,23 @@ def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_help_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = helped(["train", "--task", "em", "--help"], capsys)
-    assert "--context" in text and "--patch" not in text
     assert "passes over" in text and "[1000000]" in text
-    assert "[572]" in text
-    every = helped(["train", "--help"], capsys)
-    assert "kits19: crop that is" in every and "[64]" in every
+    assert "[572]" in text and "--context" not in text and "more flags: --help-all" in text
+    every = helped(["train", "--task", "em", "--help-all"], capsys)
+    assert "--context" in every and "--patch" not in every and "--mlperf" not in every
+    assert "crop that is" in helped(["train", "--task", "kits19", "--help"], capsys)
+    assert "[64]" in helped(["train", "--help"], capsys)
+
+
+@pytest.mark.parametrize("task", registry.BUILT_IN)
+@pytest.mark.parametrize("command", program.COMMANDS)
+def test_every_flag_of_a_command_is_in_its_help(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped([command, "--task", task, "--help-all"], capsys)
+    settings = registry.settings_of(task)
+    for group in program.COMMANDS[command].groups:
+        for name, item in declared_of(settings, (group,)).items():
+            shown = f"--{name.replace('_', '-')} " in f"{text} " or item.option.positional
+            assert shown or f"--{name.replace('_', '-')}\n" in text or (group == "mlperf" and not settings.mlperf)
 
 
 @pytest.mark.parametrize("columns", [10, 40, 60, 200])
@@ -390,7 +403,9 @@ def test_hostile_values_of_every_flag(workplace: Path) -> None:
                     text = f"{error.message}{error.hint}"
                     assert "\n" not in text and len(text) < 1200 and text.isprintable(), (name, spelling, value)
                     continue
-                found = getattr(resolved.config, spec.name)
+                if spec.name not in resolved.names:  # of another task
+                    continue
+                found = resolved.config.get(spec.name)
                 for item in found if isinstance(found, tuple) else (found,):
                     assert not isinstance(item, float) or abs(item) < 1e13, (spelling, value)
                     assert not isinstance(item, str) or (item.strip() and item.isprintable()), (spelling, value)

@@ -408,7 +408,7 @@ def test_data_that_is_a_cache_is_used_as_one(cli: Callable[..., tuple[int, str, 
     code, _, err = cli("train", "--data_dir", "./prepared", *NETWORK, "--run-name", "a")
     assert code == 0, err
     assert "used as the cache" in err
-    assert read_json(Path("performance/a/config.json"))["settings"]["cache"]["value"] == "./prepared"
+    assert read_json(Path("performance/a/config.json"))["settings"]["data"]["cache"]["value"] == "./prepared"
     assert cli("evaluate", "--weights", "a", "--data_dir", "./prepared", "--run-name", "e")[0] == 0
     assert cli("check", "--data_dir", "./prepared")[0] == 0
 

@@ -175,8 +175,9 @@ def test_torchrun_s_own_thread_count_is_nobody_s_wish() -> None:
     code = (
         "import os, subprocess, sys; os.environ.update(OMP_NUM_THREADS='1', RANK='0', WORLD_SIZE='2', LOCAL_RANK='0',"
         " LOCAL_WORLD_SIZE='1', TORCHELASTIC_RUN_ID='x');"
-        "subprocess.run([sys.executable, '-c', 'from unet.config.schema import Config; from unet.tasks.lgg.settings import Settings;"
-        " from unet.devices import launchers; rank = launchers.find_rank(Config(Settings())); print(launchers.threads(rank))'], check=True)"
+        "subprocess.run([sys.executable, '-c', 'from unet.config.schema import Config;"
+        " from unet.tasks.lgg.settings import Settings; from unet.devices import launchers;"
+        " rank = launchers.find_rank(Config(Settings())); print(launchers.threads(rank))'], check=True)"
     )
     for typed, expected in ((None, host.cores()), ("1", 1)):
         own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from unet.metrics import overlap
+from unet.metrics import overlap, statistics, surface
 from unet.models.losses import batch_dice_loss
 from unet.runtime import evaluation
 
@@ -46,14 +46,14 @@ def test_hausdorff_by_all_pairs_of_surface_voxels(seed: int, spacing: tuple[floa
 
     distances = cdist(surface(a), surface(b))
     expected = max(np.percentile(distances.min(1), 95), np.percentile(distances.min(0), 95))
-    assert overlap.hausdorff95(a, b, spacing) == pytest.approx(expected)
+    assert surface.hausdorff95(a, b, spacing) == pytest.approx(expected)
 
 
 def test_hausdorff_of_empty_masks() -> None:
     a, empty = blob(1), np.zeros((8, 20, 20), bool)
-    assert overlap.hausdorff95(empty, empty) == 0
-    assert math.isnan(overlap.hausdorff95(a, empty))
-    assert math.isnan(overlap.hausdorff95(empty, a))
+    assert surface.hausdorff95(empty, empty) == 0
+    assert math.isnan(surface.hausdorff95(a, empty))
+    assert math.isnan(surface.hausdorff95(empty, a))
 
 
 def test_volume_error() -> None:
@@ -82,18 +82,18 @@ def test_largest_component_connects_slices_by_faces_only() -> None:
 
 def test_a_bootstrap_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).random(37).tolist()
-    whole = overlap.bootstrap_interval(values, 1000)
-    monkeypatch.setattr(overlap, "PIECE", 37 * 7)
-    assert overlap.bootstrap_interval(values, 1000) == whole
+    whole = statistics.bootstrap_interval(values, 1000)
+    monkeypatch.setattr(statistics, "PIECE", 37 * 7)
+    assert statistics.bootstrap_interval(values, 1000) == whole
 
 
 def test_bootstrap_interval_of_a_known_mean() -> None:
     values = list(np.random.default_rng(0).normal(0.8, 0.1, 400))
-    low, high = overlap.bootstrap_interval(values)
+    low, high = statistics.bootstrap_interval(values)
     error = 1.96 * 0.1 / 20
     assert low == pytest.approx(np.mean(values) - error, abs=0.002)
     assert high == pytest.approx(np.mean(values) + error, abs=0.002)
-    assert math.isnan(overlap.bootstrap_interval([math.nan])[0])
+    assert math.isnan(statistics.bootstrap_interval([math.nan])[0])
 
 
 def test_batch_dice_loss_is_over_the_whole_batch() -> None:

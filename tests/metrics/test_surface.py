@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet.metrics import overlap, surface
+from unet.metrics import surface
+from unet.tasks.kits19 import metrics
 
 Array = np.ndarray[Any, Any]
 SPACING = (3.0, 0.7, 1.5)
@@ -141,10 +142,10 @@ def labels() -> tuple[Array, Array]:
 
 def test_kits_counts_kidney_and_tumour_together() -> None:
     prediction, target = labels()
-    assert surface.kits(prediction, target) == {"kits_kidney": 1.0, "kits_tumour": 0.75}
+    assert metrics.kits(prediction, target) == {"kits_kidney": 1.0, "kits_tumour": 0.75}
     empty = np.zeros_like(target)
-    assert surface.kits(empty, target) == {"kits_kidney": 0.0, "kits_tumour": 0.0}
-    assert surface.kits(empty, empty) == {"kits_kidney": 1.0, "kits_tumour": 1.0}
+    assert metrics.kits(empty, target) == {"kits_kidney": 0.0, "kits_tumour": 0.0}
+    assert metrics.kits(empty, empty) == {"kits_kidney": 1.0, "kits_tumour": 1.0}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -152,7 +153,7 @@ def test_kits_counts_kidney_and_tumour_together() -> None:
 def test_full_scores_in_any_order(order: tuple[int, ...], layout: Callable[[Array], Array]) -> None:
     """Axes permuted with their spacing, in either memory order: the same scores."""
     prediction, target = (np.asarray(each.transpose(order)) for each in labels())
-    found = surface.full_scores(prediction, layout(target), [SPACING[axis] for axis in order], tolerance=1.0)
+    found = metrics.full_scores(prediction, layout(target), [SPACING[axis] for axis in order], tolerance=1.0)
     tumour = surface.distances(*(each == 2 for each in labels()), SPACING)
     assert found == {
         "kits_kidney": 1.0,
@@ -170,9 +171,9 @@ def test_full_scores_of_nothing() -> None:
     empty = np.zeros((4, 5, 6), np.uint8)
     some = empty.copy()
     some[1, 1, 1] = 1
-    scores = surface.full_scores(empty, empty, SPACING)
+    scores = metrics.full_scores(empty, empty, SPACING)
     assert list(scores.values()) == [1, 0, 1, 1, 0, 1]
-    scores = surface.full_scores(some, empty, SPACING)
+    scores = metrics.full_scores(some, empty, SPACING)
     assert (scores["kits_kidney"], scores["surface_kidney"], scores["surface_tumour"]) == (0, 0, 1)
     assert math.isnan(scores["hd95_kidney"])
     assert scores["hd95_tumour"] == 0
@@ -181,4 +182,4 @@ def test_full_scores_of_nothing() -> None:
 def test_metrics_measures_in_the_same_way() -> None:
     own, true = (each > 0 for each in labels())
     own = np.roll(own, 2, 1)
-    assert overlap.hausdorff95(own, true, SPACING) == surface.distances(own, true, SPACING).hausdorff95() > 0
+    assert surface.hausdorff95(own, true, SPACING) == surface.distances(own, true, SPACING).hausdorff95() > 0

@@ -31,6 +31,7 @@ from unet.runtime.checkpoints.kept import Kept
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.folders.run_folder import RunFolder
 from unet.runtime.seeding import rng_state
+from unet.tasks.base import Metric
 from unet.tasks.kits19.mlperf import tensor_names
 from unet.tasks.registry import create, settings_of
 
@@ -40,19 +41,28 @@ SIZES = {"patch": (4,), "eval_patch": (4,), "layers": 2, "width": 2, "batch_size
 class Task:
     """Stands for kits19: a score from a list for each evaluation."""
 
-    name, best, score, by_steps = "kits19", ("mean_dice", "max"), "MEAN DICE", False
+    name, metric, by_steps = "kits19", Metric("mean_dice", "max"), False
 
-    def asked(self, config: Config) -> tuple[int | None, int | None]:
-        return config.train.start_eval_at, config.train.evaluate_every
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
-    def schedule(self, config: Config, samples: int, step: int) -> tuple[int, int]:
+    def requested_eval_schedule(self) -> tuple[int | None, int | None]:
+        return self.config.train.start_eval_at, self.config.train.evaluate_every
+
+    def eval_schedule(self, samples: int, step: int) -> tuple[int, int]:
         return -(-12 // samples), -(-6 // samples)
 
-    def diverged(self, score: float) -> bool:
+    def is_diverged(self, score: float) -> bool:
         return score < 1e-6
 
-    def loss(self, outputs: Tensor, batch: Any, config: Config) -> dict[str, Tensor]:
-        return {"loss": (outputs - batch["mask"].float()).square().mean()}
+    def input_shape(self) -> tuple[int, ...]:
+        return 1, 1, *self.config.get("patch")
+
+    def eval_input_shape(self) -> tuple[int, ...]:
+        return 1, 1, *self.config.get("eval_patch")
+
+    def training_step(self, model: Any, batch: Any) -> dict[str, Tensor]:
+        return {"loss": (model(batch["image"]) - batch["mask"].float()).square().mean()}
 
 
 class Loader:
@@ -120,7 +130,7 @@ class Trial:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
         kept = callbacks.Checkpoints(files, {})
         self.run = trainer.Run(
-            *(config, Task(), self.device, model, model, model, optimizer, self.device.scaler()),
+            *(config, Task(config), self.device, model, model, model, optimizer, self.device.scaler()),
             loader=Loader(batches, config.train.batch_size, fail),
             evaluate=lambda: self.score(scores),
             stop=trainer.Stop(),
@@ -329,7 +339,7 @@ def test_a_run_that_ends_before_the_loop_aborts_the_log_too(workplace: Path) -> 
 def test_a_score_of_nothing_ends_the_run_as_diverged(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float | None], epochs: int
 ) -> None:
-    monkeypatch.setattr(Task, "schedule", lambda *about: (3, 1))
+    monkeypatch.setattr(Task, "eval_schedule", lambda *about: (3, 1))
     trial = Trial(list(scores), settings(epochs=9, start_eval_at=1))
     assert trial.train() == ("target" if 0.95 in scores else "diverged")
     assert len(trial.run.progress.history) == epochs
@@ -377,7 +387,7 @@ def test_verbose_shows_the_log(workplace: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
     config = settings(accumulate=2, mlperf_warmup=3, optimizer="adam", lr=1.0)
-    device, task = CPU(config, Rank()), Task()
+    device, task = CPU(config, Rank()), Task(config)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout(0.5), nn.Conv3d(2, 1, 1))
     optimizer = optim.build(config, [{"params": list(model.parameters())}], device)

@@ -266,7 +266,7 @@ def test_a_signal_outside_the_loop_interrupts(tiny, cli, phantoms: Path, monkeyp
         time.sleep(5)
 
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
-    for owner, name in ((LGG, "inputs"), (LGG, "cases"), (LGG, "index")):
+    for owner, name in ((LGG, "find_inputs"), (LGG, "cached_cases"), (LGG, "find_cases")):
         assert hasattr(owner, name), owner
         monkeypatch.setattr(owner, name, ring)
     weights = read_json(Path("performance/a/status.json"))["weights"]

@@ -102,7 +102,7 @@ def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:
 
 def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
     """Scores by case, mean, median, bootstrap interval, the worst five; the conventions below."""
-    from unet.metrics.overlap import bootstrap_interval
+    from unet.metrics.statistics import bootstrap_interval
     from unet.runtime import evaluation
 
     keys = shown(task, records)

@@ -137,12 +137,13 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     """
     own = config.task.check_values()
     mistakes = own + check_pair("lamb_betas", config.train.lamb_betas, ordered=False)
-    if shaping and not own:
-        mistakes += config.task.check_input_size(config) or capacity.too_large(config)
-    elif not shaping:  # evaluate and predict build it too where --width is typed
+    if shaping:
+        size = config.task.check_input_size(config)
+        mistakes += size if own or size else capacity.too_large(config)
+    else:  # evaluate and predict build it too where --width is typed
         mistakes += capacity.too_large(config, own_memory=True)
     if config.mlperf.mlperf_division and not config.task.mlperf:
-        mistakes.append(f"--mlperf-division is for tasks of MLPerf, not for --task {config.task.name}")
+        mistakes.append(f"--mlperf-division is for tasks of MLPerf, not for {config.task.name}")
     return mistakes + config.task.check(config) + _of_device(config) + _of_run(config)
 
 

@@ -1,20 +1,17 @@
-"""Distances between the surfaces of two masks in mm, and the scores of whole label maps of KiTS19. NumPy and SciPy on
-the host.
-"""
+"""Distances between the surfaces of two masks, in the unit of their spacing. NumPy and SciPy."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet import host
-from unet.metrics.overlap import Mask, dice
+from unet.metrics.overlap import Mask
 
-Labels = NDArray[np.uint8]
 Voxels = NDArray[np.int32]
 Distances = NDArray[np.float64]
 SLAB = 2**21  # voxels
@@ -142,41 +139,11 @@ def bounding_box(*masks: Mask) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def organs(prediction: Labels, target: Labels) -> Iterator[tuple[str, Mask, Mask]]:
-    """What KiTS19 scores of two label maps (0 background, 1 kidney, 2 tumour): name, prediction, target. The kidney is
-    kidney and tumour together.
+def hausdorff95(prediction: Mask, target: Mask, spacing: tuple[float, ...] | None = None) -> float:
+    """The larger of the two directed 95th percentiles of surface distances, in the unit of `spacing` (default: pixels,
+    one for a step along each axis). 0 where both are empty, NaN where one is.
+
+    Surface: mask voxels with a face neighbour outside the mask. Source: Huttenlocher et al. 1993 (percentile form);
+    the maximum of the two directions as in MONAI and in DeepMind's surface-distance.
     """
-    yield "kidney", prediction > 0, target > 0
-    yield "tumour", prediction == 2, target == 2
-
-
-def kits(prediction: Labels, target: Labels) -> dict[str, float]:
-    """KiTS19's own Dice of two label maps by integer counts: kits_kidney (kidney and tumour together), kits_tumour; 1
-    for what is in neither. Meant for the scan's own grid.
-
-    Source: evaluation of the KiTS19 challenge (Heller et al., Med Image Anal 2021).
-    """
-    return {f"kits_{name}": dice(own, true) for name, own, true in organs(prediction, target)}
-
-
-def full_scores(
-    prediction: Labels, target: Labels, spacing: Sequence[float], tolerance: float = 1.0
-) -> dict[str, float]:
-    """Scores of two label maps on the scan's own grid, `spacing` and `tolerance` in mm: kits_kidney, kits_tumour,
-    hd95_kidney, hd95_tumour (mm), surface_kidney, surface_tumour.
-
-    In all of them the kidney is kidney and tumour together. Where something is in neither map its hd95 is 0 and its
-    surface Dice 1, where it is in one of them NaN and 0.
-    """
-    order = np.argsort(target.strides, kind="stable")[::-1]  # NIfTI arrays lie the other way round in memory
-    prediction, target, spacing = prediction.transpose(order), target.transpose(order), [spacing[i] for i in order]
-    box = bounding_box((prediction | target) > 0) or (slice(0, 1),) * target.ndim
-    scores: dict[str, float] = {}
-    for name, own, true in organs(prediction[box], target[box]):
-        found = distances(own, true, spacing)
-        scores |= {
-            f"kits_{name}": dice(own, true),
-            f"hd95_{name}": found.hausdorff95(),
-            f"surface_{name}": found.dice(tolerance),
-        }
-    return scores
+    return distances(prediction, target, spacing).hausdorff95()

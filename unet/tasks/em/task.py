@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 ROUND = 100  # steps of an "epoch" where nothing is evaluated in between
 SYNTHETIC_SEED = FOLD_SEED = 123  # the folds are the same whatever the seed of a run
 LEVEL = 0.5
-METRIC_NOTES = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output. Rand
-and information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best
+METRIC_NOTES = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output.
+Rand and information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best
 threshold, on the raw slices' own grid."""
 
 

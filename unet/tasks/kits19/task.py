@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config.schema import Config, resolve_path
-from unet.data import checks, drawing, splits, windows
+from unet.data import checks, splits, windows
 from unet.data.cases import Case
-from unet.data.preprocessing import alignment, grids, intensity
+from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
 from unet.files import make_folder
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
-from unet.tasks.kits19 import check, dataset
+from unet.tasks.kits19 import check, dataset, figure
+from unet.tasks.kits19.figure import COLOURS, NAMES
 from unet.tasks.kits19.settings import Settings
 from unet.tasks.segmentation import SegmentationTask
 
@@ -31,8 +32,6 @@ SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 tr
 CLASSES = 3
 SYNTHETIC_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
-COLOURS = (drawing.ORANGE, drawing.SKY)
-NAMES = ("kidney", "tumour")
 METRIC_NOTES = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
 resampled grid, kidney without tumour, 1 where a class is in neither; with --eval-region rounded the sides are rounded
 to half windows. KiTS kidney is kidney and tumour together on the scan's own grid, as are KiTS tumour, HD95
@@ -199,7 +198,7 @@ class KiTS19(SegmentationTask):
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: mean_dice, kidney, tumour, loss (--eval-loss); with `full` also KiTS19's own scores, HD95 and
         surface Dice on the original grid. Arrays: image, prediction, target (D, H, W) of the scored region."""
-        from unet.metrics import overlap
+        from unet.models import label_maps
 
         image, mask = (array[0] for array in case.arrays())
         if self.settings.eval_crop and not full:
@@ -208,11 +207,11 @@ class KiTS19(SegmentationTask):
         plan = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, self.settings.eval_region)
         logits = self.logits(image, plan, predictor)
         image, target = windows.cropped(image, plan), tensor(windows.cropped(mask, plan)).to(logits.device)
-        prediction = overlap.label_map(logits)
-        _, kidney, tumour = overlap.dice_by_class(overlap.confusion(prediction, target, CLASSES))
+        prediction = label_maps.label_map(logits)
+        _, kidney, tumour = label_maps.dice_by_class(label_maps.confusion(prediction, target, CLASSES))
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
         if self.settings.eval_loss:
-            numbers["loss"] = overlap.dice_ce_of(logits, target, self.settings.include_background)
+            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background)
         if full:
             numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
@@ -225,7 +224,8 @@ class KiTS19(SegmentationTask):
 
     def original(self, case: CachedCase, plan: windows.Plan, logits: Tensor, predictor: Predictor) -> dict[str, float]:
         """Scores of the whole case on the scan's own grid; on the cache's where the raw set is not at hand."""
-        from unet.metrics import overlap, surface
+        from unet.models import label_maps
+        from unet.tasks.kits19 import metrics
 
         image = case.arrays()[0][0]
         whole = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, "full")
@@ -234,12 +234,12 @@ class KiTS19(SegmentationTask):
         found = self.truth(case)
         if found is None:
             target, spacing = case.arrays()[1][0], self.settings.spacing
-            prediction = overlap.label_map(logits).cpu().numpy()
+            prediction = label_maps.label_map(logits).cpu().numpy()
         else:
             target, geometry = found
             spacing = geometry.spacing
             prediction = grids.turned(grids.restore(logits.cpu().numpy(), geometry), geometry)
-        return surface.full_scores(prediction, target, spacing, self.settings.surface_tolerance)
+        return metrics.full_scores(prediction, target, spacing, self.settings.surface_tolerance)
 
     def truth(self, case: CachedCase) -> tuple[Any, grids.Geometry] | None:
         """The labels of a case on its scan's grid and the scan's way to the network's; None, with a notice, where the
@@ -266,18 +266,7 @@ class KiTS19(SegmentationTask):
         return target, geometry
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
-        """CT, truth and prediction of the slice with most of each class (true, or predicted where it has none)."""
-        shown: dict[str, Any] = {}
-        for label, name in enumerate(NAMES, 1):
-            true = (arrays["target"] == label).any()
-            number = fullest(arrays["target" if true else "prediction"], label)
-            grey = grey_of(arrays["image"][number])
-            shown |= {
-                f"CT, most {name}": grey,
-                f"truth, most {name}": drawing.labelled(grey, arrays["target"][number], COLOURS),
-                f"prediction, most {name}": drawing.labelled(grey, arrays["prediction"][number], COLOURS),
-            }
-        return shown
+        return figure.panel(arrays)
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return {Path(name): [image] for name, image in dataset.inputs(paths).items()}
@@ -305,6 +294,7 @@ class KiTS19(SegmentationTask):
         Raises DataError.
         """
         from unet.data.io import nifti
+        from unet.models import label_maps
 
         for image in images:
             paths = self.output_files(image, output_prefix, options)
@@ -321,22 +311,9 @@ class KiTS19(SegmentationTask):
                         nifti.write_like(paths[name], grids.restore_scores(scores, geometry), image)
             mask = grids.restore(logits.numpy(), geometry)
             if options.overlay:
-                self.write_overlay(paths["overlay"], volume[0], logits, geometry)
+                labels = label_maps.label_map(logits).numpy()[geometry.inner]
+                figure.write_overlay(paths["overlay"], volume[0][geometry.inner], labels)
             nifti.write_like(paths["mask"], mask, image)
-
-    def write_overlay(self, path: Path, volume: Any, logits: Tensor, geometry: grids.Geometry) -> None:
-        from unet.data.io.arrays import write_png
-        from unet.metrics import overlap
-
-        labels = overlap.label_map(logits).numpy()[geometry.inner]
-        images = []
-        for label, (name, words) in enumerate(zip(NAMES, ("orange", "blue"), strict=True), 1):
-            found = bool((labels == label).any())
-            number = fullest(labels, label) if found else len(labels) // 2
-            grey = grey_of(volume[geometry.inner][number])
-            drawn = drawing.enlarged(drawing.labelled(grey, labels[number], COLOURS))
-            images.append((f"most {name} ({words})" if found else f"no {name} predicted", drawn))
-        write_png(path, drawing.side_by_side(images))
 
     def check_raw(self, path: Path) -> checks.Report:
         return check.raw(path, self.split, self.checksum_list(), self.settings.label_geometry)
@@ -391,21 +368,6 @@ def crop_about(mask: Any, size: Sequence[int]) -> tuple[slice, ...]:
         low = max(0, min(middle - length // 2, side - length))
         found.append(slice(low, min(side, low + length)))
     return tuple(found)
-
-
-def grey_of(image: Any) -> Any:
-    """A normalised slice (H, W) -> (H, W, 3) uint8, the whole range of the network's input."""
-    import numpy as np
-
-    low, high = intensity.LOW, intensity.HIGH
-    hounsfield = np.asarray(image) * intensity.DEVIATION + intensity.MEAN
-    grey = np.clip((hounsfield - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, 2)
-
-
-def fullest(labels: Any, label: int) -> int:
-    """The slice (D, H, W) with most voxels of a class; the first where it has none."""
-    return int((labels == label).sum((1, 2)).argmax())
 
 
 @functools.cache

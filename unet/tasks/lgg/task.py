@@ -119,7 +119,7 @@ class LGG(SegmentationTask):
         one pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
         import torch
 
-        from unet.metrics import overlap
+        from unet.metrics import overlap, surface
         from unet.models.losses import batch_dice_loss
 
         image, mask = case.arrays()
@@ -130,7 +130,7 @@ class LGG(SegmentationTask):
         numbers = {"loss": loss, "dsc": overlap.dice(prediction, target)}
         if full:
             numbers |= {
-                "hd95": overlap.hausdorff95(prediction, target),
+                "hd95": surface.hausdorff95(prediction, target),
                 "volume_error": overlap.volume_error(prediction, target),
             }
         return numbers, {"probability": probability, "prediction": prediction, "target": target}
