@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, error_of, stored
+from conftest import ROOT, error_of, read_json, stored
 
 from unet.errors import CheckpointError, DamagedError, UnetError
 from unet.runtime.checkpoints import checkpoint, nested, tensor_files
@@ -20,6 +20,7 @@ from unet.runtime.checkpoints.kept import Kept
 from unet.weight_files import pickles, safetensors_header
 
 EARLIER = ROOT / "tests" / "files" / "earlier"
+FLAT = ROOT / "tests" / "files" / "flat-settings"
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(7)}
 
 
@@ -306,6 +307,25 @@ def test_files_of_the_version_before_are_read_and_resumed(cli, phantoms: Path) -
     assert now["epoch"] > 2 or (same(before["model"], now["model"]) and now["score"] == before["score"])
     assert stored("weights/earlier.state.safetensors")["progress"]["step"] == 24
     assert EARLIER.joinpath("weights/earlier.state.pt").read_bytes() == Path("weights/earlier.state.pt").read_bytes()
+
+
+def test_files_of_the_version_with_flat_settings_are_read_and_resumed(cli, phantoms: Path) -> None:
+    """`files/flat-settings` was written by the version whose config.json had no groups and the settings of every task:
+    2 epochs on the phantoms at 16 px, their cache, and the masks of one patient."""
+    for path in FLAT.iterdir():
+        shutil.copytree(path, path.name, dirs_exist_ok=True)
+    shutil.copytree(phantoms, "data/kaggle_3m")
+    code, _, err = cli("train", "--config", "performance/flat/config.json", "--run-name", "again", "--dry-run")
+    assert code == 0 and "Building" not in err, err
+    before = {path.name: path.stat().st_mtime_ns for path in Path("masks").rglob("*.tif")}
+    given = "data/kaggle_3m/TCGA_PH_0001_20000101"
+    code, _, err = cli("predict", "--weights", "flat.safetensors", given, "--device", "cpu", "--output", "masks")
+    assert code == 0 and f"0 masks written, {len(before)} were there already" in err, err
+    assert before == {path.name: path.stat().st_mtime_ns for path in Path("masks").rglob("*.tif")}
+    code, _, err = cli("train", "--resume", "--run-name", "flat", "--epochs", 3)
+    assert code == 0, err
+    assert "flat.state.safetensors: epoch 3, batch 0, step" in err
+    assert read_json(Path("performance/flat/config.json"))["settings"]["task"]["image_size"]["value"] == 16
 
 
 # -- torch files -----------------------------------------------------------------------------------------------------
