@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,60 @@ def test_no_path_of_the_data_is_written_down() -> None:
         path = repository / name
         if path.suffix in (".py", ".md", ".toml", ".txt", ".json") and path.exists() and path != Path(__file__):
             assert "/work" + "/" not in path.read_text(), name
+
+
+TASK_WORDS = re.compile(r"\b(lgg|kits19|em|kidney|tumour|membranes?|misfit_valid)\b", re.IGNORECASE)
+KNOWS_A_TASK = {
+    "config/flags.py": {"lgg"},  # the task that is run where none is named
+    "models/convert.py": {"LGG"},  # the published network whose weights it reads
+}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if part(path) != "tasks"], ids=lambda path: str(path.relative_to(PROGRAM))
+)
+def test_nothing_outside_tasks_knows_a_task(path: Path) -> None:
+    """Names and texts; docstrings may name a system as the source of a thing."""
+    tree = ast.parse(path.read_text())
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words |= {found[0] for found in TASK_WORDS.finditer(node.value)}
+        elif isinstance(node, ast.Name):
+            words |= {node.id} if TASK_WORDS.fullmatch(node.id) or node.id == "VOLUMES" else set()
+    assert words <= KNOWS_A_TASK.get(str(path.relative_to(PROGRAM)), set())
+
+
+def test_no_room_is_crowded() -> None:
+    """A folder with more than 12 modules becomes two; in commands/ a file is a subcommand or a part of one."""
+    for folder in {path.parent for path in MODULES}:
+        count = sum(path.parent == folder for path in MODULES)
+        assert count <= 12 or folder.name == "commands", f"{folder.relative_to(PROGRAM)} has {count} modules"
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    """Imports at the top of modules, those for type checking included."""
+    names = {".".join(path.relative_to(PROGRAM).with_suffix("").parts): path for path in MODULES}
+    needs = {name: {found for found in map(module_of(names), imports(path)) if found} for name, path in names.items()}
+    done: set[str] = set()
+    while left := {name: needed - done - {name} for name, needed in needs.items() if name not in done}:
+        free = {name for name, needed in left.items() if not needed}
+        assert free, f"a circle among {sorted(left)[:6]}"
+        done |= free
+
+
+def module_of(names: dict[str, Path]) -> Callable[[str], str | None]:
+    """The module that an imported name is, or lies in; None for one of another package."""
+
+    def find(imported: str) -> str | None:
+        parts = imported.removeprefix("unet.").split(".") if imported.startswith("unet.") else []
+        return next((name for stop in range(len(parts), 0, -1) if (name := ".".join(parts[:stop])) in names), None)
+
+    return find

@@ -1,9 +1,9 @@
 """Entry of `python -m unet` and of the `unet` script.
 
 python -m unet train --synth-data --run-name first-run
-python -m unet train --data kaggle_3m --image-size 128 --run-name lgg-128
-python -m unet evaluate --weights lgg-128.safetensors
-python -m unet predict --weights lgg-128.safetensors data/kaggle_3m --overlay
+python -m unet train --data kaggle_3m --image-size 128 --run-name first-128
+python -m unet evaluate --weights first-128.safetensors
+python -m unet predict --weights first-128.safetensors data/kaggle_3m --overlay
 """
 
 import sys

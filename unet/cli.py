@@ -17,7 +17,7 @@ from typing import Any
 from unet import __version__, host
 from unet.config import check_paths
 from unet.config.options import Declared, flag, nearest, parser, read, title_of
-from unet.config.resolve import Resolved
+from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
 from unet.config.schema import MEND, Config, contradictions, declared_of
 from unet.config.task_settings import TaskSettings
@@ -44,10 +44,10 @@ TRAINING = (
     *APPLYING,
 )
 COMMANDS = {
-    "train": Command("train a network, and score it", "--data kaggle_3m --image-size 128 --run-name lgg-128", TRAINING),
-    "crossval": Command(
-        "train and score every fold, and give the mean", "--task em --data data/em --run-name em-folds", TRAINING
+    "train": Command(
+        "train a network, and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
     ),
+    "crossval": Command("train and score every fold, and give the mean", "--data kaggle_3m --run-name folds", TRAINING),
     "evaluate": Command(
         "score weights, case by case",
         "--weights first-run.safetensors",
@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "preprocess": Command(
         "make the cache from a raw set",
-        "--task lgg --data kaggle_3m --image-size 256 --cache kaggle_256_cache",
+        "--data kaggle_3m --image-size 256 --cache kaggle_256_cache",
         ("general", "data", "network", "logging"),
     ),
     "check": Command(
@@ -248,7 +248,7 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
     reading = read(declared_of_all(command.groups, typed_task(words)), [word for word in words if word not in HELP])
     if "task" in reading.wrong:
         raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
-    task = registry.settings_of(reading.given.get("task", ("lgg",))[0])
+    task = registry.settings_of(reading.given.get("task", (default_task(),))[0])
     sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
     about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"

@@ -156,7 +156,7 @@ def _wrong_labels(head: Header, block: Array, slack: float) -> DataError:
     shown = ", ".join(map(shown_value, odd))
     cause = f" (scaled by {head.slope:.6g} and {head.intercept:.6g} as its header says)" if head.slope else ""
     return DataError(
-        f"{head.path}: holds labels {shown}{cause}; 0 is background, 1 kidney, 2 tumour.",
+        f"{head.path}: holds labels {shown}{cause}; expected: 0 (background), 1 and 2.",
         "Give these labels one of the three numbers, saved as whole numbers without a scaling, or remove the case.",
     )
 
