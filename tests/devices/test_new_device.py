@@ -1,0 +1,26 @@
+"""docs/new-device.md: its file makes a device from outside of the repository."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+PAGE = pages.text_of("docs/new-device.md")
+
+
+def test_the_page_makes_a_device(cli, phantoms: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = pages.files_of(PAGE)
+    assert set(files) == {"mydevice.py"}
+    (workplace / "mydevice.py").write_text(files["mydevice.py"])
+    monkeypatch.syspath_prepend(str(workplace))
+    monkeypatch.delitem(sys.modules, "mydevice", raising=False)
+    (line,) = pages.lines_of(PAGE)
+    words = [word for word in shlex.split(line)[3:] if word != "--synth-data"]
+    code, out, err = cli(*words, "--data", phantoms, "--cache", "c")  # less data than the page's, so that it is fast
+    assert code == 0, err
+    assert "lgg on counting cpu" in err
+    assert "1 batches went to the device" in out
