@@ -12,14 +12,13 @@ IN_ORDER = (
     "docs/lgg.md",
     "docs/em.md",
     "docs/kits19.md",
-    "docs/mlperf.md",
     "docs/runs.md",
     "docs/devices.md",
     "docs/many-cards.md",
     "docs/benchmark.md",
 )
-# Pages that bring files of their own; their commands run in `tests/tasks` and `tests/devices`.
-WITH_FILES = ("docs/new-task.md", "docs/new-device.md")
+# Pages with a test of their own: in `test_readme.py`, `tests/tasks` and `tests/devices`.
+BY_THEMSELVES = ("docs/mlperf.md", "docs/new-task.md", "docs/new-device.md")
 
 
 def text_of(page: str) -> str:

@@ -14,7 +14,7 @@ from unet import cli as program
 from unet.devices.base import Device
 from unet.tasks.segmentation import SegmentationTask
 
-PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md")])
 DOCS = [page for page in PAGES if page.startswith("docs/")]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -55,13 +55,13 @@ def test_the_index_has_every_page() -> None:
 
 def test_every_command_for_users_is_run_by_one_test() -> None:
     """A new page with `sh` blocks must be listed in `pages`, and no command runs twice."""
-    listed = (*pages.IN_ORDER, *pages.WITH_FILES)
+    listed = (*pages.IN_ORDER, *pages.BY_THEMSELVES)
     assert {page for page in ("README.md", *DOCS) if pages.commands(pages.text_of(page))} <= set(listed)
     lines = [line for page in listed for line in pages.commands(pages.text_of(page))]
     assert len(lines) == len(set(lines))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in pages.WITH_FILES])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("docs/new-task.md", "docs/new-device.md")])
 def test_command_lines_are_understood(page: str, workplace: Path) -> None:
     """Also those that no test can run, because they need data or cards."""
     for run in ("short", "again"):
