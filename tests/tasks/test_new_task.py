@@ -31,7 +31,7 @@ def package(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     registry.settings_of.cache_clear()
 
 
-def test_the_page_makes_a_task(cli, package: Path) -> None:
+def test_the_page_makes_a_task(cli, here: None, package: Path) -> None:
     assert set(pages.files_of(PAGE)) == {"make_discs.py", "discs/settings.py", "discs/dataset.py", "discs/task.py"}
     first, *lines = pages.lines_of(PAGE)
     subprocess.run([sys.executable, *shlex.split(first)[1:]], cwd=package, check=True)
