@@ -51,6 +51,21 @@ def test_the_page_makes_a_task(cli, here: None, package: Path) -> None:
     assert np.mean(dice) > 0.8
 
 
+def test_weights_bring_the_settings_that_the_page_names(cli, here: None, package: Path) -> None:
+    """`inference_settings`: a network of another size is scored without typing its size again."""
+    subprocess.run([sys.executable, "make_discs.py"], cwd=package, check=True)
+    words = ("--task", "discs.task:Discs", "--device", "cpu")
+    small = ("--image-size", 32, "--layers", 2, "--width", 4, "--epochs", 1)
+    for line in (
+        ("train", *words, *small, "--run-name", "small"),
+        ("evaluate", *words, "--weights", "small.safetensors", "--run-name", "scored"),
+    ):
+        code, _, err = cli(*line)
+        assert code == 0, err
+    trained, scored = (read_json(package / f"performance/{run}/summary.json") for run in ("small", "scored"))
+    assert scored["best_score"] == pytest.approx(trained["best_score"], abs=1e-6)
+
+
 def test_nothing_else_knows_the_task() -> None:
     assert not [path for path in (ROOT / "unet").rglob("*.py") if "discs" in path.read_text()]
 
