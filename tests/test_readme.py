@@ -1,10 +1,9 @@
-"""Long tests (-m slow): kills at random moments, the README's commands, data wait, the first run's promises."""
+"""Long tests (-m slow): kills at random moments, the commands of README.md and docs/, the rehearsal."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
 import shlex
 import signal
 import subprocess
@@ -12,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import pages
 import pytest
 import torch
-from conftest import ROOT, program, read_json, start, stored
+from conftest import program, read_json, start, stored
 
 pytestmark = pytest.mark.slow
 KILLS = 30
@@ -106,20 +106,14 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bits(phantoms: Path, tmp_p
     assert not list(weights.glob(".*.tmp"))
 
 
-def commands(text: str) -> list[str]:
-    """The lines of a README's shell blocks that run the program, continued lines joined."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if "python -m unet" in line and not line.startswith("#")]
-
-
 @pytest.mark.real
-def test_every_command_of_the_readme_runs(real_lgg: Path, tmp_path: Path) -> None:
-    """In order, in one folder, with the real patients as data/kaggle_3m; those marked `# hours` as a dry run."""
+def test_every_command_of_the_pages_runs(real_lgg: Path, tmp_path: Path) -> None:
+    """README.md and docs/ in the order of `pages.IN_ORDER`, in one folder, with the real patients as data/kaggle_3m;
+    commands marked `# hours` as a dry run."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/kaggle_3m").symlink_to(real_lgg)
-    lines = commands((ROOT / "README.md").read_text())
-    assert len(lines) >= 10
+    lines = [line for page in pages.IN_ORDER for line in pages.commands(pages.text_of(page))]
+    assert len(lines) >= 23
     for line in lines:
         command, _, comment = line.partition("#")
         words = shlex.split(command.split("&&")[-1])
@@ -138,9 +132,9 @@ def test_every_command_of_the_readme_runs(real_lgg: Path, tmp_path: Path) -> Non
         assert (tmp_path / path).stat().st_size > 1000
 
 
-def test_the_rehearsal_of_the_readme_passes_the_checker(tmp_path: Path) -> None:
+def test_the_rehearsal_of_the_pages_passes_the_checker(tmp_path: Path) -> None:
     pytest.importorskip("mlperf_logging")
-    lines = [line for line in commands((ROOT / "README.md").read_text()) if "rehearsal" in line]
+    lines = pages.commands(pages.text_of("docs/mlperf.md"))
     assert len(lines) == 2  # synthesize, train
     for line in lines:
         done = program(*shlex.split(line)[3:], cwd=tmp_path)

@@ -88,5 +88,11 @@ class SegmentationTask(Task):
         """The loss of the network's outputs: scalar tensors, "loss" among them."""
         raise NotImplementedError
 
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The network of these settings; `Settings.inference_settings` names those that its shape depends on."""
+        from unet.models.convert import strip_prefixes
+
+        return self.build_model(), strip_prefixes(state)
+
     def check_cache(self, path: Path) -> checks.Report:
         return checks.cached(path, self.layout, self.manifest(), self.foreground)

@@ -1,0 +1,89 @@
+"""docs/new-task.md: its files make a task from outside of the repository that trains, scores and predicts."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pages
+import pytest
+from conftest import ROOT, read_json
+from PIL import Image
+
+from unet.tasks import registry
+
+PAGE = pages.text_of("docs/new-task.md")
+
+
+@pytest.fixture
+def package(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the page in an empty folder, which is on the Python path."""
+    for name, content in {"discs/__init__.py": "", **pages.files_of(PAGE)}.items():
+        (workplace / name).parent.mkdir(exist_ok=True)
+        (workplace / name).write_text(content)
+    monkeypatch.syspath_prepend(str(workplace))
+    yield workplace
+    for name in [name for name in sys.modules if name.partition(".")[0] == "discs"]:
+        del sys.modules[name]
+    registry.settings_of.cache_clear()
+
+
+def test_the_page_makes_a_task(cli, here: None, package: Path) -> None:
+    assert set(pages.files_of(PAGE)) == {"make_discs.py", "discs/settings.py", "discs/dataset.py", "discs/task.py"}
+    first, *lines = pages.lines_of(PAGE)
+    subprocess.run([sys.executable, *shlex.split(first)[1:]], cwd=package, check=True)
+    assert [shlex.split(line)[3] for line in lines] == ["train", "evaluate", "predict"]
+    for line in lines:
+        words = shlex.split(line)
+        code, _, err = cli(*words[3:], "--device", "cpu")
+        assert code == 0, f"{line}\n{err}"
+    assert read_json(package / "performance/discs/summary.json")["best_score"] > 0.8
+    masks = sorted((package / "predictions/images").glob("disc_??.png"))
+    assert len(masks) == 20
+    dice = []
+    for path in masks:
+        found, true = (np.asarray(Image.open(file)) > 0 for file in (path, package / "data/discs/masks" / path.name))
+        assert found.shape == true.shape == (96, 96)  # the image's own grid, not the network's
+        dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+    assert np.mean(dice) > 0.8
+
+
+def test_weights_bring_the_settings_that_the_page_names(cli, here: None, package: Path) -> None:
+    """`inference_settings`: a network of another size is scored without typing its size again."""
+    subprocess.run([sys.executable, "make_discs.py"], cwd=package, check=True)
+    words = ("--task", "discs.task:Discs", "--device", "cpu")
+    small = ("--image-size", 32, "--layers", 2, "--width", 4, "--epochs", 1)
+    for line in (
+        ("train", *words, *small, "--run-name", "small"),
+        ("evaluate", *words, "--weights", "small.safetensors", "--run-name", "scored"),
+    ):
+        code, _, err = cli(*line)
+        assert code == 0, err
+    trained, scored = (read_json(package / f"performance/{run}/summary.json") for run in ("small", "scored"))
+    assert scored["best_score"] == pytest.approx(trained["best_score"], abs=1e-6)
+
+
+def test_nothing_else_knows_the_task() -> None:
+    assert not [path for path in (ROOT / "unet").rglob("*.py") if "discs" in path.read_text()]
+
+
+def test_its_help_and_its_checks_are_its_own(cli, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli("train", "--task", "discs.task:Discs", "--help")
+    text = capsys.readouterr().out
+    assert "bright discs in grey images" in text
+    assert "side of the network's input in pixels [64]" in " ".join(text.split())
+    code, _, err = cli("train", "--task", "discs.task:Discs", "--image-size", 60)
+    assert code == 2
+    assert "--image-size 60 is not a multiple of 8" in err
+
+
+def test_settings_come_without_torch(package: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; import discs.settings, discs.task"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=package, env={"PYTHONPATH": f"{ROOT}:{package}"}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
