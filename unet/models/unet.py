@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from unet.errors import UnetError
-from unet.kernels.norms import channel_last, sparing
 from unet.models.layers import CONV, POOL, ConvBlock, Up, join
 
 
@@ -71,12 +70,6 @@ class UNet(nn.Module):
         if self.shape.padding == "same":
             alone = self.training and self.shape.norm == "instance"
             check_sides(x.shape[2:], 2 ** len(self.shape.features), alone)
-        if x.shape[1] == 1 and channel_last(self.bottleneck[0].get_parameter("weight")):
-            x = x.flatten(0, 1)[..., None].movedim(-1, 1)  # of one channel, the strides tell the order
-        with sparing(x):
-            return self._through(x)
-
-    def _through(self, x: Tensor) -> Tensor:
         skips = []
         for encoder in self.encoders:
             x = encoder(x)
