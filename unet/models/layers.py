@@ -1,4 +1,4 @@
-"""Blocks that the UNets are made of, in two and three dimensions."""
+"""The blocks of the U-Net, in two and three dimensions, of torch's own layers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def normalization(kind: str, dims: int, channels: int) -> list[nn.Module]:
 
 
 class ConvBlock(nn.Sequential):
-    """[3-wide convolution -> norm -> activation] twice: (N, in, *S) -> (N, out, *S).
+    """[convolution of kernel 3 -> norm -> activation] twice: (N, in, *S) -> (N, out, *S).
 
-    `stride` acts in the first convolution. With `padding="valid"` each convolution takes one voxel off every side.
-    Convolutions have a bias only where no norm follows.
+    The first convolution has the `stride`. With `padding="valid"` each convolution makes every side two voxels shorter.
+    Convolutions have a bias only where no norm follows. A dropout comes last, if there is any.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class ConvBlock(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Transposed convolution that doubles every side exactly: (N, in, *S) -> (N, out, *2S).
+    """Transposed convolution of stride 2, then the activation if there is one: (N, in, *S) -> (N, out, *2S).
 
-    Kernel 2 tiles. Kernel 3 has stride 2 and no padding, its last row and column (and slice) dropped: the "same"-padded
-    transposed convolution of TensorFlow. `activation` follows where it is given.
+    With kernel 3 the output is one voxel longer than 2S; the last row, column and slice are cropped, as in TensorFlow's
+    transposed convolution with "same" padding.
     """
 
     def __init__(self, dims: int, inputs: int, outputs: int, kernel: int = 2, activation: str | None = None) -> None:
@@ -78,9 +78,8 @@ class Up(nn.Module):
 
 
 def crop(x: Tensor, sides: Sequence[int], at_start: bool = False) -> Tensor:
-    """Cut the spatial sides of `x` (N, C, *S) to `sides`, around the centre (floor of the margin first) or at the
-    start.
-    """
+    """Crop the spatial sides of `x` (N, C, *S) to `sides`: around the centre (an odd margin is smaller in front), or
+    keep the start."""
     for axis, side in enumerate(sides, 2):
         if x.shape[axis] != side:
             x = x.narrow(axis, 0 if at_start else (x.shape[axis] - side) // 2, side)
@@ -88,5 +87,5 @@ def crop(x: Tensor, sides: Sequence[int], at_start: bool = False) -> Tensor:
 
 
 def join(upsampled: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate (upsampled, skip) on the channel axis, the skip centre-cropped where convolutions are valid."""
+    """Concatenate (upsampled, skip) along the channels; after valid convolutions the skip is larger: centre crop."""
     return torch.cat((upsampled, crop(skip, upsampled.shape[2:])), 1)
