@@ -22,10 +22,10 @@ ALLOWED = {
     "config": BASE,
     "weight_files": {"errors", "files"},
     "kernels": {"errors", "host"},
-    "models": {"errors", "models", "kernels"},
+    "models": {"errors", "models"},
     "metrics": {"host", "metrics"},  # and no torch
     "data": BASE | {"data"},
-    "devices": BASE | {"devices"},
+    "devices": BASE | {"devices", "kernels"},
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
     "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime"},

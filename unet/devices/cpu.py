@@ -16,6 +16,8 @@ from unet.devices.base import CHANNELS_FIRST, Device
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from unet.devices.launchers import Rank
 
 
@@ -55,8 +57,13 @@ class CPU(Device):
         return ("bf16",) if has_bf16() else ()
 
     def channels_last(self) -> bool:
-        """So that volumes can take the convolutions of `models.winograd` as well: --layout NCDHW leaves those out."""
+        """Also for volumes, because the faster layers of `unet.kernels` need it: --layout NCDHW leaves those out."""
         return self.config.device.layout not in CHANNELS_FIRST
+
+    def optimize(self, module: nn.Module) -> nn.Module:
+        from unet.kernels import select
+
+        return select.optimize(module)
 
 
 def keep_memory(volumes: bool = False) -> None:

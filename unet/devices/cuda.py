@@ -120,6 +120,12 @@ class CUDA(Device):
 
         return super().channels_last() or (self.config.device.layout == "auto" and self.dtype != torch.float32)
 
+    def optimize(self, module: nn.Module) -> nn.Module:
+        """torch's 3D instance norm copies channels-last volumes to contiguous order and back: ours does not."""
+        from unet.kernels import select
+
+        return select.optimize_norms(module) if self.channels_last() else module
+
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
 

@@ -1,5 +1,6 @@
-"""3 x 3 x 3 convolutions with half of the multiplications: Winograd's F(4, 3) along the depth, 2D convolutions for the
-rest. For processors, where arithmetic is what a convolution waits for; volumes lie with the channel last.
+"""3 x 3 x 3 convolution with half of the multiplications: Winograd's F(4, 3) along the depth, 2D convolutions for the
+other axes. CPU only, where convolution is compute-bound; volumes are channels-last. The plain form is `F.conv3d` with
+padding 1.
 
 Four outputs along an axis, y = A^T [(G w) * (B^T x)], take 6 products of transformed inputs and weights instead of 12
 (Lavin and Gray, CVPR 2016). The points of evaluation are 0, +-a, +-b with a = sqrt(2) and b = sqrt(1/2), and infinity.
@@ -29,10 +30,12 @@ LEAST = 16**3  # voxels of an image from which on the transform of the weights i
 Rows = tuple[Tensor, ...]
 
 
-def suits(x: Tensor, weight: Tensor, amx: bool | None = None) -> bool:
-    """Whether `conv` may and should take a stride-1 convolution with padding 1 of `weight` (O, I, 3, 3, 3) over `x`
-    (N, I, D, H, W): a depth of whole tiles, and the channel last in a processor's memory. Where the processor
-    multiplies matrices of bfloat16 (`amx`; None: as this one does), torch's own convolution is the faster one."""
+def applies_to(x: Tensor, weight: Tensor, amx: bool | None = None) -> bool:
+    """Whether `conv` can and should compute a convolution (stride 1, padding 1) of `x` (N, I, D, H, W) with `weight`
+    (O, I, 3, 3, 3): the depth is a multiple of 4 and `x` is channels-last on the CPU. With AMX (`amx`; None: ask this
+    processor) torch's own bfloat16 convolution is faster."""
+    if torch.compiler.is_compiling():
+        return False
     channels, depth, height, width = x.shape[1:]
     if amx is None:
         amx = "amx_bf16" in host.processor_flags()
@@ -43,7 +46,6 @@ def suits(x: Tensor, weight: Tensor, amx: bool | None = None) -> bool:
         and depth % OUT == 0
         and depth * height * width >= LEAST
         and x.is_contiguous(memory_format=torch.channels_last_3d)
-        and not torch.compiler.is_compiling()
     )
 
 

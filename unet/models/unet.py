@@ -1,5 +1,5 @@
-"""One UNet for all tasks: two or three dimensions, any norm, same or valid padding, pooled or strided down, kernel 2
-or 3 up.
+"""One U-Net for all tasks: 2D or 3D, any norm, same or valid padding, max pooling or strided convolution on the way
+down, transposed convolution of kernel 2 or 3 on the way up.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from unet.errors import UnetError
-from unet.kernels.norms import channel_last, sparing
 from unet.models.layers import CONV, POOL, ConvBlock, Up, join
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetShape:
-    """What a UNet is made of. `features` are the levels' channels from the top; `bottleneck` those below the last."""
+    """Hyperparameters of a U-Net. `features`: channels of each level from the top; `bottleneck`: below the last level."""
 
     dims: int = 2
     inputs: int = 3
@@ -34,13 +33,13 @@ class UNetShape:
 
 
 class UNet(nn.Module):
-    """(N, inputs, *S) -> logits (N, outputs, *S), sides smaller by the valid convolutions where padding is valid.
+    """(N, inputs, *S) -> logits (N, outputs, *S); with valid padding the sides of the output are shorter.
 
     Source: Ronneberger et al., U-Net, MICCAI 2015; 3D form: Çiçek et al., MICCAI 2016. With the default shape this is
     the network of brain-segmentation-pytorch (Buda et al. 2019) without its final sigmoid: 7,763,041 parameters.
     MLPerf's 3D U-Net is `UNetShape(3, 1, 3, (32, 64, 128, 256, 320), 320, "instance", down="stride")`: 31,190,243
-    parameters. Sides must be divisible by 2^levels (same padding), and in training leave instance normalisation more
-    than one voxel at the bottom; `forward` raises UnetError otherwise.
+    parameters. With same padding, sides must be multiples of 2^levels, and in training an instance norm needs more than
+    one voxel at the bottleneck; `forward` raises UnetError otherwise.
     """
 
     def __init__(self, shape: UNetShape) -> None:
@@ -71,12 +70,6 @@ class UNet(nn.Module):
         if self.shape.padding == "same":
             alone = self.training and self.shape.norm == "instance"
             check_sides(x.shape[2:], 2 ** len(self.shape.features), alone)
-        if x.shape[1] == 1 and channel_last(self.bottleneck[0].get_parameter("weight")):
-            x = x.flatten(0, 1)[..., None].movedim(-1, 1)  # of one channel, the strides tell the order
-        with sparing(x):
-            return self._through(x)
-
-    def _through(self, x: Tensor) -> Tensor:
         skips = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -89,7 +82,7 @@ class UNet(nn.Module):
 
 
 def glorot(model: nn.Module) -> nn.Module:
-    """A network with its convolutions' weights drawn anew, Glorot-uniform, their biases 0: how TensorFlow begins."""
+    """Initialise the convolutions of a network as TensorFlow does: weights Glorot-uniform, biases 0."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.xavier_uniform_(layer.weight)
@@ -99,10 +92,9 @@ def glorot(model: nn.Module) -> nn.Module:
 
 
 def check_sides(sides: Sequence[int], step: int, alone: bool = False) -> None:
-    """Raise UnetError unless every side is a multiple of `step`, with the nearest sides that are.
+    """Raise UnetError, with the next larger sides that fit, unless every side is a multiple of `step`.
 
-    `alone`: each sample is normalised by its own statistics, which the single voxel that sides of one `step` leave at
-    the bottom does not have.
+    `alone`: the bottleneck needs more than one voxel, because each sample is normalised by its own statistics.
     """
     levels, given = step.bit_length() - 1, " x ".join(map(str, sides))
     fitting = [-(-side // step) * step for side in sides]

@@ -3,10 +3,7 @@ torch's own."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 from builders import formula_state, make_config, wave
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.errors import CheckpointError, UnetError
-from unet.kernels import norms, winograd
-from unet.models import convert, layers, losses
+from unet.models import convert, losses
 from unet.models.unet import UNet, UNetShape
 from unet.runtime import optim
 from unet.runtime.checkpoints import checkpoint
@@ -202,158 +198,6 @@ def test_dice_ce_of_known_logits() -> None:
     assert float(loss) == pytest.approx((1 - 1e-6 / (voxels / 3 + 1e-6) + np.log(3)) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.01)])
-@pytest.mark.parametrize("chunk", [2**24, 6 * 8 * 16 * 20])
-def test_winograd_is_the_convolution(
-    kind: torch.dtype, error: float, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outputs and both gradients, all tiles at once and one after the other; error of the whole tensor, relative to
-    its size: float32 rounds at 1e-7, bfloat16 at 0.4 %."""
-    monkeypatch.setattr(winograd, "CHUNK", chunk)
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(2, 8, 12, 16, 20, generator=generator).to(kind).contiguous(memory_format=LAST).requires_grad_()
-    weight = (0.1 * torch.randn(12, 8, 3, 3, 3, generator=generator)).requires_grad_()
-    slope = torch.randn(2, 12, 12, 16, 20, generator=generator).to(kind)
-    exact = F.conv3d(x.double(), weight.double(), padding=1)
-    y = winograd.conv(x, weight)
-    assert y.is_contiguous(memory_format=LAST)
-    found = (y, *torch.autograd.grad(y, (x, weight), slope))
-    expected = (exact, *torch.autograd.grad(exact, (x, weight), slope.double()))
-    assert [value.dtype for value in found] == [kind, kind, torch.float32]
-    for a, b in zip(found, expected, strict=True):
-        assert float((a.double() - b).norm() / b.norm()) < error
-
-
-def test_winograd_rounds_in_bfloat16_as_the_readme_says() -> None:
-    """4.1, 5.1 and 3.9 times torch's own error, the medians of 20 shapes (scripts/compare_bf16.py); these shapes differ
-    from the medians by less than 15 %."""
-    script = runpy.run_path(str(ROOT / "scripts" / "compare_bf16.py"))
-    found = [script["relative_errors"](1, 32, 32, *sides) for sides in ((16, 16, 16), (8, 24, 40))]
-    for errors in found:
-        for (ours, plain), ratio, size in zip(errors, (4.1, 5.1, 3.9), (0.007, 0.0085, 0.0065), strict=True):
-            assert ours == pytest.approx(size, rel=0.15)
-            assert ours / plain == pytest.approx(ratio, rel=0.15)
-
-
-@pytest.mark.parametrize(("kind", "amx", "taken"), [("float32", True, True), ("bfloat16", True, False)])
-def test_a_processor_that_multiplies_matrices_keeps_torchs_convolution(kind: str, amx: bool, taken: bool) -> None:
-    x = torch.zeros(1, 8, 16, 16, 16, dtype=getattr(torch, kind)).contiguous(memory_format=LAST)
-    weight = torch.zeros(8, 8, 3, 3, 3)
-    assert winograd.suits(x, weight, amx) is taken
-    assert winograd.suits(x, weight, False)
-
-
-def test_the_processor_takes_winograd_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the layout: the first convolution has one channel and stays torch's, like those that are strided or small."""
-    sizes: list[tuple[int, ...]] = []
-    conv = winograd.conv
-    monkeypatch.setattr(winograd, "conv", lambda x, weight: sizes.append(tuple(x.shape)) or conv(x, weight))
-    image = torch.randn(1, 1, 16, 16, 16)
-    for layout, expected in (("auto", [(1, 8, 16, 16, 16), (1, 16, 16, 16, 16), (1, 8, 16, 16, 16)]), ("NCDHW", [])):
-        sizes.clear()
-        place = device(layout=layout)
-        place.place(UNet(SMALL))(place.to({"image": image})["image"])
-        assert sizes == expected
-
-
-def gradients_of(state: dict[str, Tensor], image: Tensor, **settings: object) -> list[Tensor]:
-    """Logits and all gradients of a step."""
-    place = device(**settings)
-    network = UNet(SMALL)
-    network.load_state_dict(state)
-    network = place.place(network)
-    with place.autocast():
-        logits = network(place.to({"image": image})["image"])
-    logits.float().square().mean().backward()
-    return [value.detach().double() for value in (logits, *(parameter.grad for parameter in network.parameters()))]  # type: ignore[union-attr]
-
-
-def test_the_fast_kernels_give_the_same_network() -> None:
-    """With a batch of two, against torch's own in the other layout: the same in float32 but for rounding; in bfloat16
-    not much farther from float32 than torch's own (measured: 1.5 times)."""
-    torch.manual_seed(3)
-    state, image = UNet(SMALL).state_dict(), torch.randn(2, 1, 16, 16, 16)
-    exact = gradients_of(state, image, layout="NCDHW")
-
-    def error(**settings: object) -> float:
-        found = gradients_of(state, image, **settings)
-        each = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-        return float(np.sqrt(np.mean(np.square(each))))
-
-    assert error(layout="NDHWC") < 1e-5
-    stock = error(layout="NCDHW", precision="bf16")
-    assert 0.05 < stock < 0.3
-    assert error(layout="NDHWC", precision="bf16") < 2.2 * stock
-
-
-def test_the_statistics_of_many_voxels_are_exact() -> None:
-    """torch's kernel adds 262,144 values of a channel in float32 one after the other, which is off by 1e-4 here."""
-    x = 3 + torch.randn(1, 4, 64, 64, 64, generator=torch.Generator().manual_seed(6))
-    x = x.contiguous(memory_format=LAST)
-    mean, variance = norms.statistics(x)
-    exact = x.double()
-    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3, 4)), rtol=2e-6, atol=0)
-    torch.testing.assert_close(variance.double(), exact.var((0, 2, 3, 4), correction=0), rtol=2e-6, atol=0)
-
-
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_normalised_volumes_are_made_again_instead_of_kept(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradients are the same bits as with everything kept, and what is made again is not held afterwards."""
-    torch.manual_seed(7)
-    network = UNet(dataclasses.replace(SMALL, activation=activation)).to(memory_format=LAST)
-    image, recipes, made = torch.randn(2, 1, 16, 16, 16), [], []
-    create, make = norms.Recipe.__init__, norms.Recipe.output
-
-    def noted(recipe: norms.Recipe, *parts: Any) -> None:
-        create(recipe, *parts)
-        recipes.append(recipe)
-
-    monkeypatch.setattr(norms.Recipe, "__init__", noted)
-    monkeypatch.setattr(norms.Recipe, "output", lambda recipe: made.append(recipe) or make(recipe))
-
-    def step() -> list[Tensor]:
-        network.zero_grad()
-        network(image).square().mean().backward()
-        return [parameter.grad.clone() for parameter in network.parameters()]  # type: ignore[union-attr]
-
-    spared = step()
-    assert len(recipes) == 10
-    assert set(recipes) == set(made)
-    assert len(made) > 10  # by the layers that follow, and by the activation's own gradient
-    assert all(recipe.held is None and recipe.x is None for recipe in recipes)
-    made.clear()
-    monkeypatch.setattr("unet.models.unet.sparing", lambda x: contextlib.nullcontext())
-    assert all(torch.equal(a, b) for a, b in zip(spared, step(), strict=True))
-    assert len(made) == 10
-
-
-def test_instance_norm_is_that_of_torch_in_any_order() -> None:
-    own, stock = norms.InstanceNorm3d(6, affine=True), nn.InstanceNorm3d(6, affine=True)
-    with torch.no_grad():
-        own.weight.uniform_(0.5, 2)
-        own.bias.uniform_(-1, 1)
-    stock.load_state_dict(own.state_dict())
-    x = torch.randn(3, 6, 4, 5, 6).contiguous(memory_format=LAST).requires_grad_()
-    slope = torch.randn_like(x)
-    found, expected = own(x), stock(x)
-    formula = norms.instance_norm(x, own.weight, own.bias, own.eps)
-    assert found.is_contiguous(memory_format=LAST)
-    for y in (found, formula):
-        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-        pairs = (torch.autograd.grad(y, (x, own.weight, own.bias), slope),)
-        pairs += (torch.autograd.grad(expected, (x, stock.weight, stock.bias), slope, retain_graph=True),)
-        for a, b in zip(*pairs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_a_transposed_convolution_is_its_matrix_product() -> None:
-    up = layers.Up(3, 6, 4)
-    x = torch.randn(2, 6, 3, 4, 5)
-    tiled = up(x.contiguous(memory_format=LAST))
-    assert tiled.is_contiguous(memory_format=LAST)
-    torch.testing.assert_close(tiled, up(x))
-
-
 def test_integer_masks_keep_their_order_and_images_take_the_device_one() -> None:
     batch = {"image": torch.zeros(2, 3, 4, 4, 4), "mask": torch.zeros(2, 3, 4, 4, 4, dtype=torch.uint8)}
     for layout, last in (("auto", True), ("NDHWC", True), ("NHWC", True), ("NCHW", False), ("NCDHW", False)):
@@ -435,19 +279,3 @@ def test_the_arithmetic_of_a_step_is_counted_without_doing_it() -> None:
         logits.sum().backward()
     assert forward == pytest.approx(119.3e9, rel=1e-3)
     assert counter.get_total_flops() == pytest.approx(357.5e9, rel=1e-3)
-
-
-def test_few_voxels_have_a_gradient_in_bfloat16() -> None:
-    """torch's own leaves it uninitialised: memory that held large numbers shows."""
-    torch.manual_seed(0)
-    for _ in range(12):
-        conv = layers.Conv3d(64, 64, 3, padding=1, bias=False)
-        x = torch.randn(1, 64, 2, 2, 2)
-        dirt = [torch.full((conv.weight.numel(),), 1e32, dtype=kind) for kind in (torch.bfloat16, torch.float32) * 2]
-        del dirt
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = conv(x)
-        y.sum().backward()
-        assert y.dtype == torch.bfloat16
-        assert conv.weight.grad is not None
-        assert conv.weight.grad.abs().max() < 1e3

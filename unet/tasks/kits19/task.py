@@ -188,7 +188,7 @@ class KiTS19(SegmentationTask):
         return {"loss": dice_ce_loss(outputs, batch["mask"], self.settings.include_background)}
 
     def reference_step(self) -> tuple[nn.Module, Step]:
-        """The reference's step: the same network of torch's own layers, the loss from one-hot labels."""
+        """The reference's step: the plain network, and the loss from one-hot labels."""
         from unet.models.losses import plain_dice_ce
 
         return self.build_model(), lambda model, batch: plain_dice_ce(model(batch["image"]), batch["mask"])

@@ -1,0 +1,59 @@
+"""Faster 3D convolutions on the CPU: Winograd where it pays, and outputs in the memory order of their inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unet.kernels import winograd
+from unet.kernels.norms import channel_last
+
+FEW = 64  # voxels
+
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d`, with the output in the memory order of the input: (N, I, D, H, W) -> (N, O, *S).
+
+    torch's CPU code for small volumes (not oneDNN) returns contiguous outputs, and all later layers would lose the
+    channels-last order. Up to 64 voxels are computed in float32: in bfloat16 torch (2.13) leaves the weights' gradient
+    uninitialised at 2 x 2 x 2 voxels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels == 1 and x.ndim == 5 and channel_last(self.weight):
+            x = x.flatten(0, 1)[..., None].movedim(
+                -1, 1
+            )  # with one channel, only strides tell the order: channels-last
+        if x.shape[2:].numel() <= FEW:
+            dtype = to_autocast_dtype(x).dtype
+            with torch.autocast("cpu", enabled=False):
+                return keep_order(super().forward(x.to(self.weight.dtype)), x).to(dtype)
+        return keep_order(super().forward(x), x)
+
+
+class WinogradConv3d(Conv3d):
+    """`nn.Conv3d` of kernel 3, stride 1, padding 1 without a bias, by `winograd.conv` where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:].numel() > FEW:
+            x = to_autocast_dtype(x)
+            if winograd.applies_to(x, self.weight):
+                return winograd.conv(x, self.weight)
+        return super().forward(x)
+
+
+def faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
+    """The class that computes what this plain layer computes, faster."""
+    same = layer.kernel_size == (3, 3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1, 1)
+    plain = layer.bias is None and layer.groups == 1 and layer.padding_mode == "zeros"
+    return WinogradConv3d if same and plain else Conv3d
+
+
+def keep_order(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the memory order of `x`."""
+    return y.contiguous(memory_format=torch.channels_last_3d) if channel_last(x) else y
+
+
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` in the type of the autocast that is active on the CPU, if any."""
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
