@@ -23,14 +23,15 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unet import windows
 from unet.cli import resolve
-from unet.data import windows
 from unet.data.cache.cache import CachedCase
 from unet.data.loading.augment import Change
 from unet.data.loading.crops import EpochCrops, Volumes
 from unet.devices import launchers, select
-from unet.runtime.inference import predictor as inference
+from unet.runtime.inference.predictor import Predictor, padded_part
 from unet.tasks.kits19 import boxes
+from unet.tasks.kits19.task import PAD_VALUE
 from unet.tasks.registry import create
 
 SHAPE, PATCH, ROUNDS = (256, 333, 333), (128, 128, 128), 5
@@ -127,20 +128,16 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
     task = create(config)
     rank = launchers.find_rank(config)
     device = select.choose(config, rank)[0](config, rank)
-    network = Cheap()
+    predictor = Predictor([Cheap()], device, batch=1)
     weights = gaussian(PATCH[0])
-
-    def infer(volume: Tensor) -> Tensor:
-        return inference.windows(volume, network, device, PATCH, 0.5, 1)
 
     def reference() -> None:
         image, label = (torch.from_numpy(np.load(path)) for path in (case.image, case.mask))
         plan = windows.plan(SHAPE, PATCH)
-        padded = windows.padded(windows.cropped(image, plan), plan)
-        cut = windows.padded(windows.cropped(label, plan), plan, 0)
+        padded, cut = padded_part(image, plan, PAD_VALUE), padded_part(label, plan, 0)
         reference_scores(padded[None], cut[None], weights)
 
-    return reference, lambda: task.evaluate_case(case, infer)
+    return reference, lambda: task.evaluate_case(case, predictor)
 
 
 def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:

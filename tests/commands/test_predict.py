@@ -14,8 +14,12 @@ import torch
 from builders import make_config
 from conftest import error_of, read_json, stored
 
+from unet.config.flags import PredictOptions
 from unet.data.preprocessing import slice_geometry
+from unet.devices.cpu import CPU
+from unet.devices.launchers import Rank
 from unet.metrics import overlap
+from unet.runtime.inference.predictor import Predictor
 from unet.tasks.lgg import dataset as lgg
 from unet.tasks.lgg.task import LGG
 
@@ -325,6 +329,26 @@ def test_what_was_cropped_and_resized_comes_back_where_it_was(sides: tuple[int, 
     found, expected = np.argwhere(back[2] > 0.5), np.argwhere(disc)
     assert np.abs(found.mean(0) - expected.mean(0)).max() < 0.5
     assert len(found) == pytest.approx(len(expected), rel=0.12)
+
+
+def test_a_task_gives_arrays_and_writes_nothing(phantoms: Path, tmp_path: Path) -> None:
+    """What prediction makes of each wanted slice, on its own grid, the mask last; the command writes it."""
+    task = LGG(make_config(image_size=32))
+    folder, images = sorted(task.find_inputs([phantoms]).items())[0]
+    before = {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")}
+    options = PredictOptions(output=str(tmp_path / "out"), overlay=True, probabilities=True)
+    networks = [torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(3, 1, 1)]
+    predictor = Predictor(networks, CPU(make_config(device="cpu"), Rank()), 8)
+    outputs = list(task.predict_case(images, images[1:3], predictor, options))
+    assert [(output.image, output.name) for output in outputs] == [
+        (image, name) for image in images[1:3] for name in ("probability", "overlay", "mask")
+    ]
+    for output in outputs:
+        assert output.name in task.output_files(output.image, tmp_path / folder.name, options)
+        if output.name != "overlay":
+            assert output.array.shape == tifffile.imread(output.image).shape[:2]
+    assert len(predictor.seconds) == 1
+    assert {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")} == before and not list(tmp_path.iterdir())
 
 
 def test_a_pickle_with_code_is_refused(use: Run, workplace: Path) -> None:

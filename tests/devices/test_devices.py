@@ -17,7 +17,7 @@ from unet import host
 from unet.devices import cpu, select
 from unet.devices.hpu import HPU
 from unet.devices.launchers import Rank
-from unet.runtime.inference import predictor as inference
+from unet.runtime.inference.predictor import Predictor
 
 
 def device(**settings: object) -> cpu.CPU:
@@ -103,7 +103,7 @@ def test_inference_has_one_shape_and_every_slice(slices: int, static: bool) -> N
     where.static_shapes = static
     network = Double().train()
     volume = torch.rand(slices, 3, 4, 4)
-    assert torch.equal(inference.slices(volume, network, where, 8), 2 * volume)
+    assert torch.equal(Predictor([network], where, 8).slices(volume), 2 * volume)
     assert len(shapes) == 1
     assert not static or shapes == {(8, 3, 4, 4)}
     assert network.training

@@ -30,6 +30,7 @@ from unet.runtime.callbacks import mlperf, mlperf_rules
 from unet.runtime.checkpoints.kept import Kept
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.folders.run_folder import RunFolder
+from unet.runtime.inference.predictor import Predictor
 from unet.runtime.seeding import rng_state
 from unet.tasks.base import Metric
 from unet.tasks.kits19.mlperf import tensor_names
@@ -60,6 +61,9 @@ class Task:
 
     def eval_input_shape(self) -> tuple[int, ...]:
         return 1, 1, *self.config.get("eval_patch")
+
+    def warm_up(self, predictor: Any) -> None:
+        predictor.slices(torch.zeros(self.eval_input_shape()))
 
     def training_step(self, model: Any, batch: Any) -> dict[str, Tensor]:
         return {"loss": (model(batch["image"]) - batch["mask"].float()).square().mean()}
@@ -398,14 +402,9 @@ def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
     stepped: list[int] = []
     optimizer.register_step_post_hook(lambda *about: stepped.append(1))
 
-    def infer(volume: Tensor) -> Tensor:
-        model.eval()
-        with torch.no_grad():
-            found: Tensor = model(volume[None])
-        return found
-
-    mlperf.warm_up(config, task, device, model, model, model, optimizer, device.scaler(), infer, Group())
-    assert seen == [((2, 1, 4, 4, 4), True)] * 6 + [((1, 1, 6, 4, 4), False)]  # two windows
+    predictor = Predictor([model], device, 1)
+    mlperf.warm_up(config, task, device, model, model, model, optimizer, device.scaler(), predictor, Group())
+    assert seen == [((2, 1, 4, 4, 4), True)] * 6 + [((1, 1, 4, 4, 4), False)]
     assert len(stepped) == 3
     after = model.state_dict()
     assert all(torch.equal(weights[name], after[name]) for name in weights)

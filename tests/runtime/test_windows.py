@@ -11,14 +11,15 @@ import torch
 from builders import make_config
 from conftest import GOLDEN, read_json
 
-from unet import host
-from unet.data import windows as plans
+from unet import host, windows
 from unet.devices import cpu
 from unet.devices.launchers import Rank
 from unet.errors import DataError, UnetError, UsageError
 from unet.models import convert, label_maps
 from unet.models.unet import UNet
-from unet.runtime.inference import predictor as inference
+from unet.runtime.inference.blending import gaussian_1d
+from unet.runtime.inference.predictor import Predictor, padded_part
+from unet.tasks.kits19.task import PAD_VALUE
 
 REFERENCE = read_json(GOLDEN / "kits19_reference.json")
 CUBE = (128, 128, 128)
@@ -26,6 +27,22 @@ CUBE = (128, 128, 128)
 
 def device(**settings: object) -> cpu.CPU:
     return cpu.CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+
+
+def logits_of(
+    volume: torch.Tensor,
+    network: torch.nn.Module,
+    where: cpu.CPU,
+    window: tuple[int, ...],
+    overlap: float = 0.5,
+    batch: int = 1,
+    blend: str = "gaussian",
+    mirror: bool = False,
+) -> torch.Tensor:
+    """Mean logits of every voxel."""
+    plan = windows.plan(volume.shape[1:], window, overlap, "full")
+    found: torch.Tensor = Predictor([network], where, batch).windows(volume, plan, blend, mirror)
+    return found
 
 
 def wave(shape: tuple[int, ...], a: float, b: float) -> np.ndarray[Any, Any]:
@@ -76,13 +93,13 @@ def plainly(volume: torch.Tensor, network: Mixer, roi: tuple[int, ...], step: tu
     ],
 )
 def test_known_counts(shape: tuple[int, ...], roi: tuple[int, ...], expected: int) -> None:
-    assert plans.count(shape, roi) == expected
+    assert windows.count(shape, roi) == expected
 
 
 def test_sides_are_rounded_to_the_nearest_multiple_of_the_stride() -> None:
     """MLPerf's rule for every side from the window on: cropped below half a stride, padded from there on."""
     for side in range(128, 700):
-        plan = plans.plan((side,), (128,), 0.5)
+        plan = windows.plan((side,), (128,), 0.5)
         assert plan.count == side // 64 - 1 + (side % 64 >= 32)
         rest = side % 64
         if rest < 32:
@@ -94,22 +111,23 @@ def test_sides_are_rounded_to_the_nearest_multiple_of_the_stride() -> None:
             assert plan.pad == ((low, 64 - rest - low),)
 
 
-@pytest.mark.parametrize("region", plans.REGIONS)
+@pytest.mark.parametrize("region", windows.REGIONS)
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.6, 0.9])
 def test_windows_cover_what_is_scored(region: str, overlap: float) -> None:
     """Also where the reference fails or skips: sides below the window, strides that do not divide it."""
     for roi in (1, 7, 32, 33):
-        step = plans.stride(roi, overlap)
+        step = windows.stride(roi, overlap)
         for side in range(1, 120):
-            plan = plans.plan((side,), (roi,), overlap, region)
+            plan = windows.plan((side,), (roi,), overlap, region)
             scored, padded = plan.scored[0], plan.padded[0]
             if region == "rounded":
                 assert padded == roi + (plan.count - 1) * step
             else:
-                places = inference.starts(padded, roi, overlap)
-                assert padded == max(side, roi) and len(places) == plan.count
-                assert places[0] == 0 and places[-1] + roi == padded
-                assert all(0 < b - a <= step for a, b in itertools.pairwise(places))
+                assert padded == max(side, roi)
+            (starts,) = plan.starts
+            assert len(starts) == plan.count
+            assert starts[0] == 0 and starts[-1] + roi == padded
+            assert all(0 < b - a <= step and (region == "full" or b - a == step) for a, b in itertools.pairwise(starts))
             assert (
                 padded - sum(plan.pad[0])
                 == scored
@@ -124,43 +142,34 @@ def test_windows_cover_what_is_scored(region: str, overlap: float) -> None:
 
 def test_a_small_side_that_the_reference_fails_on() -> None:
     """70 voxels: cropped to 64 and padded to 128 in the reference, whose output and label then disagree."""
-    plan = plans.plan((70, 20, 130), CUBE)
+    plan = windows.plan((70, 20, 130), CUBE)
     assert (plan.scored, plan.padded, plan.count) == ((70, 20, 128), CUBE, 1)
-    assert plans.plan((70, 20, 130), CUBE, region="full").scored == (70, 20, 130)
+    assert windows.plan((70, 20, 130), CUBE, region="full").scored == (70, 20, 130)
 
 
 def test_arrays_and_tensors_are_fitted_alike() -> None:
-    plan = plans.plan((9, 13, 17), (8, 8, 16))
+    plan = windows.plan((9, 13, 17), (8, 8, 16))
     assert (plan.scored, plan.pad) == ((8, 12, 16), ((0, 0), (0, 0), (0, 0)))
-    plan = plans.plan((9, 15, 5), (8, 8, 16))
+    plan = windows.plan((9, 15, 5), (8, 8, 16))
     array = np.random.default_rng(0).normal(size=(2, 9, 15, 5)).astype(np.float32)
-    part = plans.cropped(array, plan)
+    part = array[(...,) + plan.crop]
     assert part.shape == (2, 8, 15, 5)
-    assert np.shares_memory(part, array)
-    padded = plans.padded(part, plan)
+    padded = padded_part(array, plan, PAD_VALUE)
     assert padded.shape == (2, 8, 16, 16)
-    assert padded.dtype == np.float32
-    assert np.array_equal(plans.inner(padded, plan), part)
-    outside = np.ones(padded.shape, bool)
+    assert padded.dtype == torch.float32
+    assert np.array_equal(padded[(...,) + plan.inner].numpy(), part)
+    outside = torch.ones(padded.shape, dtype=torch.bool)
     outside[:, :, 0:15, 5:10] = False
     assert (padded[outside] == np.float32(-2.2)).all()
-    assert torch.equal(plans.padded(torch.from_numpy(part), plan), torch.from_numpy(padded))
+    assert torch.equal(padded_part(torch.from_numpy(array), plan, PAD_VALUE), padded)
 
 
 @pytest.mark.parametrize("wrong", [((8, 8), (4, 4, 4)), ((8, 0, 8), (4, 4, 4)), ((8, 8, 8), (4, 4, 0))])
 def test_impossible_windows_are_refused(wrong: tuple[Any, Any]) -> None:
     with pytest.raises(UsageError, match="No windows of"):
-        plans.plan(*wrong)
+        windows.plan(*wrong)
     with pytest.raises(UsageError):
-        plans.plan((8, 8, 8), (4, 4, 4), overlap=1.0)
-
-
-def test_both_places_know_one_stride() -> None:
-    """The arithmetic of data and of the runtime, which may not import one another."""
-    for roi, share in itertools.product((1, 5, 10, 33, 128), (0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9, 0.95)):
-        plan = plans.plan((300,) * 3, (roi,) * 3, share)
-        grid = inference.Grid(plan.padded, (roi,) * 3, share, "gaussian")
-        assert tuple(map(len, grid.starts)) == plan.grid
+        windows.plan((8, 8, 8), (4, 4, 4), overlap=1.0)
 
 
 @pytest.mark.parametrize("name", REFERENCE["sliding_window"]["cases"])
@@ -168,10 +177,10 @@ def test_the_reference_s_logits(name: str) -> None:
     case = REFERENCE["sliding_window"]["cases"][name]
     shape = tuple(int(side) for side in name.strip("()").split(","))
     image = wave((1, *shape), a=0.00031, b=0.2)
-    plan = plans.plan(shape, CUBE)
+    plan = windows.plan(shape, CUBE)
     assert [1, 1, *plan.scored] == case["scored_shape"]
-    volume = torch.from_numpy(plans.padded(plans.cropped(image, plan), plan))
-    logits = plans.inner(inference.windows(volume, Mixer(golden=True), device(), CUBE, batch=2), plan)
+    predictor = Predictor([Mixer(golden=True)], device(), batch=2)
+    logits = predictor.windows(image, plan, pad_value=PAD_VALUE)
     known = case["logits"]
     assert [1, *logits.shape] == known["shape"]
     flat = logits.reshape(-1)
@@ -185,13 +194,13 @@ def test_the_reference_s_logits(name: str) -> None:
 def test_windows_that_are_no_cubes(blend: str) -> None:
     roi, step = (8, 12, 16), (4, 6, 8)
     volume = torch.randn(1, 20, 24, 32, generator=torch.Generator().manual_seed(1))
-    found = inference.windows(volume, Mixer(), device(), roi, 0.5, 3, blend)
+    found = logits_of(volume, Mixer(), device(), roi, 0.5, 3, blend)
     torch.testing.assert_close(found.double(), plainly(volume, Mixer(), roi, step, blend), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_the_reference() -> None:
     """Corner and middle of a face of the importance map, over its highest value."""
-    axis = inference.profile(128, "gaussian")
+    axis = gaussian_1d(128)
     axis /= axis.max()
     assert axis[0] ** 3 == pytest.approx(3.80129e-4, rel=1e-5)
     assert axis[0] == pytest.approx(0.0724, rel=1e-3)
@@ -206,7 +215,7 @@ def test_the_result_does_not_depend_on_the_batch(static: bool) -> None:
     results = []
     for batch in (1, 5, 18, 20):
         network = Mixer().train()
-        results.append(inference.windows(volume, network, where, (8, 16, 16), 0.5, batch))
+        results.append(logits_of(volume, network, where, (8, 16, 16), 0.5, batch))
         assert network.training
         size = min(batch, 18) if not static else batch
         assert network.shapes == [(size, 1, 8, 16, 16)] * -(-18 // batch)
@@ -219,9 +228,9 @@ def test_mirroring_is_the_mean_of_eight_flipped_volumes() -> None:
     each = []
     for flips in itertools.product((False, True), repeat=3):
         axes = [axis + 1 for axis, flip in enumerate(flips) if flip]
-        each.append(inference.windows(volume.flip(axes), Mixer(), device(), roi).flip(axes))
+        each.append(logits_of(volume.flip(axes), Mixer(), device(), roi).flip(axes))
     network = Mixer()
-    found = inference.windows(volume, network, device(), roi, batch=4, mirror=True)
+    found = logits_of(volume, network, device(), roi, batch=4, mirror=True)
     torch.testing.assert_close(found, torch.stack(each).mean(0))
     assert set(network.shapes) == {(4, 1, *roi)}
     assert (found - each[0]).abs().max() > 0.1  # the flips do differ
@@ -233,27 +242,29 @@ def test_bf16_logits_are_added_up_in_fp32() -> None:
             return super().forward(x).bfloat16()
 
     volume = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
-    found = inference.windows(volume, Half(), device(precision="bf16"), (8, 8, 8), 0.75)
+    found = logits_of(volume, Half(), device(precision="bf16"), (8, 8, 8), 0.75)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(
-        found, inference.windows(volume, Mixer(), device(), (8, 8, 8), 0.75), rtol=0.01, atol=0.02
-    )
+    torch.testing.assert_close(found, logits_of(volume, Mixer(), device(), (8, 8, 8), 0.75), rtol=0.01, atol=0.02)
 
 
-def test_a_volume_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(DataError) as error:
-        inference.windows(torch.zeros(1, 16, 17, 4), Mixer(), device(), (8, 8, 8))
-    assert "(16, 17, 4)" in error.value.message
-    assert "(16, 17, 8)" in error.value.hint
+def test_a_volume_smaller_than_a_window_is_padded_and_cut_back() -> None:
+    volume = torch.randn(1, 16, 17, 4, generator=torch.Generator().manual_seed(8))
+    plan = windows.plan(volume.shape[1:], (8, 8, 8), region="full")
+    network = Mixer()
+    found = Predictor([network], device(), batch=1).windows(volume, plan, pad_value=-1.0)
+    assert found.shape == (3, 16, 17, 4)
+    grown = torch.full((1, 16, 17, 8), -1.0)
+    grown[..., 2:6] = volume
+    assert torch.equal(found, logits_of(grown, Mixer(), device(), (8, 8, 8))[..., 2:6])
+    assert set(network.shapes) == {(1, 1, 8, 8, 8)}
 
 
 def test_windows_lie_evenly_where_they_do_not_fit() -> None:
     """Every voxel is seen, and the mean of equal outputs is that output."""
-    assert inference.starts(392, 128, 0.5) == [0, 53, 106, 158, 211, 264]
-    assert inference.starts(256, 128, 0.5) == [0, 64, 128]
+    assert windows.plan((392, 256), (128, 128), region="full").starts == ((0, 53, 106, 158, 211, 264), (0, 64, 128))
     volume = torch.randn(1, 11, 17, 8)
     for blend in ("gaussian", "constant"):
-        logits = inference.windows(volume, Mixer(golden=True), device(), (8, 8, 8), blend=blend)
+        logits = logits_of(volume, Mixer(golden=True), device(), (8, 8, 8), blend=blend)
         assert torch.allclose(logits[0], volume[0], atol=1e-6)
 
 
@@ -289,18 +300,18 @@ def test_short_of_memory_the_host_takes_over(
 ) -> None:
     host.notice_once.cache_clear()
     volume = torch.randn(1, 16, 16, 16)
-    expected = inference.windows(volume, Mixer(), device(), (8, 8, 8))
+    expected = logits_of(volume, Mixer(), device(), (8, 8, 8))
     card = Card(make_config(device="cpu"), Rank())
     card.budget = budget
     for attempt in (1, 2):
-        assert torch.equal(inference.windows(volume, network(), card, (8, 8, 8), batch=4), expected)
+        assert torch.equal(logits_of(volume, network(), card, (8, 8, 8), batch=4), expected)
         assert card.released == attempt
     assert capsys.readouterr().err.count("short of a whole case") == 1
 
 
 def test_without_memory_of_its_own_there_is_nothing_to_fall_back_to() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        inference.windows(torch.randn(1, 16, 16, 16), Greedy(), device(), (8, 8, 8))
+        logits_of(torch.randn(1, 16, 16, 16), Greedy(), device(), (8, 8, 8))
     card = Card(make_config(device="cpu"), Rank())
 
     class Broken(Mixer):
@@ -308,7 +319,7 @@ def test_without_memory_of_its_own_there_is_nothing_to_fall_back_to() -> None:
             raise RuntimeError("a shape does not fit")
 
     with pytest.raises(RuntimeError, match="does not fit"):
-        inference.windows(torch.randn(1, 16, 16, 16), Broken(), card, (8, 8, 8))
+        logits_of(torch.randn(1, 16, 16, 16), Broken(), card, (8, 8, 8))
     assert not card.released
 
 
@@ -394,7 +405,7 @@ def test_the_reference_s_loss_and_score() -> None:
     network = UNet(convert.shape_of(own, "kits19", down="stride"))
     network.load_state_dict(own)
     volume = torch.from_numpy(wave((1, 64, 64, 64), 0.013, 0))
-    logits = inference.windows(volume, network, device(), (64, 64, 64))
+    logits = logits_of(volume, network, device(), (64, 64, 64))
     waves = wave((64, 64, 64), 0.0007, 0.3)
     labels = torch.from_numpy((waves > 0.2).astype(np.uint8) + (waves > 0.9))
     assert torch.bincount(labels.flatten()).tolist() == REFERENCE["label_64"]["counts"]
@@ -404,14 +415,56 @@ def test_the_reference_s_loss_and_score() -> None:
 
 
 def test_a_result_that_is_not_finite_is_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    cpus = device()
+    class Given(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result = torch.zeros(len(x), 1, 2, 3)
+            result[..., 1, 1] = self.value
+            result[..., 0, :] = torch.tensor([-1e30, 1e30, 1e30])
+            return result
+
+    images = torch.zeros(1, 1, 2, 3)
     for value in (float("nan"), float("inf"), -float("inf")):
-        bad = torch.zeros(2, 3)
-        bad[1, 1] = value
         host.notice_once.cache_clear()
-        assert inference.Timed(lambda batch: batch, cpus)(bad) is bad
+        predictor = Predictor([Given(value)], device(), 1)
+        assert not torch.isfinite(predictor.slices(images)).all()
         assert "the network's output is not finite" in capsys.readouterr().err
         with pytest.raises(DataError, match="not finite"):
-            inference.Timed(lambda batch: batch, cpus, finite=True)(bad)
-    good = torch.tensor([-1e30, 1e30, 1e30])
-    assert inference.Timed(lambda batch: batch, cpus, finite=True)(good) is good
+            Predictor([Given(value)], device(), 1, finite=True).slices(images)
+    assert torch.isfinite(Predictor([Given(0)], device(), 1, finite=True).slices(images)).all()
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.factor).sin()
+
+
+def test_several_networks_are_averaged_in_one_place() -> None:
+    """Bit for bit the means that the tasks had each for itself: NumPy's over arrays, torch's over a stack, a sum
+    divided; of slices, tiles and windows; and only the first network's passes are timed."""
+    generator = torch.Generator().manual_seed(9)
+    images, volume = torch.randn(4, 1, 9, 11, generator=generator), torch.randn(1, 8, 9, 11, generator=generator)
+    plan = windows.plan(volume.shape[1:], (4, 4, 4), region="full")
+    for count in (1, 2, 3, 5, 8):
+        networks = [Scaled(number + 0.3) for number in range(count)]
+        members = [Predictor([network], device(), 2) for network in networks]
+        predictor = Predictor(networks, device(), 2)
+        each = [member.slices(images, torch.sigmoid) for member in members]
+        found = predictor.slices(images, torch.sigmoid)
+        assert np.array_equal(found.numpy(), np.mean([array.numpy() for array in each], 0, dtype=np.float32))
+        assert np.array_equal(predictor.slices(images, lambda x: x.sigmoid().numpy()), found.numpy())
+        assert torch.equal(predictor.tiles(images, 4, 4, 2, torch.sigmoid), found)  # without a margin a tile is a part
+        mean = torch.stack(each).mean(0)  # in another order from 5 networks on
+        assert torch.equal(predictor.tiles(images, 4, 4, 2, torch.sigmoid, lambda of: torch.stack(of).mean(0)), mean)
+        logits = members[0].windows(volume, plan)
+        for member in members[1:]:
+            logits += member.windows(volume, plan)
+        assert torch.equal(predictor.windows(volume, plan), logits / count)
+        assert len(predictor.seconds) == len(members[0].seconds) + 1 + 2 * 4  # rows of tiles

@@ -38,8 +38,8 @@ def run(resolved: Resolved, command: str) -> int:
     host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {parts.device.describe()}")
     start = time.perf_counter()
     with run_start.noting(folder, parts.group.explain), setup.advising(parts):
-        infer = setup.infer(parts, network, finite=True)
-        records = scores.full(parts, infer, cases, folder)
+        predictor = setup.make_predictor(parts, network, finite=True)
+        records = scores.full(parts, predictor, cases, folder)
     seconds = time.perf_counter() - start
     memory = parts.group.gather(parts.device.memory())
     from unet.runtime import evaluation
@@ -51,7 +51,7 @@ def run(resolved: Resolved, command: str) -> int:
             "best_score": evaluation.mean(records, task.metric.key),
             "cases": len(records),
             "seconds": {"evaluate": seconds},
-            "case_latency": evaluation.latency(infer.seconds),
+            "case_latency": evaluation.latency(predictor.seconds),
             "peak_memory_bytes": max(memory),
             "ranks": parts.group.world,
             "images_per_second": sum(case.cost for case in cases) / seconds,
@@ -62,8 +62,8 @@ def run(resolved: Resolved, command: str) -> int:
     if not parts.group.leads:
         return 0
     print(scores.table(task, records, config.eval.bootstrap))
-    if infer.seconds:
-        print(f"\n  a case     {evaluation.told(evaluation.latency(infer.seconds))} through the network")
+    if predictor.seconds:
+        print(f"\n  a case     {evaluation.told(evaluation.latency(predictor.seconds))} through the network")
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )

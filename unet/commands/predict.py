@@ -15,6 +15,7 @@ from unet.config.resolve import Resolved
 from unet.errors import DataError, UnetError
 from unet.runtime.folders.output_folder import Made, OutputFolder, digests
 from unet.runtime.stop import interruptible
+from unet.tasks.base import Predictor, Task
 
 
 def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
@@ -90,9 +91,9 @@ def write(
     """Load the networks, and make what is to be made; say what was."""
     config, task, group = parts.config, parts.task, parts.group
     done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
-    members: list[Any] = []
+    networks = [setup.trained_network(parts, path, resolved) for path in paths] if todo else []
+    predictor = setup.make_predictor(parts, *networks, finite=True)
     if todo:
-        members = [setup.infer(parts, setup.trained_network(parts, path, resolved), finite=True) for path in paths]
         names = ", ".join(map(str, paths))
         given = host.counted(len(todo), task.input_noun)
         host.notice(f"{names} on {parts.device.describe()}, {task.describe_window()}: {given}")
@@ -101,7 +102,7 @@ def write(
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
         try:
             with setup.advising(parts):
-                apply(task, folder, groups[folder], job, out, made, members)
+                apply(task, folder, groups[folder], job, out, made, predictor)
             written += len(job.wanted)
         except DataError as error:
             words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"
@@ -109,10 +110,10 @@ def write(
             before = any(os.path.lexists(path) for path in results(task, folder, job, out))
             host.notice(f"left out: {words}" + (" Its results that are there are of before." if before else ""))
     faults = [fault for each in group.gather(faults) for fault in each]
-    if members and members[0].seconds:
+    if predictor.seconds:
         from unet.runtime import evaluation
 
-        seconds = members[0].seconds
+        seconds = predictor.seconds
         host.notice(f"a pass of the network: {evaluation.told(evaluation.latency(seconds[1:] or seconds))}")
     host.notice(
         f"{config.predict.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there"
@@ -127,15 +128,17 @@ def write(
 
 
 def apply(
-    task: Any,
+    task: Task,
     folder: Path,
     images: list[Path],
     job: predict_outputs.Job,
     out: OutputFolder,
     made: Made,
-    members: list[Any],
+    predictor: Predictor,
 ) -> None:
-    """Make the results of one case, noted before and after. Raises DataError."""
+    """Make and write the results of one case, noted before and after. Raises DataError."""
+    from unet.data.io import outputs
+
     inputs = predict_outputs.inputs_digest(task, images, job.options)
     made = dataclasses.replace(made, source=predict_outputs.source_of(folder, images), inputs=inputs)
     paths = results(task, folder, job, out)
@@ -146,7 +149,9 @@ def apply(
             "Move it elsewhere, or name another --output.",
         )
     out.note(made, dict.fromkeys(paths))
-    task.predict_case(images, job.wanted, out.path / folder.name, members, job.options)
+    for output in task.predict_case(images, job.wanted, predictor, job.options):
+        files_of = task.output_files(output.image, out.path / folder.name, job.options)
+        outputs.write(files_of[output.name], output)
     out.note(made, digests(paths))
 
 

@@ -40,7 +40,7 @@ def finish(
             engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
         best = parts.group.first(lambda: setup.read_weights(weights)[1])
         checkpoint.fit(engine_run.model, best, weights)
-        records = scores.full(parts, setup.infer(parts, engine_run.applied), validation, folder)
+        records = scores.full(parts, setup.make_predictor(parts, engine_run.applied), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
     summary = {
         "metric": parts.task.metric.key,

@@ -17,7 +17,7 @@ from unet.tasks.base import Predictor
 KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
 
 
-def full(parts: Parts, infer: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
+def full(parts: Parts, predictor: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
@@ -30,7 +30,7 @@ def full(parts: Parts, infer: Predictor, cases: Sequence[Any], folder: Any) -> l
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
-            return parts.task.evaluate_case(case, infer, full=True)
+            return parts.task.evaluate_case(case, predictor, full=True)
         except DataError as error:
             raise error if case.id in error.message else DataError(f"{case.id}: {error.message}", error.hint) from error
 

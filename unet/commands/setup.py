@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from unet.devices.base import Device
     from unet.runtime.distributed.process_group import Group
-    from unet.runtime.inference.predictor import Timed
+    from unet.runtime.inference.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +124,11 @@ def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
     return parts.device.capture(compiled, training=False)
 
 
-def infer(parts: Parts, network: nn.Module, finite: bool = False) -> Timed:
-    """What a task calls to run the network over a case; with `finite` an output with NaN or infinity is an error."""
-    from unet.runtime.inference import predictor as inference
+def make_predictor(parts: Parts, *networks: nn.Module, finite: bool = False) -> Predictor:
+    """What a task uses to run networks over a case; with `finite` an output with NaN or infinity is an error."""
+    from unet.runtime.inference.predictor import Predictor
 
-    how, config = parts.task.window_args(), parts.config
-    over = inference.slices if how is None else inference.windows
-    run = functools.partial(
-        over, network=network, device=parts.device, batch=config.eval.eval_batch_size, **(how or {})
-    )
-    return inference.Timed(run, parts.device, finite)
+    return Predictor(networks, parts.device, parts.config.eval.eval_batch_size, finite)
 
 
 def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:

@@ -212,17 +212,17 @@ def build(
     applied = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
     optimizer, scaler = optim.build(config, task.param_groups(model), device), device.scaler()
-    infer = setup.infer(parts, applied)
+    predictor = setup.make_predictor(parts, applied)
     if config.mlperf.mlperf_division:
         from unet.runtime.callbacks import mlperf
 
-        mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, infer, group)
+        mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, predictor, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
     loader = batches(parts, training)
     stop = trainer.Stop(config.train.max_time)
     loader.hurry(stop.asked)
-    score = functools.partial(task.evaluate_case, predictor=infer)
+    score = functools.partial(task.evaluate_case, predictor=predictor)
     evaluate = functools.partial(
         evaluation.score, validation[: config.eval.eval_steps], score, stop=stop.asked, group=group
     )

@@ -7,9 +7,9 @@ import; methods import what they need.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from unet.config.options import flag
 from unet.config.schema import Config
@@ -24,11 +24,44 @@ if TYPE_CHECKING:
     from unet.data.cache.layout import Layout
     from unet.data.cases import Case
     from unet.data.checks import Report
+    from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
     from unet.data.splits import Split
+    from unet.windows import Plan
 
-Predictor = Callable[[Any], "Tensor"]  # runs the network over the input of a case
 Step = Callable[["nn.Module", Mapping[str, "Tensor"]], "Tensor"]
+
+
+class Predictor(Protocol):
+    """Runs trained networks over the input of a case, without gradients. Each method returns the mean over the networks
+    of their outputs, or of `transform(output)`."""
+
+    def slices(self, images: Tensor, transform: Callable[[Tensor], Any] | None = None) -> Any:
+        """(N, C, H, W) -> (N, K, H', W') on the host."""
+
+    def tiles(
+        self,
+        images: Tensor,
+        side: int,
+        output: int,
+        period: int,
+        transform: Callable[[Tensor], Any] | None = None,
+        average: Callable[[list[Any]], Any] | None = None,
+    ) -> Any:
+        """Images with their context (N, C, H + side - output, W + side - output) -> (N, K, H, W) on the host, through a
+        network of valid convolutions that maps `side` to `output` pixels; `period`: pixels of its pooling grid.
+        `average`: how the mean is taken."""
+
+    def windows(
+        self,
+        volume: Any,
+        plan: Plan,
+        blend: str = "gaussian",
+        mirror: bool = False,
+        pad_value: float = 0.0,
+    ) -> Any:
+        """(C, D, H, W) array or tensor -> mean logits (K, d, h, w) of the part that the plan looks at, on the device
+        where its memory allows."""
 
 
 class Metric(NamedTuple):
@@ -204,9 +237,12 @@ class Task:
 
     # Scoring and prediction.
 
-    def window_args(self) -> dict[str, Any] | None:
-        """How a network runs over a volume (arguments of the predictor of windows); None: item by item."""
-        return None
+    def warm_up(self, predictor: Predictor) -> None:
+        """Run the network over zeros in all shapes that scoring uses, so that kernels are chosen and memory is taken
+        (before MLPerf's clock starts)."""
+        import torch
+
+        predictor.slices(torch.zeros(self.eval_input_shape()))
 
     def evaluate_case(
         self, case: CachedCase, predictor: Predictor, full: bool = False
@@ -234,11 +270,11 @@ class Task:
         self,
         images: Sequence[Path],
         wanted: Sequence[Path],
-        output_prefix: Path,
-        predictors: Sequence[Predictor],
+        predictor: Predictor,
         options: PredictOptions,
-    ) -> None:
-        """Write the outputs of the `wanted` images of a case: the mean of the `predictors`."""
+    ) -> Iterator[Output]:
+        """The outputs of the `wanted` images of a case, one after another, those of `output_files` and "mask" last;
+        `images` are all of the case. The caller writes them."""
         raise NotImplementedError
 
     def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:

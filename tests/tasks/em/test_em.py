@@ -18,9 +18,9 @@ from conftest import ROOT, program
 from PIL import Image
 
 from unet.cli import main, resolve
+from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
-from unet.data.tiles import framed, margin
 from unet.errors import DataError
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set

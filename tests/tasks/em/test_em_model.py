@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from unet.cli import resolve
 from unet.config.schema import Config
-from unet.data import tiles
+from unet.data.context import framed, margin
 from unet.metrics import membranes
 from unet.models import convert
 from unet.models.layers import Up
 from unet.models.losses import two_class_losses
 from unet.models.unet import UNet
+from unet.runtime.inference import tiles
 from unet.tasks.em.task import EM
 
 # em_reference.json: Habana Model-References 1.14, TensorFlow UNet2D, computed in float32 on a CPU
@@ -98,7 +99,7 @@ def test_parameters_and_first_weights() -> None:
     state = network.state_dict()
     assert all(not value.any() for key, value in state.items() if key.endswith("bias"))
     for key, fans in (("encoders.1.0.weight", (64 + 128) * 9), ("ups.0.conv.weight", (1024 + 512) * 9)):
-        limit = (6 / fans) ** 0.5  # Glorot and Bengio 2010, equation 16
+        limit = float(np.float32((6 / fans) ** 0.5))  # Glorot and Bengio 2010, equation 16
         assert 0.98 * limit < state[key].abs().max().item() <= limit
 
 
@@ -150,11 +151,11 @@ def test_tiles_are_the_whole_image(context: str, shape: tuple[int, int]) -> None
     config = settings("--width", "4", "--layers", "3", "--image-size", "124", "--context", context)
     network = EM(config).build_model().eval()
     levels, output, images = 3, 36, torch.randn(2, 1, *shape)
-    margin = tiles.margin(levels)
+    around = margin(levels) // 2
     with torch.no_grad():
-        found = tiles.apply(images, output, levels, context, network)
+        found = tiles.stitch(framed(images, around, context), 124, output, 2**levels, network)
         grown = [-(-(side + 12) // 8) * 8 - 4 for side in shape]  # the next sides that the network has
-        whole = F.pad(tiles.framed(images, margin // 2, context), (0, grown[1] - shape[1], 0, grown[0] - shape[0]))
+        whole = F.pad(framed(images, around, context), (0, grown[1] - shape[1], 0, grown[0] - shape[0]))
         wanted = network(whole)[..., : shape[0], : shape[1]]
     assert found.shape == (2, 2, *shape)
     assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max().item())

@@ -22,7 +22,9 @@ from unet.models import convert, losses
 from unet.models.unet import UNet, UNetShape
 from unet.runtime import optim
 from unet.runtime.checkpoints import checkpoint
+from unet.runtime.inference.predictor import Predictor
 from unet.runtime.lamb import LAMB
+from unet.tasks.kits19.task import KiTS19
 
 REFERENCE = json.loads((GOLDEN / "kits19_reference.json").read_text())
 KITS19 = UNetShape(
@@ -279,3 +281,18 @@ def test_the_arithmetic_of_a_step_is_counted_without_doing_it() -> None:
         logits.sum().backward()
     assert forward == pytest.approx(119.3e9, rel=1e-3)
     assert counter.get_total_flops() == pytest.approx(357.5e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_warm_up_is_a_full_group_of_windows_and_a_short_one(mirror: bool) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            shapes.append(tuple(x.shape))
+            return x.expand(-1, 3, -1, -1, -1)
+
+    config = make_config("kits19", eval_patch=(8, 6, 4), eval_batch_size=3, mirror=mirror)
+    predictor = Predictor([Network()], device(), 3)
+    KiTS19(config).warm_up(predictor)
+    assert shapes == [(3, 1, 8, 6, 4)] * 2 * (8 if mirror else 1)

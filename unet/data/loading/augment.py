@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.data.tiles import framed
+from unet.data.context import framed
 
 
 def affine_with(scale: float, angle: float) -> Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]:

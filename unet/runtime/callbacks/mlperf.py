@@ -44,6 +44,7 @@ from unet.errors import UnetError
 from unet.runtime import trainer
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.folders.run_folder import MLPERF_LOG, RunFolder
+from unet.runtime.inference.predictor import Predictor
 from unet.runtime.progress import Progress
 from unet.runtime.seeding import rng_state, set_rng_state
 from unet.runtime.stop import Stop
@@ -236,7 +237,7 @@ def warm_up(
     applied: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    infer: Callable[[Tensor], Any],
+    predictor: Predictor,
     group: Group,
 ) -> None:
     """--mlperf-warmup steps of the loop and one window on made data: kernels are chosen and compiled, memory is taken.
@@ -254,10 +255,7 @@ def warm_up(
         *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
     )
     trainer.train_epoch(run)
-    _, _, depth, *sides = task.eval_input_shape()
-    step = max(1, int(depth * (1 - config.get("overlap")) + 1e-9))
-    full = torch.zeros(1, depth + config.eval.eval_batch_size * step, *sides)
-    infer(full)  # a full group of windows, and a short one
+    task.warm_up(predictor)
     model.load_state_dict(weights)
     optimizer.load_state_dict(before[0])
     scaler.load_state_dict(before[1])

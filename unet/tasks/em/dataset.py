@@ -22,6 +22,7 @@ from unet.config.schema import shell_path
 from unet.data import splits
 from unet.data.cache.layout import slice_layout
 from unet.data.cases import Case
+from unet.data.context import margin
 from unet.data.io.images import irregular, read_labels, read_stack, stack_shape, words
 from unet.data.preprocessing import masks
 from unet.errors import CacheError, DataError
@@ -247,7 +248,7 @@ def published_fold(ids: Sequence[str], number: int, seed: int) -> splits.Split:
 
 def require_squares(path: Path, image: Any, mask: Any, settings: Mapping[str, Any]) -> None:
     """Raise CacheError unless arrays of another program are a slice of the network's output size with its mask."""
-    side = settings["image_size"] - 12 * 2 ** settings["layers"] + 8  # the network's output
+    side = settings["image_size"] - margin(settings["layers"])  # the network's output
     if image.shape != (1, side, side, 1) or image.dtype != np.float32 or mask.shape != image.shape:
         raise CacheError(
             f"{path.absolute()}: {image.shape} {image.dtype} with mask {mask.shape} is not (1, {side}, {side}, 1)"

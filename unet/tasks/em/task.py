@@ -4,7 +4,7 @@ of NVIDIA and Habana, trained by steps, scored in five folds."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,10 @@ from unet.config.schema import Config, resolve_path
 from unet.data import drawing, splits
 from unet.data.cases import Case
 from unet.data.checks import Report
-from unet.data.io.arrays import write_stack
+from unet.data.context import framed, margin
 from unet.data.io.images import pixel_size
 from unet.data.preprocessing import masks
 from unet.errors import DataError, UsageError
-from unet.files import make_folder
 from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.em import check, dataset
 from unet.tasks.em.settings import Settings
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from unet.config.flags import PredictOptions
     from unet.data.cache.cached_case import CachedCase
+    from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
 
 ROUND = 100  # steps of an "epoch" where nothing is evaluated in between
@@ -127,7 +127,6 @@ class EM(SegmentationTask):
     ) -> Loader:
         from unet.data.loading.augment import Frame
         from unet.data.loading.loader import Loader, Slices, StreamBatches
-        from unet.data.tiles import margin
 
         frame = Frame(
             margin(self.config.network.layers),
@@ -168,12 +167,11 @@ class EM(SegmentationTask):
         (of cell), target (S, S) on the network's scale."""
         import torch
 
-        from unet.data.tiles import framed, margin
         from unet.metrics import membranes
         from unet.models.losses import two_class_losses
 
         image, mask = (torch.from_numpy(array[..., 0].copy())[None] for array in case.arrays())
-        logits = predictor(framed(image, margin(self.config.network.layers) // 2, self.settings.context)).float()
+        logits = predictor.slices(self.with_context(image))
         ce, dice = (value.item() for value in two_class_losses(logits, mask, self.settings.cross_entropy))
         numbers = {"dice": 1 - dice, "ce_loss": ce, "dice_loss": dice, "loss": ce + dice}
         probability, target = logits.softmax(1)[0, 1].numpy(), mask[0, 0].numpy() > 0
@@ -204,39 +202,38 @@ class EM(SegmentationTask):
         self,
         images: Sequence[Path],
         wanted: Sequence[Path],
-        output_prefix: Path,
-        predictors: Sequence[Predictor],
+        predictor: Predictor,
         options: PredictOptions,
-    ) -> None:
+    ) -> Iterator[Output]:
         """Mean probability of "cell" over every slice of a stack, then its masks {0, 255} uint8 on the stack's own
         grid, with its pixel size; on request the membranes over the image (RGB) and the probabilities
-        (float32). Slices of any size, in tiles (`data.tiles`). Raises DataError, UsageError."""
+        (float32). Slices of any size, in tiles. Raises DataError, UsageError."""
         import numpy as np
+
+        from unet.data.io.outputs import Output
 
         for path in wanted:
             stack = dataset.read(path)
-            paths, pixel = self.output_files(path, output_prefix, options), pixel_size(path)
+            pixel, unit = pixel_size(path)
             step = self.batch_of(stack)
             groups = [stack[first : first + step] for first in range(0, len(stack), step)]
             shown = host.progress(groups, name=path.name, unit="batch") if len(groups) > 1 else groups
-            cells = np.concatenate([self.probability(group, predictors, path) for group in shown])
-            make_folder(output_prefix.parent)
+            cells = np.concatenate([self.probability(group, predictor, path) for group in shown])
             if options.probabilities:
-                write_stack(paths["probability"], cells, *pixel)
+                yield Output(path, "probability", cells, "stack", pixel, unit)
             if options.overlay:
                 pairs = zip(stack, cells, strict=True)
                 drawn = [drawing.filled(drawing.grey(a / np.float32(255)), b <= LEVEL) for a, b in pairs]
                 sheets = np.stack([drawing.enlarged(image) for image in drawn])
-                write_stack(paths["overlay"], sheets, finer(pixel[0], drawing.factor(stack.shape[1:])), pixel[1])
-            write_stack(paths["mask"], (cells > LEVEL).astype(np.uint8) * 255, *pixel)
+                drawn_pixel = finer(pixel, drawing.factor(stack.shape[1:]))
+                yield Output(path, "overlay", sheets, "stack", drawn_pixel, unit)
+            yield Output(path, "mask", (cells > LEVEL).astype(np.uint8) * 255, "stack", pixel, unit)
 
-    def probability(self, slices: Any, predictors: Sequence[Predictor], path: Path) -> Any:
+    def probability(self, slices: Any, predictor: Predictor, path: Path) -> Any:
         """(S, H, W) uint8 -> mean probability of "cell" (S, H, W) float32: brought to the scale of the training, where
         a raw side stands for the network's output, through the network tile by tile, and back."""
         import numpy as np
         import torch
-
-        from unet.data import tiles
 
         if self.settings.raw_side is None:
             raise UsageError(
@@ -251,11 +248,19 @@ class EM(SegmentationTask):
                 "Give a larger image.",
             )
         small = torch.from_numpy(dataset.normalised(slices, (height, width)))[:, None]
-        made = [
-            tiles.apply(small, side, self.config.network.layers, self.settings.context, predictor).softmax(1)[:, 1]
-            for predictor in predictors
-        ]
-        return np.clip(dataset.scaled(torch.stack(made).mean(0).numpy(), slices.shape[1:]), 0, 1)
+        cells = predictor.tiles(
+            self.with_context(small),
+            self.settings.image_size,
+            side,
+            2**self.config.network.layers,
+            lambda logits: logits.softmax(1)[:, 1],
+            lambda each: torch.stack(each).mean(0).numpy(),  # from 5 networks on, torch adds in an order of its own
+        )
+        return np.clip(dataset.scaled(cells, slices.shape[1:]), 0, 1)
+
+    def with_context(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) with what the network's valid convolutions need around it."""
+        return framed(images, margin(self.config.network.layers) // 2, self.settings.context)
 
     def check_raw(self, path: Path) -> Report:
         return check.raw(path, self.split)
@@ -270,7 +275,7 @@ class EM(SegmentationTask):
     @property
     def output_side(self) -> int:
         """Side of the network's output in pixels: 388 of 572."""
-        return self.settings.image_size - 12 * 2**self.config.network.layers + 8
+        return self.settings.image_size - margin(self.config.network.layers)
 
     def fixed_shape(self) -> dict[str, Any]:
         """What the weights of a network do not tell of its shape."""

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unet import files, host
-from unet.data import windows
+from unet import files, host, windows
 from unet.data.cache import cache, integrity
 from unet.data.checks import Report
 from unet.data.checksums import SHOWN, some, verify

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import host
+from unet import host, windows
 from unet.config.schema import shell_path
-from unet.data import splits, windows
+from unet.data import splits
 from unet.data.cache.layout import Layout, require_values
 from unet.data.cases import Case
 from unet.data.io import nifti

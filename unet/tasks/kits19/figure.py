@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unet.data import drawing
-from unet.data.io.arrays import write_png
 from unet.data.preprocessing import intensity
 
 COLOURS = (drawing.ORANGE, drawing.SKY)
@@ -30,8 +28,8 @@ def panel(arrays: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def write_overlay(path: Path, volume: Any, labels: Any) -> None:
-    """PNG of the slices of a scan (D, H, W) with most predicted kidney and most tumour, side by side."""
+def overlay(volume: Any, labels: Any) -> Any:
+    """(H, W, 3) uint8: the slices of a scan (D, H, W) with most predicted kidney and most tumour, side by side."""
     images = []
     for label, (name, words) in enumerate(zip(NAMES, ("orange", "blue"), strict=True), 1):
         found = bool((labels == label).any())
@@ -39,7 +37,7 @@ def write_overlay(path: Path, volume: Any, labels: Any) -> None:
         grey = grey_of(volume[number])
         drawn = drawing.enlarged(drawing.labelled(grey, labels[number], COLOURS))
         images.append((f"most {name} ({words})" if found else f"no {name} predicted", drawn))
-    write_png(path, drawing.side_by_side(images))
+    return drawing.side_by_side(images)
 
 
 def grey_of(image: Any) -> Any:

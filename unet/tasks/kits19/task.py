@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import host
+from unet import host, windows
 from unet.config.schema import Config, resolve_path
-from unet.data import checks, splits, windows
+from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
-from unet.files import make_folder
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
 from unet.tasks.kits19 import check, dataset, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
@@ -26,10 +25,12 @@ if TYPE_CHECKING:
 
     from unet.config.flags import PredictOptions
     from unet.data.cache.cached_case import CachedCase
+    from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
 
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
 CLASSES = 3
+PAD_VALUE = -2.2  # of MLPerf's reference; about the darkest value of a normalised CT
 SYNTHETIC_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
 METRIC_NOTES = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
@@ -93,13 +94,22 @@ class KiTS19(SegmentationTask):
     def is_diverged(self, score: float) -> bool:
         return score < LOST
 
-    def window_args(self) -> dict[str, Any]:
-        return {
-            "roi": self.settings.eval_patch,
-            "overlap": self.settings.overlap,
-            "blend": self.settings.blend,
-            "mirror": self.settings.mirror,
-        }
+    def plan(self, shape: Sequence[int], region: str) -> windows.Plan:
+        """The windows of scoring over a volume (D, H, W)."""
+        return windows.plan(shape, self.settings.eval_patch, self.settings.overlap, region)
+
+    def logits(self, image: Any, plan: windows.Plan, predictor: Predictor) -> Tensor:
+        """(1, D, H, W) array -> logits (3, d, h, w) of the plan's part, where `predictor` leaves them."""
+        found: Tensor = predictor.windows(image, plan, self.settings.blend, self.settings.mirror, PAD_VALUE)
+        return found
+
+    def warm_up(self, predictor: Predictor) -> None:
+        """A full group of windows, and a short one."""
+        import torch
+
+        depth, *sides = self.settings.eval_patch
+        depth += self.config.eval.eval_batch_size * windows.stride(depth, self.settings.overlap)
+        self.logits(torch.zeros(1, depth, *sides), self.plan((depth, *sides), "full"), predictor)
 
     def find_cases(self) -> list[Case]:
         root = resolve_path(self.config.data.data, "data")
@@ -200,13 +210,13 @@ class KiTS19(SegmentationTask):
         surface Dice on the original grid. Arrays: image, prediction, target (D, H, W) of the scored region."""
         from unet.models import label_maps
 
-        image, mask = (array[0] for array in case.arrays())
+        image, mask = case.arrays()
         if self.settings.eval_crop and not full:
-            place = crop_about(mask, self.settings.eval_crop)
-            image, mask = image[place], mask[place]
-        plan = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, self.settings.eval_region)
+            place = crop_about(mask[0], self.settings.eval_crop)
+            image, mask = (array[(slice(None),) + place] for array in (image, mask))
+        plan = self.plan(image.shape[1:], self.settings.eval_region)
         logits = self.logits(image, plan, predictor)
-        image, target = windows.cropped(image, plan), tensor(windows.cropped(mask, plan)).to(logits.device)
+        image, target = image[0][plan.crop], tensor(mask[0][plan.crop]).to(logits.device)
         prediction = label_maps.label_map(logits)
         _, kidney, tumour = label_maps.dice_by_class(label_maps.confusion(prediction, target, CLASSES))
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
@@ -216,19 +226,13 @@ class KiTS19(SegmentationTask):
             numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
 
-    def logits(self, image: Any, plan: windows.Plan, predictor: Predictor) -> Tensor:
-        """(D, H, W) array -> logits (3, d, h, w) of the plan's part, where `predictor` leaves them."""
-        padded = windows.padded(tensor(windows.cropped(image, plan)), plan)
-        inner: Tensor = windows.inner(predictor(padded[None]), plan)
-        return inner
-
     def original(self, case: CachedCase, plan: windows.Plan, logits: Tensor, predictor: Predictor) -> dict[str, float]:
         """Scores of the whole case on the scan's own grid; on the cache's where the raw set is not at hand."""
         from unet.models import label_maps
         from unet.tasks.kits19 import metrics
 
-        image = case.arrays()[0][0]
-        whole = windows.plan(image.shape, self.settings.eval_patch, self.settings.overlap, "full")
+        image = case.arrays()[0]
+        whole = self.plan(image.shape[1:], "full")
         if whole != plan:
             logits = self.logits(image, whole, predictor)
         found = self.truth(case)
@@ -283,37 +287,29 @@ class KiTS19(SegmentationTask):
         self,
         images: Sequence[Path],
         wanted: Sequence[Path],
-        output_prefix: Path,
-        predictors: Sequence[Predictor],
+        predictor: Predictor,
         options: PredictOptions,
-    ) -> None:
-        """Mean logits of the `predictors` over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
+    ) -> Iterator[Output]:
+        """Mean logits of the networks over every voxel of a scan, then its labels (uint8: 0, 1 kidney, 2 tumour) on
         the scan's own grid, with its affine.
 
         On request the slices with most kidney and most tumour as PNG, and the probabilities of both (float32 NIfTI).
         Raises DataError.
         """
-        from unet.data.io import nifti
+        from unet.data.io.outputs import Output
         from unet.models import label_maps
 
         for image in images:
-            paths = self.output_files(image, output_prefix, options)
             volume, geometry = dataset.prepare_image(image, self.settings)
-            plan = windows.plan(volume.shape[1:], self.settings.eval_patch, self.settings.overlap, "full")
-            logits = self.logits(volume[0], plan, predictors[0])
-            for predictor in predictors[1:]:
-                logits += self.logits(volume[0], plan, predictor)
-            logits = (logits / len(predictors)).cpu()
-            make_folder(output_prefix.parent)
+            logits = self.logits(volume, self.plan(volume.shape[1:], "full"), predictor).cpu()
             if options.probabilities:
-                for name, scores in zip(("background", *NAMES), logits.softmax(0).numpy(), strict=True):
-                    if name in paths:
-                        nifti.write_like(paths[name], grids.restore_scores(scores, geometry), image)
+                for name, scores in zip(NAMES, logits.softmax(0).numpy()[1:], strict=True):
+                    yield Output(image, name, grids.restore_scores(scores, geometry), "nifti")
             mask = grids.restore(logits.numpy(), geometry)
             if options.overlay:
                 labels = label_maps.label_map(logits).numpy()[geometry.inner]
-                figure.write_overlay(paths["overlay"], volume[0][geometry.inner], labels)
-            nifti.write_like(paths["mask"], mask, image)
+                yield Output(image, "overlay", figure.overlay(volume[0][geometry.inner], labels), "png")
+            yield Output(image, "mask", mask, "nifti")
 
     def check_raw(self, path: Path) -> checks.Report:
         return check.raw(path, self.split, self.checksum_list(), self.settings.label_geometry)

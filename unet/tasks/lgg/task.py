@@ -4,7 +4,7 @@ defective."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from unet.data import checks, drawing
 from unet.data.cases import Case
 from unet.data.preprocessing import masks
 from unet.errors import DataError
-from unet.files import make_folder
 from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.lgg import check, dataset
 from unet.tasks.lgg.settings import Settings
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from unet.config.flags import PredictOptions
     from unet.data.cache.cached_case import CachedCase
+    from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
     from unet.data.preprocessing.slice_geometry import Geometry
 
@@ -123,7 +123,7 @@ class LGG(SegmentationTask):
         from unet.models.losses import batch_dice_loss
 
         image, mask = case.arrays()
-        probability = self.probability(image, predictor)
+        probability = predictor.slices(to_slices(image), to_probability)
         target = mask[..., 0] > 0
         loss = batch_dice_loss(torch.from_numpy(probability), torch.from_numpy(target)).item()
         prediction = overlap.largest_component(probability > LEVEL)
@@ -134,14 +134,6 @@ class LGG(SegmentationTask):
                 "volume_error": overlap.volume_error(prediction, target),
             }
         return numbers, {"probability": probability, "prediction": prediction, "target": target}
-
-    def probability(self, image: Any, predictor: Predictor) -> Any:
-        """(S, H, W, 3) array -> probability (S, H, W) float32 array."""
-        import numpy as np
-        import torch
-
-        volume = torch.from_numpy(np.array(image, dtype=np.float32)).permute(0, 3, 1, 2)
-        return predictor(volume).float().sigmoid()[:, 0].numpy()
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """FLAIR, outlines and probability of the slice with most tumour."""
@@ -193,10 +185,9 @@ class LGG(SegmentationTask):
         self,
         images: Sequence[Path],
         wanted: Sequence[Path],
-        output_prefix: Path,
-        predictors: Sequence[Predictor],
+        predictor: Predictor,
         options: PredictOptions,
-    ) -> None:
+    ) -> Iterator[Output]:
         """Mean probability over a patient's `images`, then masks {0, 255} uint8 of the `wanted` ones.
 
         On request outlines (PNG; truth in blue where a mask lies beside the image) and probabilities (float32). A
@@ -204,8 +195,8 @@ class LGG(SegmentationTask):
         """
         import numpy as np
 
-        from unet.data.io.arrays import write_png, write_tiff
         from unet.data.io.images import read_rgb, stack_shape
+        from unet.data.io.outputs import Output
         from unet.data.preprocessing.slice_geometry import BlankError
         from unet.metrics.overlap import largest_component
 
@@ -214,23 +205,22 @@ class LGG(SegmentationTask):
             host.notice(f"{images[0].parent}: {given}; intensities are normalised without the others")
         try:
             volume, geometry = dataset.prepare_for_prediction(images, self.settings.image_size)
-            each = [self.restore(self.probability(volume, predictor), geometry) for predictor in predictors]
-            probability: Any = np.mean(each, 0, dtype=np.float32)
+            probability = predictor.slices(
+                to_slices(volume), lambda logits: self.restore(to_probability(logits), geometry)
+            )
         except BlankError as error:
             host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
             probability = np.zeros((len(images), *stack_shape(images[0])[1:]), np.float32)
         mask = largest_component(probability > LEVEL)
-        make_folder(output_prefix)
         for number, image in enumerate(images):
             if image not in wanted:
                 continue
-            paths = self.output_files(image, output_prefix, options)
             if options.probabilities:
-                write_tiff(paths["probability"], probability[number])
+                yield Output(image, "probability", probability[number], "tiff")
             if options.overlay:
                 drawn = drawing.outlined(flair(read_rgb(image)), mask[number], truth_beside(image))
-                write_png(paths["overlay"], drawing.enlarged(drawn))
-            write_tiff(paths["mask"], mask[number].astype("uint8") * 255)
+                yield Output(image, "overlay", drawing.enlarged(drawn), "png")
+            yield Output(image, "mask", mask[number].astype("uint8") * 255, "tiff")
 
     def check_raw(self, path: Path) -> checks.Report:
         return check.raw(path, self.split)
@@ -251,6 +241,19 @@ class LGG(SegmentationTask):
 
 
 TASK = LGG
+
+
+def to_slices(image: Any) -> Tensor:
+    """(S, H, W, 3) array -> (S, 3, H, W) float32 tensor."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(0, 3, 1, 2)
+
+
+def to_probability(logits: Tensor) -> Any:
+    """(S, 1, H, W) -> probability (S, H, W) float32 array."""
+    return logits.float().sigmoid()[:, 0].numpy()
 
 
 def truth_beside(image: Path) -> Any | None:

@@ -1,0 +1,41 @@
+"""What prediction makes, as arrays with what their files must say of them, and the writing of those files. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from unet.data.io import nifti
+from unet.data.io.arrays import write_png, write_stack, write_tiff
+from unet.files import make_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """An array on the grid of its `image`, or a picture of it.
+
+    `name`: of its file among the task's `output_files` of that image. `format`: "tiff" (one image), "stack" (many of
+    them; `pixel` is pixels a `unit` along x and y, as rational numbers), "png", or "nifti" (on the image's grid, with
+    its affine).
+    """
+
+    image: Path
+    name: str
+    array: NDArray[Any]
+    format: str
+    pixel: tuple[Any, Any] | None = None
+    unit: str | None = None
+
+
+def write(path: Path, output: Output) -> None:
+    """Write an output, atomically; its folder is made. Raises UnetError."""
+    make_folder(path.parent)
+    if output.format == "nifti":
+        nifti.write_like(path, output.array, output.image)
+    elif output.format == "stack":
+        write_stack(path, output.array, output.pixel, output.unit)
+    else:
+        {"tiff": write_tiff, "png": write_png}[output.format](path, output.array)
