@@ -15,7 +15,7 @@ from unet.runtime.distributed.process_group import Group
 Record = dict[str, Any]
 
 
-def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
+def balance_by_cost(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of cases for each rank: the dearest first, to the rank that has least (longest-processing-time rule)."""
     loads = [0] * ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -42,7 +42,7 @@ def score(
     group = group or Group()
     records = []
     stopped = False
-    share = deal([case.cost for case in cases], group.world)[group.rank]
+    share = balance_by_cost([case.cost for case in cases], group.world)[group.rank]
     for case in host.progress([cases[index] for index in sorted(share)], name=name, unit="case"):
         stopped = bool(stop and stop())
         if stopped:
@@ -74,7 +74,7 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(ordered), **places}
 
 
-def told(latency: dict[str, float]) -> str:
+def format_latency(latency: dict[str, float]) -> str:
     """`latency` in words, in milliseconds."""
     if not latency:
         return ""

@@ -70,21 +70,23 @@ class Clock:
     def waits(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, the wait for each one timed."""
         while True:
-            self.group.mark("waiting for a batch", patient=self.first)
+            self.group.set_phase("waiting for a batch", may_block=self.first)
             before = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - before
-            self.group.mark("in a step", patient=self.first)  # a first step compiles
+            self.group.set_phase("in a step", may_block=self.first)  # a first step compiles
             if batch is None:
                 return
             self.images += len(batch["image"]) * self.group.world
             self.batches += 1
             yield batch
 
-    def lap(self) -> dict[str, float]:
+    def update_throughput(self) -> dict[str, float]:
         """Close the stretch and start the next: its rate and share of waiting."""
         lap = time.perf_counter() - self.since
-        self.group.pace(lap / max(1, min(self.batches, 10)))  # the host may run ahead, and wait for many steps in one
+        self.group.set_step_time(
+            lap / max(1, min(self.batches, 10))
+        )  # the host may run ahead, and wait for many steps in one
         seconds, images, waited = max(self.device.now() - self.since, 1e-9), self.images, self.waited
         self.progress.seconds["train"] += seconds
         self.progress.seconds["wait"] += waited

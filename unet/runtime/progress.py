@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+STORED = {"evals_since_best": "stale"}  # names in a state file that differ from the field's
 
 
 @dataclasses.dataclass
@@ -11,7 +14,8 @@ class Progress:
     """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been.
 
     `loss_sum` and `parts` are sums over the batches of the epoch so far: of the loss, and of its terms by name.
-    `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there.
+    `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there. In a state file
+    `evals_since_best` is called "stale", as in earlier versions.
     """
 
     epoch: int = 1
@@ -22,7 +26,7 @@ class Progress:
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
-    stale: int = 0
+    evals_since_best: int = 0
     lines: int = 0
     mlperf_lines: int = 0
     reached: bool = False
@@ -33,6 +37,16 @@ class Progress:
         default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0}
     )
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def to_state(self) -> dict[str, Any]:
+        """The values under the names of a state file. No deep copy: a long history would make saving slow."""
+        return {STORED.get(name, name): value for name, value in vars(self).items()}
+
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `to_state` gave; names that this version does not know are passed over."""
+        for name in vars(self):
+            if (stored := STORED.get(name, name)) in saved:
+                setattr(self, name, saved[stored])
 
     def rate(self) -> float:
         """Images a second of training, without what `Clock` keeps apart (unless there is nothing else)."""
@@ -48,7 +62,7 @@ class Progress:
 
 def wrong_progress(saved: dict[str, Any]) -> str:
     """What is wrong with a saved Progress, in words; empty where nothing is."""
-    for name, usual in dataclasses.asdict(Progress(best_score=0.0)).items():
+    for name, usual in Progress(best_score=0.0).to_state().items():
         value = saved.get(name, usual)
         kinds = (int, float) if isinstance(usual, float) else (type(usual),)
         none = name == "best_score" and value is None

@@ -39,13 +39,13 @@ def interruptible() -> Iterator[None]:
 class Stop:
     """Requests to stop: SIGINT, SIGTERM, SIGUSR1, SIGHUP and the time limit. A second SIGINT stops at once.
 
-    The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
-    and resumed again and again still comes to its end.
+    The time limit applies only after a step or an evaluation (`made_progress`), so that a run that is stopped and
+    resumed again and again still comes to its end.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.reason: str | None = None
-        self.worked = False
+        self.made_progress = False
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
     @contextlib.contextmanager
@@ -64,7 +64,7 @@ class Stop:
         self.reason = signal.Signals(number).name
         host.notice(f"{self.reason}: the step in hand is finished, then the run is saved.")
 
-    def asked(self) -> bool:
-        if not self.reason and self.worked and time.monotonic() > self.deadline:
+    def requested(self) -> bool:
+        if not self.reason and self.made_progress and time.monotonic() > self.deadline:
             self.reason = "--max-time"
         return self.reason is not None

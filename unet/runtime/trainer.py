@@ -68,8 +68,8 @@ class TrainTask(Protocol):
 
 
 @dataclasses.dataclass
-class Run:
-    """All that the loop works on. `network` is what is trained (compiled, captured, wrapped), `applied` what scores,
+class Trainer:
+    """All that the loop works on. `network` is what is trained (compiled, captured, wrapped), `eval_model` what scores,
     `model` what is saved: the same weights; `evaluate` gives one record for each validation case, or None when it was
     stopped."""
 
@@ -78,7 +78,7 @@ class Run:
     device: Device
     model: nn.Module
     network: nn.Module
-    applied: nn.Module
+    eval_model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
@@ -139,7 +139,7 @@ class Run:
                 handler(self, **values)
 
 
-def train(run: Run) -> str:
+def train(run: Trainer) -> str:
     """Train until the epochs or steps are done, the target is reached, patience ends, the run has diverged or a stop is
     asked for.
 
@@ -152,51 +152,51 @@ def train(run: Run) -> str:
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
     try:
-        run.emit("begins")
+        run.emit("on_train_start")
         reason = train_epochs(run)
     except BaseException as error:
         with contextlib.suppress(UnetError):  # a full disk: the error itself matters more
-            run.emit("ends", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            run.emit("on_train_end", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    run.emit("ends", reason=reason)
+    run.emit("on_train_end", reason=reason)
     return reason
 
 
-def train_epochs(run: Run) -> str:
+def train_epochs(run: Trainer) -> str:
     """Epoch after epoch; returns why it ended."""
-    reason = ended(run)
+    reason = stop_reason(run)
     while not reason:
-        run.emit("epoch_begins")
+        run.emit("on_epoch_start")
         scores = evaluate_epoch(run) if train_epoch(run) else None
         if scores is None:
             save(run)
             return f"stopped: {run.stop.reason or 'another process was asked to'}"
-        run.group.mark("closing the epoch", patient=True)
+        run.group.set_phase("closing the epoch", may_block=True)
         records = scores.pop("records", [])
         row, better = close_epoch(run, scores)
-        reason = ended(run, scores.get("score"))
+        reason = stop_reason(run, scores.get("score"))
         saving = bool(reason) or better or save_is_due(run)
-        run.emit("epoch_ends", row=row, records=records, better=better or (saving and run.evaluate is None))
+        run.emit("on_epoch_end", row=row, records=records, better=better or (saving and run.evaluate is None))
         if saving:
             save(run)
     return reason
 
 
-def ended(run: Run, score: float | None = None) -> str:
+def stop_reason(run: Trainer, score: float | None = None) -> str:
     """Why there is nothing more to train after an epoch with this score; empty where there is."""
     progress, config = run.progress, run.config
     if progress.reached:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and config.train.patience and progress.stale >= config.train.patience:
+    if score is not None and config.train.patience and progress.evals_since_best >= config.train.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
     return "epochs" if progress.epoch > config.train.epochs else ""
 
 
-def diverged(run: Run, score: float) -> bool:
+def diverged(run: Trainer, score: float) -> bool:
     """Whether the task calls this score lost, after a better one or not before its own first evaluation: a network that
     is scored earlier may not have begun to learn."""
     progress, task = run.progress, run.task
@@ -207,13 +207,13 @@ def diverged(run: Run, score: float) -> bool:
     return had_better or progress.history[-1]["epoch"] >= first
 
 
-def save_is_due(run: Run) -> bool:
+def save_is_due(run: Trainer) -> bool:
     """Whether the state has not been saved yet, or --save-minutes ago: rank 0's clock decides."""
     limit = 60 * run.config.save.save_minutes
-    return not limit or run.group.first(lambda: time.monotonic() - run.saved_at >= limit)
+    return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
 
 
-def train_epoch(run: Run) -> bool:
+def train_epoch(run: Trainer) -> bool:
     """The rest of the current epoch. Returns False when a stop was asked for before its end."""
     config, device, progress = run.config, run.device, run.progress
     last = run.steps_per_epoch * config.train.accumulate
@@ -222,7 +222,7 @@ def train_epoch(run: Run) -> bool:
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
         steps = (progress.batch + 1) % config.train.accumulate == 0
-        with run.group.syncing(run.network, needed=steps):
+        with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
                 losses = run.task.training_step(run.network, batch)
             run.scaler.scale(losses["loss"] / config.train.accumulate).backward()
@@ -234,11 +234,11 @@ def train_epoch(run: Run) -> bool:
         optimizer_step(run)
         device.flush()
         progress.step += 1
-        run.stop.worked = True
-        run.emit("stepped")
+        run.stop.made_progress = True
+        run.emit("on_step_end")
         due = config.save.checkpoint_every and progress.step % config.save.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
-        stopping = run.group.agree(run.stop.asked()) and not ending
+        stopping = run.group.any_rank(run.stop.requested()) and not ending
         if ending or stopping or due or progress.step % config.train.log_every == 0:
             log(run)
         if ending or stopping:
@@ -249,15 +249,15 @@ def train_epoch(run: Run) -> bool:
     return True
 
 
-def save(run: Run) -> None:
+def save(run: Trainer) -> None:
     """Save the state, the running statistics being those of all ranks."""
-    run.group.mark("saving", patient=True)
+    run.group.set_phase("saving", may_block=True)
     run.group.average_statistics(run.model)
-    run.emit("save")
+    run.emit("on_save")
     run.saved_at = time.monotonic()
 
 
-def optimizer_step(run: Run) -> None:
+def optimizer_step(run: Trainer) -> None:
     """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
     progress = run.progress
     rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
@@ -270,7 +270,7 @@ def optimizer_step(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def log(run: Run) -> None:
+def log(run: Trainer) -> None:
     """The one place where training reads from the device: the losses since the last log line."""
     values = run.losses.read()
     finite = [value for value in values if math.isfinite(value)]
@@ -279,49 +279,49 @@ def log(run: Run) -> None:
     for name, terms in run.losses.parts.items():
         known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
         run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
-    lap, rate = run.clock.lap(), run.optimizer.param_groups[0]["lr"]
+    lap, rate = run.clock.update_throughput(), run.optimizer.param_groups[0]["lr"]
     step_seconds = run.samples_per_step / lap["images_per_second"]
     parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
-    run.emit("logged", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **lap)
+    run.emit("on_log", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **lap)
 
 
-def evaluate_epoch(run: Run) -> dict[str, Any] | None:
+def evaluate_epoch(run: Trainer) -> dict[str, Any] | None:
     """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. Means of all
     their numbers are among them ("eval_loss" where the task computes one), and the seconds of training and scoring so
     far."""
     epoch = run.progress.epoch
-    run.emit("epoch_trained")
+    run.emit("on_epoch_trained")
     first, every = run.schedule
     due = every and epoch >= first and (epoch - first) % every == 0
     if run.evaluate is None or not (due or epoch == run.epochs or run.out_of_steps):
         return {}
-    run.emit("evaluates")
+    run.emit("on_eval_start")
     start = time.perf_counter()
     run.training = False
-    run.group.mark("scoring", patient=True)
+    run.group.set_phase("scoring", may_block=True)
     run.group.average_statistics(run.model)
     records = run.evaluate()
     seconds = time.perf_counter() - start
     run.progress.seconds["evaluate"] += seconds
     if records is None:
         return None
-    run.stop.worked = True
+    run.stop.made_progress = True
     scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.metric.key)}
     others = sorted({key for record in records for key in record} - {"case", run.task.metric.key})
     scores |= {f"eval_{key}": mean(records, key) for key in others}
     scores["time_to_train"] = run.progress.seconds["train"] + run.progress.seconds["evaluate"]
-    run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
+    run.emit("on_eval_end", seconds=seconds, score=scores["score"], records=records)
     return {**scores, "records": records}
 
 
-def target_reached(run: Run) -> bool:
+def target_reached(run: Trainer) -> bool:
     """Whether the best score so far meets the target."""
     target, best = run.config.train.target, run.progress.best_score
     sign = run.task.metric.sign
     return target is not None and best is not None and sign * best >= sign * target
 
 
-def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
     complete. Returns its row of the history, and whether its score is the best so far.
     """
@@ -340,7 +340,7 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
     if "score" in scores:
         sign = run.task.metric.sign
         better = progress.best_score is None or sign * scores["score"] > sign * progress.best_score
-        progress.stale = 0 if better else progress.stale + 1
+        progress.evals_since_best = 0 if better else progress.evals_since_best + 1
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)

@@ -123,7 +123,7 @@ class MLPerfLog:
         self.start("run_start")
         self.running = True
 
-    def begins(self, run: trainer.Run) -> None:
+    def on_train_start(self, run: trainer.Trainer) -> None:
         self.progress = run.progress
         if self.goes_on:
             self.lines = run.progress.mlperf_lines
@@ -136,33 +136,33 @@ class MLPerfLog:
         self.event("global_batch_size", self.config.train.batch_size * self.config.train.accumulate * run.group.world)
         self.event("gradient_accumulation_steps", self.config.train.accumulate)
 
-    def epoch_begins(self, run: trainer.Run) -> None:
+    def on_epoch_start(self, run: trainer.Trainer) -> None:
         if self.place == "outside":
             self.start("block_start", first_epoch_num=number(run), epoch_count=run.samples_per_epoch)
             self.start("epoch_start", epoch_num=number(run))
             self.place = "epoch"
 
-    def epoch_trained(self, run: trainer.Run) -> None:
+    def on_epoch_trained(self, run: trainer.Trainer) -> None:
         if self.place == "epoch":
             self.end("epoch_stop", epoch_num=number(run), current_lr=float(run.optimizer.param_groups[0]["lr"]))
             self.place = "trained"
 
-    def evaluates(self, run: trainer.Run) -> None:
+    def on_eval_start(self, run: trainer.Trainer) -> None:
         if self.place == "trained":
             self.start("eval_start", number(run), epoch_num=number(run))
             self.place = "scoring"
 
-    def evaluated(self, run: trainer.Run, score: float, **rest: Any) -> None:
+    def on_eval_end(self, run: trainer.Trainer, score: float, **rest: Any) -> None:
         self.event("eval_accuracy", score, epoch_num=number(run))
         self.end("eval_stop", number(run), epoch_num=number(run))
         self.place = "scored"
 
-    def epoch_ends(self, run: trainer.Run, row: Mapping[str, Any], **rest: Any) -> None:
+    def on_epoch_end(self, run: trainer.Trainer, row: Mapping[str, Any], **rest: Any) -> None:
         first = row["epoch"] * run.samples_per_epoch
         self.end("block_stop", first_epoch_num=first, epoch_count=run.samples_per_epoch)
         self.place = "outside"
 
-    def ends(self, run: trainer.Run, reason: str) -> None:
+    def on_train_end(self, run: trainer.Trainer, reason: str) -> None:
         history = run.progress.history
         last = history[-1]["epoch"] if history else 0
         self.stop("success" if reason == "target" else "aborted", last * run.samples_per_epoch)
@@ -191,7 +191,7 @@ class MLPerfLog:
             self.progress.mlperf_lines = self.lines
 
 
-def number(run: trainer.Run) -> int:
+def number(run: trainer.Trainer) -> int:
     """The epoch in hand as the log counts it: in samples."""
     return run.progress.epoch * run.samples_per_epoch
 
@@ -233,7 +233,7 @@ def warm_up(
     device: Device,
     model: nn.Module,
     network: nn.Module,
-    applied: nn.Module,
+    eval_model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     infer: Callable[[Tensor], Any],
@@ -243,15 +243,18 @@ def warm_up(
     Then weights, optimiser, loss scaler and generators are put back, bit for bit."""
     if not config.mlperf.mlperf_warmup:
         return
-    group.mark("warming up", patient=True)
+    group.set_phase("warming up", may_block=True)
     weights, generators = copy.deepcopy(model.state_dict()), rng_state(device)
     before = [copy.deepcopy(part.state_dict()) for part in (optimizer, scaler)]
-    modes = [(module, module.training) for part in (network, applied) for module in part.modules()]
+    modes = [(module, module.training) for part in (network, eval_model) for module in part.modules()]
     calm = config.replace(epochs=1, max_steps=None, checkpoint_every=None, nonfinite_limit=2**31, log_every=2**31)
     shape = (config.train.batch_size, *task.input_shape()[1:])
     made = SyntheticLoader(shape, CLASSES, config.mlperf.mlperf_warmup * config.train.accumulate)
-    run = trainer.Run(
-        *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
+    run = trainer.Trainer(
+        *(calm, task, device, model, network, eval_model, optimizer, scaler, made),
+        evaluate=None,
+        stop=Stop(),
+        group=group,
     )
     trainer.train_epoch(run)
     _, _, depth, *sides = task.eval_input_shape()

@@ -20,7 +20,7 @@ from unet import host
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UnetError, UsageError
 from unet.runtime.distributed.rendezvous import Meeting
-from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Heart
+from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Watchdog
 
 T = TypeVar("T")
 ENDLESS = datetime.timedelta(days=1)  # how long a collective may wait: the heart ends it long before
@@ -32,15 +32,15 @@ class Group:
     rank, world = 0, 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What `work` gives in rank 0, in every rank; its error too. The others wait."""
         return work()
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """`work` in every rank, rank 0 before the others: what it builds they find."""
         return work()
 
@@ -52,17 +52,17 @@ class Group:
         """Means over the ranks, number by number."""
         return list(values)
 
-    def agree(self, wish: bool) -> bool:
+    def any_rank(self, wish: bool) -> bool:
         """Whether any rank wished it: with several ranks, at the call before (the exchange runs beside the step)."""
         return wish
 
-    def mark(self, place: str, patient: bool = False) -> None:
+    def set_phase(self, phase: str, may_block: bool = False) -> None:
         """Say where this rank is, for the others to watch; `patient`: it may take any time there."""
 
     def average_statistics(self, model: nn.Module) -> None:
         """Give every rank the mean of the running statistics (batch normalisation)."""
 
-    def syncing(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
+    def grad_sync(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
         """Forward and backward of a batch; gradients are exchanged only where `needed`."""
         return contextlib.nullcontext()
 
@@ -70,10 +70,10 @@ class Group:
         """The death of another rank where that is what an error comes from; else the error itself."""
         return error
 
-    def pace(self, seconds: float) -> None:
+    def set_step_time(self, seconds: float) -> None:
         """How long a step usually takes."""
 
-    def on_death(self, note: Callable[[str], None]) -> None:
+    def on_peer_lost(self, note: Callable[[str], None]) -> None:
         """From now on there is a run to resume: call `note` with the reason before this process is ended because
         another one is lost."""
 
@@ -82,7 +82,7 @@ class Group:
         return None
 
 
-class Ranks(Group):
+class DistributedGroup(Group):
     """Several processes, of which this is one."""
 
     def __init__(self, device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None) -> None:
@@ -98,8 +98,8 @@ class Ranks(Group):
                 "Another program may hold the port: set MASTER_PORT to a free one. Or rank 0 ended: it says why.",
             ) from error
         line = self._meeting.line
-        self.heart = Heart(line, self.rank, self.world, timeout)
-        self.heart.start()
+        self.watchdog = Watchdog(line, self.rank, self.world, timeout)
+        self.watchdog.start()
         try:
             self._join(device)
         except Exception as error:
@@ -110,7 +110,7 @@ class Ranks(Group):
                     "Compare driver, collective library and network interfaces of all nodes; python -m unet doctor",
                 )
             self._meeting.close()
-            self.heart.leave(found)
+            self.watchdog.leave(found)
             raise found from error
 
     def _join(self, device: Device) -> None:
@@ -118,12 +118,12 @@ class Ranks(Group):
         and not as a first step that never ends. It may build rings, so it has longer than a step."""
         from torch import distributed
 
-        self.heart.step = self.heart.timeout / 2
-        self.heart.mark(f"in the first exchange over {device.collective}")
+        self.watchdog.step = self.watchdog.timeout / 2
+        self.watchdog.set_phase(f"in the first exchange over {device.collective}")
         own = f"{device.name} with torch {torch.__version__}"
         line = self._meeting.line
         line.write(f"device/{self.rank}", own)
-        first = line.wait("device/0", self.heart.timeout) or "a device that it does not tell"
+        first = line.wait("device/0", self.watchdog.timeout) or "a device that it does not tell"
         if own != first:
             raise UsageError(
                 f"Rank 0 runs on {first}, rank {self.rank} on {own}.",
@@ -142,8 +142,8 @@ class Ranks(Group):
                 "Compare driver and collective library of all nodes; python -m unet doctor",
             )
         self._meeting.close()
-        self.heart.mark("starting", patient=True)
-        self.heart.step = 0.0
+        self.watchdog.set_phase("starting", may_block=True)
+        self.watchdog.step = 0.0
 
     def gather(self, value: T) -> list[T]:
         from torch import distributed
@@ -152,11 +152,11 @@ class Ranks(Group):
         distributed.all_gather_object(found, value, group=self._talk)
         return found
 
-    def first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         from torch import distributed
 
         answer: tuple[T | None, UnetError | None] = (None, None)
-        if self.leads:
+        if self.is_main:
             try:
                 answer = (work(), None)
             except UnetError as error:
@@ -168,9 +168,9 @@ class Ranks(Group):
             raise failure
         return result
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         found: list[T] = []
-        self.first(lambda: found.append(work()))
+        self.run_on_main(lambda: found.append(work()))
         return found[0] if found else work()
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -181,7 +181,7 @@ class Ranks(Group):
         means: list[float] = (total / self.world).tolist()
         return means
 
-    def agree(self, wish: bool) -> bool:
+    def any_rank(self, wish: bool) -> bool:
         from torch import distributed
 
         before, flag = self._wish, torch.tensor([int(wish)])
@@ -191,14 +191,14 @@ class Ranks(Group):
         before[0].wait()
         return bool(before[1].item())
 
-    def mark(self, place: str, patient: bool = False) -> None:
-        self.heart.mark(place, patient)
+    def set_phase(self, phase: str, may_block: bool = False) -> None:
+        self.watchdog.set_phase(phase, may_block)
 
-    def pace(self, seconds: float) -> None:
-        self.heart.step = max(self.heart.step, seconds)
+    def set_step_time(self, seconds: float) -> None:
+        self.watchdog.step = max(self.watchdog.step, seconds)
 
-    def on_death(self, note: Callable[[str], None]) -> None:
-        self.heart.on_death, self.heart.hint = note, RESUME
+    def on_peer_lost(self, note: Callable[[str], None]) -> None:
+        self.watchdog.on_peer_lost, self.watchdog.hint = note, RESUME
 
     def average_statistics(self, model: nn.Module) -> None:
         from torch import distributed
@@ -213,7 +213,7 @@ class Ranks(Group):
             for buffer, part in zip(statistics, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
 
-    def syncing(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
+    def grad_sync(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
         if needed:
             return contextlib.nullcontext()
         quiet: contextlib.AbstractContextManager[Any] = network.no_sync()  # type: ignore[operator]
@@ -223,8 +223,8 @@ class Ranks(Group):
         if isinstance(error, UnetError | KeyboardInterrupt) or error is self._explained or not _of_a_connection(error):
             return error
         self._explained = error
-        self.heart.mark(NEWS, patient=True)
-        return self.heart.verdict(self.heart.timeout + 2 * GRACE) or error
+        self.watchdog.set_phase(NEWS, may_block=True)
+        return self.watchdog.failure(self.watchdog.timeout + 2 * GRACE) or error
 
     def leave(self, error: BaseException | None = None) -> UnetError | None:
         from torch import distributed
@@ -236,9 +236,9 @@ class Ranks(Group):
                 distributed.destroy_process_group()
             except RuntimeError as broken:
                 found = self.explain(broken)
-                self.heart.leave(found)
+                self.watchdog.leave(found)
                 return found if isinstance(found, UnetError) else UnetError(first_line(found), AGAIN)
-        return self.heart.leave(error)
+        return self.watchdog.leave(error)
 
 
 def _of_a_connection(error: BaseException) -> bool:
@@ -260,8 +260,8 @@ def join(device: Device, address: str, port: int, timeout: float, folder: Path, 
     address as the others see it. Raises UnetError where they do not come."""
     global _group
     if device.rank.world > 1 and _group.world == 1:
-        _group = Ranks(device, address, port, timeout, folder, own)
-        host.set_quiet(host.is_quiet() or not _group.leads)
+        _group = DistributedGroup(device, address, port, timeout, folder, own)
+        host.set_quiet(host.is_quiet() or not _group.is_main)
     return _group
 
 
