@@ -1,4 +1,4 @@
-"""Where a run is: what is saved with its weights, so that it can go on."""
+"""The progress of a run: saved in its state, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STORED = {"evals_since_best": "stale"}  # names in a state file that differ from
 
 @dataclasses.dataclass
 class Progress:
-    """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been.
+    """The progress of a run. All of it is saved, so a resumed run continues as if it had not been stopped.
 
     `loss_sum` and `parts` are sums over the batches of the epoch so far: of the loss, and of its terms by name.
-    `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there. In a state file
+    `lines` and `mlperf_lines` count the lines of its logs, which are truncated to these on resume. In a state file
     `evals_since_best` is called "stale", as in earlier versions.
     """
 
@@ -49,19 +49,19 @@ class Progress:
                 setattr(self, name, saved[stored])
 
     def rate(self) -> float:
-        """Images a second of training, without what `Clock` keeps apart (unless there is nothing else)."""
+        """Samples/s of training, without warm-up (unless there is nothing else)."""
         images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
         if images <= 0:
             images, seconds = self.images, self.seconds["train"]
         return images / seconds if seconds else 0.0
 
     def wait_fraction(self) -> float:
-        """Share of the training time in which the loop waited for a batch."""
+        """Share of the training time spent waiting for batches."""
         return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0
 
 
 def wrong_progress(saved: dict[str, Any]) -> str:
-    """What is wrong with a saved Progress, in words; empty where nothing is."""
+    """What is wrong with a saved Progress, as a phrase; empty if it is valid."""
     for name, usual in Progress(best_score=0.0).to_state().items():
         value = saved.get(name, usual)
         kinds = (int, float) if isinstance(usual, float) else (type(usual),)
@@ -76,7 +76,7 @@ def wrong_progress(saved: dict[str, Any]) -> str:
         return f"progress lacks {lacking[0]!r}"
     rows, seconds = saved["history"], {**Progress().seconds, **saved.get("seconds", {})}
     if not all(isinstance(row, dict) and {"epoch", "step", "train_seconds", "loss"} <= set(row) for row in rows):
-        return "progress.history holds something else than rows of epochs"
+        return "progress.history is not a list of epochs"
     if not all(isinstance(value, int | float) for value in (*seconds.values(), *saved.get("parts", {}).values())):
-        return "progress.seconds or progress.parts hold something else than numbers"
+        return "progress.seconds or progress.parts hold values that are not numbers"
     return ""

@@ -19,10 +19,11 @@ from unet.runtime.trainer import Trainer, target_reached
 
 
 class Checkpoints:
-    """Best weights and the resumable state, each written whole, and of both the ones before. A state with a non-finite
-    loss never replaces a good one.
+    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. A state with a
+    non-finite loss never replaces a good one.
 
-    The state is written before the best weights that belong to it: those can be made from it, if the run ends between.
+    The state is written before the best weights of the same epoch: if the run is killed in between, they can be
+    restored from it.
     """
 
     def __init__(self, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ class Checkpoints:
         self.due = row if better and not run.losses.bad else None
 
     def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
-        """Write the weights as they are now."""
+        """Save the current weights as the best."""
         about = {name: row.get(name) for name in ("epoch", "step", "score")}
         before = self.paths.weights_before
         checkpoint.save_weights(self.paths.weights, {**self.facts, **about}, run.model.state_dict(), before)
@@ -61,17 +62,17 @@ class Checkpoints:
 
 
 def require_finite(state: Mapping[str, Tensor], step: int) -> None:
-    """Raise UnetError where a weight is not finite: gradients can be so while the loss still is not. One read."""
+    """Raise UnetError if a weight is not finite: weights can be NaN while the last loss was finite. One read."""
     sums = torch.stack([value.float().sum() for value in state.values() if value.is_floating_point()])
     if not bool(torch.isfinite(sums).all()):
         raise UnetError(
             f"Weights are not finite after step {step}; they were not saved.",
-            "The last good state is kept: type the command again with --resume and a lower --lr, or with --clip 1.",
+            "The last good state is saved: type the command again with --resume and a lower --lr, or with --clip 1.",
         )
 
 
 def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
-    """Put a run where a saved state was (its `content`, read from `state`). Raises CheckpointError where it does not
+    """Restore a run from a saved state (its `content`, read from file `state`). Raises CheckpointError if it does not
     fit."""
     checkpoint.fit(run.model, content["model"], state)
     try:
@@ -83,12 +84,13 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         said = str(error).splitlines()[0][:100] if str(error) else ""
         raise CheckpointError(
-            f"{state.absolute()}: its optimiser or generators do not fit this run ({type(error).__name__}: {said}).",
+            f"{state.absolute()}: its optimiser state or random generators do not fit this run"
+            f" ({type(error).__name__}: {said}).",
             "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",
         ) from error
     run.progress.load_state(content["progress"])
     run.ranks_before = ranks = content.get("ranks", 1)
-    if ranks != run.group.world:  # the same images, counted in batches of as many ranks as there are now
+    if ranks != run.group.world:  # the same samples, counted in batches of the current number of ranks
         group = run.config.train.accumulate
         done = run.progress.batch * ranks // run.group.world // group * group
         run.progress.batch = min(done, run.steps_per_epoch * group)
@@ -98,16 +100,16 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
             name: value * count / max(1, run.progress.loss_count) for name, value in run.progress.parts.items()
         }
         run.progress.loss_count = count if run.progress.loss_count else 0
-    if run.task.by_steps:  # its epochs may have another length now
+    if run.task.by_steps:  # epochs may have another length now
         if ranks != run.group.world:
             run.progress.step = run.progress.step * ranks // run.group.world
         done, run.progress.batch = divmod(run.progress.step * run.config.train.accumulate, len(run.loader))
         run.progress.epoch = done + 1
-    run.progress.reached = target_reached(run)  # the target may have been typed anew
+    run.progress.reached = target_reached(run)  # --target may have changed
 
 
 def follow_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser's tensors the memory order of their weights, which a file does not keep."""
+    """Give the optimiser's tensors the memory layout of their weights, which is not stored in a file."""
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():

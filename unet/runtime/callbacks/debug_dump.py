@@ -64,8 +64,8 @@ class DebugDump:
 
 
 def layers(run: Trainer, batch: Mapping[str, Any]) -> list[str]:
-    """A line for each layer: name, kind, shape of what it gives, parameters; by one forward pass without gradients, in
-    evaluation mode, so nothing of the run changes."""
+    """A line for each layer: name, type, output shape, parameters. From one forward pass in evaluation mode without
+    gradients, so the run is not changed."""
     lines: list[str] = []
     hooks = []
 

@@ -15,14 +15,14 @@ from unet.runtime.trainer import Trainer
 
 
 class ProgressBar:
-    """A bar of the epoch's steps at a terminal."""
+    """Progress bar of the steps of an epoch, on a terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None
 
     def on_epoch_start(self, run: Trainer) -> None:
         name = f"epoch {run.progress.epoch}/{run.epochs}"
-        done = run.progress.batch // run.config.train.accumulate  # of an epoch that goes on
+        done = run.progress.batch // run.config.train.accumulate  # of a resumed epoch
         self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step", initial=done)
 
     def on_step_end(self, run: Trainer) -> None:
@@ -30,7 +30,7 @@ class ProgressBar:
 
     def on_log(self, run: Trainer, loss: float, images_per_second: float, wait_fraction: float, **rest: Any) -> None:
         self.bar.set_postfix_str(
-            f"loss {loss:.4f}, {images_per_second:.0f} img/s, data wait {wait_fraction:.1%}", refresh=False
+            f"loss {loss:.4f}, {images_per_second:.0f} samples/s, data wait {wait_fraction:.1%}", refresh=False
         )
 
     def on_save(self, run: Trainer) -> None:
@@ -42,7 +42,7 @@ class ProgressBar:
 
 
 class MetricsLog:
-    """metrics.jsonl (a JSON object a line) and run.log (words); the line of each epoch is also shown."""
+    """metrics.jsonl (one JSON object per line) and run.log (text); the line of each epoch is also printed."""
 
     def __init__(self, folder: RunFolder, score: str) -> None:
         self.folder, self.score = folder, score
@@ -78,15 +78,15 @@ class MetricsLog:
 
 
 def worker_log(rank: int) -> str:
-    """The name of one rank's log."""
+    """File name of the log of one rank."""
     return f"worker_{rank}.log"
 
 
 class WorkerLog:
-    """`worker_N.log`: what one rank did, its own numbers (--log-all-workers)."""
+    """`worker_N.log`: progress and losses of one rank (--log-all-workers)."""
 
     def __init__(self, folder: RunFolder, rank: int) -> None:
-        self.path = folder / worker_log(rank)  # rank 0 has listed it as the run's
+        self.path = folder / worker_log(rank)  # rank 0 has added it to the run's list of files
 
     def write(self, words: str) -> None:
         files.append_line(self.path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
@@ -97,7 +97,8 @@ class WorkerLog:
     def on_log(self, run: Trainer, images_per_second: float, wait_fraction: float, **rest: Any) -> None:
         own = ", ".join(f"{value:.4f}" for value in run.losses.own)
         self.write(
-            f"step {run.progress.step}: own losses {own}; {images_per_second / run.group.world:.1f} images/s, data wait"
+            f"step {run.progress.step}: own losses {own}; {images_per_second / run.group.world:.1f} samples/s, data"
+            f" wait"
             f" {wait_fraction:.1%}, peak memory {host.format_bytes(run.device.memory())}"
         )
 
@@ -112,8 +113,8 @@ class WorkerLog:
 class ArgonneCsvLog:
     """`<run-name>.txt`: the CSV log of the Argonne benchmark, whose analysis scripts read it.
 
-    Written whole from the history at the beginning and at the end, so a run that was resumed has one log; in between it
-    grows by an epoch's lines. The loss of an evaluation is empty where none was computed.
+    Rewritten from the history at the start and at the end, so a resumed run has one complete log; in between each epoch
+    appends its lines. The loss of an evaluation is empty if none was computed.
     """
 
     def __init__(self, folder: RunFolder, command: str) -> None:

@@ -1,4 +1,4 @@
-"""The MLPerf log of a run, `unet3d.log` in its folder: a callback of the loop, and the warm-up before the clock starts.
+"""The callback that writes the MLPerf log of a run (`unet3d.log`), and the warm-up before the clock starts.
 
 Written through `mlperf_logging.mllog`, by rank 0, for ruleset 4.0.0 (the newest that knows unet3d):
 
@@ -65,9 +65,8 @@ class _Lines(logging.Handler):
 
 
 class MLPerfLog:
-    """The events of one run in their order. `benchmark` is what the task says of MLPerf's rules, `split` names its
-    cases, `system` is the device in words; `goes_on` says that a state is restored, whose progress knows how many lines
-    stay."""
+    """Writes the events of one run in order. `benchmark` holds the task's MLPerf rules, `split` the names of its cases,
+    `system` describes the device; `goes_on`: the run is resumed, and its progress says how many lines to keep."""
 
     def __init__(
         self,
@@ -82,7 +81,7 @@ class MLPerfLog:
 
         self.folder, self.config, self.benchmark, self.goes_on = folder, config, benchmark, goes_on
         self.split, self.system = split, system
-        self.lines, self.place, self.running = 0, "outside", goes_on
+        self.lines, self.phase, self.running = 0, "outside", goes_on
         self.progress: Progress | None = None
         sink = logging.Logger("unet.mlperf", logging.INFO)  # its own: nothing else hears or changes it
         sink.propagate = False
@@ -127,7 +126,7 @@ class MLPerfLog:
         self.progress = run.progress
         if self.goes_on:
             self.lines = run.progress.mlperf_lines
-            self.place = PLACES.get(last_key(self.folder.text(MLPERF_LOG)), "outside")
+            self.phase = PLACES.get(last_key(self.folder.text(MLPERF_LOG)), "outside")
             self.event("resumed", run.progress.step, epoch_num=number(run))
             return
         self.event("train_samples", len(self.split["train"]), cases=list(self.split["train"]))
@@ -137,30 +136,30 @@ class MLPerfLog:
         self.event("gradient_accumulation_steps", self.config.train.accumulate)
 
     def on_epoch_start(self, run: trainer.Trainer) -> None:
-        if self.place == "outside":
+        if self.phase == "outside":
             self.start("block_start", first_epoch_num=number(run), epoch_count=run.samples_per_epoch)
             self.start("epoch_start", epoch_num=number(run))
-            self.place = "epoch"
+            self.phase = "epoch"
 
     def on_epoch_trained(self, run: trainer.Trainer) -> None:
-        if self.place == "epoch":
+        if self.phase == "epoch":
             self.end("epoch_stop", epoch_num=number(run), current_lr=float(run.optimizer.param_groups[0]["lr"]))
-            self.place = "trained"
+            self.phase = "trained"
 
     def on_eval_start(self, run: trainer.Trainer) -> None:
-        if self.place == "trained":
+        if self.phase == "trained":
             self.start("eval_start", number(run), epoch_num=number(run))
-            self.place = "scoring"
+            self.phase = "scoring"
 
     def on_eval_end(self, run: trainer.Trainer, score: float, **rest: Any) -> None:
         self.event("eval_accuracy", score, epoch_num=number(run))
         self.end("eval_stop", number(run), epoch_num=number(run))
-        self.place = "scored"
+        self.phase = "scored"
 
     def on_epoch_end(self, run: trainer.Trainer, row: Mapping[str, Any], **rest: Any) -> None:
         first = row["epoch"] * run.samples_per_epoch
         self.end("block_stop", first_epoch_num=first, epoch_count=run.samples_per_epoch)
-        self.place = "outside"
+        self.phase = "outside"
 
     def on_train_end(self, run: trainer.Trainer, reason: str) -> None:
         history = run.progress.history
@@ -168,8 +167,8 @@ class MLPerfLog:
         self.stop("success" if reason == "target" else "aborted", last * run.samples_per_epoch)
 
     def stop(self, status: str, epoch_num: int = 0) -> None:
-        """run_stop, once; nothing where the clock has not started. Never fails: it may be the last thing that is
-        done."""
+        """Log run_stop once, if the clock has started. Never raises: it may be called while another error is
+        handled."""
         if self.running:
             self.running = False
             with contextlib.suppress(UnetError):
@@ -197,7 +196,7 @@ def number(run: trainer.Trainer) -> int:
 
 
 def last_key(text: str) -> str:
-    """The key of the last of these log lines that says where the run is."""
+    """The key of the last log line that tells the phase of the run."""
     for line in reversed(text.splitlines()):
         key: str = json.loads(line.partition(":::MLLOG ")[2])["key"]
         if key in PLACES or key in ("block_stop", "run_start"):
@@ -239,8 +238,9 @@ def warm_up(
     infer: Callable[[Tensor], Any],
     group: Group,
 ) -> None:
-    """--mlperf-warmup steps of the loop and one window on made data: kernels are chosen and compiled, memory is taken.
-    Then weights, optimiser, loss scaler and generators are put back, bit for bit."""
+    """--mlperf-warmup steps of the loop and one window on synthetic data, so that kernels are compiled and memory is
+    allocated.
+    Then weights, optimiser, loss scaler and generators are restored exactly."""
     if not config.mlperf.mlperf_warmup:
         return
     group.set_phase("warming up", may_block=True)

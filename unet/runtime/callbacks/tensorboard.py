@@ -13,8 +13,7 @@ from unet.runtime.trainer import Trainer
 
 
 class TensorBoard:
-    """Losses, rates and scores as TensorBoard's event files in a run's folder. Raises UsageError without the
-    package."""
+    """Writes losses, learning rates and scores as TensorBoard event files. Raises UsageError without the package."""
 
     def __init__(self, folder: RunFolder) -> None:
         try:

@@ -1,10 +1,10 @@
-"""A sign of life from every rank, and the end of all where one falls silent.
+"""Failure detection: heartbeats of every rank; all ranks end when one is lost.
 
-Each rank writes a beat every second: where it is, how far it has come, and whether it may take its time there
-(compiling, scoring, saving, building a cache). Rank 0 watches all, the others watch rank 0. A rank is lost when its
-process is gone, when no beat comes for the timeout, or when it is the one that is behind, at a place where it should
-move, and does not for the timeout (or for ten times a usual step, if that is longer). The verdict names it; every rank
-then ends with an error, out of a collective that would never return.
+Each rank writes a heartbeat every second: its phase, how many phases it has gone through, and whether the phase may
+block (compiling, scoring, saving, building a cache). Rank 0 watches all ranks, the others watch rank 0. A rank is lost
+if its process is gone or no heartbeat comes for the timeout. A rank also counts as lost if it is behind the others and
+makes no progress for the timeout (or ten times a usual step, if that is longer) in a phase that must not block. The
+failure message names the lost rank, and every rank ends with an error instead of waiting in a collective for ever.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from unet.errors import FAILED, UnetError
 
 AGAIN = "Start all processes again with the same command."
 RESUME = "The last saved state is kept: start all processes again with the same command and --resume --run-name NAME."
-NEWS = "waiting for news of another rank"  # a rank that is here has an error, and is not ahead of the others
-GRACE = 5.0  # seconds in which the main thread may end by itself, with its logs written
-STEPS = 10.0  # usual steps that one step may last
+NEWS = "waiting for news of another rank"  # the phase of a rank with an error: it is not ahead of the others
+GRACE = 5.0  # seconds for the main thread to write its logs and end by itself
+STEPS = 10.0  # a step may take this many times as long as usual
 
 
 class Watchdog(threading.Thread):
-    """The beating and watching thread of one rank; `line` is a connection of its own to the store of the run
-    (`meeting.Line`): signed, so that nobody else's keys count."""
+    """The thread of one rank that sends heartbeats and watches other ranks. `line` is its own connection to the store
+    of the run (`rendezvous.Line`), whose messages are signed."""
 
     def __init__(self, line: Any, rank: int, world: int, timeout: float) -> None:
         super().__init__(daemon=True, name="watchdog")
@@ -43,7 +43,7 @@ class Watchdog(threading.Thread):
         self.on_peer_lost: Callable[[str], None] | None = None
         self.hint = AGAIN
         self.reason: str | None = None
-        self.reports = rank == 0  # the one that tells the user; all do where rank 0 cannot
+        self.reports = rank == 0  # whether this rank prints the error: rank 0, or all ranks if rank 0 is lost
         self.aborting, self.quiet = threading.Event(), threading.Event()
         self.peers: dict[int, PeerState] = {}
         self.behind: tuple[int, tuple[int, ...]] = (0, ())
@@ -51,18 +51,18 @@ class Watchdog(threading.Thread):
         self.clean_exit = False
 
     def set_phase(self, phase: str, may_block: bool = False) -> None:
-        """Note where this rank is. Cheap: no message is sent."""
+        """Set the phase of this rank. Cheap: no message is sent."""
         self.phase, self.may_block = phase, may_block
         self.phase_count += 1
 
-    # -- what the thread does ------------------------------------------------------------------------------------
+    # -- the thread ------------------------------------------------------------------------------------
 
     def run(self) -> None:
         threading.Thread(target=self.watch_store, daemon=True, name="watchdog's watch of the store").start()
         interval = min(1.0, self.timeout / 8)
         while not self.quiet.wait(interval):
             now = time.monotonic()
-            if now - self.round_at > self.timeout / 2:  # this process was stopped for a while: others are not to blame
+            if now - self.round_at > self.timeout / 2:  # this process itself was paused: start watching anew
                 self.peers.clear()
             self.round_at = now
             found, rank0_lost = None, False
@@ -82,26 +82,26 @@ class Watchdog(threading.Thread):
                 return
 
     def watch_store(self) -> None:
-        """The store may not answer at all: its process is stopped, or the network is cut."""
+        """Abort if the store does not answer at all: its process is stopped, or the network is cut."""
         pause = self.timeout / 4
         late = 0
         while not self.quiet.wait(pause) and not self.aborting.is_set():
             late = late + 1 if time.monotonic() - self.round_at > self.timeout else 0
             if (
                 late > 2 and not self.clean_exit
-            ):  # thrice: after a pause of this process itself the other thread has had time
+            ):  # three times: after a pause of this process the main watch loop runs first
                 words = f"does not answer for {self.timeout:.0f} s (--dist-timeout)."
                 self.abort_run(f"Rank 0, or the launcher that holds the meeting place, {words}", True)
 
     def beat(self) -> None:
         self.beats += 1
-        self.line.write(f"beat/{self.rank}", json.dumps(self.now()))
+        self.line.write(f"beat/{self.rank}", json.dumps(self.state()))
 
-    def now(self) -> list[Any]:
+    def state(self) -> list[Any]:
         return [self.beats, self.phase_count, self.may_block, self.phase, socket.gethostname(), _machine(), os.getpid()]
 
     def watch(self) -> tuple[str | None, bool]:
-        """What has gone wrong, in words (None while all is well), and whether rank 0 cannot tell it."""
+        """(failure message or None, whether rank 0 is lost and cannot report it)."""
         failure = self.read("failure")
         if failure:
             return failure, False
@@ -119,18 +119,18 @@ class Watchdog(threading.Thread):
             if rank not in self.peers:
                 self.peers[rank] = PeerState(now)
             if text:
-                self.peers[rank].note(json.loads(text), now)
-        self.peers.setdefault(self.rank, PeerState(now)).note(self.now(), now)
+                self.peers[rank].update(json.loads(text), now)
+        self.peers.setdefault(self.rank, PeerState(now)).update(self.state(), now)
         if self.rank == 0:
             return self.gone() or self.silent(now) or self.stuck(now), False
         return self.gone() or self.silent(now), True
 
     def gone(self) -> str | None:
-        """A watched process of this machine that does not live any more."""
+        """A message if a watched process on this machine has ended."""
         for rank, peer in self.peers.items():
             if rank != self.rank and peer.machine == _machine() and peer.pid and not files.alive(peer.pid):
                 with contextlib.suppress(RuntimeError, OSError):
-                    if self.read(f"left/{rank}") is not None:  # it said goodbye just before
+                    if self.read(f"left/{rank}") is not None:  # it left in order just before
                         continue
                 return f"{self.who(rank)} died (killed, or out of memory); it was {peer.phase}."
         return None
@@ -143,7 +143,7 @@ class Watchdog(threading.Thread):
         return None
 
     def stuck(self, now: float) -> str | None:
-        """The ranks that are furthest behind, where none of them may take its time, and have been so all the while."""
+        """A message if the same ranks have been furthest behind for too long, in phases that must not block."""
         least = min(peer.phase_count for peer in self.peers.values())
         behind = {rank: peer for rank, peer in self.peers.items() if peer.phase_count == least}
         key = (least, tuple(sorted(behind)))
@@ -168,7 +168,7 @@ class Watchdog(threading.Thread):
     # -- the end -------------------------------------------------------------------------------------------------
 
     def abort_run(self, found: str, rank0_lost: bool) -> None:
-        """Tell the others, give the main thread time to end in order, then end this process."""
+        """Publish the failure, give the main thread time to end in order, then end this process."""
         self.reason, self.reports = found, self.reports or rank0_lost
         self.aborting.set()
         if self.rank == 0:
@@ -186,7 +186,7 @@ class Watchdog(threading.Thread):
         os._exit(FAILED)
 
     def failure(self, wait: float = 0.0) -> UnetError | None:
-        """Which rank is lost, where that is known within `wait` seconds."""
+        """The error that names the lost rank, if it is known within `wait` seconds."""
         if not self.aborting.wait(wait):
             return None
         found = UnetError(str(self.reason), self.hint)
@@ -194,9 +194,9 @@ class Watchdog(threading.Thread):
         return found
 
     def leave(self, error: BaseException | None) -> UnetError | None:
-        """Say goodbye. The others wait for rank 0, which writes last: a launcher ends what remains when one is gone.
-        Rank 0, which may hold the store, waits until they have heard it. Returns the error of another rank where that
-        came in between."""
+        """Leave the run in order. The other ranks wait for rank 0 to finish first: a launcher may end all processes
+        when one exits. Rank 0, which may hold the store, then waits for them. Returns the error of another rank, if
+        there is one."""
         if self.quiet.is_set():
             return None
         words = "" if error is None else error.message if isinstance(error, UnetError) else first_line(error)
@@ -210,28 +210,28 @@ class Watchdog(threading.Thread):
             while time.monotonic() < deadline and not all(self.read(key) is not None for key in others):
                 time.sleep(0.05)
             if self.rank and isinstance(error, UnetError) and self.read("left/0") == words:
-                error.shown = True  # rank 0 says the same
+                error.shown = True  # rank 0 prints the same error
         late = self.failure() if error is None else None
         self.quiet.set()
         return late
 
 
 class PeerState:
-    """What is known of a rank, and since when."""
+    """The last heartbeat of a rank, and when it came."""
 
     def __init__(self, now: float) -> None:
         self.beats, self.phase_count, self.may_block, self.phase = -1, 0, True, "starting"
         self.host, self.machine, self.pid = "", "", 0
         self.beat_at = now
 
-    def note(self, beat: list[Any], now: float) -> None:
+    def update(self, beat: list[Any], now: float) -> None:
         if beat[0] != self.beats:
             self.beat_at = now
         self.beats, self.phase_count, self.may_block, self.phase, self.host, self.machine, self.pid = beat
 
 
 def _machine() -> str:
-    """What is the same for two processes that know each other's numbers: the kernel's start and the namespace."""
+    """An id of the machine and its process namespace: equal where process numbers can be compared."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
