@@ -98,7 +98,7 @@ def tiny(cli: Callable[..., tuple[int, str, str]], phantoms: Path) -> Callable[.
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in this process: starting others takes most of a test's time (the tests without this start them)."""
 
-    def spread(work: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> Iterator[tuple[Any, Future[Any]]]:
+    def process_map(work: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> Iterator[tuple[Any, Future[Any]]]:
         for item in items:
             future: Future[Any] = Future()
             try:
@@ -107,7 +107,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
                 future.set_exception(error)
             yield item, future
 
-    monkeypatch.setattr(host, "spread", spread)
+    monkeypatch.setattr(host, "process_map", process_map)
 
 
 def program(*words: object, cwd: Path, **how: Any) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The command line: one table of commands, parsing, dispatch, the printing of errors, exit codes. No torch until a
+"""The command line: table of commands, parsing, dispatch, error messages, exit codes. Torch is not imported until a
 command runs.
 """
 
@@ -28,7 +28,7 @@ from unet.tasks import registry
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A subcommand: what it does, an example, the groups of settings it takes. Its code is
+    """A subcommand: its help, an example, its groups of settings. Its code is
     `unet/commands/<name>.py`.
     """
 
@@ -45,42 +45,42 @@ TRAINING = (
 )
 COMMANDS = {
     "train": Command(
-        "train a network, and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
+        "train a network and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
     ),
-    "crossval": Command("train and score every fold, and give the mean", "--data kaggle_3m --run-name folds", TRAINING),
+    "crossval": Command("cross-validation: train and score every fold", "--data kaggle_3m --run-name folds", TRAINING),
     "evaluate": Command(
-        "score weights, case by case",
+        "score trained weights on every case",
         "--weights first-run.safetensors",
         ("general", "run", "split", *APPLYING),
     ),
     "predict": Command(
-        "write masks of images, patients or whole sets",
+        "write masks for images, patients or whole data sets",
         "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
         ("input", "predict", "general", *APPLYING),
         " FILES|FOLDERS ...",
     ),
     "preprocess": Command(
-        "make the cache from a raw set",
+        "preprocess a raw set into a cache",
         "--data kaggle_3m --image-size 256 --cache kaggle_256_cache",
         ("general", "data", "network", "logging"),
     ),
     "check": Command(
-        "look a raw set or a cache over",
+        "check a raw set or a cache",
         "--data kaggle_3m",
         ("general", "data", "split", "network", "check", "logging"),
     ),
     "synthesize": Command(
-        "make a phantom set in the true layout",
+        "write synthetic data in the layout of the real data",
         "--data phantoms --patients 20",
         ("general", "data", "synthetic", "logging"),
     ),
     "benchmark": Command(
-        "images a second of step and loader, against a plain fp32 loop",
+        "samples/s of step and loader, compared with a plain fp32 loop",
         "--synth-data --batch-size 16 --precision bf16",
         ("general", "run", "timing", "train", *APPLYING),
     ),
-    "doctor": Command("what would be used here, and why not the others", "", ("general", "data", "device", "logging")),
-    "config": Command("the settings in force and where each comes from", "--recipe published --epochs 50", TRAINING),
+    "doctor": Command("show which device would be used, and why", "", ("general", "data", "device", "logging")),
+    "config": Command("print every setting and where it came from", "--recipe published --epochs 50", TRAINING),
 }
 
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         word in ("-v", "--verbose") and after.lower() != "false"
         for word, after in zip(words, [*words, ""][1:], strict=True)
     )
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter of a name shows its number
+    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot show
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -143,7 +143,7 @@ def require_folder() -> None:
 
 
 def unexpected(error: Exception) -> UnetError:
-    """A defect of this program, in two lines."""
+    """A bug of this program, as a two-line error."""
     first = str(error).splitlines()[0] if str(error) else ""
     return UnetError(
         f"Internal error: {type(error).__name__}: {first}",
@@ -216,8 +216,8 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
 
 
 def typed_task(words: Sequence[str]) -> type[TaskSettings] | None:
-    """The settings of the task that a command line names; None where it names none, or one that there is not (it is
-    reported with the other mistakes)."""
+    """The settings of the task named on the command line; None if there is none or it does not exist (which is reported
+    with the other mistakes)."""
     for word, after in zip(words, [*words, ""][1:], strict=True):
         name = after if word == "--task" else word.removeprefix("--task=") if word.startswith("--task=") else ""
         if name in registry.BUILT_IN or ":" in name:
@@ -226,8 +226,8 @@ def typed_task(words: Sequence[str]) -> type[TaskSettings] | None:
 
 
 def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> dict[str, Declared]:
-    """The settings of a command: those of `own` as that task declares them, and those of the other tasks, so that a
-    flag of another task is told and not taken for a mistake."""
+    """The settings of a command: as the task `own` declares them, and those of the other tasks, so that a flag
+    of another task gives a notice and not an error."""
     others = [registry.settings_of(name) for name in registry.BUILT_IN]
     found = {
         name: item for task in (*others, *([own] if own else ())) for name, item in declared_of(task, groups).items()
@@ -238,7 +238,7 @@ def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> 
 
 
 def task_words(names: Sequence[str]) -> dict[str, Any]:
-    """What --task takes: the names of the tasks, or a class."""
+    """The values of --task: the names of the tasks, or a class."""
     return {"pattern": (rf"{'|'.join(names)}|{CLASS}", f"{', '.join(names)}, or package.module:Class")}
 
 

@@ -162,7 +162,7 @@ class ProcessLost(UnetError):
     """A process that worked for this one is gone, with what it had in hand."""
 
 
-def spread(
+def process_map(
     work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str, at_once: int | None = None
 ) -> Iterator[tuple[Any, Future[Any]]]:
     """Run `work(item)` for each item in processes, one a core (or `at_once`), with a progress bar: (item, future) as
@@ -216,7 +216,8 @@ def processes(count: int, largest: int) -> int:
     carried = min(most, max(1, available // largest)) if largest and available else most
     if carried < most or largest > available > 0:
         notice(
-            f"{carried} of {most} processes at a time: a case takes up to {size(largest)}, {size(available)} of memory"
+            f"{carried} of {most} processes at a time: a case takes up to {format_bytes(largest)},"
+            f" {format_bytes(available)} of memory"
             " are free"
         )
     return carried
@@ -258,7 +259,7 @@ def _named(item: Any) -> str:
 
 
 def _serve(connection: Any, inherited: Sequence[Any], work: Callable[[Any], Any]) -> None:
-    """In a process of `spread`: item after item, until the other end is closed."""
+    """In a process of `process_map`: item after item, until the other end is closed."""
     follow()
     for other in inherited:  # ends that only the process which started this one shall hold
         other.close()
@@ -331,7 +332,7 @@ def how_it_ended(process: Any) -> str:
     process.join(1)
     code = process.exitcode or 0
     by = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"process {process.pid} {by} ({size(memory()[1])} of memory free)."
+    return f"process {process.pid} {by} ({format_bytes(memory()[1])} of memory free)."
 
 
 def counted(number: int, word: str) -> str:
@@ -339,7 +340,7 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in words: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:

@@ -299,14 +299,14 @@ def test_a_loader_process_that_dies_becomes_advice(tiny) -> None:
     """kill -9 of a worker in the middle of an epoch, as the kernel does when memory runs out."""
     from unet.runtime import trainer
 
-    def kill_a_worker(run: trainer.Run) -> None:
+    def kill_a_worker(run: trainer.Trainer) -> None:
         if run.progress.step == 2:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
 
     original = trainer.optimizer_step
 
-    def step(run: trainer.Run) -> None:
+    def step(run: trainer.Trainer) -> None:
         original(run)
         kill_a_worker(run)
 

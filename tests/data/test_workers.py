@@ -228,7 +228,7 @@ def test_one_lost_process_costs_its_item_alone(forked: None) -> None:
     others = set(children(os.getpid()))
     for signals in ((), ALL):
         results: dict[int, Any] = {}
-        for item, future in host.spread(square, range(8), "squares", "number", 2):
+        for item, future in host.process_map(square, range(8), "squares", "number", 2):
             results[item] = future.exception() or future.result()
             for child in set(children(os.getpid())) - others:
                 for number in signals:
@@ -240,14 +240,14 @@ def test_one_lost_process_costs_its_item_alone(forked: None) -> None:
 
 
 def test_items_that_no_process_is_left_for(forked: None) -> None:
-    found = {item: future.exception() for item, future in host.spread(square, [3, 3, 4], "squares", "number", 1)}
+    found = {item: future.exception() for item, future in host.process_map(square, [3, 3, 4], "squares", "number", 1)}
     assert all(isinstance(error, host.ProcessLost) for error in found.values()) and set(found) == {3, 4}
 
 
 def test_leaving_the_loop_ends_stopped_processes(forked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "PARTING", 0.5)
     began, others = time.monotonic(), set(children(os.getpid()))
-    for _ in host.spread(forever, [0, 1, 2], "sleeps", "number", 3):
+    for _ in host.process_map(forever, [0, 1, 2], "sleeps", "number", 3):
         left = sorted(set(children(os.getpid())) - others)
         os.kill(left[-1], signal.SIGSTOP)
         break

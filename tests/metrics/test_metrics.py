@@ -107,7 +107,7 @@ def test_cases_are_dealt_by_cost_without_loss() -> None:
     """Rule 7: every case once, loads even; the seed's distributed score was nan."""
     costs = [40, 3, 3, 3, 20, 22, 1, 9]
     for ranks in (1, 2, 3):
-        shares = evaluation.deal(costs, ranks)
+        shares = evaluation.balance_by_cost(costs, ranks)
         assert sorted([case for share in shares for case in share]) == list(range(8))
         loads = [sum(costs[index] for index in share) for share in shares]
         assert max(loads) <= max(40, sum(costs) / ranks * 4 / 3)

@@ -16,7 +16,7 @@ from conftest import ROOT, error_of, read_json, stored
 
 from unet.errors import CheckpointError, DamagedError, UnetError
 from unet.runtime.checkpoints import checkpoint, nested, tensor_files
-from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.weight_files import pickles, safetensors_header
 
 EARLIER = ROOT / "tests" / "files" / "earlier"
@@ -234,7 +234,7 @@ def test_the_best_weights_follow_the_state(tiny, cli) -> None:
         assert code == 0, err
         again = stored("weights/a.safetensors")
         assert same(again["model"], best["model"]) and again["score"] == best["score"]
-    kept = Kept(Path("weights/a.safetensors"))
+    kept = CheckpointPaths(Path("weights/a.safetensors"))
     shutil.copy(kept.weights, kept.weights_before)
     later = {name: value for name, value in best.items() if name not in ("model", "format")} | {
         "epoch": 9,

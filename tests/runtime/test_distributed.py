@@ -25,7 +25,7 @@ from conftest import ROOT, TINY, program, read_json, stored
 
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.distributed.rendezvous import Line
-from unet.runtime.distributed.watchdog import NEWS, Heart
+from unet.runtime.distributed.watchdog import NEWS, Watchdog
 
 LONG = ("--epochs", 5000, "--quiet", "--checkpoint-every", 20)
 slow = pytest.mark.slow
@@ -135,21 +135,21 @@ def test_a_usage_error_is_told_once(two: Path) -> None:
 # -- who has died, and who only takes time ----------------------------------------------------------------------------
 
 
-def hearts(count: int, timeout: float = 0.4) -> list[Heart]:
+def watchdogs(count: int, timeout: float = 0.4) -> list[Watchdog]:
     """Hearts that do not beat by themselves, on a store in memory."""
     line = Line(torch.distributed.HashStore(), "a secret of the test")
-    return [Heart(line, rank, count, timeout) for rank in range(count)]
+    return [Watchdog(line, rank, count, timeout) for rank in range(count)]
 
 
-def look(all_hearts: list[Heart], *, without: int | None = None) -> str | None:
-    for heart in all_hearts:
-        if heart.rank != without:
-            heart.beat()
-    return all_hearts[0].watch()[0]
+def look(all_watchdogs: list[Watchdog], *, without: int | None = None) -> str | None:
+    for watchdog in all_watchdogs:
+        if watchdog.rank != without:
+            watchdog.beat()
+    return all_watchdogs[0].watch()[0]
 
 
 def test_a_rank_without_a_beat_is_named() -> None:
-    three = hearts(3)
+    three = watchdogs(3)
     assert look(three) is None
     deadline = time.monotonic() + 5
     found = None
@@ -161,11 +161,11 @@ def test_a_rank_without_a_beat_is_named() -> None:
 
 
 def test_the_rank_that_is_behind_is_blamed_not_those_that_wait_for_it() -> None:
-    three = hearts(3)
-    for heart in three:
-        heart.mark("waiting for a batch")
-    three[0].mark("in a step")
-    three[2].mark("in a step")
+    three = watchdogs(3)
+    for watchdog in three:
+        watchdog.set_phase("waiting for a batch")
+    three[0].set_phase("in a step")
+    three[2].set_phase("in a step")
     assert look(three) is None
     time.sleep(0.6)
     found = look(three)
@@ -175,31 +175,31 @@ def test_the_rank_that_is_behind_is_blamed_not_those_that_wait_for_it() -> None:
 
 
 def test_compiling_scoring_and_saving_may_take_any_time() -> None:
-    three = hearts(3)
-    for heart in three:
-        heart.mark("in a step")
-    three[0].mark("waiting for a batch")
-    three[1].patient = True  # it compiles, scores or saves; the others wait
+    three = watchdogs(3)
+    for watchdog in three:
+        watchdog.set_phase("in a step")
+    three[0].set_phase("waiting for a batch")
+    three[1].may_block = True  # it compiles, scores or saves; the others wait
     look(three)
     time.sleep(0.6)
     assert look(three) is None
-    three[1].mark("in a step")  # it has done so, and all go on
+    three[1].set_phase("in a step")  # it has done so, and all go on
     assert look(three) is None
 
 
 def test_a_rank_with_an_error_of_its_own_is_not_ahead_of_the_others() -> None:
     """It waits for news of another rank, and the others for it: nobody is blamed but by what it says."""
-    three = hearts(3)
-    for heart in three:
-        heart.mark("in a step")
-    three[2].mark(NEWS, patient=True)
+    three = watchdogs(3)
+    for watchdog in three:
+        watchdog.set_phase("in a step")
+    three[2].set_phase(NEWS, may_block=True)
     look(three)
     time.sleep(0.6)
     assert look(three) is None
 
 
 def test_a_rank_that_ended_in_peace_is_not_missed_and_one_with_an_error_is_quoted() -> None:
-    three = hearts(3)
+    three = watchdogs(3)
     look(three)
     three[2].line.write("left/2", "")
     time.sleep(0.6)
@@ -210,11 +210,11 @@ def test_a_rank_that_ended_in_peace_is_not_missed_and_one_with_an_error_is_quote
 
 def test_one_process_needs_nobody() -> None:
     group = Group()
-    assert group.first(lambda: 3) == group.in_turn(lambda: 3) == 3
+    assert group.run_on_main(lambda: 3) == group.main_first(lambda: 3) == 3
     assert group.gather("a") == ["a"]
     assert group.mean([1.0, 2.0]) == [1.0, 2.0]
-    assert group.agree(True) and not group.agree(False)
-    assert group.leads
+    assert group.any_rank(True) and not group.any_rank(False)
+    assert group.is_main
 
 
 # -- faults, for real -------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.errors import UnetError, UsageError
 from unet.runtime import optim, trainer
-from unet.runtime.callbacks import logs as callbacks
-from unet.runtime.callbacks import mlperf, mlperf_rules
-from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.callbacks import logs, mlperf, mlperf_rules
+from unet.runtime.callbacks.checkpoint import Checkpoints
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.folders.run_folder import RunFolder
 from unet.runtime.inference.predictor import Predictor
@@ -124,7 +124,7 @@ class Trial:
         group: Group | None = None,
     ) -> None:
         torch.manual_seed(config.general.seed)
-        self.folder, files = RunFolder(Path("runs/a")), Kept(Path("runs/a.safetensors"))
+        self.folder, files = RunFolder(Path("runs/a")), CheckpointPaths(Path("runs/a.safetensors"))
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.device = CPU(config, Rank())
         model = nn.Conv3d(1, 1, 1)
@@ -132,13 +132,13 @@ class Trial:
         self.log = mlperf.MLPerfLog(self.folder, config, create(config).mlperf(), split or split_of(), "cpu", resume)
         if not resume:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
-        kept = callbacks.Checkpoints(files, {})
-        self.run = trainer.Run(
+        kept = Checkpoints(files, {})
+        self.run = trainer.Trainer(
             *(config, Task(config), self.device, model, model, model, optimizer, self.device.scaler()),
             loader=Loader(batches, config.train.batch_size, fail),
             evaluate=lambda: self.score(scores),
             stop=trainer.Stop(),
-            callbacks=[callbacks.Log(self.folder, "mean_dice"), kept, self.log],
+            callbacks=[logs.MetricsLog(self.folder, "mean_dice"), kept, self.log],
             group=group or Group(),
         )
         if resume:
@@ -317,7 +317,7 @@ def test_an_interrupt_or_an_error_aborts_the_log(workplace: Path, error: type[Ba
     seen = []
 
     class Ends:
-        def ends(self, run: Any, reason: str) -> None:
+        def on_train_end(self, run: Any, reason: str) -> None:
             seen.append(reason)
 
     trial = Trial([0.1] * 4, settings(), fail=fail)
@@ -566,7 +566,7 @@ def test_how_often_the_state_is_saved(workplace: Path, minutes: float, saved: li
     seen = []
 
     class Saved:
-        def save(self, run: Any) -> None:
+        def on_save(self, run: Any) -> None:
             seen.append(run.progress.epoch)
 
     scores: list[float | None] = [0.3, 0.2, 0.1]
@@ -578,11 +578,11 @@ def test_how_often_the_state_is_saved(workplace: Path, minutes: float, saved: li
 
 def test_scores_without_a_loss(workplace: Path) -> None:
     trial = Trial([0.3, 0.4, 0.5], settings())
-    seeds, curves = callbacks.SeedLog(trial.folder, "command"), callbacks.Curves(trial.folder, "mean_dice")
+    seeds, curves = logs.ArgonneCsvLog(trial.folder, "command"), logs.Curves(trial.folder, "mean_dice")
     trial.run.callbacks += [seeds, curves]
     trial.train()
     text = (trial.folder / seeds.name).read_text()
-    trial.run.emit("finish")
+    trial.run.emit("on_finish")
     assert (trial.folder / seeds.name).read_text().startswith(text)  # grown epoch by epoch, then closed
     lines = (trial.folder / seeds.name).read_text().splitlines()
     first = next(line for line in lines if line.startswith("eval,"))

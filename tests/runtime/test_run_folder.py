@@ -16,19 +16,19 @@ import pytest
 from conftest import ROOT, TINY, error_of, read_json
 
 from unet.errors import UsageError
-from unet.runtime.folders import claims
+from unet.runtime.folders import locks
 from unet.runtime.folders.run_folder import RunFolder, new_folder
 
 HOLD = """
 import sys, time, pathlib
-from unet.runtime.folders import claims
-print(claims.claim(pathlib.Path(sys.argv[1]), pathlib.Path("runs/other")), flush=True)
+from unet.runtime.folders import locks
+print(locks.acquire(pathlib.Path(sys.argv[1]), pathlib.Path("runs/other")), flush=True)
 time.sleep(60)
 """
 FORK = """
 import os, time, pathlib
-from unet.runtime.folders import claims
-assert not claims.claim(pathlib.Path("x.lock"), pathlib.Path("a"))
+from unet.runtime.folders import locks
+assert not locks.acquire(pathlib.Path("x.lock"), pathlib.Path("a"))
 if os.fork():
     print("ready", flush=True)
 time.sleep(20)
@@ -38,7 +38,7 @@ time.sleep(20)
 @pytest.fixture(autouse=True)
 def let_go():
     yield
-    claims.release_all()
+    locks.release_all()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -193,10 +193,10 @@ def test_a_claim_does_not_outlive_its_process_in_a_forked_one(workplace: Path) -
     )
     assert process.stdout
     process.stdout.readline()
-    assert claims.holder(path)
+    assert locks.holder(path)
     process.kill()
     process.wait()
-    assert claims.claim(path, Path("b")) == ""
+    assert locks.acquire(path, Path("b")) == ""
     os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -238,7 +238,7 @@ def test_a_closed_terminal_saves_and_nohup_goes_on(tiny, ignored: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     original = trainer.optimizer_step
 
-    def step(run: trainer.Run) -> None:
+    def step(run: trainer.Trainer) -> None:
         original(run)
         if run.progress.step == 3:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -363,7 +363,7 @@ def test_a_run_that_replaced_another_and_was_killed_at_once_does_not_go_on_from_
     assert list(Path("weights").glob("a.state.*"))
     original = trainer.optimizer_step
 
-    def step(run: trainer.Run) -> None:
+    def step(run: trainer.Trainer) -> None:
         raise KeyboardInterrupt
 
     trainer.optimizer_step = step

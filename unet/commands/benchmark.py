@@ -46,16 +46,16 @@ def run(resolved: Resolved, command: str) -> int:
         folder.create("benchmark", config.general.overwrite)
     task = setup.create(config)
     cases = task.cached_cases()
-    parts = setup.assemble(config)
-    capacity.require(config, parts.device.own_memory)
-    loader = task.train_loader(cases, (0, 1), parts.device.loader_options(), parts.device.put)
+    context = setup.assemble(config)
+    capacity.require(config, context.device.own_memory)
+    loader = task.train_loader(cases, (0, 1), context.device.loader_options(), context.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     memory = {}
     warmup = config.timing.steps if config.run.benchmark_warmup is None else config.run.benchmark_warmup
     latency = {}
     if config.run.mode not in PREDICTING:
-        with side(config, batch, "plain") as plain, side(config, batch, "ours") as ours:
+        with worker(config, batch, "plain") as plain, worker(config, batch, "ours") as ours:
             for number in host.progress(range(config.timing.rounds + 1), name="rounds"):
                 for name, ask in (("plain", plain), ("ours", ours)):
                     steps = config.timing.steps if number else warmup
@@ -64,35 +64,35 @@ def run(resolved: Resolved, command: str) -> int:
                         if number:
                             times[name].append(sum(seconds) / steps)
             latency["step"] = ours(-config.timing.rounds * config.timing.steps)[0]
-    with side(config, batch, "predict") as predict:
+    with worker(config, batch, "predict") as predict:
         if warmup:
             predict(warmup)
         latency["pass"] = predict(-config.timing.rounds * config.timing.steps)[0]
-    result = predicted(parts, latency["pass"])
+    result = predicted(context, latency["pass"])
     if times["ours"]:
         loading = [load_time(loader, number) for number in range(1, config.timing.rounds + 2)][1:]
-        result |= summary(parts, times, memory, loading, latency["step"])
+        result |= summary(context, times, memory, loading, latency["step"])
     print(text(result))
     if folder:
         folder.status("done", kind="benchmark")
         folder.write("config.json", dumps(resolved, command))
         folder.write("benchmark.json", result)
-        folder.write("environment.json", run_folder.environment(parts.device.describe()))
+        folder.write("environment.json", run_folder.environment(context.device.describe()))
         folder.begin()
     return 0
 
 
-def predicted(parts: setup.Parts, passes: list[float]) -> dict[str, Any]:
+def predicted(context: setup.Context, passes: list[float]) -> dict[str, Any]:
     """What was timed, and the rate and latency of forward passes of --eval-batch-size."""
     from unet.runtime import evaluation
 
-    config = parts.config
+    config = context.config
     return {
         "task": config.task.name,
-        "size": parts.task.describe_input(),
-        "item": parts.task.item,
-        "precision": str(parts.device.dtype).removeprefix("torch."),
-        "device": parts.device.describe(),
+        "size": context.task.describe_input(),
+        "item": context.task.item,
+        "precision": str(context.device.dtype).removeprefix("torch."),
+        "device": context.device.describe(),
         "predict": {
             "batch_size": config.eval.eval_batch_size,
             "images_per_second": config.eval.eval_batch_size / statistics.median(passes),
@@ -103,17 +103,21 @@ def predicted(parts: setup.Parts, passes: list[float]) -> dict[str, Any]:
 
 
 def summary(
-    parts: setup.Parts, times: dict[str, list[float]], memory: dict[str, int], loading: list[float], each: list[float]
+    context: setup.Context,
+    times: dict[str, list[float]],
+    memory: dict[str, int],
+    loading: list[float],
+    each: list[float],
 ) -> dict[str, Any]:
     """Rates by their medians, the ratio of each round, arithmetic, peak memory, the seconds a step of every round."""
     from unet.runtime import evaluation
 
-    config = parts.config
+    config = context.config
     images = config.train.batch_size
     rates = {name: images / statistics.median(values) for name, values in {**times, "loader": loading}.items()}
     ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
-    work = step_flops(parts)
-    done, most = work * images / statistics.median(times["ours"]), parts.device.peak_flops()
+    work = step_flops(context)
+    done, most = work * images / statistics.median(times["ours"]), context.device.peak_flops()
     return {
         "batch_size": images,
         "images_per_second": rates,
@@ -129,13 +133,13 @@ def summary(
     }
 
 
-def step_flops(parts: setup.Parts) -> int:
+def step_flops(context: setup.Context) -> int:
     """Floating-point operations of forward and backward pass for one item (two for a multiply and add), counted by
     torch on tensors without content."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    task = parts.task
+    task = context.task
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = task.build_model()
         image = torch.empty(task.input_shape())
@@ -144,13 +148,13 @@ def step_flops(parts: setup.Parts) -> int:
 
 
 @contextlib.contextmanager
-def side(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable[[int], tuple[list[float], int]]]:
+def worker(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable[[int], tuple[list[float], int]]]:
     """A loop ("plain", "ours", "predict") in a process of its own: ask it for N steps, it answers with their seconds
     and its peak memory in bytes (the device's own; the process's where that is the host's). The steps run into one
     another, and only their sum tells; ask for -N to have each waited for."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, config, batch, which), daemon=True)
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(there, config, batch, which), daemon=True)
     process.start()
     there.close()
 
@@ -177,8 +181,8 @@ def serve(connection: Any, config: Config, batch: dict[str, Any], which: str) ->
     if which == "plain":
         step, memory = plain_step(config, batch)
     else:
-        parts = setup.assemble(config)
-        step, memory = our_step(parts, batch) if which == "ours" else our_pass(parts)
+        context = setup.assemble(config)
+        step, memory = our_step(context, batch) if which == "ours" else our_pass(context)
     with contextlib.suppress(EOFError):
         while True:
             steps = connection.recv()
@@ -199,7 +203,7 @@ def text(result: dict[str, Any]) -> str:
     predict = result["predict"]
     line = (
         f"  prediction         {predict['images_per_second']:8.2f} {result['item']}/s   batch {predict['batch_size']};"
-        f" a pass {evaluation.told(predict['latency'])}"
+        f" a pass {evaluation.format_latency(predict['latency'])}"
     )
     if "images_per_second" not in result:
         return f"{result['size']}, {result['precision']}, {result['device']}\n{line}"
@@ -209,12 +213,13 @@ def text(result: dict[str, Any]) -> str:
     mfu = f", {result['mfu']:.1%} of what the device can do" if result["mfu"] else ""
     return (
         f"{result['size']}, batch {result['batch_size']}, {result['device']}\n"
-        f"  plain fp32 step    {rates['plain']:8.2f} {item}/s   peak memory {host.size(memory['plain'])}\n"
-        f"  {result['precision']:<8} step      {rates['ours']:8.2f} {item}/s   peak memory {host.size(memory['ours'])}"
+        f"  plain fp32 step    {rates['plain']:8.2f} {item}/s   peak memory {host.format_bytes(memory['plain'])}\n"
+        f"  {result['precision']:<8} step      {rates['ours']:8.2f} {item}/s   peak memory"
+        f" {host.format_bytes(memory['ours'])}"
         f" ({result['ours_over_plain_memory']:.2f} of the plain one's)\n"
         f"                     {ratio['median']:8.2f} times the plain one ({ratio['min']:.2f} to {ratio['max']:.2f});"
         f" {result['model_flops_per_second'] / 1e12:.3f} TFLOP/s{mfu}\n"
-        f"                     a step {evaluation.told(result['step_latency'])}\n"
+        f"                     a step {evaluation.format_latency(result['step_latency'])}\n"
         f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step\n"
         f"{line}"
     )
@@ -232,22 +237,22 @@ def load_time(loader: Any, epoch: int, most: int = 30) -> float:
 Step = tuple[Callable[[], Any], Callable[[], int]]
 
 
-def our_step(parts: setup.Parts, batch: Mapping[str, Any]) -> Step:
+def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
     """The engine's step with these settings, on one batch, which gives the loss, unread; and its peak memory."""
     import torch
 
     from unet.runtime import optim
 
-    config, device = parts.config, parts.device
-    model = device.place(parts.task.build_model())
+    config, device = context.config, context.device
+    model = device.place(context.task.build_model())
     network = device.capture(device.compile(model) if config.device.compile else model)
-    optimizer, scaler = optim.build(config, parts.task.param_groups(model), device), device.scaler()
+    optimizer, scaler = optim.build(config, context.task.param_groups(model), device), device.scaler()
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
 
     def step() -> Any:
         moved = device.to(tensors)
         with device.autocast():
-            loss = parts.task.training_step(network, moved)["loss"]
+            loss = context.task.training_step(network, moved)["loss"]
         scaler.scale(loss).backward()
         device.flush()
         scaler.step(optimizer)
@@ -259,14 +264,14 @@ def our_step(parts: setup.Parts, batch: Mapping[str, Any]) -> Step:
     return step, device.memory
 
 
-def our_pass(parts: setup.Parts) -> Step:
+def our_pass(context: setup.Context) -> Step:
     """A forward pass of --eval-batch-size items as scoring and prediction make it, which gives a number, unread."""
     import torch
 
-    config, device = parts.config, parts.device
-    network = device.place(parts.task.build_model()).eval()
+    config, device = context.config, context.device
+    network = device.place(context.task.build_model()).eval()
     network = device.capture(device.compile(network) if config.device.compile else network, training=False)
-    images = torch.rand(config.eval.eval_batch_size, *parts.task.eval_input_shape()[1:])
+    images = torch.rand(config.eval.eval_batch_size, *context.task.eval_input_shape()[1:])
 
     @torch.no_grad()
     def step() -> Any:

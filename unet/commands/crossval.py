@@ -94,9 +94,9 @@ class Fold:
 
     def require_weights(self, replaced: bool) -> None:
         """Raise UsageError where the fold's weights are another run's, unless they are to be replaced."""
-        from unet.runtime.checkpoints.kept import Kept
+        from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 
-        state = Kept(self.weights).state
+        state = CheckpointPaths(self.weights).state
         own = self.status().get("weights") == str(self.weights.absolute())
         if not own and not replaced and (self.weights.exists() or state.exists()):
             raise UsageError(
@@ -222,10 +222,10 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
 
 def hold_weights(stem: Path, folder: Any) -> None:
     """Hold the names of all folds' weights for this cross-validation. Raises UsageError while another has them."""
-    from unet.runtime.folders import claims
+    from unet.runtime.folders import locks
 
     files.make_folder(stem.parent)
-    owner = claims.claim(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
+    owner = locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
     if owner:
         raise UsageError(
             f"The folds of {stem.absolute()} are being trained by another cross-validation ({owner}).",
@@ -235,11 +235,11 @@ def hold_weights(stem: Path, folder: Any) -> None:
 
 def clear(fold: Fold) -> None:
     """Remove a fold's run and weights, which are made anew."""
-    from unet.runtime.checkpoints.kept import Kept
+    from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
     from unet.runtime.folders.run_folder import RunFolder
 
     RunFolder(fold.folder).remove("train")
-    Kept(fold.weights).clear(also_weights=True)
+    CheckpointPaths(fold.weights).clear(also_weights=True)
 
 
 def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:
@@ -251,8 +251,8 @@ def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[
     with launch.passing_on(processes) as came:
         while running or (waiting and not stopped):
             for place, variables in enumerate(cards):
-                spent = (time.perf_counter() - began) / 60
-                minutes = None if config.train.max_time is None else config.train.max_time - spent
+                minutes_used = (time.perf_counter() - began) / 60
+                minutes = None if config.train.max_time is None else config.train.max_time - minutes_used
                 stopped = stopped or bool(came) or (minutes is not None and minutes <= 0)
                 if waiting and place not in running and not stopped:
                     fold = waiting.pop(0)

@@ -38,12 +38,13 @@ def run(resolved: Resolved, command: str) -> int:
         "",
         "Machine",
         f"  cores      {host.cores()} of {os.cpu_count()} may be used",
-        f"  memory     {host.size(available)} free of {host.size(total)}",
+        f"  memory     {host.format_bytes(available)} free of {host.format_bytes(total)}",
     ]
     for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.run.out))):
         state = "" if os.access(path if path.exists() else ".", os.W_OK) else ", NOT WRITABLE"
         lines.append(
-            f"  {title:<10} {host.size(host.disk(path.absolute()))} free on the disk of {path.absolute()}{state}"
+            f"  {title:<10} {host.format_bytes(host.disk(path.absolute()))} free on the disk of"
+            f" {path.absolute()}{state}"
         )
     raw = resolve_path(config.data.data, "data")
     lines.append(

@@ -23,25 +23,25 @@ def run(resolved: Resolved, command: str) -> int:
             f"evaluate scores one network, not {len(paths)}.", "Type one --weights FILE; several are for predict."
         )
     path = paths[0]
-    parts = setup.assemble(config)
-    resolved, facts = setup.with_facts(resolved, [path], parts.task.Settings.inference_settings)
+    context = setup.assemble(config)
+    resolved, facts = setup.apply_checkpoint_settings(resolved, [path], context.task.Settings.inference_settings)
     config = resolved.config
-    parts = parts.with_config(config)
-    network = setup.trained_network(parts, path, resolved)
-    task = parts.task
-    cases = chosen_cases(parts, resolved, facts[0])
+    context = context.with_config(config)
+    network = setup.trained_network(context, path, resolved)
+    task = context.task
+    cases = chosen_cases(context, resolved, facts[0])
     if config.run.dry_run:
-        if parts.group.leads:
-            print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {parts.device.describe()}.")
+        if context.group.is_main:
+            print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {context.device.describe()}.")
         return 0
-    folder = open_folder(parts, resolved, command)
-    host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {parts.device.describe()}")
+    folder = open_folder(context, resolved, command)
+    host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
     start = time.perf_counter()
-    with run_start.noting(folder, parts.group.explain), setup.advising(parts):
-        predictor = setup.make_predictor(parts, network, finite=True)
-        records = scores.full(parts, predictor, cases, folder)
+    with run_start.noting(folder, context.group.explain), setup.explaining_oom(context):
+        predictor = setup.make_predictor(context, network, finite=True)
+        records = scores.full(context, predictor, cases, folder)
     seconds = time.perf_counter() - start
-    memory = parts.group.gather(parts.device.memory())
+    memory = context.group.gather(context.device.memory())
     from unet.runtime import evaluation
 
     folder.write(
@@ -53,43 +53,43 @@ def run(resolved: Resolved, command: str) -> int:
             "seconds": {"evaluate": seconds},
             "case_latency": evaluation.latency(predictor.seconds),
             "peak_memory_bytes": max(memory),
-            "ranks": parts.group.world,
+            "ranks": context.group.world,
             "images_per_second": sum(case.cost for case in cases) / seconds,
             "paths": {"run": str(folder.path), "weights": str(path)},
         },
     )
     folder.status("done")
-    if not parts.group.leads:
+    if not context.group.is_main:
         return 0
     print(scores.table(task, records, config.eval.bootstrap))
     if predictor.seconds:
-        print(f"\n  a case     {evaluation.told(evaluation.latency(predictor.seconds))} through the network")
+        print(f"\n  a case     {evaluation.format_latency(evaluation.latency(predictor.seconds))} through the network")
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )
     return 0
 
 
-def open_folder(parts: setup.Parts, resolved: Resolved, command: str) -> Any:
+def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any:
     """The folder of this run, made by rank 0."""
     from unet.runtime.folders.run_folder import environment, new_folder
 
-    config, kind = parts.config, f"{parts.config.task.name}-evaluate"
-    folder = parts.group.first(
+    config, kind = context.config, f"{context.config.task.name}-evaluate"
+    folder = context.group.run_on_main(
         lambda: new_folder(Path(config.run.out), config.run.run_name, kind, "evaluate", config.general.overwrite)
     )
-    folder.writes = parts.group.leads
+    folder.writes = context.group.is_main
     folder.status("running", kind="evaluate")
     folder.write("config.json", dumps(resolved, command))
-    folder.write("environment.json", environment(parts.device.describe()))
-    parts.group.first(folder.begin)
+    folder.write("environment.json", environment(context.device.describe()))
+    context.group.run_on_main(folder.begin)
     return folder
 
 
-def chosen_cases(parts: setup.Parts, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
+def chosen_cases(context: setup.Context, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
     """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
     that the weights name; of a set that has none of these, every case that was not trained on."""
-    return setup.all_cases(parts, functools.partial(choose, parts.task, resolved, facts))
+    return setup.all_cases(context, functools.partial(choose, context.task, resolved, facts))
 
 
 def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from unet import host
 from unet.config.resolve import Resolved
 from unet.devices import launchers
 from unet.errors import FAILED, USAGE, UnetError, UsageError
-from unet.runtime.folders import claims
+from unet.runtime.folders import locks
 from unet.runtime.stop import interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 
@@ -45,7 +45,7 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
             raise
         raise lost from error
     finally:
-        claims.release_all()
+        locks.release_all()
     lost = part(None)
     if lost:
         raise lost

@@ -25,25 +25,25 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
     """
     paths = setup.given_weights(resolved.config, "predict")
-    parts = setup.assemble(resolved.config)
-    resolved, _ = setup.with_facts(resolved, paths, parts.task.Settings.inference_settings)
-    config, group = resolved.config, parts.group
-    parts = parts.with_config(config)
-    groups = predict_outputs.inputs_of(parts.task, config)
-    made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(parts.device.dtype)))
+    context = setup.assemble(resolved.config)
+    resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
+    config, group = resolved.config, context.group
+    context = context.with_config(config)
+    groups = predict_outputs.inputs_of(context.task, config)
+    made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(context.device.dtype)))
     out = OutputFolder(predict_outputs.absolute(Path(config.predict.output)))
     if config.run.dry_run:
-        if group.leads:
+        if group.is_main:
             out.read()
-            predict_outputs.jobs(parts.task, groups, out, config, made.weights, made.settings)
-            given = host.counted(len(groups), parts.task.input_noun)
+            predict_outputs.jobs(context.task, groups, out, config, made.weights, made.settings)
+            given = host.counted(len(groups), context.task.input_noun)
             print(f"Dry run: {given} would be predicted into {config.predict.output}/; nothing was written.")
         return 0
     try:
         with interruptible(), contextlib.ExitStack() as stack:
-            group.mark("looking at what is there", patient=True)
-            todo = group.first(lambda: begin(parts, groups, out, made, stack, own))
-            return write(parts, resolved, paths, groups, todo, out, made)
+            group.set_phase("looking at what is there", may_block=True)
+            todo = group.run_on_main(lambda: begin(context, groups, out, made, stack, own))
+            return write(context, resolved, paths, groups, todo, out, made)
     except KeyboardInterrupt:
         host.notice(f"What is done in {config.predict.output}/ is kept: the same command goes on from there.")
         raise
@@ -55,7 +55,7 @@ def weights_digest(paths: Sequence[Path]) -> str:
 
 
 def begin(
-    parts: setup.Parts,
+    context: setup.Context,
     groups: predict_outputs.Groups,
     out: OutputFolder,
     made: Made,
@@ -65,9 +65,9 @@ def begin(
     """Take the output folder until `stack` closes, and find what is to be made. Raises UsageError."""
     stack.enter_context(out.held())
     out.read()
-    todo = predict_outputs.jobs(parts.task, groups, out, parts.config, made.weights, made.settings, own)
+    todo = predict_outputs.jobs(context.task, groups, out, context.config, made.weights, made.settings, own)
     out.shorten()
-    places = {path.parent for folder, job in todo.items() for path in results(parts.task, folder, job, out)}
+    places = {path.parent for folder, job in todo.items() for path in results(context.task, folder, job, out)}
     for place in {out.path, *places}:
         files.remove_leftovers(place)
     return todo
@@ -80,7 +80,7 @@ def results(task: Any, folder: Path, job: predict_outputs.Job, out: OutputFolder
 
 
 def write(
-    parts: setup.Parts,
+    context: setup.Context,
     resolved: Resolved,
     paths: list[Path],
     groups: predict_outputs.Groups,
@@ -89,19 +89,19 @@ def write(
     made: Made,
 ) -> int:
     """Load the networks, and make what is to be made; say what was."""
-    config, task, group = parts.config, parts.task, parts.group
+    config, task, group = context.config, context.task, context.group
     done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
-    networks = [setup.trained_network(parts, path, resolved) for path in paths] if todo else []
-    predictor = setup.make_predictor(parts, *networks, finite=True)
+    networks = [setup.trained_network(context, path, resolved) for path in paths] if todo else []
+    predictor = setup.make_predictor(context, *networks, finite=True)
     if todo:
         names = ", ".join(map(str, paths))
         given = host.counted(len(todo), task.input_noun)
-        host.notice(f"{names} on {parts.device.describe()}, {task.describe_window()}: {given}")
+        host.notice(f"{names} on {context.device.describe()}, {task.describe_window()}: {given}")
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
         try:
-            with setup.advising(parts):
+            with setup.explaining_oom(context):
                 apply(task, folder, groups[folder], job, out, made, predictor)
             written += len(job.wanted)
         except DataError as error:
@@ -114,7 +114,7 @@ def write(
         from unet.runtime import evaluation
 
         seconds = predictor.seconds
-        host.notice(f"a pass of the network: {evaluation.told(evaluation.latency(seconds[1:] or seconds))}")
+        host.notice(f"a pass of the network: {evaluation.format_latency(evaluation.latency(seconds[1:] or seconds))}")
     host.notice(
         f"{config.predict.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there"
         " already"
@@ -157,8 +157,8 @@ def apply(
 
 def share(todo: dict[Path, predict_outputs.Job], rank: int, world: int) -> dict[Path, predict_outputs.Job]:
     """The patients of one rank, by their number of images."""
-    from unet.runtime.evaluation import deal
+    from unet.runtime.evaluation import balance_by_cost
 
     folders = list(todo)
     costs = [len(todo[name].wanted) for name in folders]
-    return {folders[index]: todo[folders[index]] for index in deal(costs, world)[rank]}
+    return {folders[index]: todo[folders[index]] for index in balance_by_cost(costs, world)[rank]}

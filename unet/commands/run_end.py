@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.commands import scores, setup, tables
@@ -14,14 +14,17 @@ from unet.config.options import fields, flag
 from unet.config.resolve import SYNTHETIC, Resolved, with_synthetic_cache
 from unet.config.schema import Config, resolve_path, shell_path
 from unet.errors import INTERRUPTED, TARGET_MISSED
-from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+
+if TYPE_CHECKING:
+    from unet.runtime.trainer import Trainer
 
 
 def finish(
-    parts: setup.Parts,
+    context: setup.Context,
     folder: Any,
     resolved: Resolved,
-    engine_run: Any,
+    run: Trainer,
     weights: Path,
     cases: list[Any],
     split: dict[str, list[str]],
@@ -30,20 +33,22 @@ def finish(
     """Score the best weights in full, write the summary, show the closing block. Returns the exit code."""
     from unet.runtime.checkpoints import checkpoint
 
-    config, progress = parts.config, engine_run.progress
+    config, progress = context.config, run.progress
     stopped = reason.startswith("stopped")
     records = []
-    if not stopped and engine_run.evaluate and config.save.checkpoints:
+    if not stopped and run.evaluate and config.save.checkpoints:
         held = set(split["validation"])
         validation = [case for case in cases if case.id in held][: config.eval.eval_steps]
-        if parts.group.leads and not weights.exists():  # stopped before its first evaluation, and resumed at its end
-            engine_run.emit("keep", row=progress.history[-1] if progress.history else {})
-        best = parts.group.first(lambda: setup.read_weights(weights)[1])
-        checkpoint.fit(engine_run.model, best, weights)
-        records = scores.full(parts, setup.make_predictor(parts, engine_run.applied), validation, folder)
+        if (
+            context.group.is_main and not weights.exists()
+        ):  # stopped before its first evaluation, and resumed at its end
+            run.emit("save_best", row=progress.history[-1] if progress.history else {})
+        best = context.group.run_on_main(lambda: setup.read_weights(weights)[1])
+        checkpoint.fit(run.model, best, weights)
+        records = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
     summary = {
-        "metric": parts.task.metric.key,
+        "metric": context.task.metric.key,
         "best_score": progress.best_score,
         "best_epoch": progress.best_epoch,
         "ended": reason,
@@ -52,29 +57,24 @@ def finish(
         "images_per_second": progress.rate(),
         "step_latency": step_latency(folder, config.run.benchmark_warmup or 0),
         "data_wait_fraction": progress.wait_fraction(),
-        "peak_memory_bytes": max(parts.group.gather(parts.device.memory())),
-        "ranks": parts.group.world,
+        "peak_memory_bytes": max(context.group.gather(context.device.memory())),
+        "ranks": context.group.world,
         "seconds": progress.seconds,
         "target": config.train.target,
         "target_reached": progress.reached,
         "cases": len(records),
-        "device": parts.device.describe(),
-        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(Kept(weights).state)},
+        "device": context.device.describe(),
+        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(CheckpointPaths(weights).state)},
     }
     folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
-    if parts.group.leads:
-        print(block(parts, folder, weights, engine_run, records, reason))
+    if context.group.is_main:
+        print(block(context, folder, weights, run, records, reason))
     if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
         from unet.commands import predict
 
-        predict.run(
-            dataclasses.replace(
-                resolved, config=config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
-            ),
-            "",
-            folder.earlier,
-        )
+        settings = config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
+        predict.run(dataclasses.replace(resolved, config=settings), "", folder.earlier)
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
 
@@ -88,7 +88,7 @@ def step_latency(folder: Any, warmup: int) -> dict[str, float]:
     return evaluation.latency([row["step_seconds"] for row in laps if row["step"] > warmup])
 
 
-def ended(reason: str) -> str:
+def outcome_text(reason: str) -> str:
     """Why a run ended, in words."""
     words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
     return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
@@ -97,39 +97,43 @@ def ended(reason: str) -> str:
 def outcome(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
     """How a run ended, and its best score."""
     done = f"{host.counted(len(progress.history), 'epoch')}, {host.counted(progress.step, 'step')}"
-    lines = [f"Run {name}: {ended(reason)}: {done}"]
+    lines = [f"Run {name}: {outcome_text(reason)}: {done}"]
     if progress.best_score is not None:
         met = "" if target is None else f" (target {target} {'reached' if progress.reached else 'not reached'})"
         lines.append(f"  best       {score} {progress.best_score:.4f} in epoch {progress.best_epoch}{met}")
     return lines
 
 
-def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, records: list[Any], reason: str) -> str:
+def block(context: setup.Context, folder: Any, weights: Path, run: Trainer, records: list[Any], reason: str) -> str:
     """The block at the end: what came out, where everything is, what to type next."""
     from unet.runtime import evaluation
 
-    progress, config = engine_run.progress, parts.config
+    progress, config = run.progress, context.config
     latency = step_latency(folder, config.run.benchmark_warmup or 0)
     seconds = progress.seconds
-    lines = ["", *outcome(folder.name, progress, config.train.target, parts.task.metric.name, reason)]
+    lines = ["", *outcome(folder.name, progress, config.train.target, context.task.metric.name, reason)]
     lines += [
-        f"  speed      {progress.rate():.1f} {parts.task.item}/s in training, data wait {progress.wait_fraction():.1%},"
-        f" peak memory {host.size(parts.device.memory())}",
+        f"  speed      {progress.rate():.1f} {context.task.item}/s in training, data wait"
+        f" {progress.wait_fraction():.1%},"
+        f" peak memory {host.format_bytes(context.device.memory())}",
         *(
-            [f"  step       {evaluation.told(latency)} (means of {host.counted(config.train.log_every, 'step')})"]
+            [
+                f"  step       {evaluation.format_latency(latency)} (means of"
+                f" {host.counted(config.train.log_every, 'step')})"
+            ]
             if latency
             else []
         ),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
-        *(f"  device     {line}" for line in parts.device.report()),
+        *(f"  device     {line}" for line in context.device.report()),
     ]
     lines = [part for line in lines for part in tables.text(line, indent=13)]
     if records:
-        lines += ["", scores.table(parts.task, records, config.eval.bootstrap)]
+        lines += ["", scores.table(context.task, records, config.eval.bootstrap)]
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
     if config.save.checkpoints:
-        lines.append(f"  weights    {weights}   state {Kept(weights).state}")
+        lines.append(f"  weights    {weights}   state {CheckpointPaths(weights).state}")
     if config.mlperf.mlperf_division:
         log = folder / "unet3d.log"
         lines.append(
@@ -145,7 +149,7 @@ def block(parts: setup.Parts, folder: Any, weights: Path, engine_run: Any, recor
     data = resolve_path(config.data.data, "data")
     if reason.startswith("stopped"):
         out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
-        rank = parts.device.rank
+        rank = context.device.rank
         again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
         lines.append(f"  go on      python -m unet train --resume --run-name {shlex.quote(folder.name)}{out}{again}")
         if rank.world > 1 and not again:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.config.schema import shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UnetError, UsageError
-from unet.runtime.checkpoints.kept import Kept, set_aside
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, set_aside
 from unet.weight_files import safetensors_header
+
+if TYPE_CHECKING:
+    from unet.runtime.trainer import Trainer
 
 PLACES = ("data", "cache", "synth_data", "precision")  # settings that may differ from those of the saved state
 
@@ -38,7 +41,7 @@ def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]
     if isinstance(known, str):
         candidates.append(Path(known))
     paths = [weights_to_write(str(path.absolute())) for path in candidates]
-    found = next((path for path in paths if Kept(path).taken()), paths[0])
+    found = next((path for path in paths if CheckpointPaths(path).taken()), paths[0])
     if typed and weights_to_write(typed[0]).absolute() != found:
         raise UsageError(
             f"Run {folder.name!r} writes its weights to {found}, not to {weights_to_write(typed[0])}.",
@@ -47,19 +50,19 @@ def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]
     return found
 
 
-def has_state(group: Any, folder: Any, kept: Kept) -> bool:
+def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
     """Whether a resumed run has a state to go on from; where it was killed before its first one it starts over. Raises
     CheckpointError where a state was saved and is gone."""
 
     def there() -> bool:
-        files.remove_leftovers(kept.weights.parent)
-        return bool(kept.states())
+        files.remove_leftovers(paths.weights.parent)
+        return bool(paths.states())
 
-    if group.first(there):
+    if group.run_on_main(there):
         return True
     if '"event": "epoch"' in folder.text("metrics.jsonl"):
         raise CheckpointError(
-            f"{kept.state}: the state of run {folder.name!r} is gone.",
+            f"{paths.state}: the state of run {folder.name!r} is gone.",
             f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
         )
     folder.keep_lines("metrics.jsonl", 0)
@@ -67,37 +70,37 @@ def has_state(group: Any, folder: Any, kept: Kept) -> bool:
     return False
 
 
-def resume(engine_run: Any, folder: Any, kept: Kept, facts: Mapping[str, Any]) -> None:
+def resume(run: Trainer, folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
     """Put the run where its latest whole state says, and cut its logs back to there. `facts` are what the run's own
     states say of it. Raises CheckpointError where there is none, or where it is another run's."""
-    from unet.runtime.callbacks import logs as callbacks
+    from unet.runtime.callbacks import checkpoint
     from unet.runtime.folders.run_folder import MLPERF_LOG
 
-    group = engine_run.group
-    state, content = group.first(lambda: find_state(folder, kept, facts))
-    callbacks.restore(engine_run, content, state)
-    group.first(lambda: match_best(kept, facts, content))
-    progress = engine_run.progress
+    group = run.group
+    state, content = group.run_on_main(lambda: find_state(folder, paths, facts))
+    checkpoint.restore(run, content, state)
+    group.run_on_main(lambda: match_best(paths, facts, content))
+    progress = run.progress
     folder.keep_lines("metrics.jsonl", progress.lines)
     folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
     score = progress.best_score
-    name = engine_run.task.metric.name
+    name = run.task.metric.name
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
     folder.say(
         f"resumed from {state}: epoch {progress.epoch}, batch {progress.batch}, step {progress.step}{best};"
         " network, optimiser, scaler and generators restored"
-        + (f"; saved by {engine_run.ranks_before} processes" if engine_run.ranks_before != group.world else "")
+        + (f"; saved by {run.ranks_before} processes" if run.ranks_before != group.world else "")
     )
 
 
-def find_state(folder: Any, kept: Kept, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def find_state(folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """(path, content) of the latest state that is whole. Damaged ones before it are named and set aside. Raises
     CheckpointError where none is whole, or where it is not a state of this run."""
     from unet.runtime.checkpoints import checkpoint
 
     damaged: list[tuple[Path, DamagedError]] = []
-    missing = not kept.state.exists()
-    for path in kept.states():
+    missing = not paths.state.exists()
+    for path in paths.states():
         try:
             content = checkpoint.read(path)
         except DamagedError as error:
@@ -107,7 +110,7 @@ def find_state(folder: Any, kept: Kept, facts: Mapping[str, Any]) -> tuple[Path,
         require_same_run(content, facts, path)
         break
     else:
-        words = damaged[0][1].message if damaged else f"{kept.state}: no such file."
+        words = damaged[0][1].message if damaged else f"{paths.state}: no such file."
         raise CheckpointError(
             f"{words} There is no earlier state that is whole.",
             f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
@@ -115,8 +118,8 @@ def find_state(folder: Any, kept: Kept, facts: Mapping[str, Any]) -> tuple[Path,
     for bad, fault in damaged:
         folder.say(f"{fault.message} It is set aside; the run goes on from an earlier state, {path.name}.")
         set_aside(bad, "damaged")
-    if missing and path == kept.state_before:
-        folder.say(f"{kept.state.name} is missing; the run goes on from the state before it, {path.name}.")
+    if missing and path == paths.state_before:
+        folder.say(f"{paths.state.name} is missing; the run goes on from the state before it, {path.name}.")
     return path, content
 
 
@@ -154,7 +157,7 @@ def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointErro
     )
 
 
-def match_best(kept: Kept, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Make the file of the best weights that of the state's best epoch: the run may have ended between the writing of
     the two, or goes on from an earlier state. What is replaced is set aside."""
     from unet.runtime.checkpoints import checkpoint
@@ -171,23 +174,23 @@ def match_best(kept: Kept, facts: Mapping[str, Any], content: Mapping[str, Any])
         mine = about.get("run_id") == facts.get("run_id") and about.get("run_name") == facts.get("run_name")
         return mine and about.get("epoch") == progress["best_epoch"] and about.get("score") == progress["best_score"]
 
-    if is_best(kept.weights):
+    if is_best(paths.weights):
         return
-    if kept.weights.exists() and not kept.weights.stat().st_size:
-        set_aside(kept.weights, "damaged")
-    if is_best(kept.weights_before):
-        if kept.weights.exists():
-            set_aside(kept.weights, "later")
-        kept.weights_before.replace(kept.weights)
-        host.notice(f"{kept.weights}: the weights of epoch {progress['best_epoch']}, the best so far, are back")
+    if paths.weights.exists() and not paths.weights.stat().st_size:
+        set_aside(paths.weights, "damaged")
+    if is_best(paths.weights_before):
+        if paths.weights.exists():
+            set_aside(paths.weights, "later")
+        paths.weights_before.replace(paths.weights)
+        host.notice(f"{paths.weights}: the weights of epoch {progress['best_epoch']}, the best so far, are back")
         return
     row = progress["history"][-1] if progress["history"] else {}
     about = {name: row.get(name) for name in ("epoch", "step", "score")}
     if row.get("epoch") == progress["best_epoch"] and row.get("step") == progress["step"]:
-        checkpoint.save_weights(kept.weights, {**facts, **about}, content["model"], kept.weights_before)
-    elif kept.earlier_weights.exists() and not kept.weights.exists():
-        earlier = checkpoint.read(weights_to_read(str(kept.earlier_weights.absolute())))
+        checkpoint.save_weights(paths.weights, {**facts, **about}, content["model"], paths.weights_before)
+    elif paths.earlier_weights.exists() and not paths.weights.exists():
+        earlier = checkpoint.read(weights_to_read(str(paths.earlier_weights.absolute())))
         about = {name: earlier.get(name) for name in about}
-        checkpoint.save_weights(kept.weights, {**facts, **about}, checkpoint.weights_of(earlier))
-    elif kept.weights.exists():
-        host.notice(f"{kept.weights} is not of the best epoch, {progress['best_epoch']}, of the state that goes on")
+        checkpoint.save_weights(paths.weights, {**facts, **about}, checkpoint.weights_of(earlier))
+    elif paths.weights.exists():
+        host.notice(f"{paths.weights} is not of the best epoch, {progress['best_epoch']}, of the state that goes on")

@@ -19,7 +19,7 @@ from unet.config.run_files import DUMP_LIST, DUMPED
 from unet.config.schema import Config, declared_of, resolve_path, weights_to_write
 from unet.errors import UnetError, UsageError
 from unet.files import make_folder
-from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
 from unet.weight_files import safetensors_header
 
@@ -57,7 +57,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
 
 def _places(folder: Any, weights: Path) -> dict[str, str]:
     """Where a run and what it keeps are: if the folder is elsewhere later, it was moved."""
-    paths = {"folder": folder.path, "weights": weights, "state": Kept(weights).state}
+    paths = {"folder": folder.path, "weights": weights, "state": CheckpointPaths(weights).state}
     return {name: str(path.absolute()) for name, path in paths.items()}
 
 
@@ -95,7 +95,7 @@ def require_dump(folder: Path, replaced: bool) -> None:
 def hold_output(config: Config, folder: Any) -> None:
     """See that the masks of --mode train_and_predict may be written, and hold their folder against other such runs: a
     run that has trained must not find it taken. Raises UnetError."""
-    from unet.runtime.folders import claims
+    from unet.runtime.folders import locks
 
     if config.run.mode != "train_and_predict" or not config.save.checkpoints:
         return
@@ -105,7 +105,7 @@ def hold_output(config: Config, folder: Any) -> None:
         make_folder(output)
     predict_outputs.require_free(create(config), config.replace(inputs=()), folder.earlier)
     make_folder(output.parent)
-    owner = claims.claim(output.with_name(f".{output.name}.unet.lock"), folder.path)
+    owner = locks.acquire(output.with_name(f".{output.name}.unet.lock"), folder.path)
     if owner:
         raise UsageError(
             f"--output: another run will write its masks into {output} ({owner}).",
@@ -124,7 +124,7 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
         host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
     weights = run_resume.weights_of_run(folder, entries, config.weights.weights)
     hold_weights(weights, folder)
-    kept_files = [path for path in (weights, Kept(weights).weights_before) if path.is_file()]
+    kept_files = [path for path in (weights, CheckpointPaths(weights).weights_before) if path.is_file()]
     folder.earlier = frozenset(predict.weights_digest([path]) for path in kept_files)
     hold_output(config, folder)
     resolved = dataclasses.replace(resolved, config=config.replace(weights=(str(weights),)))
@@ -139,13 +139,13 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
 
 def hold_weights(weights: Path, folder: Any) -> None:
     """Hold a weights file and its state for a run. Raises UsageError while another run does."""
-    from unet.runtime.folders import claims
+    from unet.runtime.folders import locks
 
     if weights.is_dir():
         raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
     make_folder(weights.parent)
-    state = Kept(weights).state
-    owner = claims.claim(state.with_name(f".{state.name}.unet.lock"), folder.path)
+    state = CheckpointPaths(weights).state
+    owner = locks.acquire(state.with_name(f".{state.name}.unet.lock"), folder.path)
     if owner:
         raise UsageError(
             f"{weights.absolute()} is being written by another run ({owner}).",
@@ -217,7 +217,11 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
         other = resolve_path(name, "weights")  # reading that name would find this one
         if other != path and other.exists():
             return other
-        there = [item for item in (path, *Kept(path).states(), Kept(path).weights_before) if item.exists()]
+        there = [
+            item
+            for item in (path, *CheckpointPaths(path).states(), CheckpointPaths(path).weights_before)
+            if item.exists()
+        ]
         return there[0] if there and not mine else None
 
     own = path.with_name(f"{folder.name}.safetensors")

@@ -10,38 +10,38 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unet.commands import tables
-from unet.commands.setup import Parts
+from unet.commands.setup import Context
 from unet.errors import DataError
 from unet.tasks.base import Predictor
 
 KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
 
 
-def full(parts: Parts, predictor: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
+def full(context: Context, predictor: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
 
-    best = parts.task.metric.key
+    best = context.task.metric.key
     kept = Spread()
 
     def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        kept.add(record[best], case.id, lambda: parts.task.figure(case, arrays))
+        kept.add(record[best], case.id, lambda: context.task.figure(case, arrays))
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
-            return parts.task.evaluate_case(case, predictor, full=True)
+            return context.task.evaluate_case(case, predictor, full=True)
         except DataError as error:
             raise error if case.id in error.message else DataError(f"{case.id}: {error.message}", error.hint) from error
 
-    parts.group.mark("scoring", patient=True)
-    records = evaluation.score(cases, score, "score", keep, group=parts.group) or []
-    rows = sorted(row for share in parts.group.gather(kept.rows) for row in share)
-    if not parts.group.leads:
+    context.group.set_phase("scoring", may_block=True)
+    records = evaluation.score(cases, score, "score", keep, group=context.group) or []
+    rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
+    if not context.group.is_main:
         return records
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    keys = shown(parts.task, records)
+    keys = shown(context.task, records)
     writer.writerow(["case", *keys])
     writer.writerows([record["case"], *(record[key] for key in keys)] for record in records)
     folder.write("cases.csv", text.getvalue())
@@ -49,8 +49,8 @@ def full(parts: Parts, predictor: Predictor, cases: Sequence[Any], folder: Any) 
     name = best.replace("_", " ")
     labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
     few = f" ({len(chosen)} of {len(records)})" if len(chosen) < len(records) else ""
-    title = f"{folder.name}: {parts.task.figure_title}{few}"
-    pictures.panels(labelled, title, folder.place("predictions.png"), parts.task.colour_key)
+    title = f"{folder.name}: {context.task.figure_title}{few}"
+    pictures.panels(labelled, title, folder.place("predictions.png"), context.task.colour_key)
     return records
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Context:
     """What a command works with."""
 
     config: Config
@@ -39,28 +39,28 @@ class Parts:
     group: Group
     passed: tuple[str, ...]
 
-    def with_config(self, config: Config) -> Parts:
+    def with_config(self, config: Config) -> Context:
         """The same with other settings, which the task holds too."""
         return dataclasses.replace(self, config=config, task=create(config))
 
 
-def assemble(config: Config) -> Parts:
+def assemble(config: Config) -> Context:
     """Choose rank and device, set their variables, only then import torch, and meet the other ranks. Raises
     UnetError."""
     rank = launchers.find_rank(config)
     kind, passed = select.choose(config, rank)
     device = kind(config, rank)
-    group = meet(config, device)
+    group = init_distributed(config, device)
     device.deterministic(config.device.deterministic)
     if config.device.precision not in ("fp32", "tf32", "auto") and config.device.precision not in device.dtypes():
         host.notice(
             f"{config.device.precision} is not in the hardware of this device ({device.describe()}): it works, but"
             " slowly."
         )
-    return Parts(config, create(config), device, group, tuple(passed))
+    return Context(config, create(config), device, group, tuple(passed))
 
 
-def meet(config: Config, device: Device) -> Group:
+def init_distributed(config: Config, device: Device) -> Group:
     """The processes of this run, together."""
     from unet.runtime.distributed import process_group as distributed
 
@@ -75,11 +75,11 @@ def meet(config: Config, device: Device) -> Group:
     return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 
-def all_cases(parts: Parts, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
+def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
     """Every cached case, or those that `choose` takes of all ids; rank 0 builds or rebuilds the cache, the others find
     it."""
-    once = parts.config if parts.group.leads else parts.config.replace(rebuild_cache=False)
-    found: list[Any] = parts.group.in_turn(lambda: parts.with_config(once).task.cached_cases(choose))
+    once = context.config if context.group.is_main else context.config.replace(rebuild_cache=False)
+    found: list[Any] = context.group.main_first(lambda: context.with_config(once).task.cached_cases(choose))
     return found
 
 
@@ -110,29 +110,31 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return facts, checkpoint.weights_of(content, path)
 
 
-def trained_network(parts: Parts, path: Path, resolved: Resolved) -> nn.Module:
+def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
     """The network of a checkpoint, on the device: its shape is the weights' own, or the typed --layers and --width."""
     from unet.runtime.checkpoints import checkpoint
 
     _, state = read_weights(path)
-    network, own = parts.task.convert_checkpoint(state)
+    network, own = context.task.convert_checkpoint(state)
     if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
-        network = parts.task.build_model()
+        network = context.task.build_model()
     checkpoint.fit(network, own, path)
-    placed = parts.device.place(network)
-    compiled = parts.device.compile(placed) if parts.config.device.compile else placed
-    return parts.device.capture(compiled, training=False)
+    placed = context.device.place(network)
+    compiled = context.device.compile(placed) if context.config.device.compile else placed
+    return context.device.capture(compiled, training=False)
 
 
-def make_predictor(parts: Parts, *networks: nn.Module, finite: bool = False) -> Predictor:
+def make_predictor(context: Context, *networks: nn.Module, finite: bool = False) -> Predictor:
     """What a task uses to run networks over a case; with `finite` an output with NaN or infinity is an error."""
     from unet.runtime.inference.predictor import Predictor
 
-    return Predictor(networks, parts.device, parts.config.eval.eval_batch_size, finite)
+    return Predictor(networks, context.device, context.config.eval.eval_batch_size, finite)
 
 
-def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> tuple[Resolved, list[dict[str, Any]]]:
-    """Settings completed by what the weights say of their network and its input: the `tied` ones, never a path. What
+def apply_checkpoint_settings(
+    resolved: Resolved, paths: list[Path], reused: tuple[str, ...]
+) -> tuple[Resolved, list[dict[str, Any]]]:
+    """Settings completed by what the weights say of their network and its input: the `reused` ones, never a path. What
     was typed stays.
 
     Raises UsageError where several weights disagree on one of them, CheckpointError for a value that no flag takes.
@@ -145,13 +147,13 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
                 f"Add --task {item['task']}.",
             )
     known = [
-        told_settings(item, (*tied, "layers"), path, type(resolved.config.task))
+        saved_settings(item, (*reused, "layers"), path, type(resolved.config.task))
         for path, item in zip(paths, facts, strict=True)
     ]
     known = [item for item in known if item]
     settings = known[0] if known else {}
     weak = ("default", f"task {resolved.config.task.name}", SYNTHETIC)
-    names = [name for name in tied if resolved.sources[name] in weak]
+    names = [name for name in reused if resolved.sources[name] in weak]
     differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
@@ -174,7 +176,7 @@ def with_facts(resolved: Resolved, paths: list[Path], tied: tuple[str, ...]) -> 
     return dataclasses.replace(resolved, config=config, sources=sources), facts
 
 
-def told_settings(
+def saved_settings(
     facts: Mapping[str, Any], names: tuple[str, ...], path: Path, task: type[TaskSettings]
 ) -> dict[str, Any]:
     """Those of the settings in a weights file that have these names, checked like flags. Raises CheckpointError."""
@@ -194,18 +196,18 @@ def told_settings(
     return found
 
 
-def advise(error: BaseException, parts: Parts, run: Any = None) -> UnetError | None:
+def explain_oom(error: BaseException, context: Context, run: Any = None) -> UnetError | None:
     """Memory that ran out, in two lines, with the largest batch that fits where a run was training; None for another
     error."""
-    config, device = parts.config, parts.device
+    config, device = context.config, context.device
     if not device.is_out_of_memory(error):
         return None
     if config.logging.verbose:
         traceback.print_exception(error)
     error.__traceback__ = None  # its frames hold the tensors of the step that failed
-    peak = host.size(device.memory())
-    where = parts.task.size_text
-    if run is None or not run.training or not device.own_memory or parts.group.world > 1:
+    peak = host.format_bytes(device.memory())
+    where = context.task.size_text
+    if run is None or not run.training or not device.own_memory or context.group.world > 1:
         smaller = max(1, config.train.batch_size // 2)
         return UnetError(
             f"The device ran out of memory at {where} with --batch-size {config.train.batch_size}, --eval-batch-size"
@@ -262,12 +264,12 @@ def largest_batch(run: Any) -> int:
 
 
 @contextlib.contextmanager
-def advising(parts: Parts) -> Iterator[None]:
-    """Turn what `advise` knows into its two lines."""
+def explaining_oom(context: Context) -> Iterator[None]:
+    """Turn what `explain_oom` knows into its two lines."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        advice = advise(error, parts)
+        advice = explain_oom(error, context)
         if advice:
             raise advice from error
         raise

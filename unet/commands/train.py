@@ -11,19 +11,21 @@ import secrets
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import run_end, run_start, setup
-from unet.commands import run_resume as going_on
+from unet.commands import run_end, run_resume, run_start, setup
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.runtime.callbacks import mlperf_rules
-from unet.runtime.checkpoints.kept import Kept
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
+
+if TYPE_CHECKING:
+    from unet.runtime.trainer import Trainer
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -43,13 +45,13 @@ def run(resolved: Resolved, command: str) -> int:
     if resolved.config.run.dry_run:
         return dry_run(resolved)
     cleared = cleared_here(resolved.config, rank.local)
-    parts = setup.assemble(resolved.config)
-    capacity.require(resolved.config, parts.device.own_memory)
-    folder, resolved, resuming = parts.group.first(lambda: run_start.open_run(resolved, command))
-    parts = parts.with_config(resolved.config)
-    folder.writes = parts.group.leads
-    with run_start.noting(folder, parts.group.explain):
-        return _run(parts, folder, resolved, command, resuming, clearing(parts, rank.local == 0, cleared))
+    context = setup.assemble(resolved.config)
+    capacity.require(resolved.config, context.device.own_memory)
+    folder, resolved, resuming = context.group.run_on_main(lambda: run_start.open_run(resolved, command))
+    context = context.with_config(resolved.config)
+    folder.writes = context.group.is_main
+    with run_start.noting(folder, context.group.explain):
+        return _run(context, folder, resolved, command, resuming, clearing(context, rank.local == 0, cleared))
 
 
 def cleared_here(config: Config, local_rank: int) -> float | None:
@@ -60,9 +62,9 @@ def cleared_here(config: Config, local_rank: int) -> float | None:
     return mlperf_rules.clear_caches(resolve_path(config.data.cache, "data"), config.mlperf.drop_caches)
 
 
-def clearing(parts: setup.Parts, asked: bool, cleared: float | None) -> float | None:
+def clearing(context: setup.Context, asked: bool, cleared: float | None) -> float | None:
     """When the caches of all nodes were cleared; None where those of any were not."""
-    times = [when for first, when in parts.group.gather((asked, cleared)) if first]
+    times = [when for first, when in context.group.gather((asked, cleared)) if first]
     known = [when for when in times if when is not None]
     return max(known) if known and len(known) == len(times) else None
 
@@ -97,23 +99,23 @@ def dry_run(resolved: Resolved) -> int:
         return code
     from unet.runtime.distributed import process_group as distributed
 
-    if distributed.group().leads:
+    if distributed.group().is_main:
         print("Dry run: settings, data, network and device are in order; one step was made and nothing was kept.")
     return 0
 
 
 def _run(
-    parts: setup.Parts, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
+    context: setup.Context, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
 ) -> int:
     from unet.runtime.folders import run_folder
 
-    config, task, group = parts.config, parts.task, parts.group
+    config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
-    cases = setup.all_cases(parts)
+    cases = setup.all_cases(context)
     if cleared is None:  # the cache has only now been made
-        cleared = clearing(parts, parts.device.rank.local == 0, cleared_here(config, parts.device.rank.local))
+        cleared = clearing(context, context.device.rank.local == 0, cleared_here(config, context.device.rank.local))
     saved = folder / "splits.json"
-    split = group.first(
+    split = group.run_on_main(
         lambda: (
             run_files.read_split(saved, folder.name)
             if resuming and os.path.lexists(saved)
@@ -121,129 +123,132 @@ def _run(
         )
     )
     mlperf_rules.require_cases(config, task, split)
-    parts = parts.with_config(task.finalize_config(cases, group.world))
+    context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
-    folder.write("environment.json", run_folder.environment(parts.device.describe()))
+    folder.write("environment.json", run_folder.environment(context.device.describe()))
     weights = setup.weights_path(config.weights.weights[0])
-    goes_on = resuming and going_on.has_state(group, folder, Kept(weights))
-    log = mlperf_log(parts, folder, split, goes_on)
+    goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
+    log = mlperf_log(context, folder, split, goes_on)
     try:
-        run = build(parts, folder, cases, split, command, log if not goes_on else None, cleared)
+        run = build(context, folder, cases, split, command, log if not goes_on else None, cleared)
         if log:
             run.callbacks.append(log)
-        reason = trained(parts, folder, run, split, goes_on, began)
+        reason = trained(context, folder, run, split, goes_on, began)
     finally:
         if log:
             log.stop("aborted")  # where the loop has not said how it ended
-    run.emit("finish")
-    with setup.advising(parts):
-        return run_end.finish(parts, folder, resolved, run, weights, cases, split, reason)
+    run.emit("on_finish")
+    with setup.explaining_oom(context):
+        return run_end.finish(context, folder, resolved, run, weights, cases, split, reason)
 
 
-def trained(parts: setup.Parts, folder: Any, run: Any, split: dict[str, list[str]], goes_on: bool, began: float) -> str:
+def trained(
+    context: setup.Context, folder: Any, run: Trainer, split: dict[str, list[str]], goes_on: bool, began: float
+) -> str:
     """Put the run where it begins, and train it. Returns why it ended."""
     from unet.runtime import trainer
-    from unet.runtime.callbacks import logs as callbacks
+    from unet.runtime.callbacks.logs import ArgonneCsvLog
 
     if goes_on:
-        weights = setup.weights_path(parts.config.weights.weights[0])
-        going_on.resume(run, folder, Kept(weights), facts_of(parts, folder, split))
+        weights = setup.weights_path(context.config.weights.weights[0])
+        run_resume.resume(run, folder, CheckpointPaths(weights), facts_of(context, folder, split))
     else:
-        start_weights(parts, run, parts.config)
+        start_weights(context, run, context.config)
     for callback in run.callbacks:
-        if isinstance(callback, callbacks.SeedLog):
+        if isinstance(callback, ArgonneCsvLog):
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
-    parts.group.first(folder.begin)
+    context.group.run_on_main(folder.begin)
     if (
-        parts.config.general.overwrite and parts.config.save.checkpoints and not goes_on
+        context.config.general.overwrite and context.config.save.checkpoints and not goes_on
     ):  # nothing goes on from the replaced run
-        parts.group.first(Kept(setup.weights_path(parts.config.weights.weights[0])).clear)
-    if goes_on and (why := trainer.ended(run)):
+        context.group.run_on_main(CheckpointPaths(setup.weights_path(context.config.weights.weights[0])).clear)
+    if goes_on and (why := trainer.stop_reason(run)):
         folder.say(
-            f"nothing is left to train: the run is {run_end.ended(why)}; a higher --epochs or --max-steps goes on"
+            f"nothing is left to train: the run is {run_end.outcome_text(why)}; a higher --epochs or --max-steps goes"
+            f" on"
         )
-    parts.group.on_death(functools.partial(_lost, folder, run))
+    context.group.on_peer_lost(functools.partial(_lost, folder, run))
     try:
         with run.stop.listen():
             return trainer.train(run)
     except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
-        advice = setup.advise(error, parts, run)
+        advice = setup.explain_oom(error, context, run)
         if advice:
             raise advice from error
         raise
 
 
-def _lost(folder: Any, run: Any, why: str) -> None:
+def _lost(folder: Any, run: Trainer, why: str) -> None:
     """Another process is lost, and this one is about to be ended."""
     from unet.runtime.folders import run_folder
 
     run_folder.note(folder, "failed", why)
-    run.emit("ends", reason="failed")
+    run.emit("on_train_end", reason="failed")
 
 
-def mlperf_log(parts: setup.Parts, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
+def mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
     """The MLPerf log of --mlperf-division, in rank 0; None otherwise."""
-    if parts.config.mlperf.mlperf_division is None or not parts.group.leads:
+    if context.config.mlperf.mlperf_division is None or not context.group.is_main:
         return None
     from unet.runtime.callbacks import mlperf
 
-    return mlperf.MLPerfLog(folder, parts.config, parts.task.mlperf(), split, parts.device.describe(), goes_on)
+    return mlperf.MLPerfLog(folder, context.config, context.task.mlperf(), split, context.device.describe(), goes_on)
 
 
 def build(
-    parts: setup.Parts,
+    context: setup.Context,
     folder: Any,
     cases: list[Any],
     split: dict[str, list[str]],
     command: str,
     log: Any = None,
     cleared: float | None = None,
-) -> Any:
-    """The loop's Run, with its callbacks. The MLPerf clock of `log` starts when all but the loader is made: data are
-    touched after."""
+) -> Trainer:
+    """The trainer with its callbacks. The MLPerf clock of `log` starts when everything but the loader exists: the data
+    are read after that."""
     from unet.runtime import evaluation, optim, seeding, trainer
 
-    config, task, device, group = parts.config, parts.task, parts.device, parts.group
+    config, task, device, group = context.config, context.task, context.device, context.group
     training, validation = chosen(cases, split)
     seeding.seed_all(config.general.seed, device)
     model = device.place(task.build_model())
     compiled = device.compile(model) if config.device.compile else model
-    applied = device.capture(compiled, training=False)
+    eval_model = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
     optimizer, scaler = optim.build(config, task.param_groups(model), device), device.scaler()
-    predictor = setup.make_predictor(parts, applied)
+    predictor = setup.make_predictor(context, eval_model)
     if config.mlperf.mlperf_division:
         from unet.runtime.callbacks import mlperf
 
-        mlperf.warm_up(config, task, device, model, network, applied, optimizer, scaler, predictor, group)
+        mlperf.warm_up(config, task, device, model, network, eval_model, optimizer, scaler, predictor, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
-    loader = batches(parts, training)
+    loader = batches(context, training)
     stop = trainer.Stop(config.train.max_time)
-    loader.hurry(stop.asked)
+    loader.hurry(stop.requested)
     score = functools.partial(task.evaluate_case, predictor=predictor)
     evaluate = functools.partial(
-        evaluation.score, validation[: config.eval.eval_steps], score, stop=stop.asked, group=group
+        evaluation.score, validation[: config.eval.eval_steps], score, stop=stop.requested, group=group
     )
     evaluating = bool(validation) and config.run.mode not in ("train", "train_and_predict")
-    run = trainer.Run(
-        *(config, task, device, model, network, applied, optimizer, scaler, loader),
+    run = trainer.Trainer(
+        *(config, task, device, model, network, eval_model, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
-        callbacks=listeners(parts, folder, split, command),
+        callbacks=build_callbacks(context, folder, split, command),
         group=group,
     )
-    for line in opening_lines(parts, run, training, validation):
+    for line in opening_lines(context, run, training, validation):
         folder.say(line)
     return run
 
 
-def batches(parts: setup.Parts, training: list[Any]) -> Any:
+def batches(context: setup.Context, training: list[Any]) -> Any:
     """The task's loader. Raises UnetError where --data-on asks for more than the memory holds."""
-    config, device, group = parts.config, parts.device, parts.group
+    config, device, group = context.config, context.device, context.group
     try:
-        return parts.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
+        return context.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
     except (RuntimeError, MemoryError) as error:
         if config.device.data_on == "disk" or not device.is_out_of_memory(error):
             raise
@@ -254,15 +259,15 @@ def batches(parts: setup.Parts, training: list[Any]) -> Any:
         ) from error
 
 
-def opening_lines(parts: setup.Parts, run: Any, training: list[Any], validation: list[Any]) -> list[str]:
+def opening_lines(context: setup.Context, run: Trainer, training: list[Any], validation: list[Any]) -> list[str]:
     """What a user reads before the first step."""
-    config, device, world = parts.config, parts.device, parts.group.world
-    item, size = parts.task.item, config.train.batch_size * config.train.accumulate * world
+    config, device, world = context.config, context.device, context.group.world
+    item, size = context.task.item, config.train.batch_size * config.train.accumulate * world
     lines = [
-        f"{parts.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
+        f"{context.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
         f" {host.counted(len(training), 'training case')}, {host.counted(len(validation), 'validation case')};"
         f" {host.counted(run.steps_per_epoch, 'step')} of {host.counted(size, item[:-1])} an epoch",
-        *(f"not used: {why}" for why in parts.passed),
+        *(f"not used: {why}" for why in context.passed),
     ]
     if world > 1:
         rank = device.rank
@@ -271,7 +276,7 @@ def opening_lines(parts: setup.Parts, run: Any, training: list[Any], validation:
             f" is {config.train.batch_size} x {config.train.accumulate} x {world} {item}; batch statistics are each"
             " process's, running ones averaged"
         )
-    if parts.task.by_steps and config.train.max_steps:
+    if context.task.by_steps and config.train.max_steps:
         shared = f", the share of each of {world} processes" if world > 1 else ""
         lines.append(f"{host.counted(config.train.max_steps, 'step')}{shared}")
     if run.evaluate is None:
@@ -303,50 +308,54 @@ def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], li
     return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
 
 
-def listeners(parts: setup.Parts, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
+def build_callbacks(context: setup.Context, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
     """The callbacks: bar, logs, picture of the curves, checkpoints."""
-    from unet.runtime.callbacks import logs as callbacks
-    from unet.runtime.callbacks import observers
+    from unet.runtime.callbacks import logs
+    from unet.runtime.callbacks.checkpoint import Checkpoints
 
-    config, score, group = parts.config, parts.task.metric.key, parts.group
-    workers: list[Any] = [callbacks.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
-    if not group.leads:
+    config, score, group = context.config, context.task.metric.key, context.group
+    workers: list[Any] = [logs.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
+    if not group.is_main:
         return workers
-    folder.own(*(callbacks.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
+    folder.own(*(logs.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
     result: list[Any] = [
         *workers,
-        callbacks.Bar(),
-        callbacks.Log(folder, score),
-        callbacks.SeedLog(folder, command),
-        callbacks.Curves(folder, score),
+        logs.ProgressBar(),
+        logs.MetricsLog(folder, score),
+        logs.ArgonneCsvLog(folder, command),
+        logs.Curves(folder, score),
     ]
     if config.run.tensorboard:
-        result.append(observers.TensorBoard(folder))
+        from unet.runtime.callbacks.tensorboard import TensorBoard
+
+        result.append(TensorBoard(folder))
     if config.run.debug_dump:
-        result.append(observers.Dump(Path(config.run.debug_dump)))
+        from unet.runtime.callbacks.debug_dump import DebugDump
+
+        result.append(DebugDump(Path(config.run.debug_dump)))
     if config.save.checkpoints:
         weights = setup.weights_path(config.weights.weights[0])
-        result.append(callbacks.Checkpoints(Kept(weights), facts_of(parts, folder, split)))
+        result.append(Checkpoints(CheckpointPaths(weights), facts_of(context, folder, split)))
     return result
 
 
-def facts_of(parts: setup.Parts, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
+def facts_of(context: setup.Context, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
     """What weights and states say of their run: who it is, its cases, the settings of its network."""
-    kept = (*parts.task.Settings.inference_settings, "layers", "width", "precision", "seed")
+    kept = (*context.task.Settings.inference_settings, "layers", "width", "precision", "seed")
     return {
-        "task": parts.task.name,
+        "task": context.task.name,
         "run_name": folder.name,
         "run_id": folder.run_id,
         "training": split["train"],
         "validation": split["validation"],
-        "settings": {name: files.jsonable(parts.config.get(name)) for name in kept},
+        "settings": {name: files.jsonable(context.config.get(name)) for name in kept},
     }
 
 
-def start_weights(parts: setup.Parts, engine_run: Any, config: Config) -> None:
+def start_weights(context: setup.Context, run: Trainer, config: Config) -> None:
     if config.weights.load:
         from unet.runtime.checkpoints import checkpoint
 
         path = setup.weights_path(config.weights.load)
-        _, own = parts.task.convert_checkpoint(parts.group.first(lambda: setup.read_weights(path))[1])
-        checkpoint.fit(engine_run.model, own, path)
+        _, own = context.task.convert_checkpoint(context.group.run_on_main(lambda: setup.read_weights(path))[1])
+        checkpoint.fit(run.model, own, path)

@@ -37,20 +37,22 @@ def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
     if total and size > total:
         found.append(
             f"--width {width} with --layers {layers} is a network of {count:.3g} parameters, which take"
-            f" {host.size(size)}{names}; this machine has {host.size(total)}: type a smaller --width"
+            f" {host.format_bytes(size)}{names}; this machine has {host.format_bytes(total)}: type a smaller --width"
         )
     step = FLOAT * first_level(config)
     if total and on_host and step > total and not found:
         found.append(
             f"--batch-size {config.train.batch_size} at this {flag(config.task.size_flags[0])} and --width {width}"
-            f" takes at least {host.size(step)} at the network's first level; this machine has {host.size(total)}: type"
+            f" takes at least {host.format_bytes(step)} at the network's first level; this machine has"
+            f" {host.format_bytes(total)}: type"
             " a smaller one"
         )
     processes = config.distributed.devices or 1
     if total and processes * PROCESS > total:
         found.append(
-            f"--devices {processes} takes at least {host.size(processes * PROCESS)} for as many processes; this machine"
-            f" has {host.size(total)}"
+            f"--devices {processes} takes at least {host.format_bytes(processes * PROCESS)} for as many processes;"
+            f" this machine"
+            f" has {host.format_bytes(total)}"
         )
     return found
 

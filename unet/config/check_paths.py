@@ -1,4 +1,4 @@
-"""The files and folders that a command line names, looked at before anything is imported, chosen or computed."""
+"""Checks of the files and folders on the command line, before torch is imported or anything is computed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
 APPLYING = ("evaluate", "predict")
-MANY = 2000  # names of a folder that are compared with one that is not there
+MANY = 2000  # names in a folder that are searched for a similar one
 
 
 def require(command: str, resolved: Resolved) -> None:
-    """Raise one UsageError with every path of `command` that is not there, or cannot be what it should be."""
+    """Raise one UsageError that lists every path of `command` that is missing or of the wrong kind."""
     if command in ("config", "doctor"):
         return
     config = resolved.config
@@ -37,7 +37,7 @@ def require(command: str, resolved: Resolved) -> None:
 
 
 def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
-    """Raw set and cache: what is typed is there; a command that needs one of them finds one."""
+    """Raw set and cache: typed paths exist, and a command that needs one of the two finds one."""
     config, sources = resolved.config, resolved.sources
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
@@ -55,19 +55,19 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
     if config.data.synth_data:
         yield from _folder("--data", raw)
     elif (typed and not (command == "predict" and config.input.inputs)) or (command == "preprocess"):
-        hint = "Name a path that exists, or type --synth-data for made data." if command in TRAINING else ""
+        hint = "Name a path that exists, or type --synth-data for synthetic data." if command in TRAINING else ""
         yield from _there(config.data.data, raw, sources["data"].removeprefix("flag ") if typed else "--data", hint)
     elif config.mlperf.mlperf_division or config.mlperf.mlperf_rehearsal:
-        return  # its rules name this among all that is missing
+        return  # the MLPerf checks report it
     elif command in TRAINING and not raw.exists() and (config.data.rebuild_cache or not cache.exists()):
         missing = f"Neither {raw.absolute()} nor {cache.absolute()} exists{_meant(config.data.data, raw)}"
         if config.data.rebuild_cache:
             missing = f"--rebuild-cache reads the raw set, and {raw.absolute()} does not exist"
-        yield missing, "Give a raw set with --data (or a cache with --cache), or type --synth-data for made data."
+        yield missing, "Give a raw set with --data (or a cache with --cache), or type --synth-data for synthetic data."
 
 
 def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
-    """Weights that are read are there; those that are written can be."""
+    """Weights to read exist; weights to write can be written."""
     config, sources = resolved.config, resolved.sources
     if command in TRAINING:
         if config.weights.load:
@@ -87,7 +87,7 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
 
 
 def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
-    """Lists and settings in files, and folders that are written into."""
+    """Files with lists and settings exist; output folders can be written."""
     config, has = resolved.config, set(resolved.names)
     splits = (*config.task.splits, *SPLITS)
     if "split" in has and config.split.fold is None and config.split.split not in splits:
@@ -119,7 +119,7 @@ def writes_masks(command: str, config: Config) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """What lies at a path, in words; empty for nothing."""
+    """The kind of file at a path, as a phrase; empty if there is none."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -140,7 +140,7 @@ def _kind(path: Path) -> str:
 
 
 def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | None = None) -> Iterator[Fault]:
-    """A fault unless a file or folder lies at `path`, which `name` stands for, and can be read."""
+    """A fault unless `path` (typed as `name`) is a file or folder that can be read."""
     kind = _kind(path)
     label = f"{spelling} {name}".strip()
     if not kind:
@@ -155,7 +155,7 @@ def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | N
 
 
 def _file(name: str, path: Path, spelling: str, hint: str = "") -> Iterator[Fault]:
-    """A fault unless a regular file lies at `path`."""
+    """A fault unless `path` is a regular file."""
     if _kind(path) == "a folder":
         yield f"{spelling} {name}: {path.absolute()} is a folder, not a file", hint or "Name a file."
     else:
@@ -163,7 +163,7 @@ def _file(name: str, path: Path, spelling: str, hint: str = "") -> Iterator[Faul
 
 
 def _folder(spelling: str, path: Path) -> Iterator[Fault]:
-    """A fault unless `path` is a folder that can be written, or could become one."""
+    """A fault unless `path` is a writable folder, or can be created."""
     nearest = next(item for item in (path, *path.absolute().parents) if _kind(item))
     kind = _kind(nearest)
     if kind != "a folder":
@@ -181,7 +181,7 @@ def _meant(name: str, path: Path, other: Path | None = None) -> str:
 
 
 def _near(name: str, path: Path, other: Path | None) -> str:
-    """Another spelling of `name` under which something lies: here instead of under its usual folder, or a slip."""
+    """A similar name that exists: in the current folder instead of the usual one, or a corrected typo."""
     if path != Path(name) and Path(name).exists():
         return shell_path(Path(name))
     if other is not None and other.exists():

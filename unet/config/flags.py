@@ -1,6 +1,6 @@
-"""The flag table: every setting once, in groups; a command takes the groups that it needs. No torch.
+"""The flag table: each setting is declared once, in a group; a command uses the groups that it needs. No torch.
 
-Network, training and evaluation are in `flags_training`; the flags of one task alone in its folder.
+Flags of network, training and evaluation are in `flags_training`; flags of one task are in its own folder.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class GeneralOptions:
     seed: int = option(
         2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1, common=True
     )
-    overwrite: bool = option(False, "replace what has the same name: run, weights, made data, masks", common=True)
+    overwrite: bool = option(False, "replace the run, weights, synthetic data or masks of the same name", common=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """Run"""
 
-    run_name: str | None = option(None, "names the run's folder and logs", default_text="task and time", common=True)
+    run_name: str | None = option(None, "name of the run's folder and logs", default_text="task and time", common=True)
     out: str = option(
         "performance",
         "folder that holds the run folders",
@@ -64,14 +64,14 @@ class RunOptions:
     )
     debug_dump: str | None = option(
         None,
-        "folder for settings, the first batch, the shapes of each layer and a profiler's trace of three steps",
+        "write settings, first batch, layer shapes and a profiler trace of three steps into this folder",
         metavar="DIR",
         aliases=("--dump_config",),
     )
-    dry_run: bool = option(False, "check settings, data and device, do one step, keep nothing", common=True)
-    benchmark: bool = option(False, "time the step instead: the command `benchmark` with these settings")
+    dry_run: bool = option(False, "check everything with one training step; write no results", common=True)
+    benchmark: bool = option(False, "measure speed instead: the command `benchmark` with these settings")
     benchmark_warmup: int | None = option(
-        None, "steps left out of the timing", minimum=0, aliases=("--warmup_steps",), default_text="one round"
+        None, "first steps that are not timed", minimum=0, aliases=("--warmup_steps",), default_text="one round"
     )
 
 
@@ -107,17 +107,19 @@ class DataOptions:
         aliases=("--cache-path", "--results_dir"),
         common=True,
     )
-    rebuild_cache: bool = option(False, "read the raw set and write the cache anew", aliases=("--im-cache",))
+    rebuild_cache: bool = option(
+        False, "preprocess the raw data again, even if the cache is up to date", aliases=("--im-cache",)
+    )
     synth_data: bool = option(
         False,
-        "made data in the true layout (made once, then kept)",
+        "use synthetic data in the layout of the real data (written once, then reused)",
         value_aliases=("--loader",),
         synonyms=(("synthetic", True), ("pytorch", False)),
         common=True,
     )
     workers: str = option(
         "auto",
-        "processes that read and prepare; 0 = in this process",
+        "loader processes; 0 = load in the main process",
         aliases=("--num-workers", "--workers_per_process"),
         metavar="N",
         pattern=(r"auto|\d{1,3}", "auto or a whole number up to 256"),
@@ -154,7 +156,7 @@ class WeightsOptions:
 
     weights: tuple[str, ...] = option(
         (),
-        "best weights: a name goes to weights/, a path is taken as it is; predict averages several",
+        "file of the best weights: a bare name means weights/NAME, a path is used as typed; predict averages several",
         metavar="FILE",
         default_text="train: the run's name",
         repeated=True,
@@ -163,7 +165,7 @@ class WeightsOptions:
     )
     load: str | None = option(
         None,
-        "start from these weights (safetensors or .pt, own or published names)",
+        "start from these weights (safetensors or .pt, this program's or a published checkpoint)",
         metavar="FILE",
         aliases=("--load_ckpt_path", "--checkpoint"),
         common=True,
@@ -172,11 +174,11 @@ class WeightsOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SaveOptions:
-    """Saving and going on"""
+    """Saving and resuming"""
 
     resume: str | None = option(
         None,
-        "go on with a stopped run, exactly: bare for this --run-name (or the last run), or a path",
+        "continue a stopped run exactly; without a value: the run of --run-name, or the last one",
         const="auto",
         metavar="PATH",
         aliases=("--resume-training",),
@@ -186,8 +188,12 @@ class SaveOptions:
     save_minutes: float = option(
         0.0, "save the state at most every N minutes (0 = at each epoch's end)", minimum=0, maximum=1e6, metavar="MIN"
     )
-    checkpoint_every: int | None = option(None, "also save the state every N steps (it is saved each epoch)", minimum=1)
-    checkpoints: bool = option(True, "--no-checkpoints writes none", aliases=(("--disable-ckpt-saving", False),))
+    checkpoint_every: int | None = option(
+        None, "also save the state every N steps (it is always saved after an epoch)", minimum=1
+    )
+    checkpoints: bool = option(
+        True, "--no-checkpoints writes no weights and no state", aliases=(("--disable-ckpt-saving", False),)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +202,7 @@ class DeviceOptions:
 
     device: str = option(
         "auto",
-        "where it runs: auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
+        "auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
         metavar="NAME",
         choices=DEVICES,
         synonyms=(("gpu", "cuda"),),
@@ -210,17 +216,17 @@ class DeviceOptions:
         ),
         common=True,
     )
-    cuda_devices: tuple[int, ...] = option((), "which cards", minimum=0, aliases=("--CUDA_devices",))
-    use_lazy_mode: bool = option(False, "lazy mode of an HPU (without it: eager)")
+    cuda_devices: tuple[int, ...] = option((), "indices of the cards to use", minimum=0, aliases=("--CUDA_devices",))
+    use_lazy_mode: bool = option(False, "HPU: run in lazy mode (default: eager)")
     device_module: str | None = option(
         None,
-        "a device of your own: package.module:Class, a subclass of unet.devices.base.Device; typed, never from a file",
+        "your own device: package.module:Class, a subclass of unet.devices.base.Device; typed, never from a file",
         metavar="NAME",
         pattern=(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"),
     )
     precision: str = option(
         "fp32",
-        "arithmetic; tf32 = fp32 with TF32 products; auto (or bare --amp) = the best that the device has",
+        "number format; tf32 = fp32 with TF32 products; auto (or --amp without a value) = the fastest of the device",
         choices=("fp32", "tf32", "bf16", "fp16", "auto"),
         metavar="fp32|tf32|bf16|fp16|auto",
         const="auto",
@@ -230,14 +236,14 @@ class DeviceOptions:
     )
     precision_ops: str | None = option(
         None,
-        'JSON {"lower": [...], "fp32": [...]}: operators of each precision (HPU)',
+        'JSON {"lower": [...], "fp32": [...]}: operators for each precision (HPU)',
         metavar="FILE",
         aliases=("--bf16_config_path",),
     )
     compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",), common=True)
     capture: str = option(
         "auto",
-        "record the network as graphs that are replayed; auto = where the device gains by it (HPU in lazy mode)",
+        "record the network as a graph and replay it; auto = where that is faster (HPU in lazy mode)",
         choices=("auto", "on", "off"),
         const="on",
         metavar="auto|on|off",
@@ -245,27 +251,27 @@ class DeviceOptions:
     )
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=LAYOUTS, metavar="ORDER")
     deterministic: bool = option(
-        False, "bit-identical repetition; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)
+        False, "repeat runs bit for bit; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)
     )
-    cudnn_benchmark: bool = option(True, "let cuDNN try its algorithms (NVIDIA)")
+    cudnn_benchmark: bool = option(True, "let cuDNN benchmark its algorithms (NVIDIA)")
     data_on: str = option(
-        "disk", "where training data lie: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
+        "disk", "where the training data are kept: disk (memory-mapped), ram, device", choices=("disk", "ram", "device")
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedOptions:
-    """Several processes (what the launcher says wins; a contradiction is an error)"""
+    """Several processes (normally set by the launcher; a flag that contradicts it is an error)"""
 
     devices: int | None = option(
-        None, "start N processes on this machine, one a card", minimum=1, maximum=1024, common=True
+        None, "start N processes on this machine, one per card", minimum=1, maximum=1024, common=True
     )
     distributed: bool = option(
-        False, "run as one of several processes (the launcher's variables say so anyway)", aliases=("--use-horovod",)
+        False, "run as one of several processes (detected from the launcher anyway)", aliases=("--use-horovod",)
     )
     world_size: int | None = option(None, "number of processes", minimum=1, maximum=10**6)
-    rank: int | None = option(None, "number of this process", minimum=0)
-    local_rank: int | None = option(None, "number of this process on its node", minimum=0)
+    rank: int | None = option(None, "rank of this process", minimum=0)
+    local_rank: int | None = option(None, "rank of this process on its node", minimum=0)
     dist_url: str = option(
         "env://",
         "rendezvous: env:// or tcp://HOST:PORT",
@@ -274,9 +280,13 @@ class DistributedOptions:
     )
     process_per_node: int | None = option(None, "processes on each node", minimum=1)
     dist_timeout: float = option(
-        60.0, "seconds without a sign of life after which a process counts as dead", minimum=2, maximum=1e6, metavar="S"
+        60.0,
+        "seconds without a heartbeat or progress after which a process counts as lost",
+        minimum=2,
+        maximum=1e6,
+        metavar="S",
     )
-    log_all_workers: bool = option(False, "a log of every process, worker_N.log in the run's folder")
+    log_all_workers: bool = option(False, "write a log for every process, worker_N.log in the run's folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +295,7 @@ class InputOptions:
 
     inputs: tuple[str, ...] = option(
         (),
-        "images, patient folders or whole sets",
+        "images, patient folders or whole data sets",
         metavar="FILES|FOLDERS",
         positional=True,
         common=True,
@@ -296,9 +306,9 @@ class InputOptions:
 class PredictOptions:
     """Prediction"""
 
-    output: str = option("predictions", "folder of the masks", metavar="DIR", common=True)
-    overlay: bool = option(False, "also write the outlines on the image, as PNG", common=True)
-    probabilities: bool = option(False, "also write probabilities, as float TIFF", common=True)
+    output: str = option("predictions", "folder for the masks", metavar="DIR", common=True)
+    overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
+    probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,20 +316,20 @@ class TimingOptions:
     """Timing"""
 
     rounds: int = option(
-        5, "rounds of both loops in turn, after one that warms up", minimum=1, maximum=10**6, common=True
+        5, "rounds that alternate between both loops, after one warm-up round", minimum=1, maximum=10**6, common=True
     )
-    steps: int = option(10, "steps of each loop in a round", minimum=1, maximum=10**6, common=True)
+    steps: int = option(10, "steps of each loop per round", minimum=1, maximum=10**6, common=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticOptions:
-    """Made data"""
+    """Synthetic data"""
 
-    patients: int = option(20, "made patients", minimum=2, maximum=100000, common=True)
+    patients: int = option(20, "number of patients", minimum=2, maximum=100000, common=True)
     slices: int = option(
-        20, "slices of a patient, at least; up to a quarter more", minimum=6, maximum=4096, common=True
+        20, "smallest number of slices per patient; the largest is a quarter more", minimum=6, maximum=4096, common=True
     )
-    side: int = option(256, "pixels of a side", minimum=32, maximum=1024, common=True)
+    side: int = option(256, "side of a slice in pixels", minimum=32, maximum=1024, common=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,22 +338,22 @@ class MLPerfOptions:
 
     mlperf_division: str | None = option(
         None,
-        "write a compliant log of this division: closed or open",
+        "write an MLPerf log for this division: closed or open",
         choices=("closed", "open"),
         metavar="NAME",
     )
-    mlperf_rehearsal: bool = option(False, "closed with other sizes; the log says that it is a rehearsal")
-    mlperf_org: str | None = option(None, "submitter in the log", metavar="NAME")
-    mlperf_platform: str | None = option(None, "system in the log", metavar="NAME")
+    mlperf_rehearsal: bool = option(False, "allow other settings than the rules; the log says that this is a rehearsal")
+    mlperf_org: str | None = option(None, "submitter named in the log", metavar="NAME")
+    mlperf_platform: str | None = option(None, "system named in the log", metavar="NAME")
     mlperf_status: str = option(
         "onprem",
-        "status in the log",
+        "status of the system in the log",
         choices=("cloud", "onprem", "preview", "research"),
         metavar="NAME",
     )
-    mlperf_warmup: int = option(2, "steps on made data before the clock starts", minimum=0, maximum=10**6)
+    mlperf_warmup: int = option(2, "warm-up steps on synthetic data before the clock starts", minimum=0, maximum=10**6)
     drop_caches: bool = option(
-        False, "clear the whole file cache of the system before the clock starts, not the cached cases alone (root)"
+        False, "clear the system's whole file cache before the clock starts, not only the cached cases (needs root)"
     )
 
 
@@ -352,5 +362,5 @@ class CheckOptions:
     """Checking"""
 
     checksums: str | None = option(
-        None, "a list of MD5 sums (checksum.json, or md5sum's) to compare with", metavar="FILE"
+        None, "compare with this list of MD5 sums (checksum.json, or the output of md5sum)", metavar="FILE"
     )

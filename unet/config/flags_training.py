@@ -14,7 +14,7 @@ class NetworkOptions:
     layers: int = option(4, "levels of the network", minimum=2, maximum=6, common=True)
     width: int = option(
         32,
-        "features of the first level; each level doubles them (volumes: up to ten times the first)",
+        "channels of the first level; each level doubles them (volumes: up to ten times the first)",
         minimum=1,
         common=True,
     )
@@ -35,7 +35,7 @@ class TrainOptions:
     batch_size: int = option(64, "slices per step and device", minimum=1, maximum=10**6, common=True)
     accumulate: int = option(
         1,
-        "batches whose gradients make one step",
+        "batches whose gradients are added up for one step",
         minimum=1,
         maximum=65536,
         aliases=("--ga_steps",),
@@ -49,7 +49,7 @@ class TrainOptions:
     weight_decay: float = option(0.0, "L2 penalty (adamw: decoupled)", minimum=0, maximum=100)
     lamb_betas: tuple[float, ...] = option((0.9, 0.999), "decay rates of lamb", minimum=0, maximum=0.999999)
     schedule: str = option(
-        "constant", "learning rate over the run", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
+        "constant", "schedule of the learning rate", choices=("constant", "cosine", "poly", "multistep"), metavar="NAME"
     )
     warmup_epochs: int = option(
         0, "epochs of linear warm-up from --warmup-lr", minimum=0, aliases=("--lr_warmup_epochs",)
@@ -57,18 +57,20 @@ class TrainOptions:
     warmup_lr: float = option(
         0.0, "learning rate at the start of the warm-up", minimum=0, maximum=1000, aliases=("--init_learning_rate",)
     )
-    warmup_by: str = option("epoch", "the warm-up rises with each epoch, or with each step", choices=("epoch", "step"))
+    warmup_by: str = option(
+        "epoch", "raise the learning rate of the warm-up every epoch, or every step", choices=("epoch", "step")
+    )
     lr_milestones: tuple[int, ...] = option(
-        (), "epochs after which multistep multiplies the rate", minimum=1, aliases=("--lr_decay_epochs",)
+        (), "epochs after which multistep multiplies the learning rate", minimum=1, aliases=("--lr_decay_epochs",)
     )
     lr_gamma: float = option(0.1, "factor of multistep", above=0, maximum=100, aliases=("--lr_decay_factor",))
     clip: float | None = option(
-        None, "clip the gradient's norm", above=0, maximum=1e12, aliases=("--gradient_clipping_value",)
+        None, "clip the norm of the gradients to this", above=0, maximum=1e12, aliases=("--gradient_clipping_value",)
     )
-    augment: bool = option(True, "random scale, rotation and flip; --no-augment turns it off")
+    augment: bool = option(True, "random augmentation; --no-augment turns it off")
     target: float | None = option(
         None,
-        "stop when the score (0 to 1) reaches this; not reached: exit code 3",
+        "stop when the score (0 to 1) reaches this; if it is never reached, exit with code 3",
         minimum=0,
         maximum=1,
         aliases=("--quality_threshold",),
@@ -76,19 +78,19 @@ class TrainOptions:
     )
     patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
     max_time: float | None = option(
-        None, "stop after N minutes, save, exit 130", above=0, maximum=1e7, metavar="MIN", common=True
+        None, "after N minutes save, stop, and exit with code 130", above=0, maximum=1e7, metavar="MIN", common=True
     )
     evaluate_every: int | None = option(
         None,
-        "epochs between evaluations; 0 = at the end",
+        "epochs between evaluations; 0 = only at the end",
         minimum=0,
         aliases=("--eval_every",),
         default_text="1",
         common=True,
     )
     start_eval_at: int | None = option(None, "first epoch that is evaluated", minimum=1, default_text="1")
-    log_every: int = option(10, "steps between log lines; the only reads from the device", minimum=1)
-    nonfinite_limit: int = option(3, "stop when the loss is not finite N times in a row", minimum=1)
+    log_every: int = option(10, "steps between log lines (losses are read from the device only then)", minimum=1)
+    nonfinite_limit: int = option(3, "stop after N non-finite losses in a row", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class EvalOptions:
 
     eval_batch_size: int = option(
         64,
-        "slices in a forward pass; the result does not depend on it",
+        "slices per forward pass; does not change the result",
         minimum=1,
         maximum=65536,
         aliases=("--test-batch-size",),

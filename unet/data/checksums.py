@@ -56,7 +56,9 @@ def verify(folder: Path, checksums: Path, own: Sequence[str], report: Report) ->
     """Compare the files `own` of a folder (names relative to it) with a list; what is wrong goes into the report."""
     listed, here = read_checksums(checksums), set(own)
     sums: dict[str, str] = {}
-    for name, future in host.spread(functools.partial(_md5, folder), sorted(here & set(listed)), "checksums", "file"):
+    for name, future in host.process_map(
+        functools.partial(_md5, folder), sorted(here & set(listed)), "checksums", "file"
+    ):
         try:
             sums[name] = future.result()
         except host.ProcessLost:

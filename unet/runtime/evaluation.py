@@ -1,5 +1,5 @@
-"""Scores by case: cases dealt to ranks by their cost, results gathered by id, so the mean is the same on any number
-of ranks.
+"""Evaluation by case: cases are distributed over the ranks by cost and results gathered by id, so the mean does not
+depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from unet.runtime.distributed.process_group import Group
 Record = dict[str, Any]
 
 
-def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of cases for each rank: the dearest first, to the rank that has least (longest-processing-time rule)."""
+def balance_by_cost(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of cases for each rank: the most expensive first, to the least loaded rank (longest-processing-time
+    rule)."""
     loads = [0] * ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]
     for index in sorted(range(len(costs)), key=lambda item: -costs[item]):
@@ -34,15 +35,15 @@ def score(
     stop: Callable[[], bool] | None = None,
     group: Group | None = None,
 ) -> list[Record] | None:
-    """One record {"case", numbers ...} for each case, by id, the same in every rank; None when `stop` asked any rank
-    to stop.
+    """One record {"case", scores ...} for each case, sorted by id, the same on every rank; None if `stop` returned True
+    on any rank.
 
-    Each rank scores its share; `keep` is given the records and arrays of those.
+    Each rank scores its share; `keep` is called with the record and arrays of each of those cases.
     """
     group = group or Group()
     records = []
     stopped = False
-    share = deal([case.cost for case in cases], group.world)[group.rank]
+    share = balance_by_cost([case.cost for case in cases], group.world)[group.rank]
     for case in host.progress([cases[index] for index in sorted(share)], name=name, unit="case"):
         stopped = bool(stop and stop())
         if stopped:
@@ -58,14 +59,14 @@ def score(
 
 
 def mean(records: Iterable[Record], key: str) -> float:
-    """Mean over cases; cases whose value is undefined (NaN) are left out; NaN where none is defined."""
+    """Mean over the cases whose value is not NaN; NaN if there are none."""
     values = [record[key] for record in records if not math.isnan(record[key])]
     return statistics.fmean(values) if values else math.nan
 
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles 90, 95 and 99 of durations, in seconds; {} of none. A percentile is given where at least one
-    duration lies beyond it: 90 % from 10 on, 95 % from 20, 99 % from 100."""
+    """Mean and percentiles 90, 95 and 99 of durations in seconds; {} without durations. A percentile needs enough
+    values: 90 % from 10 on, 95 % from 20, 99 % from 100."""
     if not seconds:
         return {}
     ordered = sorted(seconds)
@@ -74,8 +75,8 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(ordered), **places}
 
 
-def told(latency: dict[str, float]) -> str:
-    """`latency` in words, in milliseconds."""
+def format_latency(latency: dict[str, float]) -> str:
+    """`latency` as text, in milliseconds."""
     if not latency:
         return ""
     rest = ", ".join(f"{name[1:]} % {1000 * value:.1f}" for name, value in latency.items() if name != "mean")

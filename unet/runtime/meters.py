@@ -1,4 +1,4 @@
-"""What the loop reads while it trains: losses from the device, and the time that its stretches take."""
+"""Meters of the training loop: losses read from the device, throughput, waiting time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from unet.runtime.progress import Progress
 
 
 class Losses:
-    """Losses that stay on the device until somebody asks; finds the first of a row that are not finite. A loss is the
-    mean over the ranks; `own` are this rank's of the last read, `parts` the terms that they are made of, by name."""
+    """Losses that stay on the device until they are read. Detects N consecutive non-finite losses and reports the
+    first.
+
+    A loss is the mean over the ranks; `own` are the values of this rank at the last read, `parts` the terms of the loss
+    by name.
+    """
 
     def __init__(self, limit: int, names: Callable[[Tensor], list[str]], group: Group) -> None:
         self.limit, self.names, self.group = limit, names, group
@@ -30,9 +34,8 @@ class Losses:
         self.pending.append((step, {name: value.detach() for name, value in losses.items()}, index))
 
     def read(self) -> list[float]:
-        """The losses since the last call: the one read from the device. Raises UnetError after `limit` bad ones in a
-        row.
-        """
+        """The losses since the last call, in one read from the device. Raises UnetError after `limit` non-finite ones
+        in a row."""
         if not self.pending:
             return []
         names = list(self.pending[0][1])
@@ -48,9 +51,9 @@ class Losses:
                 first, culprits = self.bad[0]
                 names = [name for names in self.group.gather(culprits) for name in names]
                 raise UnetError(
-                    f"The loss is not finite since step {first + 1}, {self.limit} batches in a row; the first batch:"
+                    f"The loss is not finite from step {first + 1} on, {self.limit} batches in a row; the first batch:"
                     f" {', '.join(names[:8])}.",
-                    "The last good state is kept: type the command again with --resume and a lower --lr, with --clip 1,"
+                    "The last good state is saved: type the command again with --resume and a lower --lr, --clip 1"
                     " or --precision fp32.",
                 )
         self.pending.clear()
@@ -58,8 +61,8 @@ class Losses:
 
 
 class Clock:
-    """Times of a stretch of training (between two log lines), and of it waiting for batches; images of all ranks.
-    The first stretch of each start and the first `warmup` steps of a run are kept apart: they warm up."""
+    """Measures training time between two log lines, the time spent waiting for batches, and the samples of all ranks.
+    The first interval after each start and the first `warmup` steps of a run count as warm-up, apart from the rest."""
 
     def __init__(self, progress: Progress, device: Device, group: Group, warmup: int = 0) -> None:
         self.progress, self.device, self.group, self.first, self.warmup = progress, device, group, True, warmup
@@ -68,23 +71,26 @@ class Clock:
         self.since, self.waited, self.images, self.batches = self.device.now(), 0.0, 0, 0
 
     def waits(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The batches, the wait for each one timed."""
+        """The batches; the wait for each one is timed."""
         while True:
-            self.group.mark("waiting for a batch", patient=self.first)
+            self.group.set_phase("waiting for a batch", may_block=self.first)
             before = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - before
-            self.group.mark("in a step", patient=self.first)  # a first step compiles
+            self.group.set_phase("in a step", may_block=self.first)  # a first step compiles
             if batch is None:
                 return
             self.images += len(batch["image"]) * self.group.world
             self.batches += 1
             yield batch
 
-    def lap(self) -> dict[str, float]:
-        """Close the stretch and start the next: its rate and share of waiting."""
-        lap = time.perf_counter() - self.since
-        self.group.pace(lap / max(1, min(self.batches, 10)))  # the host may run ahead, and wait for many steps in one
+    def update_throughput(self) -> dict[str, float]:
+        """End the interval and start the next. Returns its samples/s and the share of time spent waiting for
+        batches."""
+        interval = time.perf_counter() - self.since
+        self.group.set_step_time(
+            interval / max(1, min(self.batches, 10))
+        )  # the host may run ahead, and wait for many steps in one
         seconds, images, waited = max(self.device.now() - self.since, 1e-9), self.images, self.waited
         self.progress.seconds["train"] += seconds
         self.progress.seconds["wait"] += waited

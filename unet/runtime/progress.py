@@ -1,17 +1,21 @@
-"""Where a run is: what is saved with its weights, so that it can go on."""
+"""The progress of a run: saved in its state, so that it can be resumed."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+STORED = {"evals_since_best": "stale"}  # names in a state file that differ from the field's
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where the run is. All of it is saved, so a run that is stopped goes on as if it had not been.
+    """The progress of a run. All of it is saved, so a resumed run continues as if it had not been stopped.
 
     `loss_sum` and `parts` are sums over the batches of the epoch so far: of the loss, and of its terms by name.
-    `lines` and `mlperf_lines` count the lines of its logs, which are cut back to there.
+    `lines` and `mlperf_lines` count the lines of its logs, which are truncated to these on resume. In a state file
+    `evals_since_best` is called "stale", as in earlier versions.
     """
 
     epoch: int = 1
@@ -22,7 +26,7 @@ class Progress:
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
-    stale: int = 0
+    evals_since_best: int = 0
     lines: int = 0
     mlperf_lines: int = 0
     reached: bool = False
@@ -34,21 +38,31 @@ class Progress:
     )
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    def to_state(self) -> dict[str, Any]:
+        """The values under the names of a state file. No deep copy: a long history would make saving slow."""
+        return {STORED.get(name, name): value for name, value in vars(self).items()}
+
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `to_state` gave; names that this version does not know are passed over."""
+        for name in vars(self):
+            if (stored := STORED.get(name, name)) in saved:
+                setattr(self, name, saved[stored])
+
     def rate(self) -> float:
-        """Images a second of training, without what `Clock` keeps apart (unless there is nothing else)."""
+        """Samples/s of training, without warm-up (unless there is nothing else)."""
         images, seconds = self.images - self.first_images, self.seconds["train"] - self.first_seconds
         if images <= 0:
             images, seconds = self.images, self.seconds["train"]
         return images / seconds if seconds else 0.0
 
     def wait_fraction(self) -> float:
-        """Share of the training time in which the loop waited for a batch."""
+        """Share of the training time spent waiting for batches."""
         return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0
 
 
 def wrong_progress(saved: dict[str, Any]) -> str:
-    """What is wrong with a saved Progress, in words; empty where nothing is."""
-    for name, usual in dataclasses.asdict(Progress(best_score=0.0)).items():
+    """What is wrong with a saved Progress, as a phrase; empty if it is valid."""
+    for name, usual in Progress(best_score=0.0).to_state().items():
         value = saved.get(name, usual)
         kinds = (int, float) if isinstance(usual, float) else (type(usual),)
         none = name == "best_score" and value is None
@@ -62,7 +76,7 @@ def wrong_progress(saved: dict[str, Any]) -> str:
         return f"progress lacks {lacking[0]!r}"
     rows, seconds = saved["history"], {**Progress().seconds, **saved.get("seconds", {})}
     if not all(isinstance(row, dict) and {"epoch", "step", "train_seconds", "loss"} <= set(row) for row in rows):
-        return "progress.history holds something else than rows of epochs"
+        return "progress.history is not a list of epochs"
     if not all(isinstance(value, int | float) for value in (*seconds.values(), *saved.get("parts", {}).values())):
-        return "progress.seconds or progress.parts hold something else than numbers"
+        return "progress.seconds or progress.parts hold values that are not numbers"
     return ""

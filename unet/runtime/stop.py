@@ -1,4 +1,4 @@
-"""The ways to ask a run to stop."""
+"""Stop requests: signals and the time limit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Outside a loop that asks `Stop`, SIGTERM, SIGUSR1 and SIGHUP (unless it is ignored) are a Ctrl-C: while a cache
-    is built, while cases are scored or predicted."""
+    """Where no loop checks `Stop` (building a cache, scoring, predicting), SIGTERM, SIGUSR1 and SIGHUP (unless ignored)
+    act like Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -39,13 +39,13 @@ def interruptible() -> Iterator[None]:
 class Stop:
     """Requests to stop: SIGINT, SIGTERM, SIGUSR1, SIGHUP and the time limit. A second SIGINT stops at once.
 
-    The time limit counts once something has been done (`worked`: a step, an evaluation), so that a run which is stopped
-    and resumed again and again still comes to its end.
+    The time limit applies only after a step or an evaluation (`made_progress`), so that a run that is stopped and
+    resumed again and again still comes to its end.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.reason: str | None = None
-        self.worked = False
+        self.made_progress = False
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
     @contextlib.contextmanager
@@ -55,16 +55,16 @@ class Stop:
             yield
         finally:
             for number, handler in before.items():
-                again = number == signal.SIGHUP and self.reason == "SIGHUP"  # a closed terminal may tell it twice
+                again = number == signal.SIGHUP and self.reason == "SIGHUP"  # a closed terminal may send it twice
                 signal.signal(number, signal.SIG_IGN if again else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
-        host.notice(f"{self.reason}: the step in hand is finished, then the run is saved.")
+        host.notice(f"{self.reason}: finishing the current step, then saving the run.")
 
-    def asked(self) -> bool:
-        if not self.reason and self.worked and time.monotonic() > self.deadline:
+    def requested(self) -> bool:
+        if not self.reason and self.made_progress and time.monotonic() > self.deadline:
             self.reason = "--max-time"
         return self.reason is not None

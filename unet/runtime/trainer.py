@@ -1,14 +1,16 @@
-"""The loop: one for every task and every device.
+"""The training loop, the same for every task and device.
 
-A run is epochs of batches; every `accumulate` batches make an optimiser step. The device is read when a log line is
-due and at no other time. A request to stop is honoured after the step in hand. Whoever wants to know what happens
-(logs, checkpoints, pictures) is a callback: an object with methods named like the events, in this order:
+A run is a number of epochs; every `accumulate` batches make one optimiser step. Losses are read from the device only
+for a log line. A stop request takes effect after the current step. Logs, checkpoints and pictures are callbacks:
+objects with methods named after the events, which come in this order:
 
-    begins
-      epoch_begins  stepped ... logged ...  epoch_trained  [evaluates  evaluated]  epoch_ends  [save]
-    ends             once, however the run ends: also when it is interrupted or fails
+    on_train_start
+      on_epoch_start  on_step_end ... on_log ...  on_epoch_trained  [on_eval_start  on_eval_end]  on_epoch_end
+      [on_save]
+    on_train_end     always once, also when the run is interrupted or fails
+    on_finish        after on_train_end, if the run was not interrupted by an error
 
-A run that goes on in the midst of an epoch emits `epoch_begins` for it again.
+A run that is resumed in the middle of an epoch emits `on_epoch_start` for that epoch again.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from unet.runtime.stop import Stop
 
 
 class Loader(Protocol):
-    """What the loop needs of a loader."""
+    """The loader, as the trainer uses it."""
 
     def __len__(self) -> int: ...
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Mapping[str, Tensor]]: ...
@@ -43,7 +45,7 @@ class Loader(Protocol):
 
 
 class Metric(Protocol):
-    """What the loop needs of a task's metric: its key in a case's scores, its name, 1 where more is better, else -1."""
+    """The main metric of a task: its key in the scores, its name, and its sign (1 if higher is better, else -1)."""
 
     @property
     def key(self) -> str: ...
@@ -54,7 +56,7 @@ class Metric(Protocol):
 
 
 class TrainTask(Protocol):
-    """What the loop needs of a task."""
+    """The task, as the trainer uses it."""
 
     @property
     def metric(self) -> Metric: ...
@@ -68,17 +70,17 @@ class TrainTask(Protocol):
 
 
 @dataclasses.dataclass
-class Run:
-    """All that the loop works on. `network` is what is trained (compiled, captured, wrapped), `applied` what scores,
-    `model` what is saved: the same weights; `evaluate` gives one record for each validation case, or None when it was
-    stopped."""
+class Trainer:
+    """Everything that the training loop uses. Three forms share the same weights: `network` is trained (compiled,
+    captured, wrapped), `eval_model` is used for evaluation, `model` is saved. `evaluate` returns a record for each
+    validation case, or None if it was stopped."""
 
     config: Config
     task: TrainTask
     device: Device
     model: nn.Module
     network: nn.Module
-    applied: nn.Module
+    eval_model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
@@ -99,7 +101,7 @@ class Run:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples that an epoch trains, of all ranks: without those that do not fill a batch or a step."""
+        """Samples per epoch over all ranks, without the rest that does not fill a batch or a step."""
         return self.steps_per_epoch * self.samples_per_step
 
     @property
@@ -108,8 +110,8 @@ class Run:
 
     @property
     def schedule(self) -> tuple[int, int]:
-        """(first epoch that is evaluated, epochs between evaluations; 0 = at the end only): what the settings say, or
-        the task's own."""
+        """(first evaluated epoch, epochs between evaluations; 0 = only at the end), from the user's flags or the
+        task."""
         first, every = self.task.requested_eval_schedule()
         own_first, own_every = self.task.eval_schedule(self.samples_per_epoch, self.samples_per_step)
         every = own_every if every is None else every
@@ -117,14 +119,14 @@ class Run:
 
     @property
     def position(self) -> int:
-        """Steps before the one in hand, as this run counts them: after a resume on another number of ranks an epoch has
-        another number of steps, and the learning rate follows the epochs."""
+        """Steps before the current one, counted in epochs of this run: after a resume with another number of ranks an
+        epoch has another number of steps, and the learning rate follows the epochs."""
         progress = self.progress
         return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.train.accumulate
 
     @property
     def epochs(self) -> int:
-        """The last epoch: --epochs, or the one in which --max-steps ends."""
+        """Number of the last epoch: from --epochs, or the one in which --max-steps is reached."""
         most = self.config.train.max_steps
         return min(self.config.train.epochs, -(-most // self.steps_per_epoch)) if most else self.config.train.epochs
 
@@ -139,66 +141,65 @@ class Run:
                 handler(self, **values)
 
 
-def train(run: Run) -> str:
-    """Train until the epochs or steps are done, the target is reached, patience ends, the run has diverged or a stop is
-    asked for.
+def train(run: Trainer) -> str:
+    """Train until the last epoch or step, the target, the end of --patience, a divergence or a stop request.
 
-    Returns why it ended: "epochs", "max-steps", "target", "patience", "diverged", or "stopped: ..." (then the state has
-    been saved). Raises UnetError where the loss stays non-finite.
+    Returns the reason: "epochs", "max-steps", "target", "patience", "diverged", or "stopped: ..." (the state is then
+    saved). Raises UnetError if the loss stays non-finite.
     """
     if not run.steps_per_epoch:
         raise UnetError(
-            f"--accumulate {run.config.train.accumulate} is more than the {len(run.loader)} batches of an epoch.",
+            f"--accumulate {run.config.train.accumulate} is more than the {len(run.loader)} batches per epoch.",
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
     try:
-        run.emit("begins")
+        run.emit("on_train_start")
         reason = train_epochs(run)
     except BaseException as error:
-        with contextlib.suppress(UnetError):  # a full disk: the error itself matters more
-            run.emit("ends", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        with contextlib.suppress(UnetError):  # such as a full disk: the first error matters more
+            run.emit("on_train_end", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    run.emit("ends", reason=reason)
+    run.emit("on_train_end", reason=reason)
     return reason
 
 
-def train_epochs(run: Run) -> str:
-    """Epoch after epoch; returns why it ended."""
-    reason = ended(run)
+def train_epochs(run: Trainer) -> str:
+    """Train epoch by epoch; returns the stop reason."""
+    reason = stop_reason(run)
     while not reason:
-        run.emit("epoch_begins")
+        run.emit("on_epoch_start")
         scores = evaluate_epoch(run) if train_epoch(run) else None
         if scores is None:
             save(run)
             return f"stopped: {run.stop.reason or 'another process was asked to'}"
-        run.group.mark("closing the epoch", patient=True)
+        run.group.set_phase("closing the epoch", may_block=True)
         records = scores.pop("records", [])
         row, better = close_epoch(run, scores)
-        reason = ended(run, scores.get("score"))
+        reason = stop_reason(run, scores.get("score"))
         saving = bool(reason) or better or save_is_due(run)
-        run.emit("epoch_ends", row=row, records=records, better=better or (saving and run.evaluate is None))
+        run.emit("on_epoch_end", row=row, records=records, better=better or (saving and run.evaluate is None))
         if saving:
             save(run)
     return reason
 
 
-def ended(run: Run, score: float | None = None) -> str:
-    """Why there is nothing more to train after an epoch with this score; empty where there is."""
+def stop_reason(run: Trainer, score: float | None = None) -> str:
+    """Why training ends after an epoch with this score; empty if it continues."""
     progress, config = run.progress, run.config
     if progress.reached:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and config.train.patience and progress.stale >= config.train.patience:
+    if score is not None and config.train.patience and progress.evals_since_best >= config.train.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
     return "epochs" if progress.epoch > config.train.epochs else ""
 
 
-def diverged(run: Run, score: float) -> bool:
-    """Whether the task calls this score lost, after a better one or not before its own first evaluation: a network that
-    is scored earlier may not have begun to learn."""
+def diverged(run: Trainer, score: float) -> bool:
+    """Whether the task counts this score as diverged. Only after a better score, or from the task's own first
+    evaluation on: a network that is scored earlier may simply not have learned anything yet."""
     progress, task = run.progress, run.task
     if not task.is_diverged(score):
         return False
@@ -207,14 +208,14 @@ def diverged(run: Run, score: float) -> bool:
     return had_better or progress.history[-1]["epoch"] >= first
 
 
-def save_is_due(run: Run) -> bool:
-    """Whether the state has not been saved yet, or --save-minutes ago: rank 0's clock decides."""
+def save_is_due(run: Trainer) -> bool:
+    """Whether the last save is at least --save-minutes ago, by the clock of rank 0."""
     limit = 60 * run.config.save.save_minutes
-    return not limit or run.group.first(lambda: time.monotonic() - run.saved_at >= limit)
+    return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
 
 
-def train_epoch(run: Run) -> bool:
-    """The rest of the current epoch. Returns False when a stop was asked for before its end."""
+def train_epoch(run: Trainer) -> bool:
+    """Train the rest of the current epoch. Returns False if a stop was requested before its end."""
     config, device, progress = run.config, run.device, run.progress
     last = run.steps_per_epoch * config.train.accumulate
     run.training = True
@@ -222,7 +223,7 @@ def train_epoch(run: Run) -> bool:
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
         steps = (progress.batch + 1) % config.train.accumulate == 0
-        with run.group.syncing(run.network, needed=steps):
+        with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
                 losses = run.task.training_step(run.network, batch)
             run.scaler.scale(losses["loss"] / config.train.accumulate).backward()
@@ -234,11 +235,11 @@ def train_epoch(run: Run) -> bool:
         optimizer_step(run)
         device.flush()
         progress.step += 1
-        run.stop.worked = True
-        run.emit("stepped")
+        run.stop.made_progress = True
+        run.emit("on_step_end")
         due = config.save.checkpoint_every and progress.step % config.save.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
-        stopping = run.group.agree(run.stop.asked()) and not ending
+        stopping = run.group.any_rank(run.stop.requested()) and not ending
         if ending or stopping or due or progress.step % config.train.log_every == 0:
             log(run)
         if ending or stopping:
@@ -249,16 +250,16 @@ def train_epoch(run: Run) -> bool:
     return True
 
 
-def save(run: Run) -> None:
-    """Save the state, the running statistics being those of all ranks."""
-    run.group.mark("saving", patient=True)
+def save(run: Trainer) -> None:
+    """Save the state, with running statistics averaged over the ranks."""
+    run.group.set_phase("saving", may_block=True)
     run.group.average_statistics(run.model)
-    run.emit("save")
+    run.emit("on_save")
     run.saved_at = time.monotonic()
 
 
-def optimizer_step(run: Run) -> None:
-    """Clip, step, clear: nothing in it reads from the device (the loss scaler of fp16 excepted)."""
+def optimizer_step(run: Trainer) -> None:
+    """Clip gradients, step, zero gradients; reads nothing from the device (except the loss scaler of fp16)."""
     progress = run.progress
     rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
@@ -270,8 +271,8 @@ def optimizer_step(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def log(run: Run) -> None:
-    """The one place where training reads from the device: the losses since the last log line."""
+def log(run: Trainer) -> None:
+    """Read the losses since the last log line: the only place where training reads from the device."""
     values = run.losses.read()
     finite = [value for value in values if math.isfinite(value)]
     run.progress.loss_sum += math.fsum(finite)
@@ -279,51 +280,50 @@ def log(run: Run) -> None:
     for name, terms in run.losses.parts.items():
         known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
         run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
-    lap, rate = run.clock.lap(), run.optimizer.param_groups[0]["lr"]
-    step_seconds = run.samples_per_step / lap["images_per_second"]
+    speed, rate = run.clock.update_throughput(), run.optimizer.param_groups[0]["lr"]
+    step_seconds = run.samples_per_step / speed["images_per_second"]
     parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
-    run.emit("logged", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **lap)
+    run.emit("on_log", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **speed)
 
 
-def evaluate_epoch(run: Run) -> dict[str, Any] | None:
-    """Scores of the validation cases after this epoch: {} where none are due, None when it was stopped. Means of all
-    their numbers are among them ("eval_loss" where the task computes one), and the seconds of training and scoring so
-    far."""
+def evaluate_epoch(run: Trainer) -> dict[str, Any] | None:
+    """Evaluate the validation cases: {} if no evaluation is due, None if it was stopped. Holds the mean of every score
+    ("eval_loss" if the task computes one) and the seconds of training and evaluation so far."""
     epoch = run.progress.epoch
-    run.emit("epoch_trained")
+    run.emit("on_epoch_trained")
     first, every = run.schedule
     due = every and epoch >= first and (epoch - first) % every == 0
     if run.evaluate is None or not (due or epoch == run.epochs or run.out_of_steps):
         return {}
-    run.emit("evaluates")
+    run.emit("on_eval_start")
     start = time.perf_counter()
     run.training = False
-    run.group.mark("scoring", patient=True)
+    run.group.set_phase("scoring", may_block=True)
     run.group.average_statistics(run.model)
     records = run.evaluate()
     seconds = time.perf_counter() - start
     run.progress.seconds["evaluate"] += seconds
     if records is None:
         return None
-    run.stop.worked = True
+    run.stop.made_progress = True
     scores: dict[str, Any] = {"evaluate_seconds": seconds, "score": mean(records, run.task.metric.key)}
     others = sorted({key for record in records for key in record} - {"case", run.task.metric.key})
     scores |= {f"eval_{key}": mean(records, key) for key in others}
     scores["time_to_train"] = run.progress.seconds["train"] + run.progress.seconds["evaluate"]
-    run.emit("evaluated", seconds=seconds, score=scores["score"], records=records)
+    run.emit("on_eval_end", seconds=seconds, score=scores["score"], records=records)
     return {**scores, "records": records}
 
 
-def target_reached(run: Run) -> bool:
-    """Whether the best score so far meets the target."""
+def target_reached(run: Trainer) -> bool:
+    """Whether the best score so far reaches the target."""
     target, best = run.config.train.target, run.progress.best_score
     sign = run.task.metric.sign
     return target is not None and best is not None and sign * best >= sign * target
 
 
-def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Note the epoch, compare its score with the best and with the target, and go to the next epoch if this one is
-    complete. Returns its row of the history, and whether its score is the best so far.
+def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Add the epoch to the history, compare its score with the best and the target, and advance to the next epoch if it
+    is complete. Returns (its row of the history, whether its score is the best so far).
     """
     progress, config = run.progress, run.config
     before = sum(row["train_seconds"] for row in progress.history)
@@ -340,7 +340,7 @@ def close_epoch(run: Run, scores: dict[str, Any]) -> tuple[dict[str, Any], bool]
     if "score" in scores:
         sign = run.task.metric.sign
         better = progress.best_score is None or sign * scores["score"] > sign * progress.best_score
-        progress.stale = 0 if better else progress.stale + 1
+        progress.evals_since_best = 0 if better else progress.evals_since_best + 1
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)

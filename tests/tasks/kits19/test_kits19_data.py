@@ -675,7 +675,7 @@ def test_fewer_processes_where_memory_is_short(
         make_case(tmp_path / "raw", f"case_{number:05d}", number)
     cases = [dataclasses.replace(case, memory=2**30) for case in kits19.index(tmp_path / "raw", settings())]
     asked: list[int | None] = []
-    monkeypatch.setattr(host, "spread", lambda *words: asked.append(words[4]) or iter(()))
+    monkeypatch.setattr(host, "process_map", lambda *words: asked.append(words[4]) or iter(()))
     monkeypatch.setattr(host, "memory", lambda: (2**32, 2**30 * 3 // 2))
     monkeypatch.setattr(host, "cores", lambda: 8)
     cache.build(tmp_path / "cache", kits19.LAYOUT, cases, prepare, wanted())

@@ -139,7 +139,7 @@ def _make(
     saved = _save(folder, manifest, whole)  # first: arrays without a manifest would pass for another program's cache
     most = host.processes(len(todo), max((case.memory for case in todo), default=0))
     try:
-        for case, done in host.spread(work, todo, "preprocess", "case", most):
+        for case, done in host.process_map(work, todo, "preprocess", "case", most):
             try:
                 records[case.id], state = done.result()
                 states |= state

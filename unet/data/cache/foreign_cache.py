@@ -84,7 +84,7 @@ def _find(work: Callable[[Path], dict[str, Any]], cases: Sequence[str], masks: M
     if sum(path.stat().st_size for path in ids) < SMALL:
         return {case: work(path) for path, case in ids.items()}
     most = host.processes(len(ids), 250_000_000 + 7 * max((path.stat().st_size for path in ids), default=0))
-    return {ids[path]: done.result() for path, done in host.spread(work, list(ids), "boxes", "case", most)}
+    return {ids[path]: done.result() for path, done in host.process_map(work, list(ids), "boxes", "case", most)}
 
 
 def _facts_of(path: Path, layout: Layout) -> dict[str, Any]:

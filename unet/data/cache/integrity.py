@@ -110,7 +110,7 @@ def _compare(folder: Path, arrays: list[Array], states: dict[str, State]) -> dic
     """Read arrays: case -> what is wrong. The states of those that are whole go into `states`."""
     size = sum(array.bytes for array in arrays)
     if size > LARGE:
-        host.notice(f"{folder}: {len(arrays)} arrays ({host.size(size)}) are compared with their digests")
+        host.notice(f"{folder}: {len(arrays)} arrays ({host.format_bytes(size)}) are compared with their digests")
     wrong: dict[str, str] = {}
     for array, state, words in _each(arrays):
         if words:

@@ -229,8 +229,9 @@ def _require_room(path: Path, kind: Kind) -> None:
     size = math.prod(kind.shape) * kind.dtype.itemsize
     if size > LARGEST or (size > SURE and size > host.memory()[1] > 0):
         raise DataError(
-            f"{path}: {words(kind.shape)} would take {host.size(size)} ({path.stat().st_size} bytes in the file; at"
-            f" most {host.size(LARGEST)} are read, {host.size(host.memory()[1])} are free).",
+            f"{path}: {words(kind.shape)} would take {host.format_bytes(size)} ({path.stat().st_size} bytes in the"
+            f" file; at"
+            f" most {host.format_bytes(LARGEST)} are read, {host.format_bytes(host.memory()[1])} are free).",
             "Save it in parts, or remove it.",
         )
 

@@ -102,12 +102,14 @@ def require_memory(cases: Sequence[CachedCase], shared: bool) -> None:
     _, available = host.memory()
     if available and needed > 0.9 * available:
         raise DataError(
-            f"--data-on ram: {len(cases)} volumes take {host.size(needed)}, {host.size(available)} of memory are free.",
+            f"--data-on ram: {len(cases)} volumes take {host.format_bytes(needed)}, {host.format_bytes(available)} of"
+            f" memory are free.",
             "Leave it out: memory-mapped files are cached by the system as far as memory goes.",
         )
     if shared and needed > host.disk(SHARED):
         raise DataError(
-            f"--data-on ram: {len(cases)} volumes take {host.size(needed)}, {SHARED} has {host.size(host.disk(SHARED))}"
+            f"--data-on ram: {len(cases)} volumes take {host.format_bytes(needed)}, {SHARED} has"
+            f" {host.format_bytes(host.disk(SHARED))}"
             " for what processes share.",
             "Type --workers 0, give the container more (docker run --ipc=host), or leave --data-on out.",
         )

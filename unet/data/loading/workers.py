@@ -146,8 +146,8 @@ class Pool:
         available = host.memory()[1]
         if 0 < available < one * ahead:
             raise DataError(
-                f"{self.count} loader processes hold {ahead} batches of {host.size(one)},"
-                f" {host.size(available)} of memory are free.",
+                f"{self.count} loader processes hold {ahead} batches of {host.format_bytes(one)},"
+                f" {host.format_bytes(available)} of memory are free.",
                 "Type --workers 0, or a smaller --batch-size.",
             )
         self._fits = True
@@ -230,7 +230,7 @@ def _shared_memory(count: int) -> int:
     except OSError as error:
         os.close(shared)
         raise DataError(
-            f"A batch of {host.size(count)} has no room in the memory that processes share ({error.strerror}).",
+            f"A batch of {host.format_bytes(count)} has no room in the memory that processes share ({error.strerror}).",
             "Type --workers 0 or a smaller --batch-size, or give the container more (docker run --shm-size).",
         ) from error
     return shared

@@ -1,4 +1,4 @@
-"""The MLPerf log of a run, `unet3d.log` in its folder: a callback of the loop, and the warm-up before the clock starts.
+"""The callback that writes the MLPerf log of a run (`unet3d.log`), and the warm-up before the clock starts.
 
 Written through `mlperf_logging.mllog`, by rank 0, for ruleset 4.0.0 (the newest that knows unet3d):
 
@@ -66,9 +66,8 @@ class _Lines(logging.Handler):
 
 
 class MLPerfLog:
-    """The events of one run in their order. `benchmark` is what the task says of MLPerf's rules, `split` names its
-    cases, `system` is the device in words; `goes_on` says that a state is restored, whose progress knows how many lines
-    stay."""
+    """Writes the events of one run in order. `benchmark` holds the task's MLPerf rules, `split` the names of its cases,
+    `system` describes the device; `goes_on`: the run is resumed, and its progress says how many lines to keep."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class MLPerfLog:
 
         self.folder, self.config, self.benchmark, self.goes_on = folder, config, benchmark, goes_on
         self.split, self.system = split, system
-        self.lines, self.place, self.running = 0, "outside", goes_on
+        self.lines, self.phase, self.running = 0, "outside", goes_on
         self.progress: Progress | None = None
         sink = logging.Logger("unet.mlperf", logging.INFO)  # its own: nothing else hears or changes it
         sink.propagate = False
@@ -124,11 +123,11 @@ class MLPerfLog:
         self.start("run_start")
         self.running = True
 
-    def begins(self, run: trainer.Run) -> None:
+    def on_train_start(self, run: trainer.Trainer) -> None:
         self.progress = run.progress
         if self.goes_on:
             self.lines = run.progress.mlperf_lines
-            self.place = PLACES.get(last_key(self.folder.text(MLPERF_LOG)), "outside")
+            self.phase = PLACES.get(last_key(self.folder.text(MLPERF_LOG)), "outside")
             self.event("resumed", run.progress.step, epoch_num=number(run))
             return
         self.event("train_samples", len(self.split["train"]), cases=list(self.split["train"]))
@@ -137,40 +136,40 @@ class MLPerfLog:
         self.event("global_batch_size", self.config.train.batch_size * self.config.train.accumulate * run.group.world)
         self.event("gradient_accumulation_steps", self.config.train.accumulate)
 
-    def epoch_begins(self, run: trainer.Run) -> None:
-        if self.place == "outside":
+    def on_epoch_start(self, run: trainer.Trainer) -> None:
+        if self.phase == "outside":
             self.start("block_start", first_epoch_num=number(run), epoch_count=run.samples_per_epoch)
             self.start("epoch_start", epoch_num=number(run))
-            self.place = "epoch"
+            self.phase = "epoch"
 
-    def epoch_trained(self, run: trainer.Run) -> None:
-        if self.place == "epoch":
+    def on_epoch_trained(self, run: trainer.Trainer) -> None:
+        if self.phase == "epoch":
             self.end("epoch_stop", epoch_num=number(run), current_lr=float(run.optimizer.param_groups[0]["lr"]))
-            self.place = "trained"
+            self.phase = "trained"
 
-    def evaluates(self, run: trainer.Run) -> None:
-        if self.place == "trained":
+    def on_eval_start(self, run: trainer.Trainer) -> None:
+        if self.phase == "trained":
             self.start("eval_start", number(run), epoch_num=number(run))
-            self.place = "scoring"
+            self.phase = "scoring"
 
-    def evaluated(self, run: trainer.Run, score: float, **rest: Any) -> None:
+    def on_eval_end(self, run: trainer.Trainer, score: float, **rest: Any) -> None:
         self.event("eval_accuracy", score, epoch_num=number(run))
         self.end("eval_stop", number(run), epoch_num=number(run))
-        self.place = "scored"
+        self.phase = "scored"
 
-    def epoch_ends(self, run: trainer.Run, row: Mapping[str, Any], **rest: Any) -> None:
+    def on_epoch_end(self, run: trainer.Trainer, row: Mapping[str, Any], **rest: Any) -> None:
         first = row["epoch"] * run.samples_per_epoch
         self.end("block_stop", first_epoch_num=first, epoch_count=run.samples_per_epoch)
-        self.place = "outside"
+        self.phase = "outside"
 
-    def ends(self, run: trainer.Run, reason: str) -> None:
+    def on_train_end(self, run: trainer.Trainer, reason: str) -> None:
         history = run.progress.history
         last = history[-1]["epoch"] if history else 0
         self.stop("success" if reason == "target" else "aborted", last * run.samples_per_epoch)
 
     def stop(self, status: str, epoch_num: int = 0) -> None:
-        """run_stop, once; nothing where the clock has not started. Never fails: it may be the last thing that is
-        done."""
+        """Log run_stop once, if the clock has started. Never raises: it may be called while another error is
+        handled."""
         if self.running:
             self.running = False
             with contextlib.suppress(UnetError):
@@ -192,13 +191,13 @@ class MLPerfLog:
             self.progress.mlperf_lines = self.lines
 
 
-def number(run: trainer.Run) -> int:
+def number(run: trainer.Trainer) -> int:
     """The epoch in hand as the log counts it: in samples."""
     return run.progress.epoch * run.samples_per_epoch
 
 
 def last_key(text: str) -> str:
-    """The key of the last of these log lines that says where the run is."""
+    """The key of the last log line that tells the phase of the run."""
     for line in reversed(text.splitlines()):
         key: str = json.loads(line.partition(":::MLLOG ")[2])["key"]
         if key in PLACES or key in ("block_stop", "run_start"):
@@ -234,25 +233,29 @@ def warm_up(
     device: Device,
     model: nn.Module,
     network: nn.Module,
-    applied: nn.Module,
+    eval_model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     predictor: Predictor,
     group: Group,
 ) -> None:
-    """--mlperf-warmup steps of the loop and one window on made data: kernels are chosen and compiled, memory is taken.
-    Then weights, optimiser, loss scaler and generators are put back, bit for bit."""
+    """--mlperf-warmup steps of the loop and one window on synthetic data, so that kernels are compiled and memory is
+    allocated.
+    Then weights, optimiser, loss scaler and generators are restored exactly."""
     if not config.mlperf.mlperf_warmup:
         return
-    group.mark("warming up", patient=True)
+    group.set_phase("warming up", may_block=True)
     weights, generators = copy.deepcopy(model.state_dict()), rng_state(device)
     before = [copy.deepcopy(part.state_dict()) for part in (optimizer, scaler)]
-    modes = [(module, module.training) for part in (network, applied) for module in part.modules()]
+    modes = [(module, module.training) for part in (network, eval_model) for module in part.modules()]
     calm = config.replace(epochs=1, max_steps=None, checkpoint_every=None, nonfinite_limit=2**31, log_every=2**31)
     shape = (config.train.batch_size, *task.input_shape()[1:])
     made = SyntheticLoader(shape, CLASSES, config.mlperf.mlperf_warmup * config.train.accumulate)
-    run = trainer.Run(
-        *(calm, task, device, model, network, applied, optimizer, scaler, made), evaluate=None, stop=Stop(), group=group
+    run = trainer.Trainer(
+        *(calm, task, device, model, network, eval_model, optimizer, scaler, made),
+        evaluate=None,
+        stop=Stop(),
+        group=group,
     )
     trainer.train_epoch(run)
     task.warm_up(predictor)

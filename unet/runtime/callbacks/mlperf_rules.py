@@ -1,4 +1,4 @@
-"""MLPerf's rules before a run begins: what a closed submission must be, and cleared caches. No torch."""
+"""MLPerf's rules, checked before a run: the settings of a closed submission, and cleared file caches. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unet.config.schema import Config, resolve_path
 from unet.errors import UsageError
 
 SCHEDULES = ("constant", "multistep")
-REHEARSE = "If this is not a submission: --mlperf-division open. To test logging: add --mlperf-rehearsal."
+REHEARSE = "If this is not a submission, use --mlperf-division open; to test logging, add --mlperf-rehearsal."
 PROC = Path("/proc/sys/vm/drop_caches")
 
 
@@ -30,9 +30,9 @@ class MLPerfTask(Protocol):
 
 
 def require(config: Config, world: int, task: MLPerfTask) -> None:
-    """Raise one UsageError with everything in the settings that a run with --mlperf-division may not have.
+    """Raise one UsageError that lists all settings that --mlperf-division does not allow.
 
-    `world` is the number of processes. A rehearsal only needs to be evaluated.
+    `world` is the number of processes. A rehearsal may have any settings that evaluate.
     """
     if config.mlperf.mlperf_division is None:
         if config.mlperf.mlperf_rehearsal or config.mlperf.drop_caches:
@@ -50,7 +50,7 @@ def require(config: Config, world: int, task: MLPerfTask) -> None:
         hint = (
             f"Change or leave out the named flags. {REHEARSE}"
             if config.mlperf.mlperf_division == "closed"
-            else "Mend that."
+            else "Change this setting."
         )
         raise UsageError(f"--mlperf-division {config.mlperf.mlperf_division}: {'; '.join(mistakes)}.", hint)
     if config.mlperf.mlperf_rehearsal:
@@ -58,7 +58,7 @@ def require(config: Config, world: int, task: MLPerfTask) -> None:
 
 
 def not_closed(config: Config, world: int, task: MLPerfTask) -> list[str]:
-    """What keeps these settings from being a closed submission, each with its value and the right one."""
+    """Settings that a closed submission does not allow, each with its value and the required one."""
     rules = task.mlperf()
     training = rules.training_cases
     found = [
@@ -83,7 +83,8 @@ def not_closed(config: Config, world: int, task: MLPerfTask) -> list[str]:
             found.append(f"{flag(name)} is missing ({what})")
     if not resolve_path(config.data.cache, "data").is_dir():
         found.append(
-            f"the cache {resolve_path(config.data.cache, 'data').absolute()} is not there: make it before (preprocess)"
+            f"the cache {resolve_path(config.data.cache, 'data').absolute()} does not exist: run `python -m unet"
+            f" preprocess` first"
         )
     return found
 
@@ -115,11 +116,10 @@ def words(value: Any) -> str:
 
 
 def clear_caches(folder: Path, system: bool, proc: Path = PROC) -> float | None:
-    """Drop what the system's file cache holds of the arrays in `folder`; with `system` (--drop-caches) clear all of it,
-    where that is allowed. Returns when (seconds since 1970), or None where there is nothing to drop yet, or neither
-    could be done: a notice says so.
+    """Drop the arrays in `folder` from the system's file cache; with `system` (--drop-caches) clear the whole cache if
+    allowed. Returns the time (seconds since 1970), or None if there was nothing to drop or it failed (with a notice).
 
-    Dropping is a wish that the kernel may not follow (a file that another process maps stays), so it is looked after.
+    The kernel may ignore the request (a file that another process maps stays cached), so the result is verified.
     """
     os.sync()
     if system:
@@ -136,7 +136,7 @@ def clear_caches(folder: Path, system: bool, proc: Path = PROC) -> float | None:
             total, held = resident(path)
             pages, left = pages + total, left + held
     except OSError as error:
-        host.notice(f"The file cache could not be looked at: {error}")
+        host.notice(f"The file cache could not be inspected: {error}")
         left = pages = 1
     if left <= pages // 100:
         return time.time()
@@ -157,7 +157,7 @@ def forget(path: Path) -> None:
 
 
 def resident(path: Path) -> tuple[int, int]:
-    """(pages of a file, how many of them lie in memory); all of them for a file of somebody else (mincore(2))."""
+    """(pages of a file, how many of them are in memory); all of them for another user's file (mincore(2))."""
     size = path.stat().st_size
     pages = -(-size // mmap.PAGESIZE)
     held = (ctypes.c_ubyte * pages)()

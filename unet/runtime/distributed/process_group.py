@@ -1,7 +1,7 @@
-"""Several processes as one run: they meet, agree, share what they found, and none outlives another's death.
+"""Process group: rendezvous, collectives, failure detection.
 
-Gradients go over the device's collective (nccl, hccl, cncl). Everything else (scores, losses, the wish to stop) goes
-over a second group on the host, gloo, which every torch has. One process needs neither: its `Group` answers itself.
+Gradients use the device's collective (nccl, hccl, cncl). Everything else (scores, losses, stop requests) uses a second
+group on the host, gloo, which every torch has. A single process needs neither and uses the plain `Group`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from unet import host
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UnetError, UsageError
 from unet.runtime.distributed.rendezvous import Meeting
-from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Heart
+from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Watchdog
 
 T = TypeVar("T")
-ENDLESS = datetime.timedelta(days=1)  # how long a collective may wait: the heart ends it long before
+ENDLESS = datetime.timedelta(days=1)  # timeout of a collective: the watchdog ends it long before
 
 
 class Group:
-    """The processes of a run; this form for one."""
+    """The processes of a run: the form for a single process."""
 
     rank, world = 0, 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes and prints."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives in rank 0, in every rank; its error too. The others wait."""
+    def run_on_main(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 alone; every rank returns its result or raises its error."""
         return work()
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """`work` in every rank, rank 0 before the others: what it builds they find."""
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank, on rank 0 before the others, so that they find what it builds."""
         return work()
 
     def gather(self, value: T) -> list[T]:
@@ -52,54 +52,54 @@ class Group:
         """Means over the ranks, number by number."""
         return list(values)
 
-    def agree(self, wish: bool) -> bool:
-        """Whether any rank wished it: with several ranks, at the call before (the exchange runs beside the step)."""
-        return wish
+    def any_rank(self, value: bool) -> bool:
+        """Whether any rank passed True; with several ranks, at the call before: the exchange overlaps with the step."""
+        return value
 
-    def mark(self, place: str, patient: bool = False) -> None:
-        """Say where this rank is, for the others to watch; `patient`: it may take any time there."""
+    def set_phase(self, phase: str, may_block: bool = False) -> None:
+        """Tell the watchdog what this rank is doing; `may_block`: the phase may take any time."""
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Give every rank the mean of the running statistics (batch normalisation)."""
+        """Average the running statistics of batch normalisation over the ranks."""
 
-    def syncing(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
-        """Forward and backward of a batch; gradients are exchanged only where `needed`."""
+    def grad_sync(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
+        """Context of a forward and backward pass; gradients are exchanged only if `needed`."""
         return contextlib.nullcontext()
 
     def explain(self, error: BaseException) -> BaseException:
-        """The death of another rank where that is what an error comes from; else the error itself."""
+        """The error that names a lost rank, if `error` follows from it; else `error` itself."""
         return error
 
-    def pace(self, seconds: float) -> None:
-        """How long a step usually takes."""
+    def set_step_time(self, seconds: float) -> None:
+        """Tell the watchdog how long a step takes."""
 
-    def on_death(self, note: Callable[[str], None]) -> None:
-        """From now on there is a run to resume: call `note` with the reason before this process is ended because
-        another one is lost."""
+    def on_peer_lost(self, note: Callable[[str], None]) -> None:
+        """Call `note` with the reason before this process ends because another is lost; from now on the error says how
+        to resume."""
 
     def leave(self, error: BaseException | None = None) -> UnetError | None:
-        """Say goodbye to the other ranks, in peace or with an error. Returns what another rank ended with meanwhile."""
+        """Leave the group, in order or with an error. Returns the error of another rank, if there is one."""
         return None
 
 
-class Ranks(Group):
-    """Several processes, of which this is one."""
+class DistributedGroup(Group):
+    """A group of several processes, seen from one of them."""
 
     def __init__(self, device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None) -> None:
         self.rank, self.world = device.rank.rank, device.rank.world
-        self._wish: tuple[Any, Tensor] | None = None
+        self._pending: tuple[Any, Tensor] | None = None
         self._explained: BaseException | None = None
         try:
             self._meeting = Meeting(device.rank, address, port, timeout, folder, own)
         except (RuntimeError, OSError, ValueError) as error:
             raise UnetError(
-                f"Rank {self.rank} of {self.world} on {socket.gethostname()} does not meet the others at"
+                f"Rank {self.rank} of {self.world} on {socket.gethostname()} cannot connect to the others at"
                 f" {address}:{port} ({first_line(error)}).",
-                "Another program may hold the port: set MASTER_PORT to a free one. Or rank 0 ended: it says why.",
+                "If another program uses the port, set MASTER_PORT to a free one. If rank 0 ended, read its error.",
             ) from error
         line = self._meeting.line
-        self.heart = Heart(line, self.rank, self.world, timeout)
-        self.heart.start()
+        self.watchdog = Watchdog(line, self.rank, self.world, timeout)
+        self.watchdog.start()
         try:
             self._join(device)
         except Exception as error:
@@ -110,27 +110,27 @@ class Ranks(Group):
                     "Compare driver, collective library and network interfaces of all nodes; python -m unet doctor",
                 )
             self._meeting.close()
-            self.heart.leave(found)
+            self.watchdog.leave(found)
             raise found from error
 
     def _join(self, device: Device) -> None:
-        """Both groups, and a sum over the device's own: a wrong interface or a card that does not answer shows here,
-        and not as a first step that never ends. It may build rings, so it has longer than a step."""
+        """Create both groups and test the device's with a sum, so that a wrong network interface or a dead card shows
+        here and not as a first step that never ends. The test may build rings, so it is given more time than a step."""
         from torch import distributed
 
-        self.heart.step = self.heart.timeout / 2
-        self.heart.mark(f"in the first exchange over {device.collective}")
+        self.watchdog.step = self.watchdog.timeout / 2
+        self.watchdog.set_phase(f"in the first exchange over {device.collective}")
         own = f"{device.name} with torch {torch.__version__}"
         line = self._meeting.line
         line.write(f"device/{self.rank}", own)
-        first = line.wait("device/0", self.heart.timeout) or "a device that it does not tell"
+        first = line.wait("device/0", self.watchdog.timeout) or "an unknown device"
         if own != first:
             raise UsageError(
                 f"Rank 0 runs on {first}, rank {self.rank} on {own}.",
-                "Type --device, and start all processes in the same environment.",
+                "Type the same --device for all, and start all processes in the same environment.",
             )
         device.join(self._meeting.store, ENDLESS)
-        self._talk = distributed.new_group(backend="gloo", timeout=ENDLESS)
+        self._host_group = distributed.new_group(backend="gloo", timeout=ENDLESS)
         total = device.put(torch.ones(1))
         distributed.all_reduce(total)
         device.flush()
@@ -142,63 +142,63 @@ class Ranks(Group):
                 "Compare driver and collective library of all nodes; python -m unet doctor",
             )
         self._meeting.close()
-        self.heart.mark("starting", patient=True)
-        self.heart.step = 0.0
+        self.watchdog.set_phase("starting", may_block=True)
+        self.watchdog.step = 0.0
 
     def gather(self, value: T) -> list[T]:
         from torch import distributed
 
         found: list[Any] = [None] * self.world
-        distributed.all_gather_object(found, value, group=self._talk)
+        distributed.all_gather_object(found, value, group=self._host_group)
         return found
 
-    def first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         from torch import distributed
 
         answer: tuple[T | None, UnetError | None] = (None, None)
-        if self.leads:
+        if self.is_main:
             try:
                 answer = (work(), None)
             except UnetError as error:
                 answer = (None, error)
         shared: list[Any] = [answer]
-        distributed.broadcast_object_list(shared, src=0, group=self._talk)
+        distributed.broadcast_object_list(shared, src=0, group=self._host_group)
         result, failure = shared[0]
         if failure:
             raise failure
         return result
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         found: list[T] = []
-        self.first(lambda: found.append(work()))
+        self.run_on_main(lambda: found.append(work()))
         return found[0] if found else work()
 
     def mean(self, values: Sequence[float]) -> list[float]:
         from torch import distributed
 
         total = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(total, group=self._talk)
+        distributed.all_reduce(total, group=self._host_group)
         means: list[float] = (total / self.world).tolist()
         return means
 
-    def agree(self, wish: bool) -> bool:
+    def any_rank(self, value: bool) -> bool:
         from torch import distributed
 
-        before, flag = self._wish, torch.tensor([int(wish)])
-        self._wish = (distributed.all_reduce(flag, group=self._talk, async_op=True), flag)
+        before, flag = self._pending, torch.tensor([int(value)])
+        self._pending = (distributed.all_reduce(flag, group=self._host_group, async_op=True), flag)
         if before is None:
             return False
         before[0].wait()
         return bool(before[1].item())
 
-    def mark(self, place: str, patient: bool = False) -> None:
-        self.heart.mark(place, patient)
+    def set_phase(self, phase: str, may_block: bool = False) -> None:
+        self.watchdog.set_phase(phase, may_block)
 
-    def pace(self, seconds: float) -> None:
-        self.heart.step = max(self.heart.step, seconds)
+    def set_step_time(self, seconds: float) -> None:
+        self.watchdog.step = max(self.watchdog.step, seconds)
 
-    def on_death(self, note: Callable[[str], None]) -> None:
-        self.heart.on_death, self.heart.hint = note, RESUME
+    def on_peer_lost(self, note: Callable[[str], None]) -> None:
+        self.watchdog.on_peer_lost, self.watchdog.hint = note, RESUME
 
     def average_statistics(self, model: nn.Module) -> None:
         from torch import distributed
@@ -207,13 +207,13 @@ class Ranks(Group):
         if not statistics:
             return
         flat = torch.cat([buffer.detach().reshape(-1).float() for buffer in statistics]).cpu()
-        distributed.all_reduce(flat, group=self._talk)
+        distributed.all_reduce(flat, group=self._host_group)
         parts = (flat / self.world).split([buffer.numel() for buffer in statistics])
         with torch.no_grad():
             for buffer, part in zip(statistics, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
 
-    def syncing(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
+    def grad_sync(self, network: nn.Module, needed: bool) -> contextlib.AbstractContextManager[Any]:
         if needed:
             return contextlib.nullcontext()
         quiet: contextlib.AbstractContextManager[Any] = network.no_sync()  # type: ignore[operator]
@@ -223,26 +223,26 @@ class Ranks(Group):
         if isinstance(error, UnetError | KeyboardInterrupt) or error is self._explained or not _of_a_connection(error):
             return error
         self._explained = error
-        self.heart.mark(NEWS, patient=True)
-        return self.heart.verdict(self.heart.timeout + 2 * GRACE) or error
+        self.watchdog.set_phase(NEWS, may_block=True)
+        return self.watchdog.failure(self.watchdog.timeout + 2 * GRACE) or error
 
     def leave(self, error: BaseException | None = None) -> UnetError | None:
         from torch import distributed
 
         if error is None:
             try:
-                if self._wish:
-                    self._wish[0].wait()
+                if self._pending:
+                    self._pending[0].wait()
                 distributed.destroy_process_group()
             except RuntimeError as broken:
                 found = self.explain(broken)
-                self.heart.leave(found)
+                self.watchdog.leave(found)
                 return found if isinstance(found, UnetError) else UnetError(first_line(found), AGAIN)
-        return self.heart.leave(error)
+        return self.watchdog.leave(error)
 
 
 def _of_a_connection(error: BaseException) -> bool:
-    """Whether an error is what a collective says when another process is gone."""
+    """Whether an error looks like that of a collective whose other process is gone."""
     words = ("connection", "closed by peer", "timed out", "timeout", "nccl", "cncl", "hccl", "gloo", "store", "socket")
     return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
 
@@ -256,17 +256,17 @@ def group() -> Group:
 
 
 def join(device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None = None) -> Group:
-    """Meet the other ranks, once for the life of the process: `folder` is shared by the nodes, `own` this node's
-    address as the others see it. Raises UnetError where they do not come."""
+    """Connect to the other ranks, once per process: `folder` is shared by the nodes, `own` is this node's address as
+    the others see it. Raises UnetError if they do not come."""
     global _group
     if device.rank.world > 1 and _group.world == 1:
-        _group = Ranks(device, address, port, timeout, folder, own)
-        host.set_quiet(host.is_quiet() or not _group.leads)
+        _group = DistributedGroup(device, address, port, timeout, folder, own)
+        host.set_quiet(host.is_quiet() or not _group.is_main)
     return _group
 
 
 def leave(error: BaseException | None = None) -> UnetError | None:
-    """Part from the other ranks, if there are any. Returns what another rank ended with meanwhile."""
+    """Leave the process group, if there is one. Returns the error of another rank, if there is one."""
     global _group
     parting, _group = _group, Group()
     return parting.leave(error)

@@ -1,9 +1,9 @@
-"""Where the ranks meet: the store of rank 0, and the secret by which they know each other.
+"""Rendezvous: the ranks connect to the store of rank 0 and prove with a secret that they belong to the run.
 
 The store listens on the loopback address where all ranks are on one machine, else on the address of the network
-interface by which rank 0 is reached. Everybody who reaches that address can write into the store, so what a rank writes
-is signed with the secret (HMAC-SHA-256), and torch's own keys lie under a prefix that follows from it: what a stranger
-writes is nobody's. Nothing is encrypted: the network between the nodes is trusted not to change what it carries.
+interface by which rank 0 is reached. Everybody who reaches that address can write into the store. So each
+message is signed with the secret (HMAC-SHA-256), torch's own keys have a prefix derived from it, and anything else is
+ignored. Nothing is encrypted: the network between the nodes is trusted.
 
 The secret is UNET_TOKEN where that is set (--devices does so), else a file that only this user can read: in the folder
 for temporary files on one machine, in --out, which the nodes share, on several.
@@ -39,7 +39,7 @@ HELLO = "hello"
 
 
 class Line:
-    """A connection to the store of the run: texts by key, signed; what is not signed with the secret is not there."""
+    """A connection to the store: signed texts by key; keys without a valid signature count as missing."""
 
     def __init__(self, store: Any, token: str) -> None:
         self.store, self.token = store, token.encode()

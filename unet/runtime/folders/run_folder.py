@@ -19,8 +19,8 @@ import unet
 from unet import files, host
 from unet.config.run_files import read_status
 from unet.errors import UnetError, UsageError
-from unet.runtime.checkpoints.kept import Kept
-from unet.runtime.folders import claims
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.runtime.folders import locks
 from unet.runtime.folders.run_contents import Contents
 
 OTHER_NAME = "Give another --run-name."
@@ -78,7 +78,7 @@ class RunFolder:
 
     def take(self) -> None:
         """Hold the name of this run. Raises UsageError while another process does."""
-        owner = claims.claim(self.lock, self.path)
+        owner = locks.acquire(self.lock, self.path)
         if owner:
             raise self._running(owner)
         self.require_stopped()
@@ -89,7 +89,7 @@ class RunFolder:
 
     def require_stopped(self) -> None:
         """Raise UsageError while another process works on this run."""
-        owner = claims.holder(self.lock)
+        owner = locks.holder(self.lock)
         status = read_status(self.path)
         if not owner and not status.get("claimed") and is_running(status):  # of a version that held no lock
             owner = f"process {status['pid']} on {status['host']}"
@@ -132,7 +132,7 @@ class RunFolder:
             with contextlib.suppress(OSError):  # somebody may have put a file there
                 self.path.rmdir()
         finally:
-            claims.release(self.lock)
+            locks.release(self.lock)
 
     def begin(self) -> None:
         """Make the folder of a new run, in place of the one before, and write what waits."""
@@ -142,7 +142,9 @@ class RunFolder:
         files.make_folder(self.path)
         self.contents.clear()
         if self._replaces and "weights" in (self._status or {}):
-            Kept(Path((self._status or {})["weights"])).clear()  # the new run must not go on from states before it
+            CheckpointPaths(
+                Path((self._status or {})["weights"])
+            ).clear()  # the new run must not go on from states before it
         self.own(*(name for name, _, _ in waiting))
         for name, text, added in waiting:
             self._put(name, text, added)
@@ -224,7 +226,7 @@ def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: 
         if os.path.lexists(folder.path):
             continue
         files.make_folder(out)
-        if not claims.claim(folder.lock, folder.path) and not os.path.lexists(folder.path):
+        if not locks.acquire(folder.lock, folder.path) and not os.path.lexists(folder.path):
             folder.create(command, overwrite)
             return folder
     raise AssertionError

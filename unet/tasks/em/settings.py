@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(TaskSettings):
-    """Slices with the context that valid convolutions need."""
+    """Settings of a 2D UNet with valid convolutions on slices with context."""
 
     name: ClassVar[str] = "em"
     title: ClassVar[str] = "membranes in electron micrographs, 2D UNet (Habana's and NVIDIA's UNet Medical)"
@@ -68,15 +68,15 @@ class Settings(TaskSettings):
     )
     raw_side: int | None = option(
         None,
-        "side in pixels of the raw slices that a network was trained on, which its scale stands for",
+        "side in pixels of the raw slices that the network was trained on (sets the scale of its input)",
         minimum=16,
         maximum=10**6,
         section="data",
-        default_text="that of the set, or what the weights say",
+        default_text="from the data set or the weights",
     )
     fold_scheme: str = option(
         "disjoint",
-        "folds that share no slice, or those of the published scores, which overlap and leave out four slices",
+        "disjoint folds, or Habana's folds of the published scores, which overlap and leave out four slices",
         choices=("disjoint", "seed"),
         section="split",
     )
@@ -90,18 +90,20 @@ class Settings(TaskSettings):
     activation: str = option("relu", "activation", choices=("relu", "leaky_relu"), section="network")
     dropout: float = option(
         0.0,
-        "share of the deepest level's values that is dropped in training",
+        "dropout rate at the deepest level",
         minimum=0,
         maximum=0.9,
         section="network",
     )
     context: str = option(
-        "zero", "what lies around an image, zeros or its mirror image", choices=("zero", "mirror"), section="network"
+        "zero", "pad images with zeros, or with their mirror image", choices=("zero", "mirror"), section="network"
     )
     aug_crop: float = option(
-        0.3, "most that is cut off each side before the rest is stretched", minimum=0, maximum=0.45, section="train"
+        0.3, "largest share cut off each side before the rest is resized", minimum=0, maximum=0.45, section="train"
     )
-    aug_brightness: float = option(0.2, "brightness U(-b, b) of a range of 2", minimum=0, maximum=1, section="train")
+    aug_brightness: float = option(
+        0.2, "add brightness U(-b, b); images range over 2", minimum=0, maximum=1, section="train"
+    )
     cross_entropy: str = option(
         "softmax",
         "softmax over both classes, or sigmoid of each (Habana's loss)",

@@ -145,7 +145,7 @@ def cached(
 def _each(work: Callable[[Any], Seen], items: Sequence[tuple[str, Any]], report: Report) -> list[Seen]:
     """`work` on each item in the process pool; results in the order of the items."""
     done: dict[str, Seen] = {}
-    for (name, _), future in host.spread(work, items, "check", "case"):
+    for (name, _), future in host.process_map(work, items, "check", "case"):
         try:
             done[name] = future.result()
         except host.ProcessLost:

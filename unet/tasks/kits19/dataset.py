@@ -142,7 +142,7 @@ def require_memory(head: nifti.Header, how: grids.Geometry, needed: int) -> None
     if needed > total > 0:
         raise DataError(
             f"{head.path}: its {times(head.shape)} voxels of {times(head.spacing)} mm become {times(how.size)}, which"
-            f" takes {host.size(needed)} of memory; this machine has {host.size(total)}.",
+            f" takes {host.format_bytes(needed)} of memory; this machine has {host.format_bytes(total)}.",
             "Mend the spacing in its header, type a coarser --spacing, or remove the case.",
         )
 

@@ -25,7 +25,7 @@ CAMBRICON = {"lr": 3.2, "warmup_epochs": 200, "batch_size": 2, "epochs": 4000}
 
 @dataclasses.dataclass(frozen=True)
 class Settings(TaskSettings):
-    """Crops of volumes, windows over volumes. One number given for the three sides of a volume stands for all."""
+    """Trained on crops, scored by sliding windows. Where a flag takes three sides, one number sets all three."""
 
     name: ClassVar[str] = "kits19"
     title: ClassVar[str] = "kidneys and kidney tumours in CT, 3D UNet (MLPerf's, Cambricon's)"
@@ -103,11 +103,11 @@ class Settings(TaskSettings):
     }
 
     spacing: tuple[float, ...] = option(
-        (1.6, 1.2, 1.2), "mm of a voxel that volumes are resampled to", minimum=0.01, maximum=1000, section="data"
+        (1.6, 1.2, 1.2), "voxel size in mm to which volumes are resampled", minimum=0.01, maximum=1000, section="data"
     )
     pad_to: tuple[int, ...] = option(
         (128, 128, 128),
-        "smallest sides; smaller volumes are padded",
+        "smallest size of a volume; smaller ones are padded",
         minimum=1,
         maximum=4096,
         section="data",
@@ -115,14 +115,17 @@ class Settings(TaskSettings):
     )
     label_geometry: str = option(
         "header",
-        "where labels lie: as their own headers say, which must describe the grids of their scans (header), or voxel by"
-        " voxel as their scans are stored (as-stored)",
+        "header: labels are placed by their own header, which must match the scan's; as-stored: the header of a label"
+        " is ignored, its voxels are those of the scan",
         choices=("header", "as-stored"),
         metavar="header|as-stored",
         section="data",
     )
     labels: str | None = option(
-        None, "paint on the real labels of this folder instead of made anatomy", metavar="DIR", section="synthetic"
+        None,
+        "draw the scans from the real labels in this folder instead of synthetic anatomy",
+        metavar="DIR",
+        section="synthetic",
     )
     normalization: str = option(
         "batch",
@@ -134,7 +137,7 @@ class Settings(TaskSettings):
     activation: str = option("relu", "activation", choices=("relu", "leaky_relu"), section="network")
     patch: tuple[int, ...] = option(
         (128, 128, 128),
-        "crop that is trained on",
+        "size of a training crop",
         minimum=1,
         maximum=4096,
         aliases=("--input_shape",),
@@ -142,24 +145,24 @@ class Settings(TaskSettings):
         common=True,
     )
     oversampling: float = option(
-        0.4, "share of crops that hold a labelled region", minimum=0, maximum=1, section="train"
+        0.4, "share of crops that must contain a labelled voxel", minimum=0, maximum=1, section="train"
     )
-    last_offset: bool = option(True, "crops reach the far edge (MLPerf's never do)", section="train")
+    last_offset: bool = option(True, "let crops reach the far edge (the MLPerf reference never does)", section="train")
     brightness: tuple[float, ...] = option(
         (1.7, 2.3),
-        "factor of one crop in ten (MLPerf's reference 1.7 2.3, MLPerf submissions 0.7 1.3)",
+        "range of the brightness factor of one crop in ten (MLPerf reference 1.7 2.3, submissions 0.7 1.3)",
         minimum=0,
         maximum=100,
         section="train",
     )
     noise: tuple[float, ...] = option(
         (0.0, 0.1),
-        "sigma of one crop in ten (MLPerf's reference 0 0.1, MLPerf submissions 0.1 0.1)",
+        "range of the noise's sigma of one crop in ten (MLPerf reference 0 0.1, submissions 0.1 0.1)",
         minimum=0,
         maximum=100,
         section="train",
     )
-    include_background: bool = option(False, "the loss counts the background as a class", section="train")
+    include_background: bool = option(False, "count the background as a class in the loss", section="train")
     epoch_samples: str = option(
         "dropped",
         "whether the evaluation schedule leaves out the incomplete last batch of an epoch, or counts it as a whole one",
@@ -168,7 +171,7 @@ class Settings(TaskSettings):
     )
     eval_patch: tuple[int, ...] = option(
         (128, 128, 128),
-        "window of the inference",
+        "size of a window of sliding-window inference",
         minimum=1,
         maximum=4096,
         aliases=("--val_input_shape",),
@@ -176,27 +179,27 @@ class Settings(TaskSettings):
         common=True,
     )
     overlap: float = option(
-        0.5, "share of a window that the next one covers again", minimum=0, maximum=0.9, section="eval"
+        0.5, "overlap of neighbouring windows, as a share of their size", minimum=0, maximum=0.9, section="eval"
     )
     eval_region: str = option(
         "rounded",
-        "what evaluate scores, each side rounded to half windows as MLPerf does, or all (predict: always all)",
+        "what evaluate scores: sides rounded to half windows as in MLPerf, or the full volume (predict: always full)",
         choices=("rounded", "full"),
         section="eval",
     )
-    blend: str = option("gaussian", "weights of overlapping windows", choices=("gaussian", "constant"), section="eval")
-    mirror: bool = option(False, "mean over the eight mirrored inputs", aliases=("--tta",), section="eval")
-    eval_loss: bool = option(True, "also compute the loss while scoring", section="eval")
+    blend: str = option(
+        "gaussian", "how overlapping windows are weighted", choices=("gaussian", "constant"), section="eval"
+    )
+    mirror: bool = option(False, "average over the eight mirrored inputs", aliases=("--tta",), section="eval")
+    eval_loss: bool = option(True, "also compute the loss during evaluation", section="eval")
     eval_crop: tuple[int, ...] = option(
         (),
-        "score at most this crop around the labels during training; whole volumes at the end",
+        "during training score at most this crop around the labels; full volumes at the end",
         minimum=1,
         maximum=4096,
         section="eval",
     )
-    surface_tolerance: float = option(
-        1.0, "mm within which surfaces agree (surface Dice)", above=0, maximum=1000, section="eval"
-    )
+    surface_tolerance: float = option(1.0, "tolerance of the surface Dice in mm", above=0, maximum=1000, section="eval")
 
     def __post_init__(self) -> None:
         for name in SIDES:

@@ -154,7 +154,7 @@ def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, la
 
 def _make(work: Callable[[int], None], numbers: Sequence[int]) -> None:
     try:
-        for _, future in host.spread(work, numbers, "making cases", "case"):
+        for _, future in host.process_map(work, numbers, "making cases", "case"):
             future.result()
     except host.ProcessLost as error:
         raise UnetError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(TaskSettings):
-    """Slices of a patient as the published network sees them."""
+    """Settings of the published 2D UNet on slices."""
 
     name: ClassVar[str] = "lgg"
     title: ClassVar[str] = "brain tumours in MRI, 2D UNet (Argonne's benchmark)"
@@ -49,7 +49,7 @@ class Settings(TaskSettings):
     )
     aug_scale: float = option(
         0.05,
-        "scale U(1-s, 1+s); a half-width: Argonne's factor 0.995 means 0.005, and is taken so",
+        "scale U(1-s, 1+s); Argonne's factor 0.995 is understood as 0.005",
         minimum=0,
         maximum=1,
         section="train",

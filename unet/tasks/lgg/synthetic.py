@@ -201,7 +201,7 @@ def _write_patient(folder: Path, seed: int, slices: int, side: int, index: int) 
 
 def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None:
     try:
-        for _, future in host.spread(work, indexes, "making patients", "patient"):
+        for _, future in host.process_map(work, indexes, "making patients", "patient"):
             future.result()
     except host.ProcessLost as error:
         raise UnetError(

@@ -1,9 +1,8 @@
-"""Callbacks for those who look closer: TensorBoard, and a dump of what a run works on."""
+"""The callback of --debug-dump: settings, first batch, layers and a profiler's trace."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,53 +12,12 @@ import torch
 
 from unet import files, host
 from unet.config.run_files import DUMP_LIST, DUMPED
-from unet.errors import UsageError
-from unet.runtime.folders.run_contents import BOARD
-from unet.runtime.folders.run_folder import RunFolder
-from unet.runtime.trainer import Run
+from unet.runtime.trainer import Trainer
 
 TRACED = 3  # steps of the profiler's trace, after one that warms up
 
 
-class TensorBoard:
-    """Losses, rates and scores as TensorBoard's event files in a run's folder. Raises UsageError without the
-    package."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UsageError(
-                f"--tensorboard: the package is not installed ({error}).",
-                "Type: pip install tensorboard",
-            ) from error
-        self.folder, self.make = folder, SummaryWriter
-        self.writer: Any = None
-
-    def begins(self, run: Run) -> None:
-        place = self.folder / BOARD
-        before = set(place.glob("*"))
-        self.writer = self.make(str(place))
-        self.folder.own(*(f"{BOARD}/{path.name}" for path in set(place.glob("*")) - before))
-
-    def write(self, run: Run, kind: str, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self.writer.add_scalar(f"{kind}/{name}", value, run.progress.step)
-
-    def logged(self, run: Run, parts: Mapping[str, float], **values: float) -> None:
-        self.write(run, "train", {**values, **parts})
-
-    def epoch_ends(self, run: Run, row: Mapping[str, Any], **rest: Any) -> None:
-        scores = {name: value for name, value in row.items() if name == "score" or name.startswith("eval_")}
-        self.write(run, "validation", scores)
-
-    def ends(self, run: Run, reason: str) -> None:
-        if self.writer:
-            self.writer.close()
-
-
-class Dump:
+class DebugDump:
     """What --debug-dump writes: settings.json, batch.npz (the first batch), layers.txt (shapes and parameters of each
     layer), trace.json (three steps by torch's profiler; open it at chrome://tracing or in Perfetto); dump.json lists
     them."""
@@ -69,7 +27,7 @@ class Dump:
         self.profiler: Any = None
         files.make_folder(folder)
 
-    def begins(self, run: Run) -> None:
+    def on_train_start(self, run: Trainer) -> None:
         files.write_json(self.folder / DUMP_LIST, {"files": [DUMP_LIST, *DUMPED]})
         settings = {name: files.jsonable(value) for name, value in sorted(run.config.items())}
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
@@ -87,7 +45,7 @@ class Dump:
         profiler.export_chrome_trace(str(self.folder / "trace.json"))
         host.notice(f"{self.folder}/: settings, first batch, layers and a trace of {TRACED} steps are written")
 
-    def stepped(self, run: Run) -> None:
+    def on_step_end(self, run: Trainer) -> None:
         if self.profiler is None:
             return
         self.steps += 1
@@ -96,7 +54,7 @@ class Dump:
         if self.steps > TRACED:
             self.stop()
 
-    def ends(self, run: Run, reason: str) -> None:
+    def on_train_end(self, run: Trainer, reason: str) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -105,9 +63,9 @@ class Dump:
             self.profiler = None
 
 
-def layers(run: Run, batch: Mapping[str, Any]) -> list[str]:
-    """A line for each layer: name, kind, shape of what it gives, parameters; by one forward pass without gradients, in
-    evaluation mode, so nothing of the run changes."""
+def layers(run: Trainer, batch: Mapping[str, Any]) -> list[str]:
+    """A line for each layer: name, type, output shape, parameters. From one forward pass in evaluation mode without
+    gradients, so the run is not changed."""
     lines: list[str] = []
     hooks = []
 

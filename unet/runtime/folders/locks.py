@@ -20,7 +20,7 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # file 
 _held: dict[Path, int] = {}  # lock file -> its open descriptor
 
 
-def claim(path: Path, run: Path) -> str:
+def acquire(path: Path, run: Path) -> str:
     """Hold the lock file `path` for the run in folder `run` until `release` or the end of this process.
 
     Returns "" where this process holds it now; else who does, in words. The file is made by exclusive creation or
@@ -100,7 +100,7 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def in_words(owner: Mapping[str, Any]) -> str:
-    """The owner of a claim: process, host, run."""
+    """The owner of a lock: process, host, run."""
     if not owner:
         return "another process"
     return (
@@ -127,7 +127,7 @@ def release_all() -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: the claims are the parent's, and must not outlive it."""
+    """In a forked process: the locks are the parent's, and must not outlive it."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

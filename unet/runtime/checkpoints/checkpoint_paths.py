@@ -12,7 +12,7 @@ from unet.weight_files import safetensors_header
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class CheckpointPaths:
     """The names beside `weights`, `<name>.safetensors`."""
 
     weights: Path

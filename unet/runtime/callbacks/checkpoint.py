@@ -1,0 +1,116 @@
+"""The callback that saves the best weights and the resumable state, and `restore`, which puts a run back where a state
+was saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unet.errors import CheckpointError, UnetError
+from unet.runtime.checkpoints import checkpoint
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.runtime.seeding import rng_state, set_rng_state
+from unet.runtime.trainer import Trainer, target_reached
+
+
+class Checkpoints:
+    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. A state with a
+    non-finite loss never replaces a good one.
+
+    The state is written before the best weights of the same epoch: if the run is killed in between, they can be
+    restored from it.
+    """
+
+    def __init__(self, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
+        self.paths, self.facts = paths, dict(facts)
+        self.due: Mapping[str, Any] | None = None
+
+    def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
+        self.due = row if better and not run.losses.bad else None
+
+    def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
+        """Save the current weights as the best."""
+        about = {name: row.get(name) for name in ("epoch", "step", "score")}
+        before = self.paths.weights_before
+        checkpoint.save_weights(self.paths.weights, {**self.facts, **about}, run.model.state_dict(), before)
+
+    def on_save(self, run: Trainer) -> None:
+        if run.losses.bad:
+            return
+        start = time.perf_counter()
+        state = run.model.state_dict()
+        require_finite(state, run.progress.step)
+        content = {
+            "model": state,
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "rng": rng_state(run.device),
+            "progress": run.progress.to_state(),
+        }
+        checkpoint.save_state(
+            self.paths.state, {**self.facts, "ranks": run.group.world}, content, self.paths.state_before
+        )
+        if self.due is not None:
+            self.save_best(run, self.due)
+            self.due = None
+        run.progress.seconds["save"] += time.perf_counter() - start
+
+
+def require_finite(state: Mapping[str, Tensor], step: int) -> None:
+    """Raise UnetError if a weight is not finite: weights can be NaN while the last loss was finite. One read."""
+    sums = torch.stack([value.float().sum() for value in state.values() if value.is_floating_point()])
+    if not bool(torch.isfinite(sums).all()):
+        raise UnetError(
+            f"Weights are not finite after step {step}; they were not saved.",
+            "The last good state is saved: type the command again with --resume and a lower --lr, or with --clip 1.",
+        )
+
+
+def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
+    """Restore a run from a saved state (its `content`, read from file `state`). Raises CheckpointError if it does not
+    fit."""
+    checkpoint.fit(run.model, content["model"], state)
+    try:
+        run.optimizer.load_state_dict(content["optimizer"])
+        follow_layout(run.optimizer)
+        if content["scaler"]:
+            run.scaler.load_state_dict(content["scaler"])
+        set_rng_state(content["rng"], run.device)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        said = str(error).splitlines()[0][:100] if str(error) else ""
+        raise CheckpointError(
+            f"{state.absolute()}: its optimiser state or random generators do not fit this run"
+            f" ({type(error).__name__}: {said}).",
+            "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",
+        ) from error
+    run.progress.load_state(content["progress"])
+    run.ranks_before = ranks = content.get("ranks", 1)
+    if ranks != run.group.world:  # the same samples, counted in batches of the current number of ranks
+        group = run.config.train.accumulate
+        done = run.progress.batch * ranks // run.group.world // group * group
+        run.progress.batch = min(done, run.steps_per_epoch * group)
+        count = max(1, round(run.progress.loss_count * ranks / run.group.world))
+        run.progress.loss_sum *= count / max(1, run.progress.loss_count)
+        run.progress.parts = {
+            name: value * count / max(1, run.progress.loss_count) for name, value in run.progress.parts.items()
+        }
+        run.progress.loss_count = count if run.progress.loss_count else 0
+    if run.task.by_steps:  # epochs may have another length now
+        if ranks != run.group.world:
+            run.progress.step = run.progress.step * ranks // run.group.world
+        done, run.progress.batch = divmod(run.progress.step * run.config.train.accumulate, len(run.loader))
+        run.progress.epoch = done + 1
+    run.progress.reached = target_reached(run)  # --target may have changed
+
+
+def follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's tensors the memory layout of their weights, which is not stored in a file."""
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
