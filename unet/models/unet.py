@@ -16,7 +16,7 @@ from unet.models.layers import CONV, POOL, ConvBlock, Up, join
 
 @dataclasses.dataclass(frozen=True)
 class UNetShape:
-    """Hyperparameters of a U-Net. `features`: channels of each level from the top; `bottleneck`: below the last level."""
+    """Hyperparameters of a U-Net. `features`: channels of each level from the top; `bottleneck`: those below."""
 
     dims: int = 2
     inputs: int = 3
