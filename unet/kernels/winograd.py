@@ -158,7 +158,7 @@ def of_input(source: Tensor, first: int, last: int) -> Tensor:
 
 
 def to_output(parts: Rows, target: Rows) -> None:
-    """A^T: components, six of (tiles, K), which are spent -> rows of the output, four of (tiles, K)."""
+    """A^T: six components (tiles, K), which are overwritten -> four rows of the output (tiles, K)."""
     y0, y1, y2, y3 = target
     sum_a, sum_b, a, b = pairs(parts)
     torch.add(sum_a, sum_b, out=y0).add_(parts[0])
@@ -180,8 +180,8 @@ def of_gradient(source: Rows) -> Tensor:
 
 
 def to_input(parts: Rows, target: Tensor, first: int, last: int, below: Tensor) -> Tensor:
-    """B: components, six of (tiles, K), which are spent -> the gradient of the tiles' own rows, of the row before them
-    (added to what is there), and of the row after, which is returned, and is `below` for the next tiles."""
+    """B: six components (tiles, K), which get overwritten -> gradients of the tiles' own rows, of the row before
+    them (added to what is there), and of the row after, which is returned, and is `below` for the next tiles."""
     r0, r1, r2, r3 = target[first:last].unbind(1)
     sum_a, sum_b, a, b = pairs(parts)
     start, end = parts[0], parts[5]
