@@ -217,7 +217,7 @@ def test_no_state_is_whole(tiny, cli) -> None:
     for name in ("state", "state-before"):
         Path(f"weights/a.{name}.safetensors").write_bytes(b"")
     error = error_of(cli("train", "--resume", "--run-name", "a", "--epochs", 3))
-    assert "empty (0 bytes)" in error and "no earlier state that is whole" in error
+    assert "empty (0 bytes)" in error and "no earlier intact state" in error
     assert Path("weights/a.state.safetensors").exists(), "nothing is set aside where nothing goes on"
 
 
