@@ -119,7 +119,7 @@ def test_ranks_that_are_typed() -> None:
     assert master_address(typed, find_rank(typed, {}), {}) == ("10.0.0.1", 29500)
     with pytest.raises(UsageError, match=r"--world-size 2, but no launcher runs 2 processes"):
         find_rank(make_config(world_size=2), {})
-    with pytest.raises(UsageError, match=r"--rank 1, but there is one process"):
+    with pytest.raises(UsageError, match=r"--rank 1, but there is only one process"):
         find_rank(make_config(rank=1), {})
     with pytest.raises(UsageError, match="no address of rank 0"):
         find_rank(make_config(world_size=2, rank=1), {})
@@ -147,7 +147,7 @@ def test_where_the_processes_meet(tmp_path: Path) -> None:
         assert master_address(make_config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
     with pytest.raises(UsageError, match="MASTER_PORT is not set"):
         master_address(make_config(), two_nodes, {"MASTER_ADDR": "a"})
-    with pytest.raises(UsageError, match=r"torch\.distributed\.run says where"):
+    with pytest.raises(UsageError, match=r"torch\.distributed\.run sets the address"):
         master_address(make_config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
     other = Rank(1, 2, 1, 2, "Open MPI")  # variables of other launchers, which only some nodes have, change nothing
     both = {"PMIX_NAMESPACE": "77", "SLURM_JOB_ID": "5", "COBALT_JOBID": "6"}
@@ -198,7 +198,7 @@ def test_the_interface_by_which_a_node_is_reached() -> None:
 
 def test_a_flag_for_several_processes_without_a_launcher() -> None:
     """A launcher that is not known would start N runs that fight for one folder."""
-    with pytest.raises(UsageError, match="--distributed, but no launcher"):
+    with pytest.raises(UsageError, match="--distributed was typed, but no known launcher"):
         find_rank(make_config(distributed=True), {})
     assert find_rank(make_config(distributed=True), OPEN_MPI).world == 2
 

@@ -125,7 +125,7 @@ def test_a_header_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda facts: facts | {"task": "os"}, "of the task 'os'"),
+        (lambda facts: facts | {"task": "os"}, "belongs to task 'os'"),
         (lambda facts: facts | {"task": 5}, "task is 5"),
         (lambda facts: facts | {"format": "unet weights 9"}, "later version"),
         (lambda facts: facts | {"settings": {"image_size": -4}}, "image-size is at least 4, not -4"),

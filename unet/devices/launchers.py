@@ -205,7 +205,7 @@ def _require(config: Config, found: Rank) -> None:
     """Raise UsageError that lists every flag that contradicts the launcher."""
     alone = found.launcher == "none"
     words = [
-        f"{flag} {typed}, but {'there is one process' if alone else f'{found.launcher} says {is_}'}"
+        f"{flag} {typed}, but {'there is only one process' if alone else f'{found.launcher} says {is_}'}"
         for flag, typed, is_ in (
             ("--world-size", config.distributed.world_size, found.world),
             ("--rank", config.distributed.rank, found.rank),
