@@ -1,4 +1,4 @@
-"""What this machine grants this process: cores, memory, disk, a progress bar on its terminal, processes of its own."""
+"""The resources of this machine: cores, memory, disk, terminal (notices and progress bars), worker processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ from typing import Any
 
 from unet.errors import UnetError
 
-TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # what a user or a scheduler stops a run with
-PARTING = 3.0  # seconds that a process may take to finish what it has in hand
+TO_STOP = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+)  # signals by which users and schedulers stop a run
+PARTING = 3.0  # seconds for a process to finish its current item
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
 
@@ -41,8 +46,8 @@ def is_quiet() -> bool:
 
 
 def cores(process: int = 0) -> int:
-    """Processor cores this process (or another) may use: its affinity mask, cut by this one's control group's quota (v1
-    and v2)."""
+    """Processor cores that a process (0: this one) may use: its affinity mask, limited by this process's cgroup
+    quota."""
     count = os.cpu_count() or 1
     with contextlib.suppress(OSError, AttributeError):
         count = len(os.sched_getaffinity(process))
@@ -107,7 +112,7 @@ def peak_memory() -> int:
 
 
 def notice(text: str) -> None:
-    """One line for the user on standard error, which does not break a progress bar; silent with --quiet."""
+    """Print a line for the user on standard error without breaking a progress bar; silent with --quiet."""
     if _quiet:
         return
     if "tqdm" in sys.modules:
@@ -120,12 +125,12 @@ def notice(text: str) -> None:
 
 @functools.cache
 def notice_once(text: str) -> None:
-    """As `notice`, the first time that a process says it."""
+    """As `notice`, but each text only once per process."""
     notice(text)
 
 
 def notice_by_kind(remarks: Iterable[Sequence[str]]) -> None:
-    """`notice` of the first of each kind among (kind, words), with how many there are."""
+    """`notice` for the first remark of each kind, with the number of others; `remarks` are (kind, text)."""
     kinds: dict[str, list[str]] = {}
     for kind, words in remarks:
         kinds.setdefault(kind, []).append(words)
@@ -159,17 +164,17 @@ def progress(
 
 
 class ProcessLost(UnetError):
-    """A process that worked for this one is gone, with what it had in hand."""
+    """A worker process died while it worked on an item."""
 
 
 def process_map(
     work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str, at_once: int | None = None
 ) -> Iterator[tuple[Any, Future[Any]]]:
-    """Run `work(item)` for each item in processes, one a core (or `at_once`), with a progress bar: (item, future) as
-    they finish; the future of an item whose process was killed raises ProcessLost.
+    """Run `work(item)` for each item in worker processes, one per core (or `at_once`), with a progress bar. Yields
+    (item, future) as they finish; the future of an item whose process was killed raises ProcessLost.
 
-    Leaving the loop early ends the processes; what they have in hand may be finished within `PARTING` seconds. Each has
-    a connection of its own: one that dies cannot hold what another waits for, and its end is seen at once.
+    Leaving the loop early ends the processes; each may finish its item within `PARTING` seconds. Every process has its
+    own connection, so one that dies cannot block another, and its death is noticed at once.
     """
     context: Any = multiprocessing.get_context("spawn" if "torch" in sys.modules else "fork")
     busy: dict[Any, tuple[Any, Any]] = {}  # connection -> (process, the item in hand)
@@ -210,8 +215,8 @@ def process_map(
 
 
 def processes(count: int, largest: int) -> int:
-    """How many processes for `count` cases the memory carries where one takes up to `largest` bytes (0: little); a
-    notice where that is fewer than the cores."""
+    """How many processes to use for `count` cases if a case takes up to `largest` bytes of memory (0: little). Prints a
+    notice if that is fewer than the cores."""
     most, available = max(1, min(cores(), count)), memory()[1]
     carried = min(most, max(1, available // largest)) if largest and available else most
     if carried < most or largest > available > 0:
@@ -224,18 +229,18 @@ def processes(count: int, largest: int) -> int:
 
 
 def _hand_out(connection: Any, waiting: list[Any], busy: dict[Any, tuple[Any, Any]]) -> None:
-    """Give a process its next item, or let it go."""
+    """Send a process its next item, or close its connection."""
     process, _ = busy.pop(connection)
     if not waiting:
         connection.close()
         return
     busy[connection] = process, waiting.pop()
-    with contextlib.suppress(OSError):  # it has died: waiting for its answer tells
+    with contextlib.suppress(OSError):  # it has died: `_answer` reports that
         connection.send(busy[connection][1])
 
 
 def _answer(connection: Any, process: Any, item: Any) -> Future[Any]:
-    """What a process made of its item: a result, an error, or its own death."""
+    """The future of an item: a result, an error, or ProcessLost."""
     try:
         result, error, where = connection.recv()
     except (EOFError, OSError):
@@ -259,9 +264,9 @@ def _named(item: Any) -> str:
 
 
 def _serve(connection: Any, inherited: Sequence[Any], work: Callable[[Any], Any]) -> None:
-    """In a process of `process_map`: item after item, until the other end is closed."""
+    """In a process of `process_map`: work on items until the connection is closed."""
     follow()
-    for other in inherited:  # ends that only the process which started this one shall hold
+    for other in inherited:  # connections of the parent to other processes
         other.close()
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -282,7 +287,7 @@ def _serve(connection: Any, inherited: Sequence[Any], work: Callable[[Any], Any]
 
 @contextlib.contextmanager
 def signals_held(context: Any) -> Iterator[None]:
-    """While processes are started: a signal to the whole group waits until they leave it to this one (`follow`)."""
+    """Block signals while processes are started, until they ignore them (`follow`): only this process handles them."""
     if context.get_start_method() != "fork":
         multiprocessing.resource_tracker.ensure_running()  # starting it would let the signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_STOP)
@@ -293,8 +298,8 @@ def signals_held(context: Any) -> Iterator[None]:
 
 
 def follow() -> None:
-    """In a process that was started: leave the signals that stop a run to the starting process, and end with it, also
-    where that is killed (Linux; elsewhere a thread looks for it)."""
+    """In a worker process: ignore stop signals, and end when the parent ends, even if it is killed (Linux; elsewhere a
+    thread watches it)."""
     parent = os.getppid()
     for number in TO_STOP:
         signal.signal(number, signal.SIG_IGN)
@@ -315,8 +320,8 @@ def _watch(parent: int) -> None:
 
 
 def end_processes(processes: Sequence[Any], patience: float = 0.0) -> None:
-    """Wait `patience` seconds for processes to end, then kill them; one that even then does not end (it waits for a
-    disk that does not answer) is left behind."""
+    """Wait `patience` seconds for processes to end, then kill them. A process that cannot be killed (it waits for a
+    disk) is left behind."""
     deadline = time.monotonic() + patience
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -328,7 +333,7 @@ def end_processes(processes: Sequence[Any], patience: float = 0.0) -> None:
 
 
 def how_it_ended(process: Any) -> str:
-    """The end of a process that was not to end, in words."""
+    """How a process ended unexpectedly, as text."""
     process.join(1)
     code = process.exitcode or 0
     by = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -336,12 +341,12 @@ def how_it_ended(process: Any) -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """A number of things: 1 mask, 2 masks."""
+    """A number with its noun: 1 mask, 2 masks."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in words: 1.5 GB."""
+    """Bytes as text: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -44,7 +44,7 @@ def test_no_line_of_the_scores_is_wider_than_the_terminal(
 
 def test_long_lines_are_filled_under_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    line = "  speed      167.2 images/s in training, data wait 12.3%, peak memory 420.2 MB"
+    line = "  speed      167.2 slices/s in training, data wait 12.3%, peak memory 420.2 MB"
     found = tables.text(line, indent=13)
     assert max(map(len, found)) <= 40
     assert found[0].startswith("  speed      167.2")

@@ -185,7 +185,7 @@ def test_signals_at_any_moment_end_the_run_and_its_processes(phantoms: Path, tmp
             os.killpg(process.pid, number)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
-        assert err.count("the step in hand is finished") == 2, err
+        assert err.count("finishing the current step") == 2, err
         assert all(gone(pid) for pid in loaders)
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from unet import host
 from unet.devices import launchers
-from unet.devices.launchers import Rank, find_rank, meeting
+from unet.devices.launchers import Rank, find_rank, master_address
 from unet.errors import UsageError
 
 ELASTIC = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -70,7 +70,7 @@ def test_a_partial_environment_is_an_error(whole: dict[str, str]) -> None:
             find_rank(make_config(), {name: value for name, value in whole.items() if name != lost})
     with pytest.raises(UsageError, match=r"'x' is not a number"):
         find_rank(make_config(), {**whole, launcher.world: "x"})
-    with pytest.raises(UsageError, match="that cannot be"):
+    with pytest.raises(UsageError, match="which is impossible"):
         find_rank(make_config(), {**whole, launcher.rank: "99"})
 
 
@@ -116,45 +116,47 @@ def test_a_rank_that_is_typed_for_all_is_told_by_those_for_whom_it_is_wrong() ->
 def test_ranks_that_are_typed() -> None:
     typed = make_config(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
     assert find_rank(typed, {}) == Rank(3, 4, 1, 2, "flags")
-    assert meeting(typed, find_rank(typed, {}), {}) == ("10.0.0.1", 29500)
+    assert master_address(typed, find_rank(typed, {}), {}) == ("10.0.0.1", 29500)
     with pytest.raises(UsageError, match=r"--world-size 2, but no launcher runs 2 processes"):
         find_rank(make_config(world_size=2), {})
-    with pytest.raises(UsageError, match=r"--rank 1, but there is one process"):
+    with pytest.raises(UsageError, match=r"--rank 1, but there is only one process"):
         find_rank(make_config(rank=1), {})
-    with pytest.raises(UsageError, match="not where the processes meet"):
+    with pytest.raises(UsageError, match="no address of rank 0"):
         find_rank(make_config(world_size=2, rank=1), {})
     with pytest.raises(UsageError, match="--dist-url 'nowhere'"):
-        meeting(make_config(dist_url="nowhere"), Rank(), {})
+        master_address(make_config(dist_url="nowhere"), Rank(), {})
 
 
 def test_where_the_processes_meet(tmp_path: Path) -> None:
     two_nodes, one_node = Rank(1, 4, 1, 2, "Open MPI"), Rank(1, 2, 1, 2, "Open MPI")
-    assert meeting(make_config(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
-    address, port = meeting(make_config(), one_node, {"PMIX_NAMESPACE": "77"})
+    assert master_address(make_config(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
+    address, port = master_address(make_config(), one_node, {"PMIX_NAMESPACE": "77"})
     assert address == "127.0.0.1"
     assert 20000 <= port < 30000
-    assert meeting(make_config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
-    assert meeting(make_config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
-    assert meeting(make_config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
+    assert master_address(make_config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
+    assert master_address(make_config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
+    assert master_address(make_config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
     inside = {"PMIX_NAMESPACE": "7", "SLURM_JOB_NODELIST": "n[01-04]", "SLURM_STEP_NODELIST": "n[02-04]"}
-    assert meeting(make_config(), two_nodes, inside)[0] == "n01"  # mpirun in an allocation: its own step lacks its node
+    assert (
+        master_address(make_config(), two_nodes, inside)[0] == "n01"
+    )  # mpirun in an allocation: its own step lacks its node
     hosts = tmp_path / "hosts"
     hosts.write_text("node-3\nnode-3\nnode-4\n")
     for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):
-        assert meeting(make_config(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
-        assert meeting(make_config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
+        assert master_address(make_config(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
+        assert master_address(make_config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
     with pytest.raises(UsageError, match="MASTER_PORT is not set"):
-        meeting(make_config(), two_nodes, {"MASTER_ADDR": "a"})
-    with pytest.raises(UsageError, match=r"torch\.distributed\.run says where"):
-        meeting(make_config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
+        master_address(make_config(), two_nodes, {"MASTER_ADDR": "a"})
+    with pytest.raises(UsageError, match=r"torch\.distributed\.run sets the address"):
+        master_address(make_config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
     other = Rank(1, 2, 1, 2, "Open MPI")  # variables of other launchers, which only some nodes have, change nothing
     both = {"PMIX_NAMESPACE": "77", "SLURM_JOB_ID": "5", "COBALT_JOBID": "6"}
-    assert meeting(make_config(), other, both)[1] == port
+    assert master_address(make_config(), other, both)[1] == port
     with pytest.raises(UsageError, match="MASTER_ADDR is not set") as caught:
-        meeting(make_config(), two_nodes, OPEN_MPI)
+        master_address(make_config(), two_nodes, OPEN_MPI)
     assert "mpirun -x MASTER_ADDR" in caught.value.hint
     with pytest.raises(UsageError, match="MASTER_PORT='x'"):
-        meeting(make_config(), one_node, {"MASTER_PORT": "x"})
+        master_address(make_config(), one_node, {"MASTER_PORT": "x"})
 
 
 def test_threads_are_shared_out_unless_the_launcher_has_done_it() -> None:
@@ -196,7 +198,7 @@ def test_the_interface_by_which_a_node_is_reached() -> None:
 
 def test_a_flag_for_several_processes_without_a_launcher() -> None:
     """A launcher that is not known would start N runs that fight for one folder."""
-    with pytest.raises(UsageError, match="--distributed, but no launcher"):
+    with pytest.raises(UsageError, match="--distributed was typed, but no known launcher"):
         find_rank(make_config(distributed=True), {})
     assert find_rank(make_config(distributed=True), OPEN_MPI).world == 2
 

@@ -126,7 +126,7 @@ def test_a_header_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda facts: facts | {"task": "os"}, "of the task 'os'"),
+        (lambda facts: facts | {"task": "os"}, "belongs to task 'os'"),
         (lambda facts: facts | {"task": 5}, "task is 5"),
         (lambda facts: facts | {"format": "unet weights 9"}, "later version"),
         (lambda facts: facts | {"settings": {"image_size": -4}}, "image-size is at least 4, not -4"),
@@ -218,7 +218,7 @@ def test_no_state_is_whole(tiny, cli) -> None:
     for name in ("state", "state-before"):
         Path(f"weights/a.{name}.safetensors").write_bytes(b"")
     error = error_of(cli("train", "--resume", "--run-name", "a", "--epochs", 3))
-    assert "empty (0 bytes)" in error and "no earlier state that is whole" in error
+    assert "empty (0 bytes)" in error and "no earlier intact state" in error
     assert Path("weights/a.state.safetensors").exists(), "nothing is set aside where nothing goes on"
 
 

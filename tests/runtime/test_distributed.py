@@ -136,7 +136,7 @@ def test_a_usage_error_is_told_once(two: Path) -> None:
 
 
 def watchdogs(count: int, timeout: float = 0.4) -> list[Watchdog]:
-    """Hearts that do not beat by themselves, on a store in memory."""
+    """Watchdogs whose threads are not started, on a store in memory."""
     line = Line(torch.distributed.HashStore(), "a secret of the test")
     return [Watchdog(line, rank, count, timeout) for rank in range(count)]
 
@@ -198,7 +198,7 @@ def test_a_rank_with_an_error_of_its_own_is_not_ahead_of_the_others() -> None:
     assert look(three) is None
 
 
-def test_a_rank_that_ended_in_peace_is_not_missed_and_one_with_an_error_is_quoted() -> None:
+def test_a_rank_that_left_in_order_is_not_missed_and_one_with_an_error_is_quoted() -> None:
     three = watchdogs(3)
     look(three)
     three[2].line.write("left/2", "")

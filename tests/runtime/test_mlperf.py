@@ -460,7 +460,7 @@ def cache(workplace: Path) -> str:
         ("mlperf_org", None, "--mlperf-org is missing"),
         ("mlperf_platform", None, "--mlperf-platform is missing"),
         ("mode", "train", "--mode train evaluates nothing"),
-        ("cache", "none", "is not there: make it before"),
+        ("cache", "none", "does not exist: run"),
         ("batch_size", 169, "a step of 169 samples is more than the 168 training cases"),
     ],
 )
@@ -499,7 +499,7 @@ def test_a_closed_submission_needs_all_cases() -> None:
 def test_the_command_names_all_that_is_not_closed_at_once(cli) -> None:
     words = ("--task", "kits19", "--mlperf-division", "closed", "--patch", 64, "--overlap", 0.25)
     error = error_of(cli("train", *words, "--device", "cpu"), 2)
-    for part in ("--patch is 64 64 64", "--overlap is 0.25", "--mlperf-org is missing", "is not there"):
+    for part in ("--patch is 64 64 64", "--overlap is 0.25", "--mlperf-org is missing", "does not exist"):
         assert part in error
     assert "--mlperf-rehearsal" in error
     assert "--mlperf-division" in error_of(cli("train", "--mlperf-rehearsal", "--device", "cpu"), 2)

@@ -222,7 +222,7 @@ def test_typed_flags_replace_the_script_s(desk: Desk) -> None:
         "1",
     ]
     desk.run(FOUR, "--synth-data", "--out", "b")
-    assert "--cache" not in desk.started[-1]  # made data are not written among real ones
+    assert "--cache" not in desk.started[-1]  # synthetic data are not written into real data
 
 
 def test_the_seed(desk: Desk) -> None:

@@ -1,5 +1,5 @@
-"""benchmark: images a second of the training step and of the loader alone, against a plain fp32 loop; the latency of
-step and prediction."""
+"""benchmark: samples/s of the training step and of the loader alone, compared with a plain fp32 loop; latency of a step
+and of prediction."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PREDICTING = ("predict", "evaluate")
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Time the step of these settings and the plain loop in turn, each in a process of its own; then the loader alone.
+    """Time the step with these settings and the plain loop alternately, each in its own process; then the loader alone.
 
-    The plain loop is the task's network and loss as a first script has them: fp32, channels first, eager, torch's own
-    optimiser, with nothing that this program sets for its process. Rounds alternate, so a machine whose speed drifts
+    The plain loop is the task's network and loss in plain PyTorch: fp32, channels first, eager, torch's optimiser,
+    without the process settings of this program. Rounds alternate, so a machine whose speed drifts
     slows both; ratios are what to quote. The first --benchmark-warmup steps (a round, where it is not typed) are left
     out. Then --rounds x --steps single steps and passes, each waited for, give the latency. With --mode predict only
     the prediction is timed.
@@ -39,7 +39,7 @@ def run(resolved: Resolved, command: str) -> int:
     if rank.world > 1:
         raise UsageError(
             f"benchmark times one process, and {rank.launcher} runs {rank.world}.",
-            "Start one process; a training run on several shows its images a second.",
+            "Start one process; a training run on several processes prints its own samples/s.",
         )
     folder = run_folder.RunFolder(Path(config.run.out) / config.run.run_name) if config.run.run_name else None
     if folder:
@@ -83,7 +83,7 @@ def run(resolved: Resolved, command: str) -> int:
 
 
 def predicted(context: setup.Context, passes: list[float]) -> dict[str, Any]:
-    """What was timed, and the rate and latency of forward passes of --eval-batch-size."""
+    """What was measured, with samples/s and latency of forward passes of --eval-batch-size."""
     from unet.runtime import evaluation
 
     config = context.config
@@ -109,7 +109,7 @@ def summary(
     loading: list[float],
     each: list[float],
 ) -> dict[str, Any]:
-    """Rates by their medians, the ratio of each round, arithmetic, peak memory, the seconds a step of every round."""
+    """Median samples/s, ratios per round, FLOP/s, peak memory, seconds per step of every round."""
     from unet.runtime import evaluation
 
     config = context.config
@@ -149,9 +149,9 @@ def step_flops(context: setup.Context) -> int:
 
 @contextlib.contextmanager
 def worker(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable[[int], tuple[list[float], int]]]:
-    """A loop ("plain", "ours", "predict") in a process of its own: ask it for N steps, it answers with their seconds
-    and its peak memory in bytes (the device's own; the process's where that is the host's). The steps run into one
-    another, and only their sum tells; ask for -N to have each waited for."""
+    """Start a loop ("plain", "ours", "predict") in its own process. The yielded function runs N steps and returns their
+    seconds and the peak memory in bytes (of the device, or of the process on a CPU). Steps overlap, so only their sum
+    is exact; -N waits for each step."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=serve, args=(there, config, batch, which), daemon=True)
@@ -177,7 +177,7 @@ def worker(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callab
 
 
 def serve(connection: Any, config: Config, batch: dict[str, Any], which: str) -> None:
-    """In the process: make the loop, then answer until the other end closes."""
+    """In the process of `worker`: build the loop and run steps until the connection closes."""
     if which == "plain":
         step, memory = plain_step(config, batch)
     else:
@@ -226,7 +226,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def load_time(loader: Any, epoch: int, most: int = 30) -> float:
-    """Seconds a batch of the loader alone."""
+    """Seconds per batch of the loader alone."""
     count = min(most, len(loader))
     start = time.perf_counter()
     for _ in loader.epoch(epoch, 0, count):
@@ -238,7 +238,7 @@ Step = tuple[Callable[[], Any], Callable[[], int]]
 
 
 def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
-    """The engine's step with these settings, on one batch, which gives the loss, unread; and its peak memory."""
+    """(a training step with these settings on one batch, which returns the loss on the device; its peak memory)."""
     import torch
 
     from unet.runtime import optim

@@ -1,4 +1,4 @@
-"""check: a raw set or a cache, looked over before hours are spent on it."""
+"""check: finds errors in a raw set or a cache before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config: the settings of `train` in force and where each comes from."""
+"""config: prints every setting of `train` and where it came from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from unet.config.resolve import Resolved
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Print a table of setting, value and source; what differs from the default stands first."""
+    """Print a table of setting, value and source; settings that differ from their default come first."""
     rows = [(flag(name), value(resolved.config.get(name)), resolved.sources[name]) for name in resolved.names]
     rows.sort(key=lambda row: row[2] == "default")
     wide = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)

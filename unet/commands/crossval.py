@@ -1,7 +1,7 @@
-"""crossval: every fold trained and scored, one after another or on several cards at once, and the mean over them.
+"""crossval: trains and scores every fold, one after another or on several cards at once, and reports the mean.
 
-A fold is a run of its own, `<run-name>-fold0` and on: what is done is kept, what was stopped goes on, so the same
-command line continues a cross-validation that was interrupted.
+Each fold is its own run, `<run-name>-fold0` and so on. Finished folds are kept and stopped ones resumed, so the same
+command line continues an interrupted cross-validation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Fold:
         return bool(self.status().get("state")) and (self.folder / "config.json").exists()
 
     def command(self, settings: Path, config: Config, minutes: float | None) -> list[str]:
-        """The words after `python -m unet` that begin this fold, or go on with it, and end it after some minutes."""
+        """The arguments of `python -m unet` that start or resume this fold, with a time limit in minutes."""
         words = ["--run-name", self.name, "--out", str(self.folder.parent)]
         words += [word for word, on in (("--quiet", config.logging.quiet), ("--verbose", config.logging.verbose)) if on]
         words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
@@ -74,40 +74,41 @@ class Fold:
         return ["train", "--config", str(settings), *fold, *words]
 
     def require(self, settings: dict[str, Any]) -> None:
-        """Raise UsageError where a run of this name is running, or was made with other settings."""
+        """Raise UsageError if a run of this name is running, or was trained with other settings."""
         from unet.runtime.folders.run_folder import RunFolder
 
         RunFolder(self.folder).require_stopped()
         path = self.folder / "config.json"
         if not path.exists():
             return
-        hint = f"Restore it, or remove the run {shell_path(self.folder)}: it is then trained anew."
+        hint = f"Restore it, or remove the run {shell_path(self.folder)}: it is then trained again."
         made = {key: item["value"] for key, item in run_files.read_settings(path, hint).items()}
         wanted = {key: files.jsonable(value) for key, value in settings.items()} | {"fold": self.number}
         changed = sorted(key for key in wanted if key in made and made[key] != wanted[key])
         if changed:
             words = ", ".join(f"{key} {made[key]} -> {wanted[key]}" for key in changed[:4])
             raise UsageError(
-                f"Run {self.name!r} in {self.folder.absolute()} was made with other settings ({words}).",
-                "Give another --run-name, or start all folds anew with --overwrite.",
+                f"Run {self.name!r} in {self.folder.absolute()} was trained with other settings ({words}).",
+                "Give another --run-name, or train all folds again with --overwrite.",
             )
 
     def require_weights(self, replaced: bool) -> None:
-        """Raise UsageError where the fold's weights are another run's, unless they are to be replaced."""
+        """Raise UsageError if the fold's weights belong to another run, unless they may be replaced."""
         from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 
         state = CheckpointPaths(self.weights).state
         own = self.status().get("weights") == str(self.weights.absolute())
         if not own and not replaced and (self.weights.exists() or state.exists()):
             raise UsageError(
-                f"{self.weights.absolute()} exists, and is not of run {self.name!r} in {self.folder.absolute()}.",
+                f"{self.weights.absolute()} exists, and does not belong to run {self.name!r} in"
+                f" {self.folder.absolute()}.",
                 "Give another --weights or --run-name.",
             )
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Train what is left of the folds, then show and write the table. Returns 0, 1 where a fold failed, 130 where it
-    was stopped: the same command goes on."""
+    """Train the remaining folds, then print and write the table. Returns 0, or 130 if it was stopped (the same command
+    continues); raises UnetError if a fold failed."""
     config = resolved.config
     require(resolved)
     began = time.perf_counter()
@@ -117,14 +118,14 @@ def run(resolved: Resolved, command: str) -> int:
     if config.run.dry_run:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
         return 0
-    with run_start.noting(folder):
+    with run_start.recording_failure(folder):
         return train_and_sum_up(folder, found, config, cards, began)
 
 
 def train_and_sum_up(
     folder: Any, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
 ) -> int:
-    """What `run` does once its folder stands."""
+    """Train the remaining folds, and write the results."""
     task = create(config)
     left = [fold for fold in found if not fold.done()]
     kept = len(found) - len(left)
@@ -154,7 +155,7 @@ def train_and_sum_up(
 
 
 def require(resolved: Resolved) -> None:
-    """Raise UsageError for what does not go with all folds."""
+    """Raise UsageError for flags that crossval does not support."""
     config = resolved.config
     found = launchers.launched(os.environ)
     if found is not None and found.world > 1:
@@ -177,7 +178,7 @@ def require(resolved: Resolved) -> None:
 
 
 def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[Fold]]:
-    """The folder of the whole, new or gone on with, and its folds. Raises UsageError where it was begun with other
+    """(folder of the cross-validation, its folds), new or continued. Raises UsageError if it was started with other
     settings."""
     from unet.runtime.folders.run_folder import RunFolder
 
@@ -199,13 +200,13 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     hold_weights(stem, folder)
     path, going = folder / SETTINGS, run_files.read_status(folder.path).get("kind") == "crossval"
     if going and path.exists() and not config.general.overwrite:
-        before = files.read_json(path, dict, "Restore the file, or start anew with --overwrite.")
+        before = files.read_json(path, dict, "Restore the file, or start again with --overwrite.")
         changed = sorted(key for key in before.keys() & settings.keys() if before[key] != files.jsonable(settings[key]))
         if changed:
             words = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:4])
             raise UsageError(
-                f"{folder.path.absolute()}: was begun with other settings ({words}).",
-                "Type the settings it was begun with, give another --run-name, or start anew with --overwrite.",
+                f"{folder.path.absolute()}: was started with other settings ({words}).",
+                "Type the settings it was started with, give another --run-name, or start again with --overwrite.",
             )
     elif not config.run.dry_run:
         folder.create("crossval", config.general.overwrite)
@@ -221,7 +222,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
 
 
 def hold_weights(stem: Path, folder: Any) -> None:
-    """Hold the names of all folds' weights for this cross-validation. Raises UsageError while another has them."""
+    """Lock the weights of all folds for this cross-validation. Raises UsageError while another one holds them."""
     from unet.runtime.folders import locks
 
     files.make_folder(stem.parent)
@@ -234,7 +235,7 @@ def hold_weights(stem: Path, folder: Any) -> None:
 
 
 def clear(fold: Fold) -> None:
-    """Remove a fold's run and weights, which are made anew."""
+    """Remove a fold's run and weights, before it is trained again."""
     from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
     from unet.runtime.folders.run_folder import RunFolder
 
@@ -243,8 +244,8 @@ def clear(fold: Fold) -> None:
 
 
 def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:
-    """Train folds, one on each of the `cards` at a time (and with a share of the cores); one that fails does not stop
-    the others. Returns whether it was stopped, by a signal, which is passed on, or by --max-time since `began`."""
+    """Train folds, one at a time on each of the `cards` (with a share of the cores); a failed fold does not stop the
+    others. Returns whether it was stopped, by a signal (passed on to the folds) or by --max-time since `began`."""
     waiting, running = list(left), dict[int, tuple[Fold, subprocess.Popen[bytes]]]()
     processes: list[subprocess.Popen[bytes]] = []
     stopped = False
@@ -272,7 +273,7 @@ def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[
 
 
 def own_cards(config: Config, places: int) -> list[dict[str, str]]:
-    """The variables of each place: which card is its. Raises UsageError for more places than cards."""
+    """The environment variables that give each process its card. Raises UsageError for more processes than cards."""
     if places == 1:
         return [{}]
     alone = config.replace(devices=None)
@@ -310,7 +311,7 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
     rows = []
     for fold in finished:
-        again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained anew."
+        again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
         about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
         cases = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
         keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
@@ -361,7 +362,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], task: Task) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
-    """Scores by fold, then mean and standard deviation."""
+    """Table of scores by fold, with mean and standard deviation."""
     columns = [column for column in task.columns if column[0] in rows[0]]
 
     def line(name: str, values: dict[str, float]) -> list[str]:

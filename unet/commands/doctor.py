@@ -1,4 +1,4 @@
-"""doctor: what would be used here, why not the others, and what the machine grants."""
+"""doctor: shows which device would be used, why others are not, and the resources of the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unet.runtime.folders.run_folder import versions
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Print the report. Returns 0, or 1 where nothing can be used."""
+    """Print the report. Returns 0, or 1 if no device can be used."""
     config = resolved.config
     total, available = host.memory()
     lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]

@@ -1,4 +1,4 @@
-"""evaluate: scores of weights, case by case."""
+"""evaluate: scores trained weights on every case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unet.tasks.base import Task
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Score the cases that the weights were not trained on (their run's validation cases, or what --split says)."""
+    """Score the validation cases of the weights' run, or those chosen by --split."""
     config = resolved.config
     paths = setup.given_weights(config, "evaluate")
     if len(paths) > 1:
@@ -37,7 +37,7 @@ def run(resolved: Resolved, command: str) -> int:
     folder = open_folder(context, resolved, command)
     host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
     start = time.perf_counter()
-    with run_start.noting(folder, context.group.explain), setup.explaining_oom(context):
+    with run_start.recording_failure(folder, context.group.explain), setup.explaining_oom(context):
         predictor = setup.make_predictor(context, network, finite=True)
         records = scores.full(context, predictor, cases, folder)
     seconds = time.perf_counter() - start
@@ -71,7 +71,7 @@ def run(resolved: Resolved, command: str) -> int:
 
 
 def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any:
-    """The folder of this run, made by rank 0."""
+    """The folder of this run, created by rank 0."""
     from unet.runtime.folders.run_folder import environment, new_folder
 
     config, kind = context.config, f"{context.config.task.name}-evaluate"
@@ -87,13 +87,13 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
 
 
 def chosen_cases(context: setup.Context, resolved: Resolved, facts: dict[str, Any]) -> list[Any]:
-    """The cases to score: what --split or --fold says if typed (`--split none`: every case); else the validation cases
-    that the weights name; of a set that has none of these, every case that was not trained on."""
+    """The cases to score: those of --split or --fold if typed (`--split none`: all cases), else the validation cases
+    stored in the weights; in a data set with none of these, all cases that were not trained on."""
     return setup.all_cases(context, functools.partial(choose, context.task, resolved, facts))
 
 
 def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]) -> list[str]:
-    """As `chosen_cases`: of the ids of the set, those to score; no other case is prepared."""
+    """The ids to score, chosen as in `chosen_cases`; other cases are not preprocessed."""
     config = resolved.config
     typed = any(resolved.sources[name].startswith(("flag", "file", "recipe")) for name in ("split", "fold"))
     trained = set(facts.get("training", ()))
@@ -106,12 +106,13 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
             raise UsageError(
                 f"{len(missing)} of the {len(held)} validation cases of these weights are not in this set"
                 f" ({', '.join(missing[:2])}).",
-                "Give the set they were trained on (--data, --cache), or --split none to score every case of this one.",
+                "Give the set they were trained on (--data, --cache), or type --split none to score every case of this"
+                " set.",
             )
         if held and len(missing) == len(held):
             host.notice(
-                f"None of the {len(held)} validation cases of these weights is in this set: it is another one, and"
-                " every case of it that they were not trained on is scored."
+                f"None of the {len(held)} validation cases of these weights is in this set, so all of its cases"
+                " that they were not trained on are scored."
             )
         held = held - set(missing) or set(ids) - trained
         if not held:
@@ -120,7 +121,7 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
                 "Give other cases with --data and --cache, or --split none to score the training cases all the same.",
             )
     if held & trained:
-        host.notice(f"{len(held & trained)} of the {len(held)} cases were trained on: their scores say little")
+        host.notice(f"{len(held & trained)} of the {len(held)} cases were used for training: their scores are too good")
     if len(held) < len(ids):
         host.notice(f"{len(held)} of the {len(ids)} cases are scored; --split none scores all")
     return [case for case in ids if case in held][: config.eval.eval_steps]

@@ -23,8 +23,8 @@ from unet.runtime.folders import locks
 from unet.runtime.stop import interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 
-PATIENCE = 15.0  # seconds for the other processes to end by themselves after one has failed
-ENDS = (0, 3, 130)  # exit codes of a process that did what it was asked
+PATIENCE = 15.0  # seconds for the others to end by themselves after one has failed
+ENDS = (0, 3, 130)  # exit codes that are not failures
 SEVERAL = ("train", "evaluate", "predict")  # commands that several processes share
 
 
@@ -53,8 +53,7 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
 
 
 def part(error: BaseException | None) -> Any:
-    """Leave the other ranks, if this process has met any. Returns the error to raise: the death of another rank where
-    that is what lies behind it."""
+    """Leave the process group, if there is one. Returns the error to raise: that of a lost rank if it is the cause."""
     distributed = sys.modules.get("unet.runtime.distributed.process_group")
     if distributed is None:
         return error
@@ -63,7 +62,7 @@ def part(error: BaseException | None) -> Any:
 
 
 def silent(error: UnetError) -> bool:
-    """Whether another process tells the user the same: a mistake in the flags is everybody's, and rank 0 names it."""
+    """Whether another process reports the same error: wrong flags are wrong on every rank, and rank 0 reports them."""
     return error.shown if error.shown is not None else isinstance(error, UsageError) and follows()
 
 
@@ -78,14 +77,14 @@ def follows() -> bool:
 def start(count: int, words: Sequence[str]) -> int:
     """Run this command line in `count` processes of this machine; signals are passed on. Returns the worst exit code.
 
-    Where one fails, the others end by themselves, since they watch each other; who does not is ended.
+    If one fails, the others end by themselves, since they watch each other; one that does not is killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), launchers.STARTER: f"--devices {count}"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"UNET_TOKEN": os.environ.get("UNET_TOKEN") or secrets.token_hex(32)}  # by which they know each other
+    common |= {"UNET_TOKEN": os.environ.get("UNET_TOKEN") or secrets.token_hex(32)}  # shared secret of the ranks
     processes = []
     for number in range(count):
         rest = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
@@ -132,10 +131,10 @@ def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: Any) -> None:
         came.append(number)
-        told = signal.SIGTERM if number == signal.SIGHUP else number
+        sent = signal.SIGTERM if number == signal.SIGHUP else number
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 2 else told)
+                process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 2 else sent)
 
     before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:

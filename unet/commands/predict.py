@@ -1,4 +1,4 @@
-"""predict: masks of images, patient folders or whole sets, on their own grid."""
+"""predict: writes masks for images, patient folders or whole data sets, on their own grid."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from unet.tasks.base import Predictor, Task
 
 
 def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
-    """Write a mask for each input, under its name, in <output>/<its folder's name>/; what is there already and was made
-    of the same images, weights and settings is kept. `own`: as for `outputs.jobs`.
+    """Write a mask for each input into <output>/<name of its folder>/. Masks that were made from the same images,
+    weights and settings are kept. `own`: see `predict_outputs.jobs`.
 
-    Several --weights are averaged. Returns 1 where a patient could not be read (the others are done all the same).
+    Several --weights are averaged. Raises UnetError at the end if a patient could not be read; the others are
+    predicted.
     """
     paths = setup.given_weights(resolved.config, "predict")
     context = setup.assemble(resolved.config)
@@ -41,16 +42,16 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
         return 0
     try:
         with interruptible(), contextlib.ExitStack() as stack:
-            group.set_phase("looking at what is there", may_block=True)
+            group.set_phase("checking existing results", may_block=True)
             todo = group.run_on_main(lambda: begin(context, groups, out, made, stack, own))
             return write(context, resolved, paths, groups, todo, out, made)
     except KeyboardInterrupt:
-        host.notice(f"What is done in {config.predict.output}/ is kept: the same command goes on from there.")
+        host.notice(f"Finished masks in {config.predict.output}/ are kept; the same command goes on from there.")
         raise
 
 
 def weights_digest(paths: Sequence[Path]) -> str:
-    """A digest of the networks, whatever their files are called and in whatever order."""
+    """A digest of the weights, independent of file names and order."""
     return files.fingerprint(sorted(files.digest_files(path) for path in paths))
 
 
@@ -62,7 +63,7 @@ def begin(
     stack: contextlib.ExitStack,
     own: Collection[str] = (),
 ) -> dict[Path, predict_outputs.Job]:
-    """Take the output folder until `stack` closes, and find what is to be made. Raises UsageError."""
+    """Lock the output folder until `stack` closes, and find the cases to predict. Raises UsageError."""
     stack.enter_context(out.held())
     out.read()
     todo = predict_outputs.jobs(context.task, groups, out, context.config, made.weights, made.settings, own)
@@ -74,7 +75,7 @@ def begin(
 
 
 def results(task: Any, folder: Path, job: predict_outputs.Job, out: OutputFolder) -> list[Path]:
-    """The files that are written for a case."""
+    """The output files of a case."""
     place = out.path / folder.name
     return [path for image in job.wanted for path in task.output_files(image, place, job.options).values()]
 
@@ -88,7 +89,7 @@ def write(
     out: OutputFolder,
     made: Made,
 ) -> int:
-    """Load the networks, and make what is to be made; say what was."""
+    """Load the networks, predict the cases in `todo`, and report."""
     config, task, group = context.config, context.task, context.group
     done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
     networks = [setup.trained_network(context, path, resolved) for path in paths] if todo else []
@@ -108,7 +109,7 @@ def write(
             words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"
             faults.append((words, error.hint))
             before = any(os.path.lexists(path) for path in results(task, folder, job, out))
-            host.notice(f"left out: {words}" + (" Its results that are there are of before." if before else ""))
+            host.notice(f"left out: {words}" + (" Its existing results are from an earlier run." if before else ""))
     faults = [fault for each in group.gather(faults) for fault in each]
     if predictor.seconds:
         from unet.runtime import evaluation
@@ -145,7 +146,7 @@ def apply(
     appeared = [path for path in paths if path in job.free and os.path.lexists(path)]
     if appeared:
         raise DataError(
-            f"{appeared[0]} was written by somebody else while this program ran.",
+            f"{appeared[0]} was written by another program while this one ran.",
             "Move it elsewhere, or name another --output.",
         )
     out.note(made, dict.fromkeys(paths))
@@ -156,7 +157,7 @@ def apply(
 
 
 def share(todo: dict[Path, predict_outputs.Job], rank: int, world: int) -> dict[Path, predict_outputs.Job]:
-    """The patients of one rank, by their number of images."""
+    """The cases of one rank, balanced by their number of images."""
     from unet.runtime.evaluation import balance_by_cost
 
     folders = list(todo)

@@ -1,5 +1,5 @@
-"""What predict is to write, and whether it may: where the results of each input go, which of them are there already
-and still hold, which lie where somebody else's files are."""
+"""Plans the output of predict: the files of each input, which of them exist and are up to date, and which would
+overwrite files of other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST,
 from unet.tasks.base import Task
 
 Groups = dict[Path, list[Path]]
-# Settings of these groups decide what a mask is, but for these.
+# Settings of these groups determine a mask, except these.
 DECIDING = ("data", "network", "eval")
 INDIFFERENT = {
     *("data", "cache", "rebuild_cache", "synth_data", "workers", "eval_batch_size", "eval_region", "eval_loss"),
@@ -29,8 +29,8 @@ FORMAT = 1  # counted up where the same image, weights and settings give another
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is made of one case: its images that are wanted, what to write (with what was made before), and which of the
-    files were not there."""
+    """The work for one case: its images to predict, the output options (including files that exist from before), and
+    the output files that do not exist yet."""
 
     wanted: list[Path]
     options: PredictOptions
@@ -38,8 +38,8 @@ class Job:
 
 
 def inputs_of(task: Task, config: Config) -> Groups:
-    """The cases that are predicted: what is named on the command line, or the raw set. Raises UsageError where two
-    would write one file, or a mask would be written over an image."""
+    """The cases to predict: the inputs of the command line, or the raw set. Raises UsageError if two cases would write
+    the same file, or a mask would overwrite an image."""
     groups = task.find_inputs([Path(name) for name in config.input.inputs] or [resolve_path(config.data.data, "data")])
     output = absolute(Path(config.predict.output))
     real = functools.cache(files.real)
@@ -63,8 +63,8 @@ def inputs_of(task: Task, config: Config) -> Groups:
 
 
 def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
-    """That a network which is not trained yet may write its masks, before anything costly is done: raises UsageError
-    where files lie there that may not be replaced (`own`: as for `jobs`); and what `inputs_of` raises."""
+    """Check before training that the masks can be written later. Raises UsageError if a file must not be replaced
+    (`own`: see `jobs`), and the errors of `inputs_of`."""
     if config.data.synth_data and not config.input.inputs and not resolve_path(config.data.data, "data").exists():
         return  # the set is made later, so nothing is known of its cases
     out = OutputFolder(absolute(Path(config.predict.output)))
@@ -73,7 +73,7 @@ def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
 
 
 def refuse(out: OutputFolder, states: dict[Path, str], overwrite: bool) -> None:
-    """Raise UsageError for files that are not the program's own, or that were changed since it wrote them."""
+    """Raise UsageError for files that this program did not write, or that were changed since."""
     foreign = [path for path, state in states.items() if state == FOREIGN]
     if foreign:
         raise UsageError(
@@ -145,12 +145,12 @@ def jobs(
 
 
 def gives_way(words: Sequence[str], made: Made, own: Collection[str]) -> bool:
-    """Whether a mask that differs in `words` is of earlier weights of the same run."""
+    """Whether a mask differs only because it was made with earlier weights of the same run."""
     return tuple(words) == ("weights",) and made.weights in own
 
 
 def require_no_results(groups: Groups, out: OutputFolder) -> None:
-    """Raise UsageError for an image that is a mask which this program wrote here."""
+    """Raise UsageError for an input that is a mask written by this program."""
     for image in (image for images in groups.values() for image in images):
         path = absolute(image)
         if path.is_relative_to(out.path) and path in out:
@@ -166,8 +166,8 @@ def absolute(path: Path) -> Path:
 def as_before(
     task: Task, images: Iterable[Path], place: Path, out: OutputFolder, options: PredictOptions
 ) -> PredictOptions:
-    """What to write, with the overlays and probabilities that were made of these images before: left as they were, they
-    would lie beside a mask that is not theirs."""
+    """The options, extended by overlays and probabilities that exist from before: otherwise they would not match the
+    new mask."""
     for name in ("overlay", "probabilities"):
         if getattr(options, name):
             continue
@@ -183,12 +183,12 @@ def as_before(
 
 
 def source_of(folder: Path, images: Sequence[Path]) -> str:
-    """Where the images of a case lie: their folder, or the file (or folder of slices) that stands for it."""
+    """The source path of a case: the folder of its images, or its single file (or folder of slices)."""
     return str(absolute(folder if images[0].parent == folder else images[0]))
 
 
 def inputs_digest(task: Task, images: Sequence[Path], options: PredictOptions) -> str:
-    """A digest of all that the results of a case are made of; empty where it cannot be read."""
+    """A digest of all files that a case is predicted from; empty if they cannot be read."""
     try:
         return files.digest_files(*(path for image in images for path in task.source_files(image, options)))
     except StorageError:
@@ -196,19 +196,19 @@ def inputs_digest(task: Task, images: Sequence[Path], options: PredictOptions) -
 
 
 def differences(before: Made, now: Made) -> list[str]:
-    """In what two results differ: images, weights, settings (those only where they are known now)."""
+    """What two results differ in: images, weights, settings (only if they are known now)."""
     words = {"inputs": "images", "weights": "weights"} | ({"settings": "settings"} if now.settings else {})
     return [word for name, word in words.items() if getattr(before, name) != getattr(now, name)]
 
 
 def is_moved(before: Made, now: Made) -> bool:
-    """Whether a result is of another place's images, which are others."""
+    """Whether a result was made from other images in another folder."""
     return before.source != now.source and before.inputs != now.inputs
 
 
 def settings_digest(config: Config, kind: str) -> str:
-    """A fingerprint of the settings that decide what a mask is; `kind` is the network's number format. A setting at its
-    default leaves no trace, so that a version of the program with more settings keeps what is there."""
+    """A fingerprint of the settings that determine a mask; `kind` is the network's number format. Settings at
+    their default are left out, so results stay valid when a later version adds settings."""
     declared = declared_of(type(config.task), DECIDING)
     known = {name: item.default for name, item in declared.items() if name not in INDIFFERENT}
     chosen = {name: config.get(name) for name, default in known.items() if config.get(name) != default}

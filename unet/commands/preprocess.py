@@ -1,4 +1,4 @@
-"""preprocess: raw set -> cache. No torch is imported."""
+"""preprocess: builds the cache from a raw set. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unet.config.schema import resolve_path
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Make what is missing or changed; a second run does nothing, an interrupted one continues."""
+    """Preprocess new and changed cases; a second run does nothing, an interrupted one continues."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the pool has a process for each core
     from unet.data.cache import cache
     from unet.tasks.registry import create

@@ -1,4 +1,4 @@
-"""How a run ends: the best weights scored in full, the summary, the block that says where everything is."""
+"""The end of a run: full evaluation of the best weights, summary, closing block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def finish(
     split: dict[str, list[str]],
     reason: str,
 ) -> int:
-    """Score the best weights in full, write the summary, show the closing block. Returns the exit code."""
+    """Evaluate the best weights in full, write the summary, print the closing block. Returns the exit code."""
     from unet.runtime.checkpoints import checkpoint
 
     config, progress = context.config, run.progress
@@ -39,9 +39,7 @@ def finish(
     if not stopped and run.evaluate and config.save.checkpoints:
         held = set(split["validation"])
         validation = [case for case in cases if case.id in held][: config.eval.eval_steps]
-        if (
-            context.group.is_main and not weights.exists()
-        ):  # stopped before its first evaluation, and resumed at its end
+        if context.group.is_main and not weights.exists():  # resumed after its last epoch, without an evaluation before
             run.emit("save_best", row=progress.history[-1] if progress.history else {})
         best = context.group.run_on_main(lambda: setup.read_weights(weights)[1])
         checkpoint.fit(run.model, best, weights)
@@ -69,7 +67,7 @@ def finish(
     folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
     if context.group.is_main:
-        print(block(context, folder, weights, run, records, reason))
+        print(closing_block(context, folder, weights, run, records, reason))
     if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
         from unet.commands import predict
 
@@ -79,23 +77,25 @@ def finish(
 
 
 def step_latency(folder: Any, warmup: int) -> dict[str, float]:
-    """Seconds of a training step, mean and percentiles, over the stretches between log lines (each is a mean over its
-    steps; --log-every 1 for every step); the first stretch and the first `warmup` steps are left out."""
+    """Mean and percentiles of the seconds of a training step, from the intervals between log lines (each is a mean over
+    its steps; --log-every 1 gives every step). The first interval and the first `warmup` steps are left out."""
     from unet.runtime import evaluation
 
     rows = run_files.read_lines(folder / "metrics.jsonl")
-    laps = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][1:]
-    return evaluation.latency([row["step_seconds"] for row in laps if row["step"] > warmup])
+    intervals = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][
+        1:
+    ]
+    return evaluation.latency([row["step_seconds"] for row in intervals if row["step"] > warmup])
 
 
 def outcome_text(reason: str) -> str:
-    """Why a run ended, in words."""
+    """The stop reason as text."""
     words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
     return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
 
 
-def outcome(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
-    """How a run ended, and its best score."""
+def outcome_lines(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
+    """Lines on how a run ended, and its best score."""
     done = f"{host.counted(len(progress.history), 'epoch')}, {host.counted(progress.step, 'step')}"
     lines = [f"Run {name}: {outcome_text(reason)}: {done}"]
     if progress.best_score is not None:
@@ -104,14 +104,16 @@ def outcome(name: str, progress: Any, target: float | None, score: str, reason: 
     return lines
 
 
-def block(context: setup.Context, folder: Any, weights: Path, run: Trainer, records: list[Any], reason: str) -> str:
-    """The block at the end: what came out, where everything is, what to type next."""
+def closing_block(
+    context: setup.Context, folder: Any, weights: Path, run: Trainer, records: list[Any], reason: str
+) -> str:
+    """The closing block: results, paths, and what to type next."""
     from unet.runtime import evaluation
 
     progress, config = run.progress, context.config
     latency = step_latency(folder, config.run.benchmark_warmup or 0)
     seconds = progress.seconds
-    lines = ["", *outcome(folder.name, progress, config.train.target, context.task.metric.name, reason)]
+    lines = ["", *outcome_lines(folder.name, progress, config.train.target, context.task.metric.name, reason)]
     lines += [
         f"  speed      {progress.rate():.1f} {context.task.item}/s in training, data wait"
         f" {progress.wait_fraction():.1%},"
@@ -145,7 +147,7 @@ def block(context: setup.Context, folder: Any, weights: Path, run: Trainer, reco
         lines.append(f"  pictures   {', '.join(str(folder / name) for name in pictures)}")
     lines.append("")
     if reason == "diverged":
-        lines.append("  The score fell to nothing: start anew with a lower --lr, more --warmup-epochs or --clip 1.")
+        lines.append("  The score collapsed: start a new run with a lower --lr, more --warmup-epochs or --clip 1.")
     data = resolve_path(config.data.data, "data")
     if reason.startswith("stopped"):
         out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
@@ -158,14 +160,14 @@ def block(context: setup.Context, folder: Any, weights: Path, run: Trainer, reco
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else shell_path(weights)
         given = str(data) if data.exists() else "FILES"
         lines += [
-            f"  score      python -m unet evaluate --weights {shown}{where_data_are(config)}",
+            f"  score      python -m unet evaluate --weights {shown}{data_flags(config)}",
             f"  predict    python -m unet predict --weights {shown} {shlex.quote(given)} --overlay",
         ]
     return "\n".join(lines)
 
 
-def where_data_are(config: Config) -> str:
-    """The flags that name the data of a run, where they are not those of its task: weights do not tell places."""
+def data_flags(config: Config) -> str:
+    """The flags for the data of a run, if they differ from the task's defaults: weights do not store paths."""
     own, common = config.task, fields(Config.GROUPS["data"])
     usual = {name: own.defaults.get(name, common[name].default) for name in ("data", "cache")}
     if config.data.synth_data:

@@ -1,5 +1,5 @@
-"""How a stopped run goes on: its weights and states found, the latest whole state of this very run taken, the best
-weights made to fit it."""
+"""Resuming a run: finds its weights and states, loads the latest intact state, and restores the matching best
+weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PLACES = ("data", "cache", "synth_data", "precision")  # settings that may diffe
 
 
 def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]) -> Path:
-    """Where the weights of a stopped run are: as its status says; if the folder was moved or copied, at the same place
-    seen from the folder; else as its settings (`entries` of config.json) say. Raises UsageError where it saved none, or
-    where other weights are typed."""
+    """The path of a stopped run's weights: from its status; if the folder was moved or copied, relative to the folder;
+    else from its settings (`entries` of config.json). Raises UsageError if it saved none, or other weights were
+    typed."""
     from unet.runtime.folders.run_folder import read_status
 
     if not entries.get("checkpoints", {"value": True})["value"]:
@@ -51,8 +51,8 @@ def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]
 
 
 def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
-    """Whether a resumed run has a state to go on from; where it was killed before its first one it starts over. Raises
-    CheckpointError where a state was saved and is gone."""
+    """Whether a resumed run has a saved state; a run that was killed before its first state starts over. Raises
+    CheckpointError if a state was saved and has disappeared."""
 
     def there() -> bool:
         files.remove_leftovers(paths.weights.parent)
@@ -63,7 +63,7 @@ def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
     if '"event": "epoch"' in folder.text("metrics.jsonl"):
         raise CheckpointError(
             f"{paths.state}: the state of run {folder.name!r} is gone.",
-            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
         )
     folder.keep_lines("metrics.jsonl", 0)
     folder.say("resumed: no state was saved yet, so the run starts over")
@@ -71,8 +71,8 @@ def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
 
 
 def resume(run: Trainer, folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
-    """Put the run where its latest whole state says, and cut its logs back to there. `facts` are what the run's own
-    states say of it. Raises CheckpointError where there is none, or where it is another run's."""
+    """Restore the latest intact state, and truncate the logs to it. `facts` is the metadata that a state of this run
+    must have. Raises CheckpointError if there is no state, or it belongs to another run."""
     from unet.runtime.callbacks import checkpoint
     from unet.runtime.folders.run_folder import MLPERF_LOG
 
@@ -94,8 +94,8 @@ def resume(run: Trainer, folder: Any, paths: CheckpointPaths, facts: Mapping[str
 
 
 def find_state(folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """(path, content) of the latest state that is whole. Damaged ones before it are named and set aside. Raises
-    CheckpointError where none is whole, or where it is not a state of this run."""
+    """(path, content) of the latest intact state. Damaged ones are reported and renamed. Raises CheckpointError if none
+    is intact, or it is not a state of this run."""
     from unet.runtime.checkpoints import checkpoint
 
     damaged: list[tuple[Path, DamagedError]] = []
@@ -112,19 +112,19 @@ def find_state(folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) ->
     else:
         words = damaged[0][1].message if damaged else f"{paths.state}: no such file."
         raise CheckpointError(
-            f"{words} There is no earlier state that is whole.",
-            f"Restore the file, or start anew: --overwrite --run-name {folder.name}",
+            f"{words} There is no earlier intact state.",
+            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
         )
     for bad, fault in damaged:
-        folder.say(f"{fault.message} It is set aside; the run goes on from an earlier state, {path.name}.")
+        folder.say(f"{fault.message} It is set aside; the run is resumed from an earlier state, {path.name}.")
         set_aside(bad, "damaged")
     if missing and path == paths.state_before:
-        folder.say(f"{paths.state.name} is missing; the run goes on from the state before it, {path.name}.")
+        folder.say(f"{paths.state.name} is missing; the run is resumed from the state before it, {path.name}.")
     return path, content
 
 
 def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError where a state is not of the run that goes on: another run, split, seed or network."""
+    """Raise CheckpointError if a state does not belong to the resumed run: another run, split, seed or network."""
     other, own = (_called(about) for about in (content, facts))
     both = content.get("run_id") and facts.get("run_id")
     names = "run_id" if both else "run_name"
@@ -158,8 +158,8 @@ def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointErro
 
 
 def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Make the file of the best weights that of the state's best epoch: the run may have ended between the writing of
-    the two, or goes on from an earlier state. What is replaced is set aside."""
+    """Make the file of the best weights match the state's best epoch: the run may have been killed between the two
+    writes, or an earlier state is used. A replaced file is renamed."""
     from unet.runtime.checkpoints import checkpoint
 
     progress = content["progress"]
@@ -182,7 +182,7 @@ def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mappin
         if paths.weights.exists():
             set_aside(paths.weights, "later")
         paths.weights_before.replace(paths.weights)
-        host.notice(f"{paths.weights}: the weights of epoch {progress['best_epoch']}, the best so far, are back")
+        host.notice(f"{paths.weights}: the weights of epoch {progress['best_epoch']}, the best so far, are restored")
         return
     row = progress["history"][-1] if progress["history"] else {}
     about = {name: row.get(name) for name in ("epoch", "step", "score")}
@@ -193,4 +193,4 @@ def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mappin
         about = {name: earlier.get(name) for name in about}
         checkpoint.save_weights(paths.weights, {**facts, **about}, checkpoint.weights_of(earlier))
     elif paths.weights.exists():
-        host.notice(f"{paths.weights} is not of the best epoch, {progress['best_epoch']}, of the state that goes on")
+        host.notice(f"{paths.weights} does not hold the best epoch of the resumed state ({progress['best_epoch']})")

@@ -1,4 +1,4 @@
-"""How a run begins: its folder and names, taken or free; a stopped run put back where it was."""
+"""The start of a run: its folder, its names, locks against other runs; resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
 from unet.weight_files import safetensors_header
 
-# What a resumed run may be told otherwise; every other setting of these groups decides its course and stays.
+# Settings of a resumed run that may change; the other settings of these groups must stay.
 COURSE = ("data", "split", "network", "train", "mlperf")
 FREE = {
     *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
@@ -33,8 +33,8 @@ FREE = {
 
 
 def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
-    """The run's folder, new or resumed, and the names that it writes, held against other runs. A new folder is written
-    by its `begin`. Raises UsageError for a name that is taken."""
+    """(folder, settings, whether it is resumed) of a run; the names that it writes are locked against other runs. A new
+    folder is written only by its `begin`. Raises UsageError for a name that is taken."""
     from unet.runtime.folders.run_folder import RunFolder, new_folder
 
     config = resolved.config
@@ -56,14 +56,13 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
 
 
 def _places(folder: Any, weights: Path) -> dict[str, str]:
-    """Where a run and what it keeps are: if the folder is elsewhere later, it was moved."""
+    """The paths of a run, by which a moved folder is recognised later."""
     paths = {"folder": folder.path, "weights": weights, "state": CheckpointPaths(weights).state}
     return {name: str(path.absolute()) for name, path in paths.items()}
 
 
 def require_places(config: Config) -> None:
-    """What a run reads and writes besides its folder and weights, looked at before anything expensive is done. Raises
-    UnetError."""
+    """Check early what a run reads and writes besides its folder and weights. Raises UnetError."""
     if config.weights.load and not config.save.resume:
         setup.read_weights(setup.weights_path(config.weights.load))
     if config.run.debug_dump:
@@ -71,8 +70,7 @@ def require_places(config: Config) -> None:
 
 
 def require_dump(folder: Path, replaced: bool) -> None:
-    """Raise UsageError where --debug-dump would write over files: of others, or of a dump that is not to be
-    replaced."""
+    """Raise UsageError if --debug-dump would overwrite files of other programs, or a dump without --overwrite."""
     taken = [name for name in (*DUMPED, DUMP_LIST) if os.path.lexists(folder / name)]
     try:
         listed = files.read_json(folder / DUMP_LIST, run_files.MANIFEST)["files"] if taken else []
@@ -93,8 +91,8 @@ def require_dump(folder: Path, replaced: bool) -> None:
 
 
 def hold_output(config: Config, folder: Any) -> None:
-    """See that the masks of --mode train_and_predict may be written, and hold their folder against other such runs: a
-    run that has trained must not find it taken. Raises UnetError."""
+    """Check that the masks of --mode train_and_predict can be written, and lock their folder now, so that it is still
+    free after training. Raises UnetError."""
     from unet.runtime.folders import locks
 
     if config.run.mode != "train_and_predict" or not config.save.checkpoints:
@@ -114,14 +112,14 @@ def hold_output(config: Config, folder: Any) -> None:
 
 
 def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
-    """The folder of a run that goes on. Its weights are those that its status names or, where that is damaged, its
-    settings. Raises UsageError where it is running, or kept no weights."""
+    """The folder of a resumed run. Its weights are named by its status or, if that is damaged, by its settings. Raises
+    UsageError if it is running, or saved no weights."""
     folder.take()
     entries = run_files.read_settings(folder / "config.json")
     kept = _require_unchanged(entries, resolved)
     config = resolved.config
     if not run_files.read_status(folder.path):
-        host.notice(f"{folder / 'status.json'} is missing or damaged; the run goes on from its state.")
+        host.notice(f"{folder / 'status.json'} is missing or damaged; the run is resumed from its state.")
     weights = run_resume.weights_of_run(folder, entries, config.weights.weights)
     hold_weights(weights, folder)
     kept_files = [path for path in (weights, CheckpointPaths(weights).weights_before) if path.is_file()]
@@ -138,7 +136,7 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
 
 
 def hold_weights(weights: Path, folder: Any) -> None:
-    """Hold a weights file and its state for a run. Raises UsageError while another run does."""
+    """Lock a weights file and its state for a run. Raises UsageError while another run holds the lock."""
     from unet.runtime.folders import locks
 
     if weights.is_dir():
@@ -154,9 +152,9 @@ def hold_weights(weights: Path, folder: Any) -> None:
 
 
 @contextlib.contextmanager
-def noting(folder: Any, explain: Callable[[BaseException], BaseException] | None = None) -> Iterator[None]:
-    """Write into status.json how a run ends that is interrupted or fails. One that fails before it has begun leaves no
-    folder; one that is interrupted then can still be resumed. `explain` gives the error behind an error."""
+def recording_failure(folder: Any, explain: Callable[[BaseException], BaseException] | None = None) -> Iterator[None]:
+    """Record in status.json that a run was interrupted or failed. A run that fails before it has begun leaves no
+    folder; one that is interrupted then can still be resumed. `explain` maps an error to its cause."""
     from unet.runtime.folders.run_folder import note
 
     try:
@@ -176,9 +174,9 @@ def noting(folder: Any, explain: Callable[[BaseException], BaseException] | None
 
 
 def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
-    """A resumed run keeps what decides its course. Returns those `entries` of config.json that stay as they are.
+    """Compare the settings of a resumed run with its config.json. Returns the `entries` that are unchanged.
 
-    Raises UsageError for a setting that may not change; what may, and does, is said.
+    Raises UsageError for a setting that must not change; other changes give a notice.
     """
     now = resolved.entries()
     changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
@@ -186,7 +184,7 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(
-            f"--resume goes on exactly, but these settings were typed otherwise:"
+            f"--resume continues a run exactly, but these settings differ:"
             f" {', '.join(words[name] for name in words if name in course)}.",
             "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
         )
@@ -201,9 +199,9 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
 
 
 def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
-    """Where the best weights go, held for this run: the typed name, else the run's own. A name that is taken is an
-    error; with --overwrite a typed name is replaced, and a run of the same name keeps the name that it had; other runs'
-    weights stay."""
+    """The path of the best weights, locked for this run: the typed name, else the run's. An existing file is an error;
+    with --overwrite a typed name is replaced, and a run of the same name keeps its file name; weights of other runs are
+    never replaced."""
     config, sources = resolved.config, dict(resolved.sources)
     typed = sources["weights"].startswith("flag")
     named = config.weights.weights[0] if config.weights.weights else f"{folder.name}.safetensors"
@@ -212,7 +210,7 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
     earlier = weights_to_write(str(before)) if before else None
 
     def taken(path: Path, name: str) -> Path | None:
-        """The file that is in the way."""
+        """An existing file that must not be replaced, if there is one."""
         mine = config.general.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
         other = resolve_path(name, "weights")  # reading that name would find this one
         if other != path and other.exists():
@@ -234,7 +232,8 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
         if there:
             raise UsageError(
                 f"{there.absolute()} exists.",
-                "Give another --weights-file, replace it with --weights-file and --overwrite, or go on with --resume.",
+                "Give another --weights-file, replace it with --weights-file and --overwrite, or continue the run with"
+                " --resume.",
             )
         hold_weights(path, folder)
         if path.name != Path(named).name:
@@ -248,7 +247,7 @@ def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
 
 
 def _of_run(path: Path, name: str) -> bool:
-    """Whether weights were written by a run of this name."""
+    """Whether a run of this name wrote the weights."""
     try:
         return (
             safetensors_header.kind(path) == "safetensors"

@@ -1,4 +1,4 @@
-"""The full scoring of a set of cases: table on the screen, cases.csv, predictions.png."""
+"""Full evaluation of a set of cases: table on the screen, cases.csv, predictions.png."""
 
 from __future__ import annotations
 
@@ -63,13 +63,14 @@ class Row(NamedTuple):
 
 
 class Spread:
-    """Pictures of some of many cases, from the worst to the best: a set of any size takes the memory of a few."""
+    """Keeps pictures of a few cases spread over the range of scores, so memory does not grow with the number of
+    cases."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     def add(self, score: float, case: str, panel: Callable[[], dict[str, Any]]) -> None:
-        """Keep a case; where there are too many, the one goes whose neighbours are closest in score."""
+        """Add a case; if there are too many, drop the one whose neighbours are closest in score."""
         row = Row(-math.inf if math.isnan(score) else score, case, {})
         place = bisect.bisect(self.rows, row[:2], key=lambda each: each[:2])
         self.rows.insert(place, row)
@@ -84,7 +85,7 @@ class Spread:
 
 
 def shown_of(rows: Sequence[Row], scores: Sequence[float]) -> list[Row]:
-    """The rows that stand for all `scores`, from the worst to the best."""
+    """The rows to show, evenly spread over all `scores`, from worst to best."""
     if len(rows) <= SHOWN:
         return list(rows)
     if len(rows) == len(scores):
@@ -101,7 +102,7 @@ def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
-    """Scores by case, mean, median, bootstrap interval, the worst five; the conventions below."""
+    """Table of scores by case, with mean, median, bootstrap interval, the worst five, and notes on the metrics."""
     from unet.metrics.statistics import bootstrap_interval
     from unet.runtime import evaluation
 

@@ -1,4 +1,4 @@
-"""Task, device, network and weights, put together once for all commands."""
+"""Builds task, device, process group, network and weights, for all commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a command works with."""
+    """Settings, task, device and process group of a command; `passed`: why other devices were not used."""
 
     config: Config
     task: Task
@@ -40,13 +40,13 @@ class Context:
     passed: tuple[str, ...]
 
     def with_config(self, config: Config) -> Context:
-        """The same with other settings, which the task holds too."""
+        """A copy with other settings, also for the task."""
         return dataclasses.replace(self, config=config, task=create(config))
 
 
 def assemble(config: Config) -> Context:
-    """Choose rank and device, set their variables, only then import torch, and meet the other ranks. Raises
-    UnetError."""
+    """Find the rank, choose the device and set its variables; only then import torch and connect to the other ranks.
+    Raises UnetError."""
     rank = launchers.find_rank(config)
     kind, passed = select.choose(config, rank)
     device = kind(config, rank)
@@ -54,20 +54,21 @@ def assemble(config: Config) -> Context:
     device.deterministic(config.device.deterministic)
     if config.device.precision not in ("fp32", "tf32", "auto") and config.device.precision not in device.dtypes():
         host.notice(
-            f"{config.device.precision} is not in the hardware of this device ({device.describe()}): it works, but"
+            f"{config.device.precision} is not supported by the hardware of this device ({device.describe()}): it"
+            f" works, but"
             " slowly."
         )
     return Context(config, create(config), device, group, tuple(passed))
 
 
 def init_distributed(config: Config, device: Device) -> Group:
-    """The processes of this run, together."""
+    """The process group of this run."""
     from unet.runtime.distributed import process_group as distributed
 
     rank = device.rank
     if rank.world == 1 or distributed.group().world > 1:
         return distributed.group()
-    address, port = launchers.meeting(config, rank)
+    address, port = launchers.master_address(config, rank)
     interface = "lo" if rank.one_node else launchers.interface(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -76,7 +77,7 @@ def init_distributed(config: Config, device: Device) -> Group:
 
 
 def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
-    """Every cached case, or those that `choose` takes of all ids; rank 0 builds or rebuilds the cache, the others find
+    """All cached cases, or those whose ids `choose` selects; rank 0 builds or rebuilds the cache, the others find
     it."""
     once = context.config if context.group.is_main else context.config.replace(rebuild_cache=False)
     found: list[Any] = context.group.main_first(lambda: context.with_config(once).task.cached_cases(choose))
@@ -84,25 +85,25 @@ def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] |
 
 
 def weights_path(name: str) -> Path:
-    """The file of weights that are read: a name in weights/, or a path as it is; `X.pt` finds `X.safetensors` too."""
+    """The path of weights to read: a bare name means weights/NAME; `X.pt` also finds `X.safetensors`."""
     return weights_to_read(name)
 
 
 def given_weights(config: Config, command: str) -> list[Path]:
-    """The weights that were typed. Raises UsageError where none were."""
+    """The paths given by --weights or --load. Raises UsageError if there are none."""
     names = (config.weights.load,) if config.weights.load else config.weights.weights
     if not names:
         known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
         shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
         raise UsageError(
-            f"{command} needs weights, and none are named.",
+            f"{command} needs weights, and none were given.",
             "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
         )
     return [weights_path(name) for name in names]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """(facts, state dict) of a checkpoint in any known form; facts are empty for a foreign one."""
+    """(metadata, state dict) of a checkpoint in any known format; the metadata of other programs' files are empty."""
     from unet.runtime.checkpoints import checkpoint
 
     content = checkpoint.read(path)
@@ -111,7 +112,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 
 def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
-    """The network of a checkpoint, on the device: its shape is the weights' own, or the typed --layers and --width."""
+    """The network of a checkpoint, on the device. Its size is that of the weights, or --layers and --width if typed."""
     from unet.runtime.checkpoints import checkpoint
 
     _, state = read_weights(path)
@@ -134,16 +135,16 @@ def make_predictor(context: Context, *networks: nn.Module, finite: bool = False)
 def apply_checkpoint_settings(
     resolved: Resolved, paths: list[Path], reused: tuple[str, ...]
 ) -> tuple[Resolved, list[dict[str, Any]]]:
-    """Settings completed by what the weights say of their network and its input: the `reused` ones, never a path. What
-    was typed stays.
+    """(settings, metadata of each file): the settings named in `reused` are taken from the weights unless they were
+    typed.
 
-    Raises UsageError where several weights disagree on one of them, CheckpointError for a value that no flag takes.
+    Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
     facts = [read_weights(path)[0] for path in paths]
     for path, item in zip(paths, facts, strict=True):
         if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
             raise UsageError(
-                f"These weights are of task {item['task']}, and this command is of {resolved.config.task.name}.",
+                f"These weights belong to task {item['task']}, but this command uses task {resolved.config.task.name}.",
                 f"Add --task {item['task']}.",
             )
     known = [
@@ -159,7 +160,7 @@ def apply_checkpoint_settings(
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
         raise UsageError(
             f"The weights were trained with different settings: {', '.join(words)}.",
-            "Give them one at a time, or type these flags.",
+            "Give one of them at a time, or type the value of these flags.",
         )
     changes = {name: settings[name] for name in names if name in settings}
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
@@ -167,11 +168,11 @@ def apply_checkpoint_settings(
     if "layers" in settings:
         trained = config.replace(layers=settings["layers"])
         found = trained.task.check_values() or trained.task.check_input_size(trained)
-        found = [words for words in found if not words.startswith("--patch")]  # of training alone
+        found = [words for words in found if not words.startswith("--patch")]  # only matters for training
         if found:
             raise UsageError(
                 f"{paths[0].absolute()} (a network of {settings['layers']} layers): {'; '.join(found)}.",
-                "Type a fitting value of that flag, or give other weights.",
+                "Type a value of that flag that fits, or give other weights.",
             )
     return dataclasses.replace(resolved, config=config, sources=sources), facts
 
@@ -179,7 +180,7 @@ def apply_checkpoint_settings(
 def saved_settings(
     facts: Mapping[str, Any], names: tuple[str, ...], path: Path, task: type[TaskSettings]
 ) -> dict[str, Any]:
-    """Those of the settings in a weights file that have these names, checked like flags. Raises CheckpointError."""
+    """The settings `names` stored in a weights file, checked like flags. Raises CheckpointError."""
     declared, found = declared_of(task), {}
     for name in names:
         if name not in facts.get("settings", {}):
@@ -190,15 +191,15 @@ def saved_settings(
             found[name] = None if value is None else convert_many(flag(name), option, kind, many, value)
         except ValueError as error:
             raise CheckpointError(
-                f"{path.absolute()}: its settings are not those of a network: {error}.",
-                "Give weights that `python -m unet train` wrote, or save their tensors alone and type the settings.",
+                f"{path.absolute()}: its stored settings are not valid: {error}.",
+                "Give weights written by `python -m unet train`, or save only their tensors and type the settings.",
             ) from error
     return found
 
 
 def explain_oom(error: BaseException, context: Context, run: Any = None) -> UnetError | None:
-    """Memory that ran out, in two lines, with the largest batch that fits where a run was training; None for another
-    error."""
+    """The two-line error for an out-of-memory error, with the largest batch that fits if it happened in training; None
+    for another error."""
     config, device = context.config, context.device
     if not device.is_out_of_memory(error):
         return None
@@ -212,28 +213,29 @@ def explain_oom(error: BaseException, context: Context, run: Any = None) -> Unet
         return UnetError(
             f"The device ran out of memory at {where} with --batch-size {config.train.batch_size}, --eval-batch-size"
             f" {config.eval.eval_batch_size} (peak {peak}).",
-            f"Type --batch-size {smaller} --accumulate {2 * config.train.accumulate} (steps of as many images), a"
-            " smaller --eval-batch-size where it was scoring, or --precision bf16.",
+            f"Type --batch-size {smaller} --accumulate {2 * config.train.accumulate} (the same number of samples per"
+            f" step), a"
+            " smaller --eval-batch-size if it failed in evaluation, or --precision bf16.",
         )
     fits = largest_batch(run)
-    told = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
+    advice = f"the largest batch that fits is {fits}" if fits else "not even a batch of 1 fits"
     half = f"--precision {device.dtypes()[0]}" if device.dtypes() else "--layers with fewer levels"
     hint = f"Type a smaller {where.split()[0]} or --width, or {half}."
     if fits:
         images = config.train.batch_size * config.train.accumulate
         accumulate = -(-images // fits)
         batch = -(-images // accumulate)
-        hint = f"Type --batch-size {batch} --accumulate {accumulate} (steps of as many images), or {half}."
+        hint = f"Type --batch-size {batch} --accumulate {accumulate} (the same number of samples per step), or {half}."
     return UnetError(
-        f"The device ran out of memory at {where} with --batch-size {config.train.batch_size} (peak {peak}); {told}.",
+        f"The device ran out of memory at {where} with --batch-size {config.train.batch_size} (peak {peak}); {advice}.",
         hint,
     )
 
 
 def largest_batch(run: Any) -> int:
-    """The largest batch, smaller than the run's, with which a whole step fits into the device's memory; 0 for none.
+    """The largest batch size below that of the run whose step fits into the device's memory; 0 if none does.
 
-    The run's own network and optimiser make the trial steps: this is for a run that ends.
+    The trial steps change the network and optimiser of the run, so it cannot continue afterwards.
     """
     device = run.device
     whole = next(run.loader.epoch(run.progress.epoch))
@@ -265,7 +267,7 @@ def largest_batch(run: Any) -> int:
 
 @contextlib.contextmanager
 def explaining_oom(context: Context) -> Iterator[None]:
-    """Turn what `explain_oom` knows into its two lines."""
+    """Convert out-of-memory errors by `explain_oom`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""synthesize: a phantom set in the true layout of the task's raw data."""
+"""synthesize: writes a synthetic raw set in the layout of the task's real data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from unet.errors import UsageError
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Write the set into --data; a set made with the same settings is left as it is."""
+    """Write the set into --data; an existing set with the same settings is kept."""
     from unet.tasks.registry import create
 
     config = resolved.config
     if resolved.sources["data"].startswith(("default", "task")):
         raise UsageError(
-            "synthesize writes into --data, which is not given.",
+            "synthesize needs --data, the folder to write into, and none was given.",
             "Type for example: python -m unet synthesize --data phantoms",
         )
     folder = resolve_path(config.data.data, "data")

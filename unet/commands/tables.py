@@ -1,4 +1,4 @@
-"""Tables and text that fit the terminal: where it is narrow, columns move together, then below one another."""
+"""Tables and text that fit the terminal: on narrow ones columns are narrower, then split into several blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST = 30  # narrower ones wrap
 
 
 def width() -> int:
-    """Columns that a line on standard output may take: what COLUMNS says, or its terminal."""
+    """Width of standard output in characters, from COLUMNS or the terminal."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return max(LEAST, int(columns))
@@ -24,9 +24,8 @@ def width() -> int:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], name: int = NAME) -> list[str]:
-    """Lines of a table: the first column (`name` wide) to the left, the others to the right. Where that is wider than
-    the terminal, as many columns beside the first as fit, and the others below; a name too long for one of them is
-    cut."""
+    """Lines of a table: the first column (`name` wide) left-aligned, the others right-aligned. If it is wider than the
+    terminal, the columns are split into several blocks, and long names are shortened."""
     room, rows = width(), [list(heads), *map(list, rows)]
     if 2 + name + CELL * (len(heads) - 1) <= room:
         return [f"  {row[0]:<{name}}" + "".join(f"{cell:>{CELL}}" for cell in row[1:]) for row in rows]
@@ -45,12 +44,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], name: int = NAME)
 
 
 def _cut(name: str, room: int) -> str:
-    """A name in so many letters; its end tells more."""
+    """A name shortened to `room` characters; its end is kept."""
     return name if len(name) <= room else f"…{name[1 - room :]}"
 
 
 def text(line: str, indent: int = 2) -> list[str]:
-    """A line in as many as the terminal needs; all but the first begin with `indent` spaces."""
+    """Wrap a line to the terminal; all but the first line are indented by `indent` spaces."""
     room = width()
     if len(line) <= room:
         return [line]
@@ -64,7 +63,7 @@ def text(line: str, indent: int = 2) -> list[str]:
 
 
 def note(words: str) -> list[str]:
-    """Sentences below a table, two spaces from the left; lines that do not fit are filled anew."""
+    """Notes below a table, indented by two spaces; wrapped again if a line does not fit."""
     lines = [f"  {line}" for line in words.splitlines()]
     if max(map(len, lines), default=0) <= width():
         return lines

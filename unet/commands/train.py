@@ -1,4 +1,4 @@
-"""train: from raw files or a cache to weights, scores, logs and pictures."""
+"""train: trains a network and writes weights, scores, logs and pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Train as the settings say. Returns 0, 3 (a typed --target was not reached) or 130 (stopped and saved)."""
+    """Train a network. Returns 0, 3 (a typed --target was not reached) or 130 (stopped and saved)."""
     if resolved.config.general.seed == -1:
         resolved = dataclasses.replace(
             resolved,
@@ -44,33 +44,35 @@ def run(resolved: Resolved, command: str) -> int:
     mlperf_rules.require(resolved.config, rank.world, create(resolved.config))
     if resolved.config.run.dry_run:
         return dry_run(resolved)
-    cleared = cleared_here(resolved.config, rank.local)
+    cleared = clear_node_caches(resolved.config, rank.local)
     context = setup.assemble(resolved.config)
     capacity.require(resolved.config, context.device.own_memory)
     folder, resolved, resuming = context.group.run_on_main(lambda: run_start.open_run(resolved, command))
     context = context.with_config(resolved.config)
     folder.writes = context.group.is_main
-    with run_start.noting(folder, context.group.explain):
-        return _run(context, folder, resolved, command, resuming, clearing(context, rank.local == 0, cleared))
+    with run_start.recording_failure(folder, context.group.explain):
+        return _train(
+            context, folder, resolved, command, resuming, caches_cleared_at(context, rank.local == 0, cleared)
+        )
 
 
-def cleared_here(config: Config, local_rank: int) -> float | None:
-    """Clear the file caches of this node for a new run with an MLPerf log. Returns when; None where that is not asked
-    for, another process does it, or it could not be done."""
+def clear_node_caches(config: Config, local_rank: int) -> float | None:
+    """Clear the file caches of this node for a new run with an MLPerf log. Returns the time; None if it was not
+    requested, another process does it, or it failed."""
     if config.mlperf.mlperf_division is None or config.save.resume or local_rank:
         return None
     return mlperf_rules.clear_caches(resolve_path(config.data.cache, "data"), config.mlperf.drop_caches)
 
 
-def clearing(context: setup.Context, asked: bool, cleared: float | None) -> float | None:
-    """When the caches of all nodes were cleared; None where those of any were not."""
+def caches_cleared_at(context: setup.Context, asked: bool, cleared: float | None) -> float | None:
+    """The time when the caches of all nodes were cleared; None if those of any node were not."""
     times = [when for first, when in context.group.gather((asked, cleared)) if first]
     known = [when for when in times if when is not None]
     return max(known) if known and len(known) == len(times) else None
 
 
 def dry_run(resolved: Resolved) -> int:
-    """Everything but keeping: data, split, network, device, one step and one case scored, in a temporary folder."""
+    """Check data, split, network and device with one step and one scored case, in a temporary folder."""
     config = resolved.config
     with tempfile.TemporaryDirectory() as scratch:
         changes: dict[str, Any] = {
@@ -93,7 +95,7 @@ def dry_run(resolved: Resolved) -> int:
         if config.run.mode == "train_and_predict":
             changes["mode"] = None
         small = dataclasses.replace(resolved, config=config.replace(**changes))
-        with contextlib.redirect_stdout(io.StringIO()):  # its closing block speaks of what is deleted at once
+        with contextlib.redirect_stdout(io.StringIO()):  # the closing block names files that are deleted at once
             code = run(small, "dry run")
     if code == INTERRUPTED:
         return code
@@ -104,7 +106,7 @@ def dry_run(resolved: Resolved) -> int:
     return 0
 
 
-def _run(
+def _train(
     context: setup.Context, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
 ) -> int:
     from unet.runtime.folders import run_folder
@@ -112,8 +114,10 @@ def _run(
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
     cases = setup.all_cases(context)
-    if cleared is None:  # the cache has only now been made
-        cleared = clearing(context, context.device.rank.local == 0, cleared_here(config, context.device.rank.local))
+    if cleared is None:  # the cache has only now been built
+        cleared = caches_cleared_at(
+            context, context.device.rank.local == 0, clear_node_caches(config, context.device.rank.local)
+        )
     saved = folder / "splits.json"
     split = group.run_on_main(
         lambda: (
@@ -128,30 +132,30 @@ def _run(
     folder.write("environment.json", run_folder.environment(context.device.describe()))
     weights = setup.weights_path(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
-    log = mlperf_log(context, folder, split, goes_on)
+    log = build_mlperf_log(context, folder, split, goes_on)
     try:
-        run = build(context, folder, cases, split, command, log if not goes_on else None, cleared)
+        run = build_trainer(context, folder, cases, split, command, log if not goes_on else None, cleared)
         if log:
             run.callbacks.append(log)
-        reason = trained(context, folder, run, split, goes_on, began)
+        reason = run_training(context, folder, run, split, goes_on, began)
     finally:
         if log:
-            log.stop("aborted")  # where the loop has not said how it ended
+            log.stop("aborted")  # if the loop did not log an end
     run.emit("on_finish")
     with setup.explaining_oom(context):
         return run_end.finish(context, folder, resolved, run, weights, cases, split, reason)
 
 
-def trained(
+def run_training(
     context: setup.Context, folder: Any, run: Trainer, split: dict[str, list[str]], goes_on: bool, began: float
 ) -> str:
-    """Put the run where it begins, and train it. Returns why it ended."""
+    """Load the start weights or the saved state, and train. Returns the stop reason."""
     from unet.runtime import trainer
     from unet.runtime.callbacks.logs import ArgonneCsvLog
 
     if goes_on:
         weights = setup.weights_path(context.config.weights.weights[0])
-        run_resume.resume(run, folder, CheckpointPaths(weights), facts_of(context, folder, split))
+        run_resume.resume(run, folder, CheckpointPaths(weights), checkpoint_metadata(context, folder, split))
     else:
         start_weights(context, run, context.config)
     for callback in run.callbacks:
@@ -161,34 +165,34 @@ def trained(
     context.group.run_on_main(folder.begin)
     if (
         context.config.general.overwrite and context.config.save.checkpoints and not goes_on
-    ):  # nothing goes on from the replaced run
+    ):  # states of the replaced run must not be resumed
         context.group.run_on_main(CheckpointPaths(setup.weights_path(context.config.weights.weights[0])).clear)
     if goes_on and (why := trainer.stop_reason(run)):
         folder.say(
             f"nothing is left to train: the run is {run_end.outcome_text(why)}; a higher --epochs or --max-steps goes"
             f" on"
         )
-    context.group.on_peer_lost(functools.partial(_lost, folder, run))
+    context.group.on_peer_lost(functools.partial(_on_peer_lost, folder, run))
     try:
         with run.stop.listen():
             return trainer.train(run)
-    except (RuntimeError, MemoryError) as error:  # no context manager: that would keep the frames, and their tensors
+    except (RuntimeError, MemoryError) as error:  # a context manager would keep the frames and their tensors alive
         advice = setup.explain_oom(error, context, run)
         if advice:
             raise advice from error
         raise
 
 
-def _lost(folder: Any, run: Trainer, why: str) -> None:
-    """Another process is lost, and this one is about to be ended."""
+def _on_peer_lost(folder: Any, run: Trainer, why: str) -> None:
+    """Called when another process is lost, just before this one ends."""
     from unet.runtime.folders import run_folder
 
     run_folder.note(folder, "failed", why)
     run.emit("on_train_end", reason="failed")
 
 
-def mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
-    """The MLPerf log of --mlperf-division, in rank 0; None otherwise."""
+def build_mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
+    """The MLPerf log for --mlperf-division, on rank 0; None otherwise."""
     if context.config.mlperf.mlperf_division is None or not context.group.is_main:
         return None
     from unet.runtime.callbacks import mlperf
@@ -196,7 +200,7 @@ def mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[str]],
     return mlperf.MLPerfLog(folder, context.config, context.task.mlperf(), split, context.device.describe(), goes_on)
 
 
-def build(
+def build_trainer(
     context: setup.Context,
     folder: Any,
     cases: list[Any],
@@ -210,7 +214,7 @@ def build(
     from unet.runtime import evaluation, optim, seeding, trainer
 
     config, task, device, group = context.config, context.task, context.device, context.group
-    training, validation = chosen(cases, split)
+    training, validation = split_cases(cases, split)
     seeding.seed_all(config.general.seed, device)
     model = device.place(task.build_model())
     compiled = device.compile(model) if config.device.compile else model
@@ -224,7 +228,7 @@ def build(
         mlperf.warm_up(config, task, device, model, network, eval_model, optimizer, scaler, predictor, group)
         if log:
             log.starts(group.world, mlperf_rules.process_began(), cleared)
-    loader = batches(context, training)
+    loader = build_loader(context, training)
     stop = trainer.Stop(config.train.max_time)
     loader.hurry(stop.requested)
     score = functools.partial(task.evaluate_case, predictor=predictor)
@@ -244,8 +248,8 @@ def build(
     return run
 
 
-def batches(context: setup.Context, training: list[Any]) -> Any:
-    """The task's loader. Raises UnetError where --data-on asks for more than the memory holds."""
+def build_loader(context: setup.Context, training: list[Any]) -> Any:
+    """The task's loader. Raises UnetError if the data do not fit into the memory chosen by --data-on."""
     config, device, group = context.config, context.device, context.group
     try:
         return context.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
@@ -255,18 +259,18 @@ def batches(context: setup.Context, training: list[Any]) -> Any:
         raise UnetError(
             f"--data-on {config.device.data_on}: the {len(training)} training cases do not fit into the memory of"
             f" {device.describe()}.",
-            "Type --data-on ram, or leave it out: then the cache is memory-mapped.",
+            "Type --data-on ram, or leave the flag out: then the cache is memory-mapped.",
         ) from error
 
 
 def opening_lines(context: setup.Context, run: Trainer, training: list[Any], validation: list[Any]) -> list[str]:
-    """What a user reads before the first step."""
+    """The lines printed before the first step."""
     config, device, world = context.config, context.device, context.group.world
     item, size = context.task.item, config.train.batch_size * config.train.accumulate * world
     lines = [
         f"{context.task.name} on {device.describe()}, {str(device.dtype).removeprefix('torch.')};"
         f" {host.counted(len(training), 'training case')}, {host.counted(len(validation), 'validation case')};"
-        f" {host.counted(run.steps_per_epoch, 'step')} of {host.counted(size, item[:-1])} an epoch",
+        f" {host.counted(run.steps_per_epoch, 'step')} of {host.counted(size, item[:-1])} per epoch",
         *(f"not used: {why}" for why in context.passed),
     ]
     if world > 1:
@@ -289,14 +293,15 @@ def opening_lines(context: setup.Context, run: Trainer, training: list[Any], val
     return lines
 
 
-def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
-    """The training and validation cases of a split. Raises UnetError for a name that the cache lacks, or that is
-    trained on and validated on."""
+def split_cases(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
+    """The training and validation cases of a split. Raises UnetError for a case that is not in the cache, or is in
+    both."""
     both = sorted(set(split["train"]) & set(split["validation"]))
     if both:
         raise UnetError(
-            f"{len(both)} cases are in training and in validation ({', '.join(both[:3])}): scores would say nothing.",
-            "Name each case once in the --split file (of a stopped run: in its splits.json).",
+            f"{len(both)} cases are used for training and for validation ({', '.join(both[:3])}), so scores would be"
+            f" meaningless.",
+            "List each case once in the --split file (for a resumed run: in its splits.json).",
         )
     by_id = {case.id: case for case in cases}
     lost = [name for name in (*split["train"], *split["validation"]) if name not in by_id]
@@ -309,7 +314,7 @@ def chosen(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], li
 
 
 def build_callbacks(context: setup.Context, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
-    """The callbacks: bar, logs, picture of the curves, checkpoints."""
+    """The callbacks: progress bar, logs, curves, checkpoints."""
     from unet.runtime.callbacks import logs
     from unet.runtime.callbacks.checkpoint import Checkpoints
 
@@ -335,12 +340,12 @@ def build_callbacks(context: setup.Context, folder: Any, split: dict[str, list[s
         result.append(DebugDump(Path(config.run.debug_dump)))
     if config.save.checkpoints:
         weights = setup.weights_path(config.weights.weights[0])
-        result.append(Checkpoints(CheckpointPaths(weights), facts_of(context, folder, split)))
+        result.append(Checkpoints(CheckpointPaths(weights), checkpoint_metadata(context, folder, split)))
     return result
 
 
-def facts_of(context: setup.Context, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
-    """What weights and states say of their run: who it is, its cases, the settings of its network."""
+def checkpoint_metadata(context: setup.Context, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
+    """What is stored with weights and states: the run, its cases, the settings of its network."""
     kept = (*context.task.Settings.inference_settings, "layers", "width", "precision", "seed")
     return {
         "task": context.task.name,

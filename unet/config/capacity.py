@@ -1,4 +1,4 @@
-"""What a network needs of the machine's memory, worked out before anything is built. No torch."""
+"""Estimates the memory that a network needs, before anything is built. No torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PROCESS = 300e6  # bytes of a process with torch
 
 
 def first_level(config: Config) -> int:
-    """Values that a batch has at the network's first level: the least that a training step keeps at once, four times
-    over (the outputs of two convolutions on each side of the network)."""
+    """Values that a training step must at least keep at the network's first level: four feature maps (the outputs of
+    two convolutions on each side of the network)."""
     return 4 * config.train.batch_size * config.network.width * config.task.input_size(config)
 
 
 def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
-    """Why the network of these settings cannot be trained here, with the numbers; empty where it can, as far as is
-    known. `own_memory`: whether the device has memory of its own (None: not known yet); its weights are made in the
-    machine's memory all the same."""
+    """Why the network cannot be trained on this machine, with numbers; empty if it can, as far as known. `own_memory`:
+    whether the device has its own memory (None: not known yet); weights are initialised in the machine's memory in any
+    case."""
     total, _ = host.memory()
     width, layers = config.network.width, config.network.layers
     count = config.task.parameters(config)
@@ -58,7 +58,7 @@ def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
 
 
 def require(config: Config, own_memory: bool) -> None:
-    """Raise UsageError where the network, or a batch of it, cannot fit the machine that the device is in."""
+    """Raise UsageError if the network, or a batch, does not fit into the memory of the machine."""
     found = too_large(config, own_memory)
     if found:
         raise UsageError("; ".join(found) + ".", "Change the named flags.")

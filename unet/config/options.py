@@ -1,7 +1,7 @@
-"""A dataclass field is a flag: name, aliases, type, bounds and help stand at the field and nowhere else.
+"""A dataclass field is a flag: its name, aliases, type, bounds and help are declared at the field and nowhere else.
 
-`option(...)` declares the field, `parser(...)` makes the text of --help from these fields, `read(...)` turns a
-command line into values and reports every mistake at once. No torch, no third-party package.
+`option(...)` declares a field, `parser(...)` makes the text of --help, `read(...)` parses a command line and reports
+all mistakes at once. No torch, no third-party package.
 """
 
 from __future__ import annotations
@@ -152,8 +152,7 @@ def normalize_dashes(token: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """One way to write an option: a flag with a value, or a switch that stands for `value` (and `off` for its
-    opposite, where it has one)."""
+    """One spelling of an option: a flag with a value, or a switch that sets `value` (and `off` if it is negated)."""
 
     name: str
     option: Option
@@ -166,8 +165,8 @@ class Spelling:
 
 @dataclasses.dataclass
 class Reading:
-    """A command line as read: {setting: (value, the spelling that set it)}, what is wrong with it, what to say of it;
-    `wrong` are the settings whose values are mistaken, "*" among them where one is not known."""
+    """A parsed command line: `given` {setting: (value, spelling)}, `mistakes`, notices (`remarks`); `wrong`: the
+    settings with invalid values, "*" for an unknown option."""
 
     given: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     mistakes: list[str] = dataclasses.field(default_factory=list)
@@ -176,7 +175,7 @@ class Reading:
 
 
 def spellings(declared: Mapping[str, Declared]) -> dict[str, Spelling]:
-    """Every way to write these settings, with `-` for `_`."""
+    """All spellings of these settings, with `-` for `_`."""
     found: dict[str, Spelling] = {}
     for name, (option, kind, many, _) in declared.items():
         if option.positional:
@@ -196,7 +195,7 @@ def spellings(declared: Mapping[str, Declared]) -> dict[str, Spelling]:
 
 
 def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
-    """Read the words after a command. Mistakes are collected, not raised."""
+    """Parse the arguments of a command. Mistakes are collected, not raised."""
     known, result = spellings(declared), Reading()
     positional = [(name, spec) for name, spec in declared.items() if spec[0].positional]
     uses: dict[str, list[tuple[str, Any]]] = {}
@@ -249,7 +248,7 @@ def _values(spec: Spelling, following: Sequence[str], positional: bool) -> Itera
             return
         numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
         if count and positional and not numbers:
-            return  # a file to work on
+            return  # an input file
         yield word
 
 
@@ -275,7 +274,7 @@ def _example(spec: Spelling) -> str:
 
 
 def _take(result: Reading, name: str, spec: Declared, uses: list[tuple[str, Any]]) -> None:
-    """Convert the uses of one setting: repetitions are said, contradictions are mistakes."""
+    """Convert the values of one setting: repetitions give a notice, contradictions are mistakes."""
     option, kind, many, _ = spec
     values: dict[str, Any] = {}
     for spelling, raw in uses:
@@ -311,7 +310,7 @@ def _unknown(spelling: str, known: Mapping[str, Spelling]) -> str:
 
 
 def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """The one of `known` that `name` is a slip of, if any: a few letters wrong, or the beginning of just one."""
+    """The name in `known` that was probably meant: a few letters differ, or it is the only one that starts so."""
     bare = {item.lstrip("-").replace("_", "-"): item for item in known}
     wanted = name.lstrip("-").replace("_", "-").lower()
     starts = [item for item in bare if len(wanted) > 2 and item.startswith(wanted)]

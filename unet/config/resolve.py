@@ -1,4 +1,4 @@
-"""From a command line to settings: layers laid over one another, each value with its source; files, runs replayed."""
+"""Resolves the settings of a command: layers of defaults, files and flags, where each value keeps its source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
 
 
 class Registry(Protocol):
-    """What the settings need to know of the tasks: see `tasks.registry`."""
+    """The registry of tasks, as used here: see `tasks.registry`."""
 
     BUILT_IN: tuple[str, ...]
 
@@ -32,7 +32,7 @@ class Registry(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The settings of a command and, by name, where each value comes from; `remarks` are what to say of them."""
+    """The settings of a command and the source of each value, by name; `remarks`: notices for the user."""
 
     config: Config
     sources: Mapping[str, str]
@@ -54,8 +54,8 @@ class Resolved:
 def resolve(
     groups: tuple[str, ...], given: Mapping[str, tuple[Any, str]], registry: Registry, applying: bool = False
 ) -> Resolved:
-    """Lay the layers over one another; `groups` are those of the command, `given` is what `options.read` returned.
-    `applying`: the command applies weights, so that they say the task where nothing else does. Raises UsageError."""
+    """Combine the layers; `groups` are those of the command, `given` is the result of `options.read`. `applying`: the
+    command applies weights, whose task is used if no other is given. Raises UsageError."""
     layers = _Layers(groups, given, registry)
     layers.read_files()
     layers.find_task(applying)
@@ -74,18 +74,18 @@ def resolve(
 
 
 class _Layers:
-    """The values of the settings by name, laid over one another, each with its source."""
+    """The values of the settings by name, where later layers override earlier ones, each with its source."""
 
     def __init__(self, groups: tuple[str, ...], given: Mapping[str, tuple[Any, str]], registry: Registry) -> None:
         self.groups, self.given, self.registry = groups, given, registry
         self.typed = {name: value for name, (value, _) in given.items()}
         self.content: dict[str, Any] = {}  # of the settings file, under the names that it has
         self.path, self.file_source, self.remarks = Path(), "", list[str]()
-        self.told: tuple[str, str] | None = None
+        self.from_weights: tuple[str, str] | None = None
         self.from_run: dict[str, Any] = {}
 
     def read_files(self) -> None:
-        """The settings file, or that of the run that goes on. Raises UsageError."""
+        """Read the settings file, or that of the resumed run. Raises UsageError."""
         typed = self.typed
         if typed.get("resume") and typed.get("config"):
             raise UsageError(
@@ -102,18 +102,20 @@ class _Layers:
             self.content = read_file(self.path)
 
     def find_task(self, applying: bool) -> None:
-        """The task: typed, of the file, or of the weights that are applied. Raises UsageError."""
+        """Find the task: from the flags, the file, or the weights. Raises UsageError."""
         strong = {**{setting_name(key): value for key, value in self.content.items()}, **self.typed}
         named = strong.get("load") or strong.get("weights") or ()
         if applying and "task" not in strong:
             names = (named,) if isinstance(named, str) else named
-            self.told = task_of_weights([name for name in names if isinstance(name, str)], self.registry.BUILT_IN)
-        name = strong.get("task") or (self.told[0] if self.told else default_task())
+            self.from_weights = task_of_weights(
+                [name for name in names if isinstance(name, str)], self.registry.BUILT_IN
+            )
+        name = strong.get("task") or (self.from_weights[0] if self.from_weights else default_task())
         if not isinstance(name, str) or ("task" not in self.typed and name not in self.registry.BUILT_IN):
             known = ", ".join(self.registry.BUILT_IN)
             raise UsageError(
                 f"{self.path.absolute()}: the task {str(name)[:60]!r} is none of {known}.",
-                "Type --task package.module:Class for a task of your own: a file does not choose what is imported.",
+                "Type --task package.module:Class for a task of your own; a file must not choose what is imported.",
             )
         self.task = self.registry.settings_of(name)
 
@@ -122,8 +124,8 @@ class _Layers:
         declared = declared_of(self.task)
         self.values = {name: item.default for name, item in declared.items()}
         self.sources = dict.fromkeys(self.values, "default")
-        if self.told:
-            self.lay({"task": self.told[0]}, self.told[1])
+        if self.from_weights:
+            self.lay({"task": self.from_weights[0]}, self.from_weights[1])
         from_file = convert_file(self.path, self.content, self.task, self.groups, self.registry, self.typed)
         from_file |= self.from_run
         strong = {**from_file, **self.typed}
@@ -146,7 +148,7 @@ class _Layers:
             self.values[name], self.sources[name] = value, source
 
     def recipe(self, name: str) -> Mapping[str, Any]:
-        """The settings of a recipe. Raises UsageError for one that the task does not have."""
+        """The settings of a recipe. Raises UsageError if the task does not have it."""
         known = self.task.recipes
         if name in known:
             return known[name]
@@ -180,7 +182,8 @@ def holds_arrays(folder: Path) -> bool:
 
 
 def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """Mend in place what was typed as another program means it; what to say of it, and of what has no effect."""
+    """Convert, in place, values in the convention of another program. Returns notices on that and on flags without
+    effect."""
     remarks = []
     raw = resolve_path(values["data"], "data")
     if sources["data"].startswith("flag") and sources["cache"].startswith(("default", "task")) and holds_arrays(raw):
@@ -200,7 +203,7 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
 
 
 def with_synthetic_cache(config: Config, sources: Mapping[str, str]) -> Config:
-    """The settings with a cache for each size of synthetic data, where no other was named."""
+    """The settings with a separate cache for each size of synthetic data, unless a cache was named."""
     size = config.task.synthetic_cache(config)
     if sources["cache"] != SYNTHETIC or not size:
         return config
@@ -208,8 +211,8 @@ def with_synthetic_cache(config: Config, sources: Mapping[str, str]) -> Config:
 
 
 def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, str] | None:
-    """(task, source) that the first of these weights that says so was trained for; read without torch. None where
-    none says it; a file that cannot be read is reported when it is loaded."""
+    """(task, source) stored in the first of these weights that has it, read without torch; None if none has it. A file
+    that cannot be read is reported when it is loaded."""
     for name in names:
         path = weights_to_read(name)
         try:
@@ -229,21 +232,20 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
 
 
 def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> str | None:
-    """The task that facts name, None for none. Raises CheckpointError for one that this program does not have."""
+    """The task in the metadata of a file, or None. Raises CheckpointError for a task that does not exist here."""
     task = facts.get("task")
     if task is None or task in known:
         return task
     raise CheckpointError(
-        f"{path.absolute()}: of the task {str(task)[:40]!r}, which this program does not have.",
+        f"{path.absolute()}: belongs to task {str(task)[:40]!r}, which does not exist here.",
         f"Give weights of one of: {', '.join(known)}.",
     )
 
 
 def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
-    """The folder of the run that --resume means: a run folder, a state file, the --run-name, or the latest run that
-    is not done.
+    """The folder of the run to resume: from a run folder, a state file, the --run-name, or the latest unfinished run.
 
-    Raises UsageError where there is none.
+    Raises UsageError if there is none.
     """
     parent = Path(out)
     if resume != "auto":
@@ -274,13 +276,13 @@ def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
 
 
 def _state_of(folder: Path) -> Path | None:
-    """The state file that a run's status names, if the run has one."""
+    """The state file named in a run's status, if there is one."""
     state = read_status(folder).get("state")
     return Path(state).absolute() if state else None
 
 
 def _has_state(folder: Path) -> bool:
-    """Whether a run has a state to go on from: its latest, or the one before."""
+    """Whether a run has a saved state: the latest, or the previous one."""
     state = _state_of(folder)
     return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state*"))
 
@@ -295,8 +297,8 @@ SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the con
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """name -> value in a JSON file: of {name: value}, or of a run's config.json, whose run name, --resume and
-    --overwrite are left out. Names may be spelt with `-` or `_`. Raises UsageError."""
+    """name -> value in a JSON file: either {name: value}, or the config.json of a run without its run name, --resume
+    and --overwrite. Names may use `-` or `_`. Raises UsageError."""
     try:
         size = require_regular(path).stat().st_size
         content = read_json(path, dict, SETTINGS) if size <= LARGEST else None
@@ -324,8 +326,8 @@ def convert_file(
     registry: Registry,
     typed: Collection[str],
 ) -> dict[str, Any]:
-    """name -> value of what a settings file holds, checked like flags; `typed` are set by flags all the same. Settings
-    of other tasks are left out. Raises UsageError with every mistake."""
+    """name -> value of a settings file, checked like flags; `typed` are overridden by flags. Settings of other tasks
+    are left out. Raises UsageError that lists all mistakes."""
     own, result, mistakes = declared_of(task), dict[str, Any](), list[str]()
     known = {**_declared_of_all(registry), **own}
     every, names = spellings(known), [*declared_of(task, groups)]
@@ -351,8 +353,8 @@ def _declared_of_all(registry: Registry) -> dict[str, Declared]:
 def _setting(
     key: str, value: Any, every: Mapping[str, Spelling], names: Sequence[str], typed: Collection[str]
 ) -> dict[str, Any]:
-    """{name: value} of one entry of a settings file, under any spelling of its flag; empty for one that is not taken.
-    Raises ValueError in words."""
+    """{name: value} of one entry of a settings file, in any spelling of its flag; empty if it is ignored. Raises
+    ValueError with a message for the user."""
     name = setting_name(key)
     if name == "weights" and value == []:  # a run names its own
         return {}
@@ -375,7 +377,7 @@ def _setting(
 
 
 def dumps(resolved: Resolved, command: str, kept: Mapping[str, Any] | None = None, run_id: str | None = None) -> str:
-    """The text of config.json; entries in `kept` (of a run that goes on) stay as they are, sources included."""
+    """The text of config.json; entries in `kept` (of a resumed run) are written unchanged, with their sources."""
     about = {"command": command, **({"run_id": run_id} if run_id else {})}
     table = resolved.table()
     for entries in table.values():

@@ -1,4 +1,4 @@
-"""The files of a run that the program reads again: one schema for each kind. No torch."""
+"""The schemas of the files in a run folder that the program reads again. No torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), 
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """status.json of a run; empty where it is missing or damaged: it says how a run stands, and decides nothing that
-    cannot be found otherwise."""
+    """status.json of a run; empty if it is missing or damaged: everything in it can be found elsewhere."""
     try:
         found: dict[str, Any] = files.read_json(folder / "status.json", STATUS)
     except UnetError:
@@ -35,7 +34,7 @@ def read_settings(path: Path, hint: str = "Restore the file.") -> dict[str, dict
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """name -> {"value", "source"}, whether they stand in groups, or, as earlier versions wrote them, without."""
+    """name -> {"value", "source"}, from settings in groups or, as in earlier versions, without."""
     found: dict[str, dict[str, Any]] = {}
     for name, item in settings.items():
         found |= {name: item} if not files.misfit(item, ENTRY) else item
@@ -54,7 +53,7 @@ def read_split(path: Path, run_name: str) -> dict[str, list[str]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line (metrics.jsonl); lines that are damaged are left out."""
+    """The objects of a JSON Lines file (metrics.jsonl); damaged lines are left out."""
     rows = []
     for line in files.require_regular(path).read_bytes().splitlines() if os.path.lexists(path) else []:
         try:

@@ -1,7 +1,7 @@
-"""The settings: one frozen object, whose parts are the groups of the flag table and the settings of the task.
+"""The settings: one frozen object with the groups of the flag table and the settings of the task.
 
-`config.train.lr`, `config.device.precision`, `config.task.patch`: a part of the program takes the groups that it needs.
-A value comes from the strongest layer that sets it: default < task < synthetic data < recipe < --config file < flag. No
+For example `config.train.lr`, `config.device.precision`, `config.task.patch`.
+A value comes from the last layer that sets it: default < task < synthetic data < recipe < --config file < flag. No
 torch.
 """
 
@@ -43,7 +43,7 @@ MEND = "Change the named flags; `python -m unet config` prints every setting and
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Every setting of the program; a command sets those of its own groups, the others keep their defaults."""
+    """All settings of the program; a command sets those of its groups, the others keep their defaults."""
 
     task: TaskSettings
     general: GeneralOptions = dataclasses.field(default_factory=GeneralOptions)
@@ -124,16 +124,16 @@ def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None)
 
 
 def require_consistent(config: Config, shaping: bool = True) -> None:
-    """Settings that contradict one another. Raises one UsageError with all of them."""
+    """Raise one UsageError that lists all settings that contradict each other."""
     mistakes = contradictions(config, shaping)
     if mistakes:
         raise UsageError("; ".join(mistakes) + ".", MEND)
 
 
 def contradictions(config: Config, shaping: bool = True) -> list[str]:
-    """What in the settings contradicts something else, in words with the flags.
+    """Messages on settings that contradict each other, with their flags.
 
-    `shaping`: the command makes a network, so its input must fit its layers, and the network the memory.
+    `shaping`: the command builds a network, so its input must fit its layers, and the network the memory.
     """
     own = config.task.check_values()
     mistakes = own + check_pair("lamb_betas", config.train.lamb_betas, ordered=False)
@@ -190,13 +190,13 @@ def _of_run(config: Config) -> list[str]:
 
 
 def resolve_path(name: str, parent: str) -> Path:
-    """A path (anything with a separator, `.` and `..`) as it is; a bare name under `parent`."""
+    """A path with a separator (or `.`, `..`) unchanged; a bare name under `parent`."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (an unknown user is left as it is)
     return path if "/" in name or path.is_absolute() or name in (".", "..") else Path(parent) / path
 
 
 def weights_to_write(name: str) -> Path:
-    """The path of weights that are written: always safetensors, whatever suffix was typed."""
+    """The path of weights to write: always safetensors, whatever suffix was typed."""
     path = resolve_path(name, "weights")
     if not name or path.name in ("", ".."):  # no file's name: refused where it is used
         return path
@@ -205,7 +205,7 @@ def weights_to_write(name: str) -> Path:
 
 
 def weights_to_read(name: str) -> Path:
-    """The path of weights that are read: as typed, or the safetensors of that name where only those exist."""
+    """The path of weights to read: as typed, or the safetensors file of that name if only that exists."""
     path, ours = resolve_path(name, "weights"), weights_to_write(name)
     return ours if not os.path.exists(path) and os.path.exists(ours) else path  # noqa: PTH110 (no error for long names)
 

@@ -1,4 +1,4 @@
-"""What the settings of a task are: its own flags, its changes of the defaults, its recipes, its checks. No torch."""
+"""The base class of a task's settings: its flags, defaults, recipes and checks. No torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """The settings that one task has beside the common ones (`config.task`). A subclass declares its flags as fields.
+    """The settings of one task besides the common ones (`config.task`). A subclass declares its flags as fields.
 
-    `defaults`: what the task changes of the defaults; `synthetic_defaults`: what --synth-data changes of these;
+    `defaults`: defaults that the task changes; `synthetic_defaults`: defaults that --synth-data changes;
     `recipes`: named sets of settings. `inference_settings`: settings that are saved with the weights and reused by
     evaluate and predict. `size_flags`: the flags that set the network's input, the one to lower first where memory
     ends; `folder_flags`: those that name a folder which is read. `splits`: names that --split takes beside the common
@@ -38,15 +38,15 @@ class TaskSettings:
     default_texts: ClassVar[Mapping[str, str]] = {}
 
     def check_values(self) -> list[str]:
-        """What is wrong with the task's own settings alone, in words with the flags."""
+        """Messages on invalid values of the task's settings, with their flags."""
         return []
 
     def check_input_size(self, config: Config) -> list[str]:
-        """Whether the network's input fits its layers, in words with the flags."""
+        """Messages if the network's input does not fit its layers, with the flags."""
         return []
 
     def check(self, config: Config) -> list[str]:
-        """What else contradicts one another, in words with the flags."""
+        """Messages on other settings that contradict each other, with their flags."""
         return []
 
     def parameters(self, config: Config) -> int:
@@ -58,7 +58,7 @@ class TaskSettings:
         return 0
 
     def synthetic_cache(self, config: Config) -> str:
-        """What tells the caches of synthetic data of several sizes apart."""
+        """A suffix that distinguishes caches of synthetic data of several sizes."""
         return ""
 
 

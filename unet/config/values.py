@@ -1,4 +1,4 @@
-"""From what was typed, or stands in a settings file, to the value of an option: type, bounds, words. No torch."""
+"""Converts typed text, or a value of a settings file, to the value of an option: type, bounds, choices. No torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NONE, TRUE, FALSE = "none", "true", "false"
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 SEVERAL = re.compile(r"[-+\d.,eE\s'\"\[\]()]+", re.ASCII)  # "0.9, 0.999", [128, 128, 128], ['0', '1']
-# these turn the order of the letters after them: a name would not be what it shows
+# characters that reverse the order of text: a name would not look like what it is
 ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-MOST = 10**9  # of a whole number that names no bound of its own
+MOST = 10**9  # largest whole number for options without a maximum
 LONGEST = 4095, 255  # bytes of a path, and of each name in it
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How one setting is spelt and checked.
+    """How one setting is spelled and checked.
 
     Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
     value. `synonyms` are other words for a value; `value_aliases` are spellings of a switch that take such a word.
@@ -110,7 +110,7 @@ def _number(name: str, option: Option, kind: type, value: Any) -> Any:
 
 
 def _text(name: str, option: Option, value: Any) -> str:
-    """A text that can be a name, a path or a word, and that a log can hold. Raises ValueError in words."""
+    """Check a text: valid UTF-8, no control characters, not too long. Raises ValueError with a message for the user."""
     if option.pattern and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):

@@ -1,6 +1,4 @@
-"""What an accelerator is to this program: one object. The defaults here are right on a CPU; a device overrides what
-differs.
-"""
+"""The interface to an accelerator. The defaults are right for a CPU; a device overrides what differs."""
 
 from __future__ import annotations
 
@@ -27,17 +25,18 @@ if TYPE_CHECKING:
 # How long OpenMP's threads spin before they sleep (GNU's: rounds, Intel's: milliseconds). By their own default they
 # spin through whole time slices, which a busy process beside them needs; with none, small networks take twice as long.
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # where a user has set one of these, all are left alone
+WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # if the user has set one of these, all are left alone
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
 
 
 class Device:
-    """One accelerator. `name` is torch's device type, `collective` the process group's backend, `static_shapes`
-    whether a new shape costs a compilation, `has_tf32`, `graphs` and `operator_lists` what --precision tf32, --capture
-    and --precision-ops need. `vendor` is the package that brings the device to torch, `forced` the
-    variables that the flags set even where they are set already, `visible` the one that lists the cards which a process
-    may see, `own_memory` whether it has memory beside the
-    host's."""
+    """One accelerator.
+
+    `name`: torch's device type; `collective`: the backend of the process group; `static_shapes`: every new shape is
+    compiled; `has_tf32`, `graphs`, `operator_lists`: support for --precision tf32, --capture, --precision-ops;
+    `vendor`: the package that adds the device to torch; `forced`: environment variables that flags override;
+    `visible`: the variable that lists the cards of a process; `own_memory`: it has memory besides the host's.
+    """
 
     name = "cpu"
     collective = "gloo"
@@ -67,29 +66,29 @@ class Device:
 
     @classmethod
     def installed(cls) -> bool:
-        """Whether the package that brings this device is there; it is not imported."""
+        """Whether the package of this device is installed; it is not imported."""
         return cls.vendor == "torch" or importlib.util.find_spec(cls.vendor) is not None
 
     @classmethod
     def missing(cls, config: Config) -> str | None:
-        """None, or one sentence: why it cannot be used and what to do."""
+        """None, or a sentence on why the device cannot be used and what to do."""
         return None
 
     @classmethod
     def cards(cls) -> int | None:
-        """How many of it this node has; None where any number of processes may share it."""
+        """Number of cards of this node; None if any number of processes may share the device."""
         return None
 
     @classmethod
     def card(cls, number: int) -> dict[str, str]:
-        """The variables of a process that shall see only one of the cards that this one sees."""
+        """The environment variables of a process that uses only one of the visible cards."""
         if not cls.visible:
             return {}
         seen = [name.strip() for name in os.environ.get(cls.visible, "").split(",") if name.strip()]
         return {cls.visible: seen[number] if seen else str(number)}
 
     def require(self, config: Config) -> None:
-        """Raise DeviceError for settings that this device cannot follow."""
+        """Raise DeviceError for settings that this device does not support."""
         if config.device.precision == "tf32" and not self.has_tf32:
             raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
         if config.device.precision_ops and not self.operator_lists:
@@ -101,7 +100,7 @@ class Device:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
 
     def describe(self) -> str:
-        """The device in words, for logs."""
+        """A description of the device for logs."""
         return self.name
 
     def dtypes(self) -> tuple[str, ...]:
@@ -128,13 +127,13 @@ class Device:
         """Restore what `rng_state` gave."""
 
     def deterministic(self, on: bool) -> None:
-        """Bit-identical repetition on this device, or the fastest kernels."""
+        """Use deterministic kernels, or the fastest ones."""
         import torch
 
         torch.use_deterministic_algorithms(on)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The arithmetic of forward and loss."""
+        """The context of mixed precision for forward pass and loss."""
         import torch
 
         if self.dtype == torch.float32:
@@ -148,11 +147,11 @@ class Device:
         return torch.amp.GradScaler(self.name, enabled=self.dtype == torch.float16)
 
     def channels_last(self) -> bool:
-        """Whether images lie with the channel last in memory."""
+        """Whether images are stored channels last."""
         return self.config.device.layout in CHANNELS_LAST
 
     def memory_format(self, dims: int = 2) -> torch.memory_format:
-        """The order of images, or of volumes where `dims` is 3."""
+        """The memory format of images, or of volumes if `dims` is 3."""
         import torch
 
         if not self.channels_last():
@@ -173,11 +172,11 @@ class Device:
         return module
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, as it is."""
+        """Move a tensor to the device, unchanged."""
         return tensor.to(self.device, non_blocking=True)
 
     def to(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch on the device; images in the device's memory order; "index" stays on the host."""
+        """Move a batch to the device, images in its memory format; "index" stays on the host."""
         return {key: value if key == "index" else self._image(value) for key, value in batch.items()}
 
     def _image(self, tensor: Tensor) -> Tensor:
@@ -187,20 +186,19 @@ class Device:
         return tensor
 
     def compile(self, module: nn.Module) -> nn.Module:
-        """The network compiled for the device."""
+        """Compile the network for the device."""
         import torch
 
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
         return compiled
 
     def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
-        """The network recorded as a graph that is replayed, for training or for inference, where --capture asks for
-        it and the device has such; else itself.
-        """
+        """The network recorded as a graph, for training or inference, if --capture asks for it and the device has
+        graphs; else the network itself."""
         return module
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The network wrapped so that gradients are averaged over the processes; itself for one process.
+        """Wrap the network so that gradients are averaged over the processes; unchanged for one process.
 
         Running statistics of batch normalisation stay each rank's own while training, and are averaged before every
         evaluation and save (`runtime.distributed`).
@@ -214,11 +212,11 @@ class Device:
             return DistributedDataParallel(module, broadcast_buffers=False, **self.parallel_options())
 
     def parallel_options(self) -> dict[str, Any]:
-        """What the vendor wants of DistributedDataParallel."""
+        """Options for DistributedDataParallel on this device."""
         return {"gradient_as_bucket_view": True}
 
     def join(self, store: Any, timeout: datetime.timedelta) -> None:
-        """Enter the process group of the run, with this device's collective."""
+        """Join the process group of the run, with this device's collective."""
         from torch import distributed
 
         distributed.init_process_group(
@@ -226,19 +224,19 @@ class Device:
         )
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
-        """The fused optimiser of the device, or None: the stock one is right."""
+        """The fused optimiser of the device; None: use torch's."""
         import torch
 
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         return kinds[name](groups, fused=True, **how) if name in self.fused else None
 
     def loader_options(self) -> dict[str, Any]:
-        """For the loader: "workers", how many processes suit this device; "multiprocessing_context", how they start;
-        "pin_memory", whether batches go to memory that the device reads by itself."""
+        """Options for the loader: "workers", the number of processes; "multiprocessing_context", how they start;
+        "pin_memory", whether batches are put into pinned memory."""
         return {"workers": 0}
 
     def own_workers(self) -> dict[str, Any]:
-        """Loader options of an accelerator: processes that are not forked, which is unsafe beside a card."""
+        """Loader options of an accelerator: workers start by forkserver, since forking is unsafe with a card in use."""
         workers = max(0, min(8, launchers.cores(self.rank) - 1))
         return {"workers": workers, "multiprocessing_context": "forkserver"}
 
@@ -248,46 +246,46 @@ class Device:
             yield self.to(batch)
 
     def flush(self) -> None:
-        """A graph boundary, where the device has such."""
+        """Mark a graph boundary, on devices that need it."""
 
     def synchronize(self) -> None:
-        """Wait until the device has done its work."""
+        """Wait until the device has finished its work."""
 
     def now(self) -> float:
-        """Seconds of a steady clock, after the device has done its work."""
+        """Seconds of a monotonic clock, after the device has finished its work."""
         self.synchronize()
         return time.perf_counter()
 
     def memory(self) -> int:
-        """Peak bytes in use: of the device, or of this process where it is the host."""
+        """Peak memory in bytes: of the device, or of this process on a CPU."""
         return host.peak_memory()
 
     def peak_flops(self) -> float | None:
-        """What the device could do at most in a second, in the precision of this run; None where that is not known."""
+        """Peak FLOP/s of the device in the precision of this run; None if unknown."""
         return None
 
     def report(self) -> list[str]:
-        """What a user of this device wants to read at the end of a run, in words."""
+        """Lines about this device for the end of a run."""
         return []
 
     def release(self) -> None:
-        """Give cached memory back, after an error, so that a smaller step can be tried."""
+        """Free cached memory after an error, so that a smaller step can be tried."""
         import gc
 
         gc.collect()
 
     def power(self) -> float | None:
-        """Watts drawn now; None where the device does not say."""
+        """Power in watts; None if unknown."""
         return None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether an error means that memory ran out: the device's or the host's."""
+        """Whether an error means out of memory, on the device or the host."""
         words = ("can't allocate memory", "not enough memory", "out of memory")
         known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
         return known or isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:
-    """Kind and first line of an error, for a sentence."""
+    """Type and first line of an error, for a message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

@@ -1,6 +1,4 @@
-"""The plain CPU: threads from the cores this process may use, channels last, fused optimisers, bf16 where the
-processor has it.
-"""
+"""CPU: threads for the cores of this process, channels last, fused optimisers, bf16 if the processor supports it."""
 
 from __future__ import annotations
 
@@ -67,11 +65,11 @@ class CPU(Device):
 
 
 def keep_memory(volumes: bool = False) -> None:
-    """Tell the C library to keep freed memory instead of handing it back and asking for it again in every step.
+    """Make the C library keep freed memory instead of returning it to the system and requesting it in every step.
 
-    At 256 px that is a tenth of the step, spent in page faults. `volumes`: blocks of 32 MiB and more are handed back
-    all the same: kept ones leave holes that none of another size fits into, a third of the memory of a step at 128 x
-    128 x 128 (and torch asks for them in huge pages). Does nothing where the library is not glibc.
+    At 256 px page faults take a tenth of a step otherwise. `volumes`: blocks of 32 MiB and more are returned all the
+    same, because they would fragment a third of the memory of a step at 128 x 128 x 128 (and torch uses huge pages for
+    them). Does nothing without glibc.
     """
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # parameters of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
@@ -83,7 +81,7 @@ def keep_memory(volumes: bool = False) -> None:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or an Arm processor with BF16)."""
+    """Whether the processor supports bfloat16 in hardware (AVX-512 BF16, AMX, or an Arm processor with BF16)."""
     return bool(host.processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 

@@ -1,6 +1,4 @@
-"""NVIDIA cards through torch.cuda: channels last, fused optimisers, pinned prefetch, TF32 only where the run does not
-say fp32.
-"""
+"""NVIDIA cards through torch.cuda: channels last, fused optimisers, pinned prefetch; no TF32 with --precision fp32."""
 
 from __future__ import annotations
 
@@ -149,7 +147,7 @@ class CUDA(Device):
         return self.own_workers() | {"pin_memory": True}
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The next batch is copied on a side stream while this one is worked on."""
+        """Copies the next batch on a side stream while the current one is processed."""
         import torch
 
         stream = torch.cuda.Stream(self.device)
@@ -181,8 +179,8 @@ class CUDA(Device):
         return torch.cuda.max_memory_allocated(self.device)
 
     def peak_flops(self) -> float | None:
-        """Dense tensor-core arithmetic in half precision, by the card's name; TF32 has half of it. Source: NVIDIA's
-        data sheets."""
+        """Dense tensor-core peak in half precision, by the card's name; half of it for TF32. Source: NVIDIA's data
+        sheets."""
         import torch
 
         name = torch.cuda.get_device_name(self.device)

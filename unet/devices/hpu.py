@@ -1,5 +1,5 @@
-"""Habana Gaudi through Intel's bridge (habana_frameworks): lazy or eager decided before torch is imported, a graph
-boundary after backward and after the optimiser, HPU graphs in lazy mode, hpu_backend in eager.
+"""Habana Gaudi through Intel's bridge (habana_frameworks): lazy or eager mode is chosen before torch is imported; graph
+boundaries after backward and optimiser step; HPU graphs in lazy mode, hpu_backend in eager mode.
 
 Written against the bridge 1.19.
 """
@@ -35,7 +35,7 @@ LISTS = {
 
 
 class HPU(Device):
-    """One Gaudi card; a process has one, and torch calls it plain `hpu`."""
+    """One Gaudi card; each process has one, which torch calls `hpu`."""
 
     name = "hpu"
     own_memory = graphs = operator_lists = True
@@ -102,7 +102,7 @@ class HPU(Device):
         if config.device.capture == "on" and not config.device.use_lazy_mode:
             raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
         if config.device.precision == "fp16":
-            raise DeviceError("--precision fp16: this program drives an HPU in bf16.", "Type --precision bf16.")
+            raise DeviceError("--precision fp16: this program uses bf16 on an HPU.", "Type --precision bf16.")
 
     @property
     def _api(self) -> Any:
@@ -190,18 +190,19 @@ class HPU(Device):
 
 
 def write_lists(path: Path) -> dict[str, str]:
-    """The two operator lists of --precision-ops as the bridge reads them, text files of one name a line: variable ->
-    path. Raises UsageError."""
+    """Write the two operator lists of --precision-ops in the bridge's format, one name per line. Returns {variable:
+    path}. Raises UsageError."""
     lists = files.read_json(path)
     if not isinstance(lists, Mapping) or not set(lists) <= set(LISTS) or not all(map(_names, lists.values())):
         raise UsageError(
-            f"--precision-ops {path}: not lists of operators by precision.",
+            f"--precision-ops {path}: expected lists of operators by precision.",
             'Write for example {"lower": ["conv2d", "matmul"], "fp32": ["mul", "mean"]}.',
         )
     both = set(lists.get("lower", ())) & set(lists.get("fp32", ()))
     if both:
         raise UsageError(
-            f"--precision-ops {path}: in both lists: {', '.join(sorted(both)[:3])}.", "Leave each in one list."
+            f"--precision-ops {path}: these operators are in both lists: {', '.join(sorted(both)[:3])}.",
+            "Keep each in one list only.",
         )
     folder = Path(tempfile.gettempdir()) / f"unet-operators-{os.getuid()}-{files.fingerprint(dict(lists))}"
     files.make_folder(folder)

@@ -1,6 +1,4 @@
-"""Which process this is among those of the run, who started it, and where they meet: from the launcher's variables,
-before torch is imported.
-"""
+"""Rank, launcher and rendezvous address of this process, from the launcher's variables, before torch is imported."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ from unet.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """The variables of one launcher; of `local` and `local_world` the first that is set counts. `job` names the run,
-    the same in all of its processes."""
+    """The variables of one launcher; of `local` and `local_world` the first that is set is used. `job`: variables that
+    identify the run, the same in all of its processes."""
 
     name: str
     rank: str
@@ -60,8 +58,8 @@ ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """This process among the `world` of the run, and among the `local_world` of its node (`guessed` where nobody has
-    said how many those are)."""
+    """This process among the `world` processes of the run and the `local_world` of its node (`guessed`: that number is
+    not known for sure)."""
 
     rank: int = 0
     world: int = 1
@@ -77,8 +75,8 @@ class Rank:
 
 
 def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank:
-    """The rank from the launcher's variables, or from typed flags. Raises UsageError where something is missing or
-    contradicts."""
+    """The rank from the launcher's variables, or from flags. Raises UsageError if something is missing or
+    contradictory."""
     rank = launched(variables)
     if not rank:
         return _from_flags(config, variables)
@@ -89,8 +87,8 @@ def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank
 
 
 def launched(variables: Mapping[str, str]) -> Rank | None:
-    """The rank that a launcher gave this process; None where none did. Raises UsageError where the variables
-    contradict."""
+    """The rank given by a launcher; None without a launcher. Raises UsageError if its variables contradict each
+    other."""
     found = [rank for rank in (_from(launcher, variables) for launcher in LAUNCHERS) if rank]
     if not found:
         return None
@@ -107,7 +105,7 @@ def launched(variables: Mapping[str, str]) -> Rank | None:
 
 
 def _from(launcher: Launcher, variables: Mapping[str, str]) -> Rank | None:
-    """The rank by one launcher's variables; None where it did not start this process."""
+    """The rank from one launcher's variables; None if it did not start this process."""
     step = variables.get("SLURM_STEP_ID", "")
     if launcher.name == "SLURM" and (not step.isdecimal() or int(step) >= 0xFFFFFFF0):
         return None  # a batch script or salloc's shell, not a task of srun
@@ -125,9 +123,10 @@ def _from(launcher: Launcher, variables: Mapping[str, str]) -> Rank | None:
     local_key = next((key for key in launcher.local if key in variables), None)
     if local_key is None and world > 1:
         raise UsageError(
-            f"{launcher.rank}={rank} and {launcher.world}={world} are set, but {launcher.local[0]} is not: which card"
-            " is this process's?",
-            f"Set {launcher.local[0]} to the number of the process on its node.",
+            f"{launcher.rank}={rank} and {launcher.world}={world} are set, but {launcher.local[0]} is not, so the card"
+            f" of this process is"
+            " unknown.",
+            f"Set {launcher.local[0]} to the rank of the process on its node.",
         )
     local = _number(variables, local_key, hint) if local_key else 0
     size_key = next((key for key in launcher.local_world if key in variables), None)
@@ -135,7 +134,7 @@ def _from(launcher: Launcher, variables: Mapping[str, str]) -> Rank | None:
     size = here or (world if _is_loopback(variables.get("MASTER_ADDR", "localhost")) else local + 1)
     if not (0 <= rank < world and 0 <= local < size <= world):
         raise UsageError(
-            f"{name} says rank {rank} of {world}, number {local} of {size} on this node: that cannot be.", hint
+            f"{name} says rank {rank} of {world}, local rank {local} of {size} on this node, which is impossible.", hint
         )
     return Rank(rank, world, local, size, name, guessed=here is None and world > 1)
 
@@ -161,18 +160,18 @@ def tasks_here(variables: Mapping[str, str]) -> int | None:
 
 
 def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
-    """No launcher: one process, or one of several whose number was typed."""
+    """Without a launcher: one process, or one of several whose rank was typed."""
     world = config.distributed.world_size or 1
     if world == 1 and config.distributed.distributed:
         raise UsageError(
-            "--distributed, but no launcher that is known runs this process.",
+            "--distributed was typed, but no known launcher started this process.",
             "Type --devices N instead (it starts N processes), or start with mpirun, srun or torch.distributed.run; for"
-            " one process leave it out.",
+            " one process leave the flag out.",
         )
     if world == 1:
         if config.distributed.rank:
             raise UsageError(
-                f"--rank {config.distributed.rank}, but there is one process.", "Type --world-size as well."
+                f"--rank {config.distributed.rank}, but there is only one process.", "Type --world-size as well."
             )
         _require(config, Rank())
         return Rank()
@@ -183,7 +182,7 @@ def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
         )
     if config.distributed.dist_url == "env://" and "MASTER_ADDR" not in variables:
         raise UsageError(
-            f"--rank {config.distributed.rank} of {world} is typed, but not where the processes meet.",
+            f"--rank {config.distributed.rank} of {world} was typed, but no address of rank 0.",
             "Type --dist-url tcp://HOST:PORT, HOST being the machine of rank 0.",
         )
     size = config.distributed.process_per_node or world
@@ -203,10 +202,10 @@ def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
 
 
 def _require(config: Config, found: Rank) -> None:
-    """Raise UsageError with every typed number that the launcher contradicts."""
+    """Raise UsageError that lists every flag that contradicts the launcher."""
     alone = found.launcher == "none"
     words = [
-        f"{flag} {typed}, but {'there is one process' if alone else f'{found.launcher} says {is_}'}"
+        f"{flag} {typed}, but {'there is only one process' if alone else f'{found.launcher} says {is_}'}"
         for flag, typed, is_ in (
             ("--world-size", config.distributed.world_size, found.world),
             ("--rank", config.distributed.rank, found.rank),
@@ -238,20 +237,20 @@ def _require(config: Config, found: Rank) -> None:
         )
 
 
-def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """(address, port) of rank 0, the same in every process: what is set or typed, else derived from the job.
+def master_address(config: Config, rank: Rank, variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """(address, port) of rank 0, the same in every process: from variables or flags, else derived from the job.
 
-    Raises UsageError for a --dist-url that is not understood, and where nobody says which node is the first.
+    Raises UsageError for an invalid --dist-url, or if the first node is unknown.
     """
     if config.distributed.dist_url != "env://":
         match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", config.distributed.dist_url)
         if not match or int(match[2]) > 65535:
             raise UsageError(
-                f"--dist-url {config.distributed.dist_url!r} is not understood.", "Type env:// or tcp://HOST:PORT."
+                f"--dist-url {config.distributed.dist_url!r} is not valid.", "Type env:// or tcp://HOST:PORT."
             )
         if ELASTIC in variables:
             raise UsageError(
-                f"--dist-url {config.distributed.dist_url}, but torch.distributed.run says where its processes meet.",
+                f"--dist-url {config.distributed.dist_url}, but torch.distributed.run sets the address of rank 0.",
                 "Leave --dist-url out, or give torch.distributed.run --master_addr and --master_port.",
             )
         return match[1].strip("[]"), int(match[2])
@@ -259,7 +258,7 @@ def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.enviro
     if not address and not rank.guessed:
         raise UsageError(
             f"{rank.launcher} runs {rank.world} processes, {rank.local_world} on this node, but MASTER_ADDR is not"
-            " set: the nodes do not know where to meet.",
+            " set: the address of rank 0 is unknown.",
             "Type --dist-url tcp://FIRST_NODE:29500 (or set MASTER_ADDR and MASTER_PORT in every process: mpirun"
             " -x MASTER_ADDR -x MASTER_PORT).",
         )
@@ -269,14 +268,14 @@ def meeting(config: Config, rank: Rank, variables: Mapping[str, str] = os.enviro
     name = job(rank, variables)
     if name is None:
         raise UsageError(
-            f"{rank.launcher} may run processes on several nodes, and nothing names the run: MASTER_PORT is not set.",
+            f"{rank.launcher} may run processes on several nodes, but MASTER_PORT is not set and no job id was found.",
             "Set MASTER_PORT to a free port, the same in every process, for example 29500.",
         )
     return address, 20000 + zlib.crc32(name.encode()) % 10000
 
 
 def job(rank: Rank, variables: Mapping[str, str]) -> str | None:
-    """A text that is the same in all processes of a run and different in another run's; None where there is none."""
+    """A text that identifies the run in all of its processes; None if there is none."""
     names = [name for launcher in LAUNCHERS if launcher.name == rank.launcher for name in launcher.job]
     if names and all(name in variables for name in names):
         return " ".join(f"{name}={variables[name]}" for name in names)
@@ -284,7 +283,7 @@ def job(rank: Rank, variables: Mapping[str, str]) -> str | None:
 
 
 def first_node(rank: Rank, variables: Mapping[str, str]) -> str | None:
-    """The first host of the job, where the scheduler says it: SLURM's list, or a file of hosts (PBS, Cobalt)."""
+    """The first host of the job, from SLURM's list or a file of hosts (PBS, Cobalt); None if unknown."""
     step = (
         variables.get("SLURM_STEP_NODELIST") if rank.launcher == "SLURM" else None
     )  # mpirun's own step lacks its node
@@ -301,8 +300,8 @@ def first_node(rank: Rank, variables: Mapping[str, str]) -> str | None:
 
 
 def cores(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
-    """The cores of this process: those it is bound to, but no more than its share of the launcher's, since a launcher
-    may bind several processes to one socket, or none to any."""
+    """Number of cores of this process: those it is bound to, at most its share of the launcher's cores (a launcher may
+    bind several processes to one socket, or bind none)."""
     share = max(1, host.cores(_launcher_process(rank)) // rank.local_world)
     found = min(host.cores(), share)
     tasks = variables.get("SLURM_CPUS_PER_TASK", "")
@@ -310,9 +309,9 @@ def cores(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
 
 
 def threads(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
-    """Threads for this process: OMP_NUM_THREADS where a user has set it, else its cores.
+    """Number of threads of this process: OMP_NUM_THREADS if the user has set it, else the number of its cores.
 
-    torch.distributed.run sets OMP_NUM_THREADS=1 by itself: that is nobody's wish.
+    OMP_NUM_THREADS=1 from torch.distributed.run itself is ignored: the user did not ask for it.
     """
     typed = variables.get("OMP_NUM_THREADS", "")
     own = rank.launcher != LAUNCHERS[0].name or "OMP_NUM_THREADS" in _variables_of(_launcher_process(rank))

@@ -1,5 +1,5 @@
-"""Cambricon MLU through torch_mlu: fp32 that is fp32 (its TF32 is on by default), fp16 with loss scaling, bf16 only
-where the card has it, fused optimisers.
+"""Cambricon MLU through torch_mlu: true fp32 (TF32, its default, is turned off), fp16 with loss scaling, bf16 if the
+card has it, fused optimisers.
 
 Written against torch_mlu for torch 2.4.
 """

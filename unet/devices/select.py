@@ -1,6 +1,4 @@
-"""Which device this process runs on, decided from flags and variables; what the device needs is set before torch is
-imported.
-"""
+"""Chooses the device of this process from flags and variables, and sets its variables before torch is imported."""
 
 from __future__ import annotations
 
@@ -34,9 +32,9 @@ def load(name: str) -> type[Device]:
 
 
 def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
-    """The device to use and, for each one passed over, why; the variables it needs are set before it imports torch.
+    """(device class, reasons why others are not used); the device's variables are set before torch is imported.
 
-    Raises DeviceError where the device that is asked for cannot be used.
+    Raises DeviceError if the requested device cannot be used.
     """
     if config.device.device_module:
         return foreign(config.device.device_module, config, rank), []
@@ -47,17 +45,17 @@ def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
-    asked = (
+    failed = (
         "No device can be used"
         if config.device.device == "auto"
         else f"--device {config.device.device} cannot be used here"
     )
-    raise DeviceError(f"{asked}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+    raise DeviceError(f"{failed}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
 
 
 def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
-    """None, or why a device cannot be used; the variables of the flags win over those that are set. Raises DeviceError
-    where it can, but there are fewer cards than processes."""
+    """None, or why a device cannot be used; flags override environment variables. Raises DeviceError if it can be used
+    but has fewer cards than there are processes."""
     if device.installed():
         for variable, value in device.environment(config, rank).items():
             if variable not in os.environ or variable in device.forced:
@@ -79,8 +77,8 @@ def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
 
 
 def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
-    """The device class of --device-module package.module:Class, usable. Raises UsageError where the name is of no such
-    class, DeviceError where it cannot be used."""
+    """The device class of --device-module package.module:Class. Raises UsageError if there is no such class,
+    DeviceError if it cannot be used."""
     module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
     from unet.devices.base import Device
@@ -91,7 +89,7 @@ def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
         words = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
     if not (isinstance(device, type) and issubclass(device, Device)):
-        raise UsageError(f"--device-module {name}: {attribute} is no subclass of unet.devices.base.Device.", hint)
+        raise UsageError(f"--device-module {name}: {attribute} is not a subclass of unet.devices.base.Device.", hint)
     why = usable(device, config, rank)
     if why:
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)

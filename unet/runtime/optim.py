@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate, a function of the position in the run: nothing to save, nothing to lose."""
+"""Optimisers, and the learning rate as a function of the position in the run (so there is no state to save)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from unet.runtime.lamb import LAMB
 
 
 def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -> torch.optim.Optimizer:
-    """The optimiser that the settings name: the device's fused one where it has it, torch's otherwise (or without a
-    device).
+    """The optimiser of the settings: the device's fused one if it has it, else torch's (also without a device).
 
-    With --deterministic torch's: then fp32 weights are the same bits on devices whose kernels are.
+    With --deterministic always torch's, so that fp32 weights are identical on devices with identical kernels.
     """
     how: dict[str, Any] = {"lr": config.train.lr, "weight_decay": config.train.weight_decay}
     if config.train.optimizer == "sgd":

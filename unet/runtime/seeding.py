@@ -1,4 +1,4 @@
-"""Seeds and the state of every generator that a run may draw from."""
+"""Seeds, and the states of all random generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams that outlive the terminal they lead to."""
+"""Standard streams that still work after their terminal was closed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 
 class Terminal:
-    """A standard stream at a terminal. Once that is closed, what is written is dropped: nobody reads it, and it must
-    not end a run that is being saved."""
+    """A standard stream on a terminal. After the terminal is closed, output is discarded, so that it does not end a run
+    that is being saved."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,8 +1,8 @@
-"""Weights and the resumable state: written whole or not at all, read without executing anything that is in them.
+"""Reads and writes weights and states: written atomically, read without executing code from the file.
 
-Ours are safetensors: of weights the tensors have the network's key names, so any other program can read them; of a
-state `facts["content"]` says how its tensors hang together. Earlier versions' and other programs' torch files are read
-too, by a torch whose known holes are closed, or after their opcodes were checked.
+This program writes safetensors. In weights the tensors have the network's key names, so other programs can read them;
+in a state `facts["content"]` holds the structure of its tensors. Torch files of earlier versions and other programs are
+read too, by a torch without known vulnerabilities, or after a check of their opcodes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unet.weight_files import pickles, safetensors_header
 
 WEIGHTS, STATE = "unet weights 2", "unet state 2"
 WEIGHTS_FORMATS, STATE_FORMATS = ("unet weights 1", WEIGHTS), ("unet state 1", STATE)
-SAFE = (2, 10)  # the first torch whose weights_only is without the holes that are known
+SAFE = (2, 10)  # the first torch whose weights_only has no known vulnerability
 STATE_PARTS = {
     "model": {str: Tensor},
     "optimizer": {"state": dict, "param_groups": [dict]},
@@ -45,20 +45,20 @@ KEYS_OF_FOREIGN = (
 
 
 def save_weights(path: Path, facts: Mapping[str, Any], state: Mapping[str, Tensor], before: Path | None = None) -> None:
-    """Write a state dict and what is known of it, atomically; the weights that were there get the name `before`."""
+    """Write a state dict and its metadata atomically; existing weights are renamed to `before`."""
     tensor_files.write(path, {"format": WEIGHTS, **facts}, state, before)
 
 
 def save_state(path: Path, facts: Mapping[str, Any], content: Mapping[str, Any], before: Path | None = None) -> None:
-    """Write nested tensors and plain values, atomically; the state that was there gets the name `before`."""
+    """Write nested tensors and plain values atomically; an existing state is renamed to `before`."""
     tensors: dict[str, Tensor] = {}
     tree = nested.flatten(content, tensors)
     tensor_files.write(path, {"format": STATE, **facts, "content": tree}, tensors, before)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, whatever its form: the content decides, never the suffix. Raises
-    DamagedError for a file that is cut short, CheckpointError for one that is missing or holds code.
+    """The content of a checkpoint in any format, on the CPU; the format is detected from the content. Raises
+    DamagedError for a truncated file, CheckpointError for one that is missing or holds code.
     """
     try:
         kind = safetensors_header.kind(path)
@@ -101,8 +101,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def is_safe(version: str) -> bool:
-    """Whether this torch reads a foreign file with `weights_only=True` without the known holes; of a version that is
-    not out yet (2.10.0a0) that is not known."""
+    """Whether this torch reads files with `weights_only=True` without known vulnerabilities; pre-releases (2.10.0a0)
+    count as unsafe."""
     match = re.match(r"(\d+)\.(\d+)(?:\.\d+)?(a|b|rc|\.?dev)?", version)
     if match is None:
         return False
@@ -144,7 +144,7 @@ def _torch_file(path: Path, kind: str, version: str = torch.__version__) -> dict
 
 
 def require_state(content: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError where `content` is no resumable state, or a part of it is missing or of another type."""
+    """Raise CheckpointError if `content` is not a resumable state, or a part is missing or of the wrong type."""
     if content.get("format") not in STATE_FORMATS:
         raise CheckpointError(
             f"{path.absolute()}: holds no resumable state (format {str(content.get('format', 'unknown'))[:40]!r}).",
@@ -160,7 +160,7 @@ def require_state(content: Mapping[str, Any], path: Path) -> None:
 
 
 def conversion(path: Path) -> str:
-    """The command that makes safetensors of a torch checkpoint."""
+    """The command that converts a torch checkpoint to safetensors."""
     new = str(path.with_suffix(".safetensors"))
     code = (
         f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, map_location='cpu', weights_only=True);"
@@ -185,8 +185,8 @@ def _damaged(path: Path, error: BaseException) -> DamagedError:
 
 
 def weights_of(content: Mapping[str, Any], path: Path | None = None) -> dict[str, Tensor]:
-    """The state dict within a checkpoint: our own, another trainer's, or a bare one. Raises CheckpointError where its
-    entries are not tensors with names."""
+    """The state dict in a checkpoint: this program's, another trainer's, or a bare one. Raises CheckpointError if its
+    entries are not named tensors."""
     state = next((content[key] for key in KEYS_OF_FOREIGN if isinstance(content.get(key), dict)), content)
     strange: Any = next(
         (key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None
@@ -201,7 +201,7 @@ def weights_of(content: Mapping[str, Any], path: Path | None = None) -> dict[str
 
 
 def require_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError with the name of the first tensor that holds NaN or infinity."""
+    """Raise CheckpointError that names the first tensor with NaN or infinity."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())

@@ -1,4 +1,4 @@
-"""The files that a run keeps: its best weights, its state, and of both the ones before. No torch."""
+"""The paths of a run's checkpoints: best weights, state, and the previous file of each. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unet.weight_files import safetensors_header
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPaths:
-    """The names beside `weights`, `<name>.safetensors`."""
+    """The paths that belong to the weights file `<name>.safetensors`."""
 
     weights: Path
 
@@ -31,7 +31,7 @@ class CheckpointPaths:
 
     @property
     def earlier_state(self) -> Path:
-        """The state as earlier versions wrote it."""
+        """The state file of earlier versions."""
         return self._beside("state.pt")
 
     @property
@@ -42,15 +42,15 @@ class CheckpointPaths:
         return self.weights.with_name(f"{self.weights.stem}.{ending}")
 
     def states(self) -> list[Path]:
-        """The states to go on from, the latest first."""
+        """The existing state files, the latest first."""
         return [path for path in (self.state, self.state_before, self.earlier_state) if path.exists()]
 
     def taken(self) -> bool:
-        """Whether a run has written weights or a state of this name."""
+        """Whether weights or a state of this name exist."""
         return self.weights.exists() or bool(self.states())
 
     def clear(self, also_weights: bool = False) -> None:
-        """Remove what an earlier run of this name kept; a file that this program did not write is set aside."""
+        """Remove the checkpoints of an earlier run; a file that this program did not write is renamed instead."""
         weights = (self.weights,) if also_weights else ()
         for path in (self.state, self.state_before, self.earlier_state, self.weights_before, *weights):
             if path.exists():
@@ -60,7 +60,7 @@ class CheckpointPaths:
 
 
 def written_here(path: Path) -> bool:
-    """Whether a file says that it is this program's."""
+    """Whether the metadata of a file say that this program wrote it."""
     try:
         return safetensors_header.kind(path) == "safetensors" and bool(safetensors_header.read(path).facts)
     except UnetError:
@@ -68,7 +68,7 @@ def written_here(path: Path) -> bool:
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Rename a file to `<its name>.<why>-<number>`, and say so."""
+    """Rename a file to `<its name>.<why>-<number>`, with a notice."""
     names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
     new = next(name for name in names if not name.exists())
     path.rename(new)

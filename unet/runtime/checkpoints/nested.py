@@ -1,7 +1,7 @@
 """Nested dicts, lists and tuples of numbers, texts and tensors <-> one JSON value and a flat dict of tensors.
 
-In the JSON an object is always one of these: {"dict": {...}}, {"items": [[key, value], ...]} for other keys than texts,
-{"tuple": [...]}, {"float": "nan"}, {"tensor": name}. All else stands for itself; numbers come back exactly.
+A JSON object is always one of these: {"dict": {...}}, {"items": [[key, value], ...]} for other keys than texts,
+{"tuple": [...]}, {"float": "nan"}, {"tensor": name}. Other values are stored as they are; numbers are restored exactly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names that a running process holds: run folders and weights files. Two runs never write under one name."""
+"""Lock files for run folders and weights: two runs never write under the same name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _held: dict[Path, int] = {}  # lock file -> its open descriptor
 
 
 def acquire(path: Path, run: Path) -> str:
-    """Hold the lock file `path` for the run in folder `run` until `release` or the end of this process.
+    """Lock the file `path` for the run in folder `run`, until `release` or the end of this process.
 
-    Returns "" where this process holds it now; else who does, in words. The file is made by exclusive creation or
-    opened, and locked (flock): the kernel frees it when its owner dies. It names its owner. Raises UnetError where it
-    cannot be made.
+    Returns "" if this process now holds the lock, else a description of its owner. The file is locked by flock, so the
+    kernel frees it when its owner dies, and it names its owner. Raises UnetError if it cannot be created.
     """
     key = files.real(path.parent) / path.name
     while key not in _held:
@@ -37,7 +36,7 @@ def acquire(path: Path, run: Path) -> str:
         if owner:
             os.close(descriptor)
             return owner
-        if not _is_at(descriptor, key):  # its owner removed it between our opening and our locking
+        if not _is_at(descriptor, key):  # its owner removed it after we opened it and before we locked it
             os.close(descriptor)
             continue
         about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), "run": str(run)}
@@ -48,7 +47,7 @@ def acquire(path: Path, run: Path) -> str:
 
 
 def _lock(descriptor: int, path: Path) -> str:
-    """Lock an open file. Returns "" or who holds it."""
+    """Lock an open file. Returns "" or a description of the owner."""
     try:
         for last in (False, False, True):
             try:
@@ -57,7 +56,7 @@ def _lock(descriptor: int, path: Path) -> str:
             except BlockingIOError:
                 if last:
                     return in_words(_owner(path))
-                time.sleep(0.1)  # somebody may only be looking (`holder`)
+                time.sleep(0.1)  # another process may only be checking (`holder`)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise files.explain(error, path) from error
@@ -68,7 +67,7 @@ def _lock(descriptor: int, path: Path) -> str:
 
 
 def holder(path: Path) -> str:
-    """Who else holds a lock file, in words; "" where nobody does, or this process."""
+    """A description of the other process that holds a lock; "" if there is none."""
     key = files.real(path.parent) / path.name
     if key in _held or not key.exists():
         return ""
@@ -91,7 +90,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """Whom a lock file names; empty where that is not written (yet)."""
+    """The owner named in a lock file; empty if it is not written yet."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -110,7 +109,7 @@ def in_words(owner: Mapping[str, Any]) -> str:
 
 
 def release(path: Path) -> None:
-    """Let go of a lock file, which is removed."""
+    """Release a lock and remove its file."""
     key = files.real(path.parent) / path.name
     descriptor = _held.pop(key, None)
     if descriptor is not None:
@@ -121,13 +120,13 @@ def release(path: Path) -> None:
 
 
 def release_all() -> None:
-    """Let go of all that this process holds."""
+    """Release all locks of this process."""
     for path in list(_held):
         release(path)
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: the locks are the parent's, and must not outlive it."""
+    """In a forked process: close the locks, which belong to the parent and must not outlive it."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

@@ -1,7 +1,7 @@
-"""The folder that predict writes into: which files in it are the program's own, and what each was made of.
+"""The output folder of predict: which files the program wrote, and from which inputs.
 
-`predictions.jsonl` has a line for each case when it is begun and one when it is done, with a digest of every file; it
-is only appended to, so that its cost does not grow with the number of cases.
+`predictions.jsonl` gets a line when a case is started and one when it is finished, with a digest of every file. Lines
+are only appended, so the cost per case stays constant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINE = {"source": str, "inputs": str, "weights": str, "settings": str, "files": 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a file was made of: where its images lay; digests of the images, of the weights and of the settings."""
+    """What a file was made from: the path of its images; digests of images, weights and settings."""
 
     source: str
     inputs: str
@@ -35,8 +35,8 @@ class Made:
 
 
 class OutputFolder:
-    """The files that predict wrote into a folder: name -> (digest, what it was made of); the digest is None for a file
-    that was being written when the program ended."""
+    """The files that predict wrote into a folder: name -> (digest, what it was made from); the digest is None for a
+    file whose writing was not finished."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,15 +51,14 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder; another predict that writes there is waited for."""
+        """Lock the folder; waits for another predict that writes there."""
         files.make_folder(self.path)
         with files.lock(self.path / LOCK, host.notice):
             yield
 
     def read(self) -> None:
-        """Read the manifest, if there is one. A last line cut short, as by a power failure, is passed over; other
-        damaged lines are too, with a notice: the files that they named then count as somebody else's. Raises UsageError
-        where no line is the program's."""
+        """Read the manifest, if there is one. An incomplete last line is ignored; other damaged lines are too, with a
+        notice, and their files count as foreign. Raises UsageError if no line is valid."""
         self.records = {}
         path = self.path / MANIFEST
         if not os.path.lexists(path):
@@ -90,13 +89,12 @@ class OutputFolder:
         return True
 
     def made(self, path: Path) -> Made:
-        """What a file in the manifest was made of."""
+        """What a file in the manifest was made from."""
         return self.records[self.name(path)][1]
 
     def state(self, path: Path) -> str:
-        """FREE: nothing is there. FOREIGN: something that is not in the manifest, or no file. UNFINISHED: the program's
-        own, but empty, or the program ended before it was noted as done. CHANGED: the program's own, changed since.
-        OWN: the program's own as it was written."""
+        """FREE: nothing exists. FOREIGN: not in the manifest, or not a file. UNFINISHED: empty, or never marked as
+        finished. CHANGED: changed since this program wrote it. OWN: as this program wrote it."""
         if not os.path.lexists(path):
             return FREE
         if path not in self or path.is_symlink() or not path.is_file():
@@ -107,8 +105,8 @@ class OutputFolder:
         return OWN if files.digest_files(path) == digest else CHANGED
 
     def note(self, made: Made, digests: Mapping[Path, str | None]) -> None:
-        """Append a line: these files are about to be written (None), or were written. Several processes may do so.
-        Raises UnetError where the disk is full."""
+        """Append a line: these files are about to be written (digest None), or were written. Safe with several
+        processes. Raises UnetError on a full disk."""
         path = self.path / MANIFEST
         names = {self.name(file): digest for file, digest in digests.items()}
         line = json.dumps({**dataclasses.asdict(made), "files": names}) + "\n"
@@ -122,14 +120,13 @@ class OutputFolder:
                     line = line if stream.read(1) == b"\n" else "\n" + line
                 stream.write(line.encode())
                 stream.flush()
-                if begins:  # a file that lies there after a power failure must not look like somebody else's
+                if begins:  # after a power failure the file must not look like a foreign one
                     os.fsync(stream.fileno())
         except OSError as error:
             raise files.explain(error, path) from error
 
     def shorten(self, least: int = 1000) -> None:
-        """Write the manifest anew, without the lines that later ones replaced, where those are most of it; only by who
-        holds the folder."""
+        """Rewrite the manifest without replaced lines, if those are most of it; only while the folder is locked."""
         path = self.path / MANIFEST
         groups: dict[Made, dict[str, str | None]] = {}
         for name, (digest, made) in self.records.items():
@@ -142,7 +139,7 @@ class OutputFolder:
 
 
 def digests(paths: Iterable[Path]) -> dict[Path, str | None]:
-    """The digest of each file. Raises StorageError for one that is gone or empty just after it was written."""
+    """The digest of each file. Raises StorageError if one is missing or empty just after it was written."""
     found: dict[Path, str | None] = {}
     for path in paths:
         if not path.is_file() or not path.stat().st_size:

@@ -1,4 +1,4 @@
-"""What of a run's folder the program wrote: the list `files.json`. Nothing else in it is ever removed."""
+"""The list of files that the program wrote into a run folder (`files.json`). Other files are never removed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
 
 class Contents:
-    """The entries of a run's folder, the program's and others. A name is the program's if it is one that a run has,
-    and the folder's own list has it; in a folder of a version that kept no list, if the content is of its kind."""
+    """The entries of a run folder. A file belongs to the program if its name is one of a run's files and is in the
+    list; in folders of versions without a list, if its content is of the expected kind."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +36,7 @@ class Contents:
         return found
 
     def add(self, *names: str) -> None:
-        """List files before they are written, so that the program knows them again after any end."""
+        """List files before they are written, so that they are recognised after a crash."""
         if self._listed is None:
             listed = self.listed()
             if listed is None:  # a run of an earlier version goes on: what is its own joins the list
@@ -58,12 +58,12 @@ class Contents:
                 yield f"{item.name}/"
 
     def strange(self) -> list[str]:
-        """Entries that are not the program's."""
+        """Entries that the program did not write."""
         listed = self.listed()
         return [name for name in self.entries() if not self._is_ours(name, listed)]
 
     def clear(self) -> None:
-        """Remove the program's files, and nothing else. Raises UnetError where the system refuses."""
+        """Remove the program's files, and nothing else. Raises UnetError if the system refuses."""
         listed = self.listed()
         for name in sorted(self.entries(), key=lambda name: name == MANIFEST_NAME):  # the list last
             if self._is_ours(name, listed):
@@ -86,7 +86,7 @@ class Contents:
         return bool(NAMES.fullmatch(name)) or name == f"{self.path.name}.txt"
 
     def _recognised(self, name: str) -> bool:
-        """Whether a file has a name and a content that the program writes."""
+        """Whether name and content of a file look like those of this program."""
         path = self.path / name
         if not self._is_known(name) or path.is_symlink() or not path.is_file():
             return False

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, where it ran, what happened, how it ended."""
+"""The folder of a run: its settings, environment, logs, status and results."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "tifffile", "pillow", "ma
 
 
 class RunFolder:
-    """`performance/<run-name>/` and the files in it; with `writes` false (ranks that do not lead) only its name.
+    """`performance/<run-name>/` and its files; with `writes` false (all ranks but 0) nothing is written.
 
-    A new run (`create`) is kept in memory until `begin`: a start that fails leaves no folder, and takes nothing from
-    the run that it would have replaced.
+    The files of a new run (`create`) stay in memory until `begin`: a start that fails leaves no folder, and does not
+    touch the run that it would have replaced.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -50,7 +50,7 @@ class RunFolder:
         return self.path / name
 
     def own(self, *names: str) -> None:
-        """List files that the run is about to write as its own: no others are ever removed."""
+        """Add files to the run's list before they are written; only listed files are ever removed."""
         if self.writes:
             self._to_list += names
             if self.begun and self._to_list:
@@ -58,16 +58,15 @@ class RunFolder:
                 self._to_list.clear()
 
     def place(self, name: str) -> Path:
-        """The path of a file that is about to be written into the folder, which lists it as its own."""
+        """The path of a file to write, which is added to the run's list."""
         self.own(name)
         return self.path / name
 
     def create(self, kind: str, overwrite: bool) -> None:
-        """Take the name for a new run of a command (`kind`), and see that the folder is free or may be replaced.
+        """Lock the name for a new run of a command (`kind`), and check that the folder is free or may be replaced.
 
-        A run that ended before its first result has nothing to lose and gives way. Raises UsageError where another
-        process has the name; where there are results, unless `overwrite`; where the folder holds anything that its own
-        list does not name; where it is another command's.
+        A run without any result is replaced. Raises UsageError if another process holds the name, if there are results
+        (unless `overwrite`), if the folder holds files that are not in its list, or if it belongs to another command.
         """
         files.make_folder(self.path.parent)
         self.take()
@@ -77,7 +76,7 @@ class RunFolder:
         self._replaces, self._waiting, self._status = overwrite, [], {}
 
     def take(self) -> None:
-        """Hold the name of this run. Raises UsageError while another process does."""
+        """Lock the name of this run. Raises UsageError while another process holds it."""
         owner = locks.acquire(self.lock, self.path)
         if owner:
             raise self._running(owner)
@@ -88,7 +87,7 @@ class RunFolder:
         return self.path.with_name(f".{self.name}.unet.lock")
 
     def require_stopped(self) -> None:
-        """Raise UsageError while another process works on this run."""
+        """Raise UsageError if another process is working on this run."""
         owner = locks.holder(self.lock)
         status = read_status(self.path)
         if not owner and not status.get("claimed") and is_running(status):  # of a version that held no lock
@@ -122,7 +121,7 @@ class RunFolder:
                 raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
 
     def remove(self, kind: str) -> None:
-        """Remove the files of a run of a command that is to be made anew. Raises UsageError as `create` does."""
+        """Remove the files of a run before it is started again. Raises UsageError as `create` does."""
         if not os.path.lexists(self.path):
             return
         self.take()
@@ -135,7 +134,7 @@ class RunFolder:
             locks.release(self.lock)
 
     def begin(self) -> None:
-        """Make the folder of a new run, in place of the one before, and write what waits."""
+        """Create the folder of a new run, replacing an old one, and write the files kept in memory."""
         if self._waiting is None or not self.writes:
             return
         waiting, self._waiting = self._waiting, None
@@ -154,7 +153,7 @@ class RunFolder:
         return self._waiting is None
 
     def status(self, status: str, why: str = "", **more: Any) -> None:
-        """Write status.json: running, done, failed or interrupted, and why."""
+        """Write status.json: running, done, failed or interrupted, and the reason."""
         if not self.writes:
             return
         if self._status is None:
@@ -171,12 +170,12 @@ class RunFolder:
         self.write("status.json", self._status)
 
     def write(self, name: str, value: Any) -> None:
-        """Write a file whole: text as it is, anything else as JSON."""
+        """Write a file atomically: text unchanged, other values as JSON."""
         if self.writes:
             self._put(name, value if isinstance(value, str) else files.json_text(value), added=False)
 
     def say(self, words: str) -> None:
-        """A line for run.log and for the user."""
+        """Add a line to run.log and print it."""
         self.append("run.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}")
         host.notice(words)
 
@@ -196,7 +195,7 @@ class RunFolder:
         files.append_line(path, text)
 
     def keep_lines(self, name: str, count: int) -> None:
-        """Cut a log back to its first `count` lines: what a stopped run wrote after the state it goes on from."""
+        """Truncate a log to its first `count` lines: the rest was written after the state that is resumed."""
         path = self / name
         if self.writes and self.begun and os.path.lexists(path):
             lines = files.require_regular(path).read_bytes().splitlines(keepends=True)
@@ -214,8 +213,7 @@ def text_of(path: Path) -> str:
 
 
 def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: bool) -> RunFolder:
-    """The folder of a new run of a command: `name`, or its kind and the time, counted on where that is
-    taken."""
+    """The folder of a new run of a command: `name`, or its kind and the time, numbered if that exists."""
     if name:
         folder = RunFolder(out / name)
         folder.create(command, overwrite)
@@ -233,7 +231,7 @@ def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: 
 
 
 def is_running(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status is alive on this host (and is still this program: numbers are reused)."""
+    """Whether the process that wrote a status is alive on this host (and is this program: process ids are reused)."""
     pid = status.get("pid")
     here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
     if not here or not pid or not files.alive(pid):
@@ -245,7 +243,7 @@ def is_running(status: Mapping[str, Any]) -> bool:
 
 
 def note(folder: RunFolder, status: str, why: str) -> None:
-    """Write the status if that is still possible: on a full disk the error itself matters more."""
+    """Write the status if possible; on a full disk only a notice, since the first error matters more."""
     try:
         folder.status(status, why)
     except UnetError as error:
@@ -253,7 +251,7 @@ def note(folder: RunFolder, status: str, why: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a run rests on."""
+    """Versions of the main packages."""
     found = {}
     for package in PACKAGES:
         try:
@@ -264,7 +262,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, machine and device: what a record needs beside its numbers."""
+    """Versions, machine and device, for environment.json."""
     total, available = host.memory()
     relevant: tuple[str, ...] = (
         "CUDA_",

@@ -68,7 +68,7 @@ def patient_folders(root: Path) -> list[Path]:
         near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
         raise DataError(
             f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
-            "Give the raw set with --data PATH, or try made data with --synth-data.",
+            "Give the raw set with --data PATH, or use synthetic data with --synth-data.",
         )
     found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(_is_slice, folder.iterdir()))]
     if not found:
