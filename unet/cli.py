@@ -145,6 +145,13 @@ def require_folder() -> None:
 def unexpected(error: Exception) -> UnetError:
     """A bug of this program, as a two-line error."""
     first = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, NotImplementedError) and not first:  # of a task or device of the user's own
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else frame.f_globals["__name__"]
+        return UnetError(
+            f"{owner}.{frame.f_code.co_name} is not implemented.",
+            "Write this method; its base class says what it takes and gives.",
+        )
     return UnetError(
         f"Internal error: {type(error).__name__}: {first}",
         "This should not happen. Type the command again with -v for the traceback, and report it.",

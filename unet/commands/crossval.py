@@ -29,7 +29,7 @@ from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.tasks.base import Task
-from unet.tasks.registry import create
+from unet.tasks.registry import create, task_flag
 
 SETTINGS = "settings.json"
 SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
@@ -63,6 +63,7 @@ class Fold:
         words = ["--run-name", self.name, "--out", str(self.folder.parent)]
         words += [word for word, on in (("--quiet", config.logging.quiet), ("--verbose", config.logging.verbose)) if on]
         words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
+        words += task_flag(config)
         words += [flag("device_module"), config.device.device_module] if config.device.device_module else []
         if config.run.debug_dump:
             words += ["--debug-dump", str(Path(config.run.debug_dump) / f"fold{self.number}")]

@@ -15,6 +15,7 @@ from unet.config.resolve import SYNTHETIC, Resolved, with_synthetic_cache
 from unet.config.schema import Config, resolve_path, shell_path
 from unet.errors import INTERRUPTED, TARGET_MISSED
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.tasks.registry import task_flag
 
 if TYPE_CHECKING:
     from unet.runtime.trainer import Trainer
@@ -148,20 +149,22 @@ def closing_block(
     lines.append("")
     if reason == "diverged":
         lines.append("  The score collapsed: start a new run with a lower --lr, more --warmup-epochs or --clip 1.")
-    data = resolve_path(config.data.data, "data")
+    data, own = resolve_path(config.data.data, "data"), "".join(f" {word}" for word in task_flag(config))
     if reason.startswith("stopped"):
         out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
         rank = context.device.rank
         again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
-        lines.append(f"  go on      python -m unet train --resume --run-name {shlex.quote(folder.name)}{out}{again}")
+        lines.append(
+            f"  go on      python -m unet train{own} --resume --run-name {shlex.quote(folder.name)}{out}{again}"
+        )
         if rank.world > 1 and not again:
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.save.checkpoints:
         shown = weights.name if weights.absolute().parent == Path("weights").absolute() else shell_path(weights)
         given = str(data) if data.exists() else "FILES"
         lines += [
-            f"  score      python -m unet evaluate --weights {shown}{data_flags(config)}",
-            f"  predict    python -m unet predict --weights {shown} {shlex.quote(given)} --overlay",
+            f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}",
+            f"  predict    python -m unet predict{own} --weights {shown} {shlex.quote(given)} --overlay",
         ]
     return "\n".join(lines)
 

@@ -145,7 +145,9 @@ def apply_checkpoint_settings(
         if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
             raise UsageError(
                 f"These weights belong to task {item['task']}, but this command uses task {resolved.config.task.name}.",
-                f"Add --task {item['task']}.",
+                f"Add --task {item['task']}."
+                if item["task"] in BUILT_IN
+                else "Name that task: --task package.module:Class.",
             )
     known = [
         saved_settings(item, (*reused, "layers"), path, type(resolved.config.task))

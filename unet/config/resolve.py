@@ -238,7 +238,7 @@ def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> st
         return task
     raise CheckpointError(
         f"{path.absolute()}: belongs to task {str(task)[:40]!r}, which does not exist here.",
-        f"Give weights of one of: {', '.join(known)}.",
+        f"Give weights of one of: {', '.join(known)}; for a task of your own type --task package.module:Class.",
     )
 
 

@@ -46,6 +46,12 @@ def task_class(name: str) -> type[Task]:
     return own
 
 
+def task_flag(config: Config) -> list[str]:
+    """--task as a command must name it: weights and files say a built-in task, a task of the user's own is typed."""
+    name = config.general.task
+    return [] if name in BUILT_IN else ["--task", name]
+
+
 def create(config: Config) -> Task:
     """The task of these settings, which it holds."""
     return task_class(config.general.task)(config)

@@ -18,18 +18,31 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unet.data.cache.cached_case import CachedCase
+    from unet.data.cases import Case
 
 
 class SegmentationTask(Task):
     """A task that labels pixels or voxels.
 
     `foreground`: what is labelled, and `label_values` what the labels of a raw set must hold, in words. `fold_seed`:
-    of the shuffle before the folds, the same whatever the seed of a run; None: the run's own seed.
+    of the shuffle before the folds, the same whatever the seed of a run; None: the run's own seed. `synthetic_seed`:
+    of the set that --synth-data makes.
     """
 
     foreground: ClassVar[str]
     label_values: ClassVar[str]
     fold_seed: ClassVar[int | None] = None
+    synthetic_seed: ClassVar[int] = 2001
+
+    def find_cases(self) -> list[Case]:
+        root = resolve_path(self.config.data.data, "data")
+        if self.config.data.synth_data:
+            self.synthesize(root, self.synthetic_seed)
+        return self.index(root)
+
+    def index(self, root: Path) -> list[Case]:
+        """The cases of the raw set in a folder."""
+        raise NotImplementedError
 
     def cached_cases(self, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
         limit = self.config.split.max_cases

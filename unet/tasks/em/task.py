@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from unet.data.loading.loader import Loader
 
 ROUND = 100  # steps of an "epoch" where nothing is evaluated in between
-SYNTHETIC_SEED = FOLD_SEED = 123  # the folds are the same whatever the seed of a run
+FOLD_SEED = 123  # the folds are the same whatever the seed of a run
 LEVEL = 0.5
 METRIC_NOTES = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output.
 Rand and information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best
@@ -59,7 +59,7 @@ class EM(SegmentationTask):
     colour_key = drawing.KEY
     foreground = "membrane"
     label_values = "labels of 0 (membrane) and 255 (cell)"
-    fold_seed = FOLD_SEED
+    fold_seed = synthetic_seed = FOLD_SEED
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -90,10 +90,7 @@ class EM(SegmentationTask):
             config = config.replace(max_steps=max(1, config.train.max_steps // world))
         return config
 
-    def find_cases(self) -> list[Case]:
-        root = resolve_path(self.config.data.data, "data")
-        if self.config.data.synth_data:
-            self.synthesize(root, SYNTHETIC_SEED)
+    def index(self, root: Path) -> list[Case]:
         return dataset.index(root)
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:

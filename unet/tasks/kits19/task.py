@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
 CLASSES = 3
 PAD_VALUE = -2.2  # of MLPerf's reference; about the darkest value of a normalised CT
-SYNTHETIC_SEED = FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
+FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
 METRIC_NOTES = """Mean, kidney and tumour Dice as MLPerf scores them: argmax of the logits averaged over windows, on the
 resampled grid, kidney without tumour, 1 where a class is in neither; with --eval-region rounded the sides are rounded
@@ -111,10 +111,7 @@ class KiTS19(SegmentationTask):
         depth += self.config.eval.eval_batch_size * windows.stride(depth, self.settings.overlap)
         self.logits(torch.zeros(1, depth, *sides), self.plan((depth, *sides), "full"), predictor)
 
-    def find_cases(self) -> list[Case]:
-        root = resolve_path(self.config.data.data, "data")
-        if self.config.data.synth_data:
-            self.synthesize(root, SYNTHETIC_SEED)
+    def index(self, root: Path) -> list[Case]:
         return dataset.index(root, self.settings)
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.schema import Config, resolve_path
+from unet.config.schema import Config
 from unet.config.task_settings import unet_widths
 from unet.data import checks, drawing
 from unet.data.cases import Case
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from unet.data.preprocessing.slice_geometry import Geometry
 
 LEVEL = 0.5
-SYNTHETIC_SEED = 2001
 METRIC_NOTES = """DSC: 1 where mask and prediction are empty, 0 where one is. HD95: the larger of the two directed 95th
 percentiles of surface distance in 3-D, in pixels of the evaluated grid, a step between slices counting as
 one; undefined (-) where one of the two is empty. Volume error: (predicted - true) / true; undefined (-)
@@ -67,10 +66,7 @@ class LGG(SegmentationTask):
     def input_shape(self) -> tuple[int, ...]:
         return 1, 3, self.settings.image_size, self.settings.image_size
 
-    def find_cases(self) -> list[Case]:
-        root = resolve_path(self.config.data.data, "data")
-        if self.config.data.synth_data:
-            self.synthesize(root, SYNTHETIC_SEED)
+    def index(self, root: Path) -> list[Case]:
         return dataset.index(root)
 
     def cache_settings(self) -> dict[str, Any]:
