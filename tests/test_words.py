@@ -28,19 +28,14 @@ PHRASES = {
     "the seed's": "the project's name (Argonne, Habana, MLPerf)",
     "what is in force": "every setting and where it came from",
 }
-NOT_YET = {  # files that still use a name
-    "unet/kernels/norms.py": {"sparing", "spent"},
-    "unet/models/unet.py": {"sparing"},
-}
 
 
 def bad_names(path: Path) -> list[str]:
     """`file:line: message` for each identifier (a whole name, or a word of it) that is not to be used."""
     found, text, where = [], path.read_text(), path.relative_to(ROOT).as_posix()
-    allowed = NOT_YET.get(where, set())
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME:
-            for word in set(token.string.lower().split("_")) & NAMES.keys() - allowed:
+            for word in set(token.string.lower().split("_")) & NAMES.keys():
                 found.append(f"{where}:{token.start[0]}: {token.string}: use {NAMES[word]}")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef):

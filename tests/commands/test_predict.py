@@ -282,7 +282,7 @@ def test_weights_trained_on_every_case_are_not_validated_on_them(use: Run, phant
     assert "trained on every case" in error_of(use("evaluate", "--weights", "all.pt", "--run-name", "e"), 2)
     code, _, err = use("evaluate", "--weights", "all.pt", "--run-name", "e", "--split", "none")
     assert code == 0
-    assert "6 of the 6 cases were trained on" in err
+    assert "6 of the 6 cases were used for training" in err
 
 
 def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:

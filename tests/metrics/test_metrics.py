@@ -36,7 +36,7 @@ def test_dice_by_sets() -> None:
 def test_hausdorff_by_all_pairs_of_surface_voxels(seed: int, spacing: tuple[float, ...] | None) -> None:
     a, b = blob(seed, share=0.02 + 0.1 * seed), blob(seed + 50, share=0.05)
 
-    def surface(mask: np.ndarray) -> np.ndarray:
+    def surface_of(mask: np.ndarray) -> np.ndarray:
         padded = np.pad(mask, 1)
         inner = np.ones_like(mask)
         for axis in range(3):
@@ -44,7 +44,7 @@ def test_hausdorff_by_all_pairs_of_surface_voxels(seed: int, spacing: tuple[floa
                 inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
         return np.argwhere(mask & ~inner) * np.array(spacing or (1, 1, 1))
 
-    distances = cdist(surface(a), surface(b))
+    distances = cdist(surface_of(a), surface_of(b))
     expected = max(np.percentile(distances.min(1), 95), np.percentile(distances.min(0), 95))
     assert surface.hausdorff95(a, b, spacing) == pytest.approx(expected)
 

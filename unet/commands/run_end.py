@@ -149,6 +149,13 @@ def closing_block(
     lines.append("")
     if reason == "diverged":
         lines.append("  The score collapsed: start a new run with a lower --lr, more --warmup-epochs or --clip 1.")
+    lines += next_commands(context, folder, weights, reason)
+    return "\n".join(lines)
+
+
+def next_commands(context: setup.Context, folder: Any, weights: Path, reason: str) -> list[str]:
+    """Lines with the commands that come next: go on with a stopped run, or score and predict."""
+    config, lines = context.config, list[str]()
     data, own = resolve_path(config.data.data, "data"), "".join(f" {word}" for word in task_flag(config))
     if reason.startswith("stopped"):
         out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
@@ -166,7 +173,7 @@ def closing_block(
             f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}",
             f"  predict    python -m unet predict{own} --weights {shown} {shlex.quote(given)} --overlay",
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def data_flags(config: Config) -> str:
