@@ -6,6 +6,7 @@ with what a run that was never stopped has. Train is in test_slow.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from conftest import program, read_json
 from test_slow import start
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("UNET_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("UNET_TEST_KILLS", "3"))
 SMALL = ("--image-size", 16, "--layers", 2, "--width", 4, "--batch-size", 4, "--device", "cpu", "--workers", 0)
 
 
@@ -39,7 +40,22 @@ def killed(words: Sequence[object], folder: Path, made: Path, seconds: float, se
             assert process.returncode == 0
             return kills
         kills += 1
+        wait_for_children(folder)
         assert kills < 20 * KILLS, "no end"
+
+
+def wait_for_children(folder: Path, seconds: float = 60) -> None:
+    """What a killed command had started ends by itself, and holds the names of its run until then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        left = []
+        for path in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                left += [path] if path.readlink() == folder else []
+        if not left:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{len(left)} processes outlive the command that started them")
 
 
 def newest(folder: Path) -> int:
@@ -80,7 +96,7 @@ def test_predict_killed_again_and_again_writes_the_same_masks(phantoms: Path, tm
     kills = 0
     while kills < KILLS:
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
-        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", 0.5, kills)
+        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", 3.0, kills)
         found, expected = (
             {p.relative_to(d): p.read_bytes() for p in d.rglob("*.*") if p.suffix in (".tif", ".png")}
             for d in (tmp_path / "cut", tmp_path / "whole")

@@ -154,7 +154,7 @@ def test_every_command_of_the_readme_runs(real_lgg: Path, tmp_path: Path) -> Non
 def test_the_rehearsal_of_the_readme_passes_the_checker(tmp_path: Path) -> None:
     pytest.importorskip("mlperf_logging")
     lines = [line for line in commands((ROOT / "README.md").read_text()) if "rehearsal" in line]
-    assert len(lines) == 3
+    assert len(lines) == 2  # synthesize, train
     for line in lines:
         done = program(*shlex.split(line)[3:], cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

@@ -55,7 +55,8 @@ class Stop:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                again = number == signal.SIGHUP and self.reason == "SIGHUP"  # a closed terminal may tell it twice
+                signal.signal(number, signal.SIG_IGN if again else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
