@@ -316,7 +316,7 @@ def test_a_terminal_that_is_closed(phantoms: Path, tmp_path: Path) -> None:
     reader = threading.Thread(target=drain, args=(main,), daemon=True)
     reader.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "weights").glob("*.state.*")):
+    while not list((tmp_path / "weights").glob("a.state.*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -361,7 +361,7 @@ def test_a_run_that_replaced_another_and_was_killed_at_once_does_not_go_on_from_
     from unet.runtime import engine
 
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
-    assert list(Path("weights").glob("*.state.*"))
+    assert list(Path("weights").glob("a.state.*"))
     original = engine.optimizer_step
 
     def step(run: engine.Run) -> None:
@@ -372,7 +372,7 @@ def test_a_run_that_replaced_another_and_was_killed_at_once_does_not_go_on_from_
         assert tiny("--run-name", "a", "--epochs", 1, "--overwrite")[0] == 130
     finally:
         engine.optimizer_step = original
-    assert not list(Path("weights").glob("*.state.*"))
+    assert not list(Path("weights").glob("a.state.*"))
     code, _, err = tiny("--resume", "--run-name", "a")
     assert code == 0, err
     assert "no state was saved yet, so the run starts over" in err
