@@ -461,7 +461,7 @@ def test_loading_weights_starts_from_them(tiny) -> None:
 def test_learning_rates() -> None:
     def rates(**settings: Any) -> list[float]:
         config = make_config(lr=1.0, epochs=10, **settings)
-        return [optim.learning_rate(config, step // 5 + 1, step, 5) for step in range(50)]
+        return [optim.learning_rate(config.train, step // 5 + 1, step, 5) for step in range(50)]
 
     assert set(rates()) == {1.0}
     warm = rates(warmup_epochs=4, warmup_lr=0.2)

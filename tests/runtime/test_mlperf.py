@@ -128,7 +128,7 @@ class Trial:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.device = CPU(config, Rank())
         model = nn.Conv3d(1, 1, 1)
-        optimizer = optim.build(config, [{"params": list(model.parameters())}], self.device)
+        optimizer = optim.build(config.train, [{"params": list(model.parameters())}], self.device)
         self.log = mlperf.MLPerfLog(self.folder, config, create(config).mlperf(), split or split_of(), "cpu", resume)
         if not resume:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
@@ -394,7 +394,7 @@ def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
     device, task = CPU(config, Rank()), Task(config)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout(0.5), nn.Conv3d(2, 1, 1))
-    optimizer = optim.build(config, [{"params": list(model.parameters())}], device)
+    optimizer = optim.build(config.train, [{"params": list(model.parameters())}], device)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     state, generators = json.dumps(optimizer.state_dict()), rng_state(device)
     seen: list[Any] = []
@@ -594,5 +594,5 @@ def test_scores_without_a_loss(workplace: Path) -> None:
 
 def test_warm_up_by_step() -> None:
     config = make_config(lr=1.0, epochs=10, warmup_epochs=2, warmup_lr=0.2, warmup_by="step")
-    rates = [optim.learning_rate(config, step // 4 + 1, step, 4) for step in range(10)]
+    rates = [optim.learning_rate(config.train, step // 4 + 1, step, 4) for step in range(10)]
     assert rates == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0])

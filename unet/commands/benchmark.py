@@ -246,7 +246,8 @@ def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
     config, device = context.config, context.device
     model = device.place(context.task.build_model())
     network = device.capture(device.compile(model) if config.device.compile else model)
-    optimizer, scaler = optim.build(config, context.task.param_groups(model), device), device.scaler()
+    fused = None if config.device.deterministic else device  # torch's own: the same bits on every device
+    optimizer, scaler = optim.build(config.train, context.task.param_groups(model), fused), device.scaler()
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
 
     def step() -> Any:
@@ -298,7 +299,7 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
     task = setup.create(config)
     model, reference = task.reference_step()
     model = model.to(kind.name)
-    optimizer = optim.build(config, [{"params": list(model.parameters())}], None)
+    optimizer = optim.build(config.train, [{"params": list(model.parameters())}], None)
     tensors = {
         key: torch.from_numpy(value).contiguous().to(kind.name) for key, value in batch.items() if key != "index"
     }

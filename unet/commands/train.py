@@ -220,7 +220,8 @@ def build_trainer(
     compiled = device.compile(model) if config.device.compile else model
     eval_model = device.capture(compiled, training=False)
     network = device.parallel(device.capture(compiled))
-    optimizer, scaler = optim.build(config, task.param_groups(model), device), device.scaler()
+    fused = None if config.device.deterministic else device  # torch's own: the same bits on every device
+    optimizer, scaler = optim.build(config.train, task.param_groups(model), fused), device.scaler()
     predictor = setup.make_predictor(context, eval_model)
     if config.mlperf.mlperf_division:
         from unet.runtime.callbacks import mlperf

@@ -7,26 +7,19 @@ from typing import Any
 
 import torch
 
-from unet.config.schema import Config
+from unet.config.flags_training import TrainOptions
 from unet.devices.base import Device
 from unet.runtime.lamb import LAMB
 
 
-def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -> torch.optim.Optimizer:
-    """The optimiser of the settings: the device's fused one if it has it, else torch's (also without a device).
-
-    With --deterministic always torch's, so that fp32 weights are identical on devices with identical kernels.
-    """
-    how: dict[str, Any] = {"lr": config.train.lr, "weight_decay": config.train.weight_decay}
-    if config.train.optimizer == "sgd":
-        how |= {"momentum": config.train.momentum, "nesterov": config.train.momentum > 0}
-    if config.train.optimizer == "lamb":
-        how["betas"] = config.train.lamb_betas
-    fused = (
-        None
-        if config.device.deterministic or device is None
-        else device.optimizer(config.train.optimizer, groups, **how)
-    )
+def build(train: TrainOptions, groups: list[dict[str, Any]], device: Device | None) -> torch.optim.Optimizer:
+    """The optimiser of the settings: the device's fused one if it has it, else torch's (also without a device)."""
+    how: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
+    if train.optimizer == "sgd":
+        how |= {"momentum": train.momentum, "nesterov": train.momentum > 0}
+    if train.optimizer == "lamb":
+        how["betas"] = train.lamb_betas
+    fused = device.optimizer(train.optimizer, groups, **how) if device else None
     if fused is not None:
         return fused
     kinds: dict[str, Any] = {
@@ -36,11 +29,13 @@ def build(config: Config, groups: list[dict[str, Any]], device: Device | None) -
         "adamax": torch.optim.Adamax,
         "lamb": LAMB,
     }
-    stock: torch.optim.Optimizer = kinds[config.train.optimizer](groups, **how)
+    stock: torch.optim.Optimizer = kinds[train.optimizer](groups, **how)
     return stock
 
 
-def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int, position: int | None = None) -> float:
+def learning_rate(
+    train: TrainOptions, epoch: int, step: int, steps_per_epoch: int, position: int | None = None
+) -> float:
     """The rate of optimiser step `step` (from 0), which lies in `epoch` (from 1) at `position` (in steps of epochs as
     long as they are now; `step` itself unless the number of ranks has changed).
 
@@ -48,23 +43,21 @@ def learning_rate(config: Config, epoch: int, step: int, steps_per_epoch: int, p
     --warmup-by step, w + (lr - w) (step + 1) / (W steps an epoch): both end at lr. Then: constant;
     cosine to 0; poly (1 - t)^0.9 (nnU-Net), both over the rest of the run; multistep times gamma after each milestone.
     """
-    if epoch <= config.train.warmup_epochs:
-        done = epoch / config.train.warmup_epochs
-        if config.train.warmup_by == "step":
-            done = ((step if position is None else position) + 1) / (config.train.warmup_epochs * steps_per_epoch)
-        return config.train.warmup_lr + (config.train.lr - config.train.warmup_lr) * done
-    if config.train.schedule == "multistep":
-        return config.train.lr * config.train.lr_gamma ** sum(
-            epoch > milestone for milestone in config.train.lr_milestones
-        )
-    if config.train.schedule == "constant":
-        return config.train.lr
-    warm = config.train.warmup_epochs * steps_per_epoch
-    t = ((step if position is None else position) - warm) / max(1, config.train.epochs * steps_per_epoch - warm)
-    if config.train.max_steps:
-        t = max(t, (step - warm) / max(1, config.train.max_steps - warm))
+    if epoch <= train.warmup_epochs:
+        done = epoch / train.warmup_epochs
+        if train.warmup_by == "step":
+            done = ((step if position is None else position) + 1) / (train.warmup_epochs * steps_per_epoch)
+        return train.warmup_lr + (train.lr - train.warmup_lr) * done
+    if train.schedule == "multistep":
+        return train.lr * train.lr_gamma ** sum(epoch > milestone for milestone in train.lr_milestones)
+    if train.schedule == "constant":
+        return train.lr
+    warm = train.warmup_epochs * steps_per_epoch
+    t = ((step if position is None else position) - warm) / max(1, train.epochs * steps_per_epoch - warm)
+    if train.max_steps:
+        t = max(t, (step - warm) / max(1, train.max_steps - warm))
     t = min(1.0, max(0.0, t))
-    return config.train.lr * ((1 + math.cos(math.pi * t)) / 2 if config.train.schedule == "cosine" else (1 - t) ** 0.9)
+    return train.lr * ((1 + math.cos(math.pi * t)) / 2 if train.schedule == "cosine" else (1 - t) ** 0.9)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -261,7 +261,7 @@ def save(run: Trainer) -> None:
 def optimizer_step(run: Trainer) -> None:
     """Clip gradients, step, zero gradients; reads nothing from the device (except the loss scaler of fp16)."""
     progress = run.progress
-    rate = optim.learning_rate(run.config, progress.epoch, progress.step, run.steps_per_epoch, run.position)
+    rate = optim.learning_rate(run.config.train, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
     if run.config.train.clip is not None:
         run.scaler.unscale_(run.optimizer)

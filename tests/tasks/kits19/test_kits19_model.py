@@ -95,7 +95,7 @@ def batch_dice(p: Tensor, t: Tensor) -> float:
 def test_three_sgd_steps_equal_the_reference(kits19: UNet, layout: str) -> None:
     place = device(layout=layout, optimizer="sgd", momentum=0.9, lr=0.1, weight_decay=0.0)
     network = place.place(kits19)
-    optimizer = optim.build(place.config, [{"params": list(network.parameters())}], place)
+    optimizer = optim.build(place.config.train, [{"params": list(network.parameters())}], place)
     batch = place.to({"image": wave((1, 1, 64, 64, 64), 0.013, 0.0), "mask": label_64()})
     for expected in REFERENCE["sgd_losses"]["losses"]:
         loss = losses.dice_ce_loss(network(batch["image"]), batch["mask"])
@@ -233,7 +233,7 @@ def test_lamb_is_the_algorithm_of_the_paper(decay: float) -> None:
     start = [torch.randn(5, 4, generator=generator), torch.zeros(3), torch.randn(2, 2, 2, generator=generator)]
     parameters = [nn.Parameter(value.clone()) for value in start]
     place = device(optimizer="lamb", lr=0.1, weight_decay=decay)
-    optimizer = optim.build(place.config, [{"params": parameters}], place)
+    optimizer = optim.build(place.config.train, [{"params": parameters}], place)
     assert isinstance(optimizer, LAMB)
     weights = [value.double().numpy().copy() for value in start]
     state: dict[str, Any] = {"t": 0, "m": [0.0] * 3, "v": [0.0] * 3}
