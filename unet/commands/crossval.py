@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.commands import launch, run_start, tables
@@ -30,6 +30,9 @@ from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.tasks.base import Task
 from unet.tasks.registry import create, task_flag
+
+if TYPE_CHECKING:
+    from unet.runtime.folders.run_folder import RunFolder
 
 SETTINGS = "settings.json"
 SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
@@ -124,7 +127,7 @@ def run(resolved: Resolved, command: str) -> int:
 
 
 def train_and_sum_up(
-    folder: Any, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
+    folder: RunFolder, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
 ) -> int:
     """Train the remaining folds, and write the results."""
     task = create(config)
@@ -222,7 +225,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
     return folder, found
 
 
-def hold_weights(stem: Path, folder: Any) -> None:
+def hold_weights(stem: Path, folder: RunFolder) -> None:
     """Lock the weights of all folds for this cross-validation. Raises UsageError while another one holds them."""
     from unet.runtime.folders import locks
 

@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from unet import files, host
 from unet.commands import predict_outputs, setup
@@ -74,7 +73,7 @@ def begin(
     return todo
 
 
-def results(task: Any, folder: Path, job: predict_outputs.Job, out: OutputFolder) -> list[Path]:
+def results(task: Task, folder: Path, job: predict_outputs.Job, out: OutputFolder) -> list[Path]:
     """The output files of a case."""
     place = out.path / folder.name
     return [path for image in job.wanted for path in task.output_files(image, place, job.options).values()]

@@ -18,16 +18,18 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import task_flag
 
 if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
+    from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
 
 
 def finish(
     context: setup.Context,
-    folder: Any,
+    folder: RunFolder,
     resolved: Resolved,
     run: Trainer,
     weights: Path,
-    cases: list[Any],
+    cases: list[CachedCase],
     split: dict[str, list[str]],
     reason: str,
 ) -> int:
@@ -77,7 +79,7 @@ def finish(
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
 
-def step_latency(folder: Any, warmup: int) -> dict[str, float]:
+def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
     """Mean and percentiles of the seconds of a training step, from the intervals between log lines (each is a mean over
     its steps; --log-every 1 gives every step). The first interval and the first `warmup` steps are left out."""
     from unet.runtime import evaluation
@@ -106,7 +108,7 @@ def outcome_lines(name: str, progress: Any, target: float | None, score: str, re
 
 
 def closing_block(
-    context: setup.Context, folder: Any, weights: Path, run: Trainer, records: list[Any], reason: str
+    context: setup.Context, folder: RunFolder, weights: Path, run: Trainer, records: list[dict[str, Any]], reason: str
 ) -> str:
     """The closing block: results, paths, and what to type next."""
     from unet.runtime import evaluation
@@ -153,7 +155,7 @@ def closing_block(
     return "\n".join(lines)
 
 
-def next_commands(context: setup.Context, folder: Any, weights: Path, reason: str) -> list[str]:
+def next_commands(context: setup.Context, folder: RunFolder, weights: Path, reason: str) -> list[str]:
     """Lines with the commands that come next: go on with a stopped run, or score and predict."""
     config, lines = context.config, list[str]()
     data, own = resolve_path(config.data.data, "data"), "".join(f" {word}" for word in task_flag(config))

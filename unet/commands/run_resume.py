@@ -15,12 +15,14 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, set_aside
 from unet.weight_files import safetensors_header
 
 if TYPE_CHECKING:
+    from unet.runtime.distributed.process_group import Group
+    from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
 
 PLACES = ("data", "cache", "synth_data", "precision")  # settings that may differ from those of the saved state
 
 
-def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]) -> Path:
+def weights_of_run(folder: RunFolder, entries: Mapping[str, Any], typed: Sequence[str]) -> Path:
     """The path of a stopped run's weights: from its status; if the folder was moved or copied, relative to the folder;
     else from its settings (`entries` of config.json). Raises UsageError if it saved none, or other weights were
     typed."""
@@ -50,7 +52,7 @@ def weights_of_run(folder: Any, entries: Mapping[str, Any], typed: Sequence[str]
     return found
 
 
-def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
+def has_state(group: Group, folder: RunFolder, paths: CheckpointPaths) -> bool:
     """Whether a resumed run has a saved state; a run that was killed before its first state starts over. Raises
     CheckpointError if a state was saved and has disappeared."""
 
@@ -70,7 +72,7 @@ def has_state(group: Any, folder: Any, paths: CheckpointPaths) -> bool:
     return False
 
 
-def resume(run: Trainer, folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
+def resume(run: Trainer, folder: RunFolder, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
     """Restore the latest intact state, and truncate the logs to it. `facts` is the metadata that a state of this run
     must have. Raises CheckpointError if there is no state, or it belongs to another run."""
     from unet.runtime.callbacks import checkpoint
@@ -93,7 +95,7 @@ def resume(run: Trainer, folder: Any, paths: CheckpointPaths, facts: Mapping[str
     )
 
 
-def find_state(folder: Any, paths: CheckpointPaths, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def find_state(folder: RunFolder, paths: CheckpointPaths, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """(path, content) of the latest intact state. Damaged ones are reported and renamed. Raises CheckpointError if none
     is intact, or it is not a state of this run."""
     from unet.runtime.checkpoints import checkpoint

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.commands import predict, predict_outputs, run_resume, setup
@@ -23,6 +23,9 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
 from unet.weight_files import safetensors_header
 
+if TYPE_CHECKING:
+    from unet.runtime.folders.run_folder import RunFolder
+
 # Settings of a resumed run that may change; the other settings of these groups must stay.
 COURSE = ("data", "split", "network", "train", "mlperf")
 FREE = {
@@ -32,7 +35,7 @@ FREE = {
 }
 
 
-def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
+def open_run(resolved: Resolved, command: str) -> tuple[RunFolder, Resolved, bool]:
     """(folder, settings, whether it is resumed) of a run; the names that it writes are locked against other runs. A new
     folder is written only by its `begin`. Raises UsageError for a name that is taken."""
     from unet.runtime.folders.run_folder import RunFolder, new_folder
@@ -55,7 +58,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
     return folder, resolved, False
 
 
-def _places(folder: Any, weights: Path) -> dict[str, str]:
+def _places(folder: RunFolder, weights: Path) -> dict[str, str]:
     """The paths of a run, by which a moved folder is recognised later."""
     paths = {"folder": folder.path, "weights": weights, "state": CheckpointPaths(weights).state}
     return {name: str(path.absolute()) for name, path in paths.items()}
@@ -90,7 +93,7 @@ def require_dump(folder: Path, replaced: bool) -> None:
         )
 
 
-def hold_output(config: Config, folder: Any) -> None:
+def hold_output(config: Config, folder: RunFolder) -> None:
     """Check that the masks of --mode train_and_predict can be written, and lock their folder now, so that it is still
     free after training. Raises UnetError."""
     from unet.runtime.folders import locks
@@ -111,7 +114,7 @@ def hold_output(config: Config, folder: Any) -> None:
         )
 
 
-def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Resolved, bool]:
+def resume_run(folder: RunFolder, resolved: Resolved, command: str) -> tuple[RunFolder, Resolved, bool]:
     """The folder of a resumed run. Its weights are named by its status or, if that is damaged, by its settings. Raises
     UsageError if it is running, or saved no weights."""
     folder.take()
@@ -135,7 +138,7 @@ def resume_run(folder: Any, resolved: Resolved, command: str) -> tuple[Any, Reso
     return folder, resolved, True
 
 
-def hold_weights(weights: Path, folder: Any) -> None:
+def hold_weights(weights: Path, folder: RunFolder) -> None:
     """Lock a weights file and its state for a run. Raises UsageError while another run holds the lock."""
     from unet.runtime.folders import locks
 
@@ -152,7 +155,9 @@ def hold_weights(weights: Path, folder: Any) -> None:
 
 
 @contextlib.contextmanager
-def recording_failure(folder: Any, explain: Callable[[BaseException], BaseException] | None = None) -> Iterator[None]:
+def recording_failure(
+    folder: RunFolder, explain: Callable[[BaseException], BaseException] | None = None
+) -> Iterator[None]:
     """Record in status.json that a run was interrupted or failed. A run that fails before it has begun leaves no
     folder; one that is interrupted then can still be resumed. `explain` maps an error to its cause."""
     from unet.runtime.folders.run_folder import note
@@ -198,7 +203,7 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     return {name: entry for name, entry in entries.items() if name not in changed}
 
 
-def free_weights(resolved: Resolved, folder: Any) -> tuple[Path, Resolved]:
+def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]:
     """The path of the best weights, locked for this run: the typed name, else the run's. An existing file is an error;
     with --overwrite a typed name is replaced, and a run of the same name keeps its file name; weights of other runs are
     never replaced."""

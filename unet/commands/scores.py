@@ -7,17 +7,24 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet.commands import tables
 from unet.commands.setup import Context
 from unet.errors import DataError
 from unet.tasks.base import Predictor
 
+if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
+    from unet.runtime.folders.run_folder import RunFolder
+    from unet.tasks.base import Task
+
 KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and those that predictions.png shows
 
 
-def full(context: Context, predictor: Predictor, cases: Sequence[Any], folder: Any) -> list[dict[str, Any]]:
+def full(
+    context: Context, predictor: Predictor, cases: Sequence[CachedCase], folder: RunFolder
+) -> list[dict[str, Any]]:
     """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
@@ -96,12 +103,12 @@ def shown_of(rows: Sequence[Row], scores: Sequence[float]) -> list[Row]:
     return [rows[place] for place in sorted(places)]
 
 
-def shown(task: Any, records: Sequence[dict[str, Any]]) -> list[str]:
+def shown(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
     """The keys of the task's columns that the records have."""
     return [key for key, _, _ in task.columns if all(key in record for record in records)]
 
 
-def table(task: Any, records: Sequence[dict[str, Any]], resamples: int) -> str:
+def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
     """Table of scores by case, with mean, median, bootstrap interval, the worst five, and notes on the metrics."""
     from unet.metrics.statistics import bootstrap_interval
     from unet.runtime import evaluation

@@ -25,6 +25,8 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
+    from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
 
 
@@ -107,7 +109,7 @@ def dry_run(resolved: Resolved) -> int:
 
 
 def _train(
-    context: setup.Context, folder: Any, resolved: Resolved, command: str, resuming: bool, cleared: float | None
+    context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool, cleared: float | None
 ) -> int:
     from unet.runtime.folders import run_folder
 
@@ -147,7 +149,7 @@ def _train(
 
 
 def run_training(
-    context: setup.Context, folder: Any, run: Trainer, split: dict[str, list[str]], goes_on: bool, began: float
+    context: setup.Context, folder: RunFolder, run: Trainer, split: dict[str, list[str]], goes_on: bool, began: float
 ) -> str:
     """Load the start weights or the saved state, and train. Returns the stop reason."""
     from unet.runtime import trainer
@@ -183,7 +185,7 @@ def run_training(
         raise
 
 
-def _on_peer_lost(folder: Any, run: Trainer, why: str) -> None:
+def _on_peer_lost(folder: RunFolder, run: Trainer, why: str) -> None:
     """Called when another process is lost, just before this one ends."""
     from unet.runtime.folders import run_folder
 
@@ -191,7 +193,7 @@ def _on_peer_lost(folder: Any, run: Trainer, why: str) -> None:
     run.emit("on_train_end", reason="failed")
 
 
-def build_mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[str]], goes_on: bool) -> Any:
+def build_mlperf_log(context: setup.Context, folder: RunFolder, split: dict[str, list[str]], goes_on: bool) -> Any:
     """The MLPerf log for --mlperf-division, on rank 0; None otherwise."""
     if context.config.mlperf.mlperf_division is None or not context.group.is_main:
         return None
@@ -202,8 +204,8 @@ def build_mlperf_log(context: setup.Context, folder: Any, split: dict[str, list[
 
 def build_trainer(
     context: setup.Context,
-    folder: Any,
-    cases: list[Any],
+    folder: RunFolder,
+    cases: list[CachedCase],
     split: dict[str, list[str]],
     command: str,
     log: Any = None,
@@ -249,7 +251,7 @@ def build_trainer(
     return run
 
 
-def build_loader(context: setup.Context, training: list[Any]) -> Any:
+def build_loader(context: setup.Context, training: list[CachedCase]) -> Any:
     """The task's loader. Raises UnetError if the data do not fit into the memory chosen by --data-on."""
     config, device, group = context.config, context.device, context.group
     try:
@@ -264,7 +266,9 @@ def build_loader(context: setup.Context, training: list[Any]) -> Any:
         ) from error
 
 
-def opening_lines(context: setup.Context, run: Trainer, training: list[Any], validation: list[Any]) -> list[str]:
+def opening_lines(
+    context: setup.Context, run: Trainer, training: list[CachedCase], validation: list[CachedCase]
+) -> list[str]:
     """The lines printed before the first step."""
     config, device, world = context.config, context.device, context.group.world
     item, size = context.task.item, config.train.batch_size * config.train.accumulate * world
@@ -294,7 +298,7 @@ def opening_lines(context: setup.Context, run: Trainer, training: list[Any], val
     return lines
 
 
-def split_cases(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
+def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
     """The training and validation cases of a split. Raises UnetError for a case that is not in the cache, or is in
     both."""
     both = sorted(set(split["train"]) & set(split["validation"]))
@@ -314,7 +318,7 @@ def split_cases(cases: list[Any], split: dict[str, list[str]]) -> tuple[list[Any
     return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
 
 
-def build_callbacks(context: setup.Context, folder: Any, split: dict[str, list[str]], command: str) -> list[Any]:
+def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, list[str]], command: str) -> list[Any]:
     """The callbacks: progress bar, logs, curves, checkpoints."""
     from unet.runtime.callbacks import logs
     from unet.runtime.callbacks.checkpoint import Checkpoints
@@ -345,7 +349,7 @@ def build_callbacks(context: setup.Context, folder: Any, split: dict[str, list[s
     return result
 
 
-def checkpoint_metadata(context: setup.Context, folder: Any, split: dict[str, list[str]]) -> dict[str, Any]:
+def checkpoint_metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]) -> dict[str, Any]:
     """What is stored with weights and states: the run, its cases, the settings of its network."""
     kept = (*context.task.Settings.inference_settings, "layers", "width", "precision", "seed")
     return {

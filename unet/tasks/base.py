@@ -122,8 +122,11 @@ class Task:
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
     by_steps: ClassVar[bool] = False
 
+    settings: TaskSettings  # a subclass says that they are its own
+
     def __init__(self, config: Config) -> None:
-        self.config = config
+        assert isinstance(config.task, self.Settings)
+        self.config, self.settings = config, config.task
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from unet.data.preprocessing import masks
 from unet.errors import DataError, UsageError
 from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.em import check, dataset
-from unet.tasks.em.settings import Settings
+from unet.tasks.em.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ threshold, on the raw slices' own grid."""
 class EM(SegmentationTask):
     """Slices (1, S + margin, S + margin) -> logits (2, S, S) of membrane and cell; scored by slice."""
 
-    Settings = Settings
+    Settings = OwnSettings
+    settings: OwnSettings
     layout = dataset.LAYOUT
     metric = Metric("dice", "max")
     item, subject, cost_unit = "slices", "slice", "slices"
@@ -60,11 +61,6 @@ class EM(SegmentationTask):
     foreground = "membrane"
     label_values = "labels of 0 (membrane) and 255 (cell)"
     fold_seed = synthetic_seed = FOLD_SEED
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        assert isinstance(config.task, Settings)
-        self.settings = config.task
 
     @property
     def input_noun(self) -> str:

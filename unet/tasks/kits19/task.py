@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host, windows
-from unet.config.schema import Config, resolve_path
+from unet.config.schema import resolve_path
 from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids
@@ -17,7 +17,7 @@ from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
 from unet.tasks.kits19 import check, dataset, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
-from unet.tasks.kits19.settings import Settings
+from unet.tasks.kits19.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ Surfaces are counted by voxels, each as much as any other, not weighted by their
 class KiTS19(SegmentationTask):
     """Volumes (1, D, H, W) of CT -> logits (3, D, H, W) of background, kidney, tumour; scored by case."""
 
-    Settings = Settings
+    Settings = OwnSettings
+    settings: OwnSettings
     layout = dataset.LAYOUT
     metric = Metric("mean_dice", "max")
     item, subject, cost_unit = "crops", "case", "windows"
@@ -65,11 +66,6 @@ class KiTS19(SegmentationTask):
     label_values = "labels of 1 (kidney) and 2 (tumour)"
     fold_seed = FOLD_SEED
     colour_key = tuple(zip(NAMES, COLOURS, strict=True))
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        assert isinstance(config.task, Settings)
-        self.settings = config.task
 
     def describe_input(self) -> str:
         return f"crops of {sides(self.settings.patch)}, windows of {sides(self.settings.eval_patch)}"

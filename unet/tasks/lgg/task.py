@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config.schema import Config
 from unet.config.task_settings import unet_widths
 from unet.data import checks, drawing
 from unet.data.cases import Case
@@ -17,7 +16,7 @@ from unet.data.preprocessing import masks
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.lgg import check, dataset
-from unet.tasks.lgg.settings import Settings
+from unet.tasks.lgg.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ Surfaces are counted by voxels, each as much as any other, not weighted by their
 class LGG(SegmentationTask):
     """Slices (3, H, W) -> probability of tumour (1, H, W); scored by patient volume."""
 
-    Settings = Settings
+    Settings = OwnSettings
+    settings: OwnSettings
     layout = dataset.LAYOUT
     metric = Metric("dsc", "max")
     columns = (
@@ -54,11 +54,6 @@ class LGG(SegmentationTask):
     colour_key = drawing.KEY
     foreground = "tumour"
     label_values = "masks of 0 and 255 (tumour)"
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        assert isinstance(config.task, Settings)
-        self.settings = config.task
 
     def describe_input(self) -> str:
         return f"{self.settings.image_size} px"
