@@ -127,7 +127,7 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
     config = resolve("config", ["--task", "kits19", "--device", "cpu"]).config.replace(eval_loss=loss)
     task = create(config)
     rank = launchers.find_rank(config)
-    device = select.choose(config, rank)[0](config, rank)
+    device = select.choose(config.device, rank)[0](config.device, rank)
     predictor = Predictor([Cheap()], device, batch=1)
     weights = gaussian(PATCH[0])
 

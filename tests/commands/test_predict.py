@@ -14,7 +14,7 @@ import torch
 from builders import make_config
 from conftest import error_of, read_json, stored
 
-from unet.config.flags import PredictOptions
+from unet.config.flags import DeviceOptions, PredictOptions
 from unet.data.preprocessing import slice_geometry
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
@@ -338,7 +338,7 @@ def test_a_task_gives_arrays_and_writes_nothing(phantoms: Path, tmp_path: Path) 
     before = {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")}
     options = PredictOptions(output=str(tmp_path / "out"), overlay=True, probabilities=True)
     networks = [torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(3, 1, 1)]
-    predictor = Predictor(networks, CPU(make_config(device="cpu"), Rank()), 8)
+    predictor = Predictor(networks, CPU(DeviceOptions(device="cpu"), Rank()), 8)
     outputs = list(task.predict_case(images, images[1:3], predictor, options))
     assert [(output.image, output.name) for output in outputs] == [
         (image, name) for image in images[1:3] for name in ("probability", "overlay", "mask")

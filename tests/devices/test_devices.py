@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import make_config
 from conftest import ROOT, TINY, error_of
 
 from unet import host
+from unet.config.flags import DeviceOptions
 from unet.devices import cpu, select
 from unet.devices.hpu import HPU
 from unet.devices.launchers import Rank
@@ -21,7 +21,7 @@ from unet.runtime.inference.predictor import Predictor
 
 
 def device(**settings: object) -> cpu.CPU:
-    return cpu.CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return cpu.CPU(DeviceOptions(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 def test_variables_are_set_before_torch_can_be_imported() -> None:
@@ -30,9 +30,9 @@ def test_variables_are_set_before_torch_can_be_imported() -> None:
         "import os, sys\n"
         "for name in ('torch', 'habana_frameworks', 'torch_mlu'): sys.modules[name] = None\n"
         "os.environ.pop('OMP_NUM_THREADS', None)\n"
-        "from unet.config.schema import Config\nfrom unet.tasks.lgg.settings import Settings\n"
+        "from unet.config.flags import DeviceOptions\n"
         "from unet.devices import launchers, select\n"
-        "kind, _ = select.choose(Config.of(Settings, {'device': 'cpu'}), launchers.Rank())\n"
+        "kind, _ = select.choose(DeviceOptions(device='cpu'), launchers.Rank())\n"
         "assert kind.name == 'cpu' and int(os.environ['OMP_NUM_THREADS']) >= 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -51,13 +51,13 @@ def test_threads_that_wait_do_not_spin_for_long_unless_the_user_says_so(
     for name, value in typed.items():
         monkeypatch.setenv(name, value)
     for _ in range(2):  # the second choice must not take the first one's variables for a user's
-        select.choose(make_config(device="cpu"), Rank())
+        select.choose(DeviceOptions(device="cpu"), Rank())
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == (typed or {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"})
 
 
 def test_auto_says_why_the_others_are_passed_over() -> None:
-    kind, passed = select.choose(make_config(), Rank())
+    kind, passed = select.choose(DeviceOptions(), Rank())
     if kind.name == "cpu":
         assert passed
         assert [why.partition(":")[0] for why in passed] == ["hpu", "mlu", "cuda"]
@@ -145,4 +145,4 @@ def test_a_device_of_ones_own(cli, phantoms: Path, workplace: Path, monkeypatch:
 def test_intel_s_builds_of_torch_are_known(version: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HPU, "installed", classmethod(lambda cls: True))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    assert ("lazy mode needs Intel's build" not in str(HPU.missing(make_config(use_lazy_mode=True)))) is known
+    assert ("lazy mode needs Intel's build" not in str(HPU.missing(DeviceOptions(use_lazy_mode=True)))) is known

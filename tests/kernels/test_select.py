@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from builders import make_config
 from torch import Tensor, nn
 
+from unet.config.flags import DeviceOptions
 from unet.devices import cuda, hpu, mlu
 from unet.devices.base import Device
 from unet.devices.cpu import CPU
@@ -25,7 +25,7 @@ LAST = torch.channels_last_3d
 
 
 def device(**settings: object) -> CPU:
-    return CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return CPU(DeviceOptions(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 # A plain layer, the class it becomes, and sides of its input.

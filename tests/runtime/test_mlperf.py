@@ -126,7 +126,7 @@ class Trial:
         torch.manual_seed(config.general.seed)
         self.folder, files = RunFolder(Path("runs/a")), CheckpointPaths(Path("runs/a.safetensors"))
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.device = CPU(config, Rank())
+        self.device = CPU(config.device, Rank())
         model = nn.Conv3d(1, 1, 1)
         optimizer = optim.build(config.train, [{"params": list(model.parameters())}], self.device)
         self.log = mlperf.MLPerfLog(self.folder, config, create(config).mlperf(), split or split_of(), "cpu", resume)
@@ -391,7 +391,7 @@ def test_verbose_shows_the_log(workplace: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_warm_up_leaves_every_bit_as_it_was(workplace: Path) -> None:
     config = settings(accumulate=2, mlperf_warmup=3, optimizer="adam", lr=1.0)
-    device, task = CPU(config, Rank()), Task(config)
+    device, task = CPU(config.device, Rank()), Task(config)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout(0.5), nn.Conv3d(2, 1, 1))
     optimizer = optim.build(config.train, [{"params": list(model.parameters())}], device)

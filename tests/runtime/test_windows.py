@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_config
 from conftest import GOLDEN, read_json
 
 from unet import host, windows
+from unet.config.flags import DeviceOptions
 from unet.devices import cpu
 from unet.devices.launchers import Rank
 from unet.errors import DataError, UnetError, UsageError
@@ -26,7 +26,7 @@ CUBE = (128, 128, 128)
 
 
 def device(**settings: object) -> cpu.CPU:
-    return cpu.CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return cpu.CPU(DeviceOptions(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 def logits_of(
@@ -301,7 +301,7 @@ def test_short_of_memory_the_host_takes_over(
     host.notice_once.cache_clear()
     volume = torch.randn(1, 16, 16, 16)
     expected = logits_of(volume, Mixer(), device(), (8, 8, 8))
-    card = Card(make_config(device="cpu"), Rank())
+    card = Card(DeviceOptions(device="cpu"), Rank())
     card.budget = budget
     for attempt in (1, 2):
         assert torch.equal(logits_of(volume, network(), card, (8, 8, 8), batch=4), expected)
@@ -312,7 +312,7 @@ def test_short_of_memory_the_host_takes_over(
 def test_without_memory_of_its_own_there_is_nothing_to_fall_back_to() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         logits_of(torch.randn(1, 16, 16, 16), Greedy(), device(), (8, 8, 8))
-    card = Card(make_config(device="cpu"), Rank())
+    card = Card(DeviceOptions(device="cpu"), Rank())
 
     class Broken(Mixer):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

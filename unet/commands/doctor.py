@@ -61,7 +61,7 @@ def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None,
     """(why a device cannot be used, how many cards there are)."""
     device = select.load(name)
     try:
-        why = select.usable(device, config, rank)
+        why = select.usable(device, config.device, rank)
     except UnetError as error:
         return f"{error.message} {error.hint}", None
     return why, None if why else device.cards()
@@ -72,7 +72,7 @@ def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
     if not wanted:
         return [f"--device {config.device.device} cannot be used here."]
     try:
-        device = select.load(wanted[0])(config, rank)
+        device = select.load(wanted[0])(config.device, rank)
     except UnetError as error:
         return [f"{error.message} {error.hint}"]
     dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"

@@ -17,6 +17,7 @@ from unet.config.schema import Config, declared_of, weights_to_read
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.devices import launchers, select
+from unet.devices.base import Workload
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.tasks.base import Task
 from unet.tasks.registry import BUILT_IN, create
@@ -44,12 +45,17 @@ class Context:
         return dataclasses.replace(self, config=config, task=create(config))
 
 
+def workload_of(config: Config) -> Workload:
+    """What a device must know of the run."""
+    return Workload(config.train.accumulate, config.task.large_tensors)
+
+
 def assemble(config: Config) -> Context:
     """Find the rank, choose the device and set its variables; only then import torch and connect to the other ranks.
     Raises UnetError."""
     rank = launchers.find_rank(config)
-    kind, passed = select.choose(config, rank)
-    device = kind(config, rank)
+    kind, passed = select.choose(config.device, rank, workload_of(config))
+    device = kind(config.device, rank, workload_of(config))
     group = init_distributed(config, device)
     device.deterministic(config.device.deterministic)
     if config.device.precision not in ("fp32", "tf32", "auto") and config.device.precision not in device.dtypes():

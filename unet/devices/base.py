@@ -9,10 +9,10 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet import host
-from unet.config.schema import Config
+from unet.config.flags import DeviceOptions
 from unet.devices import launchers
 from unet.errors import DeviceError
 
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # if the user has set one of these, all are left alone
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
+
+
+class Workload(NamedTuple):
+    """What a device must know of the run: batches per optimiser step, and whether tensors are tens of megabytes."""
+
+    accumulate: int = 1
+    large_tensors: bool = False
+
+
+USUAL = Workload()
 
 
 class Device:
@@ -48,18 +58,18 @@ class Device:
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
-    def __init__(self, config: Config, rank: Rank) -> None:
+    def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
-        self.config, self.rank = config, rank
+        self.options, self.rank, self.workload = options, rank, workload
         torch.set_num_threads(launchers.threads(rank))
         self.device = torch.device(self.name)
-        self.require(config)
-        self.dtype = self._dtype(config.device.precision)
-        self.static_shapes = self.static_shapes or config.device.compile
+        self.require(options)
+        self.dtype = self._dtype(options.precision)
+        self.static_shapes = self.static_shapes or options.compile
 
     @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+    def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         """Variables to set before torch is imported."""
         own = {} if any(name in os.environ for name in WAITING_TYPED) else WAITING
         return {"OMP_NUM_THREADS": str(launchers.threads(rank)), **own}
@@ -70,7 +80,7 @@ class Device:
         return cls.vendor == "torch" or importlib.util.find_spec(cls.vendor) is not None
 
     @classmethod
-    def missing(cls, config: Config) -> str | None:
+    def missing(cls, options: DeviceOptions) -> str | None:
         """None, or a sentence on why the device cannot be used and what to do."""
         return None
 
@@ -87,16 +97,16 @@ class Device:
         seen = [name.strip() for name in os.environ.get(cls.visible, "").split(",") if name.strip()]
         return {cls.visible: seen[number] if seen else str(number)}
 
-    def require(self, config: Config) -> None:
+    def require(self, options: DeviceOptions) -> None:
         """Raise DeviceError for settings that this device does not support."""
-        if config.device.precision == "tf32" and not self.has_tf32:
+        if options.precision == "tf32" and not self.has_tf32:
             raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
-        if config.device.precision_ops and not self.operator_lists:
+        if options.precision_ops and not self.operator_lists:
             raise DeviceError(
                 f"--precision-ops: the operator lists of {self.name} are torch's own and fixed.",
                 "Leave it out, or run on an HPU.",
             )
-        if config.device.capture == "on" and not self.graphs:
+        if options.capture == "on" and not self.graphs:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
 
     def describe(self) -> str:
@@ -148,7 +158,7 @@ class Device:
 
     def channels_last(self) -> bool:
         """Whether images are stored channels last."""
-        return self.config.device.layout in CHANNELS_LAST
+        return self.options.layout in CHANNELS_LAST
 
     def memory_format(self, dims: int = 2) -> torch.memory_format:
         """The memory format of images, or of volumes if `dims` is 3."""

@@ -9,8 +9,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from unet import host
-from unet.config.schema import Config
-from unet.devices.base import CHANNELS_FIRST, Device
+from unet.config.flags import DeviceOptions
+from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -25,27 +25,27 @@ class CPU(Device):
     name = "cpu"
     fused = ("adam", "adamw", "sgd")
 
-    def __init__(self, config: Config, rank: Rank) -> None:
+    def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
-        super().__init__(config, rank)
+        super().__init__(options, rank, workload)
         torch.set_flush_denormal(True)
-        keep_memory(volumes=config.task.large_tensors)
+        keep_memory(volumes=workload.large_tensors)
 
     @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"} if config.task.large_tensors else {}
-        return super().environment(config, rank) | huge_pages
+    def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
+        huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"} if workload.large_tensors else {}
+        return super().environment(options, rank, workload) | huge_pages
 
     def describe(self) -> str:
         import torch
 
         return f"cpu, {processor()}, {host.counted(torch.get_num_threads(), 'thread')}"
 
-    def require(self, config: Config) -> None:
-        super().require(config)
+    def require(self, options: DeviceOptions) -> None:
+        super().require(options)
         compiler = os.environ.get("CXX", "g++")
-        if config.device.compile and not shutil.which(compiler):
+        if options.compile and not shutil.which(compiler):
             raise DeviceError(
                 f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
                 "Install one (Debian: apt-get install g++), or leave out --compile.",
@@ -56,7 +56,7 @@ class CPU(Device):
 
     def channels_last(self) -> bool:
         """Also for volumes, because the faster layers of `unet.kernels` need it: --layout NCDHW leaves those out."""
-        return self.config.device.layout not in CHANNELS_FIRST
+        return self.options.layout not in CHANNELS_FIRST
 
     def optimize(self, module: nn.Module) -> nn.Module:
         from unet.kernels import select

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet.config.schema import Config
-from unet.devices.base import Device
+from unet.config.flags import DeviceOptions
+from unet.devices.base import USUAL, Device, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,32 +45,32 @@ class CUDA(Device):
     fused = ("adam", "adamw", "sgd")
     forced = Device.forced | {"CUDA_VISIBLE_DEVICES"}
 
-    def __init__(self, config: Config, rank: Rank) -> None:
+    def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
         index = rank.local % torch.cuda.device_count()
         torch.cuda.set_device(index)
-        super().__init__(config, rank)
+        super().__init__(options, rank, workload)
         self.device = torch.device("cuda", index)
-        exact = self.dtype == torch.float32 and config.device.precision != "tf32"
+        exact = self.dtype == torch.float32 and options.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
-        torch.backends.cudnn.benchmark = config.device.cudnn_benchmark and not config.device.deterministic
+        torch.backends.cudnn.benchmark = options.cudnn_benchmark and not options.deterministic
         torch.cuda.reset_peak_memory_stats()
 
     @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        result = super().environment(config, rank)
-        if config.device.deterministic:
+    def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
+        result = super().environment(options, rank, workload)
+        if options.deterministic:
             result["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         if rank.one_node and rank.world > 1:
             result["NCCL_SOCKET_IFNAME"] = "lo"  # its own choice is an interface that others reach
-        if config.device.cuda_devices:
-            result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.device.cuda_devices))
+        if options.cuda_devices:
+            result["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.cuda_devices))
         return result
 
     @classmethod
-    def missing(cls, config: Config) -> str | None:
+    def missing(cls, options: DeviceOptions) -> str | None:
         if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")):
             return "no NVIDIA driver is loaded; install it, or start the container with the cards in it."
         import torch
@@ -116,7 +116,7 @@ class CUDA(Device):
     def channels_last(self) -> bool:
         import torch
 
-        return super().channels_last() or (self.config.device.layout == "auto" and self.dtype != torch.float32)
+        return super().channels_last() or (self.options.layout == "auto" and self.dtype != torch.float32)
 
     def optimize(self, module: nn.Module) -> nn.Module:
         """torch's 3D instance norm copies channels-last volumes to contiguous order and back: ours does not."""
@@ -127,7 +127,7 @@ class CUDA(Device):
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
 
-        how = {"mode": "reduce-overhead"} if self.config.device.capture == "on" else {}
+        how = {"mode": "reduce-overhead"} if self.options.capture == "on" else {}
         compiled: nn.Module = torch.compile(module, dynamic=False, **how)  # type: ignore[call-overload]
         return compiled
 
@@ -135,7 +135,7 @@ class CUDA(Device):
         """CUDA graphs by torch's own recorder; with --compile the compiler records them (`reduce-overhead`)."""
         import torch
 
-        if self.config.device.capture != "on" or self.config.device.compile:
+        if self.options.capture != "on" or self.options.compile:
             return module
         captured: nn.Module = torch.compile(module, backend="cudagraphs", dynamic=False)  # type: ignore[assignment]
         return captured
@@ -185,7 +185,7 @@ class CUDA(Device):
 
         name = torch.cuda.get_device_name(self.device)
         known = next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
-        if known is None or (self.dtype == torch.float32 and self.config.device.precision != "tf32"):
+        if known is None or (self.dtype == torch.float32 and self.options.precision != "tf32"):
             return None
         return known / 2 if self.dtype == torch.float32 else known
 

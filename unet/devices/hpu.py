@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files
-from unet.config.schema import Config
-from unet.devices.base import Device, first_line
+from unet.config.flags import DeviceOptions
+from unet.devices.base import USUAL, Device, Workload, first_line
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -45,31 +45,31 @@ class HPU(Device):
     static_shapes = True
     forced = Device.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
 
-    def __init__(self, config: Config, rank: Rank) -> None:
-        super().__init__(config, rank)
-        self.lazy = config.device.use_lazy_mode
+    def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
+        super().__init__(options, rank, workload)
+        self.lazy = options.use_lazy_mode
         self._core = importlib.import_module("habana_frameworks.torch.core")
         self._api.reset_peak_memory_stats()
 
     @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
-        result = super().environment(config, rank)
-        result["PT_HPU_LAZY_MODE"] = "1" if config.device.use_lazy_mode else "0"
+    def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
+        result = super().environment(options, rank, workload)
+        result["PT_HPU_LAZY_MODE"] = "1" if options.use_lazy_mode else "0"
         modules = os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
         if modules != [""] and rank.local < len(modules):
             result["HLS_MODULE_ID"] = modules[rank.local].strip()
         elif rank.world > 1:
             result["HLS_MODULE_ID"] = str(rank.local)
-        if config.device.precision_ops:
-            result |= write_lists(Path(config.device.precision_ops))
+        if options.precision_ops:
+            result |= write_lists(Path(options.precision_ops))
         return result
 
     @classmethod
-    def missing(cls, config: Config) -> str | None:
+    def missing(cls, options: DeviceOptions) -> str | None:
         if not cls.installed():
             return "habana_frameworks is not installed; start Intel's Gaudi container, which has it."
         version = importlib.metadata.version("torch")
-        if config.device.use_lazy_mode and "git" not in version.partition("+")[2]:
+        if options.use_lazy_mode and "git" not in version.partition("+")[2]:
             return (
                 f"lazy mode needs Intel's build of torch, and this is {version}; use the torch of the Gaudi container,"
                 " or leave out --use-lazy-mode."
@@ -81,11 +81,11 @@ class HPU(Device):
             is_lazy = importlib.import_module("habana_frameworks.torch.utils.internal").is_lazy()
         except (ImportError, OSError, AssertionError) as error:
             return f"habana_frameworks does not load ({first_line(error)}); its version must fit torch {version}."
-        if bool(is_lazy) != config.device.use_lazy_mode:
+        if bool(is_lazy) != options.use_lazy_mode:
             now, asked = ("lazy", "eager") if is_lazy else ("eager", "lazy")
             return (
                 f"the bridge was loaded in {now} mode before this program could ask for {asked} mode; type:"
-                f" export PT_HPU_LAZY_MODE={int(config.device.use_lazy_mode)}"
+                f" export PT_HPU_LAZY_MODE={int(options.use_lazy_mode)}"
             )
         if not torch.hpu.is_available():  # type: ignore[attr-defined]
             return "no Gaudi card answers; compare hl-smi, and start the container with the Habana runtime."
@@ -97,11 +97,11 @@ class HPU(Device):
 
         return int(torch.hpu.device_count())  # type: ignore[attr-defined]
 
-    def require(self, config: Config) -> None:
-        super().require(config)
-        if config.device.capture == "on" and not config.device.use_lazy_mode:
+    def require(self, options: DeviceOptions) -> None:
+        super().require(options)
+        if options.capture == "on" and not options.use_lazy_mode:
             raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
-        if config.device.precision == "fp16":
+        if options.precision == "fp16":
             raise DeviceError("--precision fp16: this program uses bf16 on an HPU.", "Type --precision bf16.")
 
     @property
@@ -133,12 +133,12 @@ class HPU(Device):
         return compiled
 
     def capture(self, module: nn.Module, training: bool = True) -> nn.Module:
-        if not self.lazy or self.config.device.capture == "off":
+        if not self.lazy or self.options.capture == "off":
             return module
         graphs = importlib.import_module("habana_frameworks.torch.hpu.graphs")
         if training:
             captured: nn.Module = graphs.ModuleCacher(max_graphs=2)(
-                module, allow_unused_input=True, have_grad_accumulation=self.config.train.accumulate > 1
+                module, allow_unused_input=True, have_grad_accumulation=self.workload.accumulate > 1
             )
         else:
             captured = graphs.wrap_in_hpu_graph(copy.copy(module))  # a wrapper of its own around the same weights
@@ -152,7 +152,7 @@ class HPU(Device):
         super().join(store, timeout)
 
     def parallel_options(self) -> dict[str, Any]:
-        return super().parallel_options() | {"bucket_cap_mb": 100, "static_graph": self.config.train.accumulate == 1}
+        return super().parallel_options() | {"bucket_cap_mb": 100, "static_graph": self.workload.accumulate == 1}
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """Fused AdamW and SGD; there is no fused Adam, whose L2 penalty is coupled."""

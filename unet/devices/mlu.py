@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from unet.config.schema import Config
-from unet.devices.base import Device, first_line
+from unet.config.flags import DeviceOptions
+from unet.devices.base import USUAL, Device, Workload, first_line
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -29,25 +29,25 @@ class MLU(Device):
     visible = "MLU_VISIBLE_DEVICES"
     vendor = "torch_mlu"
 
-    def __init__(self, config: Config, rank: Rank) -> None:
+    def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
         self.index = rank.local % int(self._api.device_count())
         self._api.set_device(self.index)
-        super().__init__(config, rank)
+        super().__init__(options, rank, workload)
         self.device = torch.device("mlu", self.index)
-        exact = self.dtype == torch.float32 and config.device.precision != "tf32"
+        exact = self.dtype == torch.float32 and options.precision != "tf32"
         torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
         torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
         self._api.reset_peak_memory_stats()
 
     @classmethod
-    def environment(cls, config: Config, rank: Rank) -> dict[str, str]:
+    def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         # the count of cards is asked through the driver's tool, which leaves the process able to fork
-        return super().environment(config, rank) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
+        return super().environment(options, rank, workload) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
 
     @classmethod
-    def missing(cls, config: Config) -> str | None:
+    def missing(cls, options: DeviceOptions) -> str | None:
         if not cls.installed():
             return "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."
         try:
@@ -72,11 +72,11 @@ class MLU(Device):
 
         return torch.mlu  # type: ignore[attr-defined]
 
-    def require(self, config: Config) -> None:
-        super().require(config)
-        if config.device.compile:
+    def require(self, options: DeviceOptions) -> None:
+        super().require(options)
+        if options.compile:
             raise DeviceError("--compile: torch_mlu has no compiler backend.", "Leave out --compile.")
-        if config.device.precision == "bf16" and "bf16" not in self.dtypes():
+        if options.precision == "bf16" and "bf16" not in self.dtypes():
             raise DeviceError("--precision bf16: this MLU has no bf16.", "Type --precision fp16 (or auto).")
 
     def describe(self) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING
 
-from unet.config.schema import Config
+from unet.config.flags import DeviceOptions
+from unet.devices.base import USUAL, Device, Workload
 from unet.devices.launchers import Rank
 from unet.errors import DeviceError, UsageError
-
-if TYPE_CHECKING:
-    from unet.devices.base import Device
 
 # name -> module:class; in the order in which --device auto tries them
 DEVICES = {
@@ -31,36 +28,32 @@ def load(name: str) -> type[Device]:
     return found
 
 
-def choose(config: Config, rank: Rank) -> tuple[type[Device], list[str]]:
+def choose(options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> tuple[type[Device], list[str]]:
     """(device class, reasons why others are not used); the device's variables are set before torch is imported.
 
     Raises DeviceError if the requested device cannot be used.
     """
-    if config.device.device_module:
-        return foreign(config.device.device_module, config, rank), []
+    if options.device_module:
+        return foreign(options.device_module, options, rank, workload), []
     passed: list[str] = []
-    for name in DEVICES if config.device.device == "auto" else [config.device.device]:
+    for name in DEVICES if options.device == "auto" else [options.device]:
         device = load(name)
-        why = usable(device, config, rank)
+        why = usable(device, options, rank, workload)
         if not why:
             return device, passed
         passed.append(f"{name}: {why}")
-    failed = (
-        "No device can be used"
-        if config.device.device == "auto"
-        else f"--device {config.device.device} cannot be used here"
-    )
+    failed = "No device can be used" if options.device == "auto" else f"--device {options.device} cannot be used here"
     raise DeviceError(f"{failed}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
 
 
-def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
+def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> str | None:
     """None, or why a device cannot be used; flags override environment variables. Raises DeviceError if it can be used
     but has fewer cards than there are processes."""
     if device.installed():
-        for variable, value in device.environment(config, rank).items():
+        for variable, value in device.environment(options, rank, workload).items():
             if variable not in os.environ or variable in device.forced:
                 os.environ[variable] = value
-    why = device.missing(config)
+    why = device.missing(options)
     cards = None if why else device.cards()
     if cards == 1 and OWN_CARD in os.environ:
         cards = None
@@ -76,13 +69,11 @@ def usable(device: type[Device], config: Config, rank: Rank) -> str | None:
     return why
 
 
-def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
+def foreign(name: str, options: DeviceOptions, rank: Rank, workload: Workload) -> type[Device]:
     """The device class of --device-module package.module:Class. Raises UsageError if there is no such class,
     DeviceError if it cannot be used."""
     module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
-    from unet.devices.base import Device
-
     try:
         device = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does at its top
@@ -90,7 +81,7 @@ def foreign(name: str, config: Config, rank: Rank) -> type[Device]:
         raise UsageError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
     if not (isinstance(device, type) and issubclass(device, Device)):
         raise UsageError(f"--device-module {name}: {attribute} is not a subclass of unet.devices.base.Device.", hint)
-    why = usable(device, config, rank)
+    why = usable(device, options, rank, workload)
     if why:
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
     return device

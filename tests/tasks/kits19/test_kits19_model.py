@@ -15,6 +15,8 @@ from conftest import GOLDEN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unet.config.flags import DeviceOptions
+from unet.config.flags_training import TrainOptions
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.errors import CheckpointError, UnetError
@@ -35,7 +37,7 @@ LAST = torch.channels_last_3d
 
 
 def device(**settings: object) -> CPU:
-    return CPU(make_config(device="cpu", **settings), Rank())  # type: ignore[arg-type]
+    return CPU(DeviceOptions(device="cpu", **settings), Rank())  # type: ignore[arg-type]
 
 
 def label_64() -> Tensor:
@@ -93,9 +95,9 @@ def batch_dice(p: Tensor, t: Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["auto", "NCDHW"])
 def test_three_sgd_steps_equal_the_reference(kits19: UNet, layout: str) -> None:
-    place = device(layout=layout, optimizer="sgd", momentum=0.9, lr=0.1, weight_decay=0.0)
+    place = device(layout=layout)
     network = place.place(kits19)
-    optimizer = optim.build(place.config.train, [{"params": list(network.parameters())}], place)
+    optimizer = optim.build(TrainOptions(optimizer="sgd", lr=0.1), [{"params": list(network.parameters())}], place)
     batch = place.to({"image": wave((1, 1, 64, 64, 64), 0.013, 0.0), "mask": label_64()})
     for expected in REFERENCE["sgd_losses"]["losses"]:
         loss = losses.dice_ce_loss(network(batch["image"]), batch["mask"])
@@ -232,8 +234,9 @@ def test_lamb_is_the_algorithm_of_the_paper(decay: float) -> None:
     generator = torch.Generator().manual_seed(4)
     start = [torch.randn(5, 4, generator=generator), torch.zeros(3), torch.randn(2, 2, 2, generator=generator)]
     parameters = [nn.Parameter(value.clone()) for value in start]
-    place = device(optimizer="lamb", lr=0.1, weight_decay=decay)
-    optimizer = optim.build(place.config.train, [{"params": parameters}], place)
+    optimizer = optim.build(
+        TrainOptions(optimizer="lamb", lr=0.1, weight_decay=decay), [{"params": parameters}], device()
+    )
     assert isinstance(optimizer, LAMB)
     weights = [value.double().numpy().copy() for value in start]
     state: dict[str, Any] = {"t": 0, "m": [0.0] * 3, "v": [0.0] * 3}
