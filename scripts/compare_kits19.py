@@ -126,7 +126,7 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
     case = made_cases(folder, 1)[0]
     config = resolve("config", ["--task", "kits19", "--device", "cpu"]).config.replace(eval_loss=loss)
     task = create(config)
-    rank = launchers.find_rank(config)
+    rank = launchers.find_rank(config.distributed)
     device = select.choose(config.device, rank)[0](config.device, rank)
     predictor = Predictor([Cheap()], device, batch=1)
     weights = gaussian(PATCH[0])

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import make_config
 from conftest import ROOT
 
 from unet import host
+from unet.config.flags import DistributedOptions
 from unet.devices import launchers
 from unet.devices.launchers import Rank, find_rank, master_address
 from unet.errors import UsageError
@@ -59,7 +59,7 @@ SLURM = {
     ],
 )
 def test_the_rank_comes_from_the_launcher(variables: dict[str, str], expected: Rank) -> None:
-    assert find_rank(make_config(), variables) == expected
+    assert find_rank(DistributedOptions(), (), variables) == expected
 
 
 @pytest.mark.parametrize("whole", [ELASTIC, OPEN_MPI, MPICH, SLURM], ids=["torchrun", "ompi", "mpich", "slurm"])
@@ -67,96 +67,98 @@ def test_a_partial_environment_is_an_error(whole: dict[str, str]) -> None:
     launcher = next(item for item in launchers.LAUNCHERS if item.world in whole)
     for lost in (launcher.rank, launcher.world, launcher.local[0]):
         with pytest.raises(UsageError, match=lost):
-            find_rank(make_config(), {name: value for name, value in whole.items() if name != lost})
+            find_rank(DistributedOptions(), (), {name: value for name, value in whole.items() if name != lost})
     with pytest.raises(UsageError, match=r"'x' is not a number"):
-        find_rank(make_config(), {**whole, launcher.world: "x"})
+        find_rank(DistributedOptions(), (), {**whole, launcher.world: "x"})
     with pytest.raises(UsageError, match="which is impossible"):
-        find_rank(make_config(), {**whole, launcher.rank: "99"})
+        find_rank(DistributedOptions(), (), {**whole, launcher.rank: "99"})
 
 
 @pytest.mark.parametrize("whole", [ELASTIC, OPEN_MPI, MPICH, SLURM], ids=["torchrun", "ompi", "mpich", "slurm"])
 @pytest.mark.parametrize("typed", ["world_size", "rank", "local_rank", "process_per_node", "devices"])
 def test_a_typed_number_that_contradicts_is_an_error(whole: dict[str, str], typed: str) -> None:
-    found = find_rank(make_config(), whole)
+    found = find_rank(DistributedOptions(), (), whole)
     flag = "--" + typed.replace("_", "-")
     with pytest.raises(UsageError, match=f"{flag} 9, but {found.launcher}"):
-        find_rank(make_config(**{typed: 9}), whole)
+        find_rank(DistributedOptions(**{typed: 9}), (), whole)
     right = {"rank": found.rank, "local_rank": found.local, "process_per_node": found.local_world}.get(
         typed, found.world
     )
-    assert find_rank(make_config(**{typed: right}), whole) == found
+    assert find_rank(DistributedOptions(**{typed: right}), (), whole) == found
 
 
 def test_contradictions_between_launchers_and_about_cards() -> None:
     by_hand = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
     with pytest.raises(UsageError, match=r"RANK=0 and WORLD_SIZE=4 are set, but Open MPI says rank 1 of 2"):
-        find_rank(make_config(), {**OPEN_MPI, **by_hand})
+        find_rank(DistributedOptions(), (), {**OPEN_MPI, **by_hand})
     agreeing = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert find_rank(make_config(), {**OPEN_MPI, **agreeing}).rank == 1
+    assert find_rank(DistributedOptions(), (), {**OPEN_MPI, **agreeing}).rank == 1
     with pytest.raises(UsageError, match=r"names 3 cards, but 2 processes run on this node"):
-        find_rank(make_config(cuda_devices=(0, 1, 2)), OPEN_MPI)
+        find_rank(DistributedOptions(), (0, 1, 2), OPEN_MPI)
     with pytest.raises(UsageError, match=r"names 2 cards, but 1 process runs on this node") as caught:
-        find_rank(make_config(cuda_devices=(0, 1)), {})
+        find_rank(DistributedOptions(), (0, 1), {})
     assert "--devices 2" in caught.value.hint
 
 
 def test_a_guess_gives_way_to_a_flag() -> None:
     by_hand = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
-    assert find_rank(make_config(), by_hand).guessed
-    assert find_rank(make_config(process_per_node=4), by_hand) == Rank(3, 8, 1, 4, "the environment")
-    assert find_rank(make_config(cuda_devices=(0, 1, 2, 3)), by_hand).guessed
+    assert find_rank(DistributedOptions(), (), by_hand).guessed
+    assert find_rank(DistributedOptions(process_per_node=4), (), by_hand) == Rank(3, 8, 1, 4, "the environment")
+    assert find_rank(DistributedOptions(), (0, 1, 2, 3), by_hand).guessed
 
 
 def test_a_rank_that_is_typed_for_all_is_told_by_those_for_whom_it_is_wrong() -> None:
     with pytest.raises(UsageError) as caught:
-        find_rank(make_config(rank=0), OPEN_MPI)
+        find_rank(DistributedOptions(rank=0), (), OPEN_MPI)
     assert caught.value.shown is False
 
 
 def test_ranks_that_are_typed() -> None:
-    typed = make_config(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
-    assert find_rank(typed, {}) == Rank(3, 4, 1, 2, "flags")
-    assert master_address(typed, find_rank(typed, {}), {}) == ("10.0.0.1", 29500)
+    typed = DistributedOptions(world_size=4, rank=3, process_per_node=2, dist_url="tcp://10.0.0.1:29500")
+    assert find_rank(typed, (), {}) == Rank(3, 4, 1, 2, "flags")
+    assert master_address(typed, find_rank(typed, (), {}), {}) == ("10.0.0.1", 29500)
     with pytest.raises(UsageError, match=r"--world-size 2, but no launcher runs 2 processes"):
-        find_rank(make_config(world_size=2), {})
+        find_rank(DistributedOptions(world_size=2), (), {})
     with pytest.raises(UsageError, match=r"--rank 1, but there is only one process"):
-        find_rank(make_config(rank=1), {})
+        find_rank(DistributedOptions(rank=1), (), {})
     with pytest.raises(UsageError, match="no address of rank 0"):
-        find_rank(make_config(world_size=2, rank=1), {})
+        find_rank(DistributedOptions(world_size=2, rank=1), (), {})
     with pytest.raises(UsageError, match="--dist-url 'nowhere'"):
-        master_address(make_config(dist_url="nowhere"), Rank(), {})
+        master_address(DistributedOptions(dist_url="nowhere"), Rank(), {})
 
 
 def test_where_the_processes_meet(tmp_path: Path) -> None:
     two_nodes, one_node = Rank(1, 4, 1, 2, "Open MPI"), Rank(1, 2, 1, 2, "Open MPI")
-    assert master_address(make_config(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
-    address, port = master_address(make_config(), one_node, {"PMIX_NAMESPACE": "77"})
+    assert master_address(DistributedOptions(), two_nodes, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
+    address, port = master_address(DistributedOptions(), one_node, {"PMIX_NAMESPACE": "77"})
     assert address == "127.0.0.1"
     assert 20000 <= port < 30000
-    assert master_address(make_config(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
-    assert master_address(make_config(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
-    assert master_address(make_config(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
+    assert master_address(DistributedOptions(), one_node, {"PMIX_NAMESPACE": "77"})[1] == port
+    assert master_address(DistributedOptions(), one_node, {"PMIX_NAMESPACE": "78"})[1] != port
+    assert master_address(DistributedOptions(), Rank(6, 7, 0, 1, "SLURM"), SLURM)[0] == "gpu07"
     inside = {"PMIX_NAMESPACE": "7", "SLURM_JOB_NODELIST": "n[01-04]", "SLURM_STEP_NODELIST": "n[02-04]"}
     assert (
-        master_address(make_config(), two_nodes, inside)[0] == "n01"
+        master_address(DistributedOptions(), two_nodes, inside)[0] == "n01"
     )  # mpirun in an allocation: its own step lacks its node
     hosts = tmp_path / "hosts"
     hosts.write_text("node-3\nnode-3\nnode-4\n")
     for name in ("PBS_NODEFILE", "COBALT_NODEFILE"):
-        assert master_address(make_config(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
-        assert master_address(make_config(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
+        assert master_address(DistributedOptions(), two_nodes, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "node-3"
+        assert (
+            master_address(DistributedOptions(), one_node, {name: str(hosts), "PMIX_NAMESPACE": "7"})[0] == "127.0.0.1"
+        )
     with pytest.raises(UsageError, match="MASTER_PORT is not set"):
-        master_address(make_config(), two_nodes, {"MASTER_ADDR": "a"})
+        master_address(DistributedOptions(), two_nodes, {"MASTER_ADDR": "a"})
     with pytest.raises(UsageError, match=r"torch\.distributed\.run sets the address"):
-        master_address(make_config(dist_url="tcp://a:1"), two_nodes, ELASTIC)
+        master_address(DistributedOptions(dist_url="tcp://a:1"), two_nodes, ELASTIC)
     other = Rank(1, 2, 1, 2, "Open MPI")  # variables of other launchers, which only some nodes have, change nothing
     both = {"PMIX_NAMESPACE": "77", "SLURM_JOB_ID": "5", "COBALT_JOBID": "6"}
-    assert master_address(make_config(), other, both)[1] == port
+    assert master_address(DistributedOptions(), other, both)[1] == port
     with pytest.raises(UsageError, match="MASTER_ADDR is not set") as caught:
-        master_address(make_config(), two_nodes, OPEN_MPI)
+        master_address(DistributedOptions(), two_nodes, OPEN_MPI)
     assert "mpirun -x MASTER_ADDR" in caught.value.hint
     with pytest.raises(UsageError, match="MASTER_PORT='x'"):
-        master_address(make_config(), one_node, {"MASTER_PORT": "x"})
+        master_address(DistributedOptions(), one_node, {"MASTER_PORT": "x"})
 
 
 def test_threads_are_shared_out_unless_the_launcher_has_done_it() -> None:
@@ -177,9 +179,9 @@ def test_torchrun_s_own_thread_count_is_nobody_s_wish() -> None:
     code = (
         "import os, subprocess, sys; os.environ.update(OMP_NUM_THREADS='1', RANK='0', WORLD_SIZE='2', LOCAL_RANK='0',"
         " LOCAL_WORLD_SIZE='1', TORCHELASTIC_RUN_ID='x');"
-        "subprocess.run([sys.executable, '-c', 'from unet.config.schema import Config;"
-        " from unet.tasks.lgg.settings import Settings; from unet.devices import launchers;"
-        " rank = launchers.find_rank(Config(Settings())); print(launchers.threads(rank))'], check=True)"
+        "subprocess.run([sys.executable, '-c', 'from unet.config.flags import DistributedOptions;"
+        " from unet.devices import launchers; rank = launchers.find_rank(DistributedOptions());"
+        " print(launchers.threads(rank))'], check=True)"
     )
     for typed, expected in ((None, host.cores()), ("1", 1)):
         own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -199,8 +201,8 @@ def test_the_interface_by_which_a_node_is_reached() -> None:
 def test_a_flag_for_several_processes_without_a_launcher() -> None:
     """A launcher that is not known would start N runs that fight for one folder."""
     with pytest.raises(UsageError, match="--distributed was typed, but no known launcher"):
-        find_rank(make_config(distributed=True), {})
-    assert find_rank(make_config(distributed=True), OPEN_MPI).world == 2
+        find_rank(DistributedOptions(distributed=True), (), {})
+    assert find_rank(DistributedOptions(distributed=True), (), OPEN_MPI).world == 2
 
 
 def test_cores_that_a_launcher_gives_to_several_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def run(resolved: Resolved, command: str) -> int:
     Writes benchmark.json where --run-name is given.
     """
     config = resolved.config
-    rank = launchers.find_rank(config)
+    rank = launchers.find_rank(config.distributed, config.device.cuda_devices)
     if rank.world > 1:
         raise UsageError(
             f"benchmark times one process, and {rank.launcher} runs {rank.world}.",
@@ -290,7 +290,9 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
     """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser:
     what a first script does. A step gives the loss, unread; its peak memory as `our_step`'s."""
     config = config.replace(use_lazy_mode=False, precision="fp32", deterministic=True)
-    kind, _ = select.choose(config.device, launchers.find_rank(config), setup.workload_of(config))
+    kind, _ = select.choose(
+        config.device, launchers.find_rank(config.distributed, config.device.cuda_devices), setup.workload_of(config)
+    )
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # this program's choice on a processor
     import torch
 

@@ -281,7 +281,7 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
     if places == 1:
         return [{}]
     alone = config.replace(devices=None)
-    kind, _ = select.choose(alone.device, launchers.find_rank(alone))
+    kind, _ = select.choose(alone.device, launchers.find_rank(alone.distributed, alone.device.cuda_devices))
     cards = kind.cards()
     if cards is not None and places > cards:
         raise UsageError(

@@ -22,7 +22,7 @@ def run(resolved: Resolved, command: str) -> int:
     lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]
     wanted = []
     try:
-        rank = launchers.find_rank(config)
+        rank = launchers.find_rank(config.distributed, config.device.cuda_devices)
     except UsageError as error:
         lines.append(f"  {error.message} {error.hint}")
         rank = launchers.Rank()

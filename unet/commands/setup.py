@@ -53,7 +53,7 @@ def workload_of(config: Config) -> Workload:
 def assemble(config: Config) -> Context:
     """Find the rank, choose the device and set its variables; only then import torch and connect to the other ranks.
     Raises UnetError."""
-    rank = launchers.find_rank(config)
+    rank = launchers.find_rank(config.distributed, config.device.cuda_devices)
     kind, passed = select.choose(config.device, rank, workload_of(config))
     device = kind(config.device, rank, workload_of(config))
     group = init_distributed(config, device)
@@ -74,7 +74,7 @@ def init_distributed(config: Config, device: Device) -> Group:
     rank = device.rank
     if rank.world == 1 or distributed.group().world > 1:
         return distributed.group()
-    address, port = launchers.master_address(config, rank)
+    address, port = launchers.master_address(config.distributed, rank)
     interface = "lo" if rank.one_node else launchers.interface(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -42,7 +42,7 @@ def run(resolved: Resolved, command: str) -> int:
         raise UsageError(
             f"train writes one file of weights, not {len(resolved.config.weights.weights)}.", "Type one --weights FILE."
         )
-    rank = launchers.find_rank(resolved.config)
+    rank = launchers.find_rank(resolved.config.distributed, resolved.config.device.cuda_devices)
     mlperf_rules.require(resolved.config, rank.world, create(resolved.config))
     if resolved.config.run.dry_run:
         return dry_run(resolved)

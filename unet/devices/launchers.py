@@ -9,11 +9,11 @@ import re
 import socket
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unet import host
-from unet.config.schema import Config
+from unet.config.flags import DistributedOptions
 from unet.errors import UsageError
 
 
@@ -74,15 +74,15 @@ class Rank:
         return self.local_world == self.world and not self.guessed
 
 
-def find_rank(config: Config, variables: Mapping[str, str] = os.environ) -> Rank:
+def find_rank(asked: DistributedOptions, cards: Sequence[int] = (), variables: Mapping[str, str] = os.environ) -> Rank:
     """The rank from the launcher's variables, or from flags. Raises UsageError if something is missing or
     contradictory."""
     rank = launched(variables)
     if not rank:
-        return _from_flags(config, variables)
-    if rank.guessed and (config.distributed.process_per_node or 0) > rank.local:
-        rank = dataclasses.replace(rank, local_world=config.distributed.process_per_node or 1, guessed=False)
-    _require(config, rank)
+        return _from_flags(asked, cards, variables)
+    if rank.guessed and (asked.process_per_node or 0) > rank.local:
+        rank = dataclasses.replace(rank, local_world=asked.process_per_node or 1, guessed=False)
+    _require(asked, cards, rank)
     return rank
 
 
@@ -159,64 +159,58 @@ def tasks_here(variables: Mapping[str, str]) -> int | None:
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
-def _from_flags(config: Config, variables: Mapping[str, str]) -> Rank:
+def _from_flags(asked: DistributedOptions, cards: Sequence[int], variables: Mapping[str, str]) -> Rank:
     """Without a launcher: one process, or one of several whose rank was typed."""
-    world = config.distributed.world_size or 1
-    if world == 1 and config.distributed.distributed:
+    world = asked.world_size or 1
+    if world == 1 and asked.distributed:
         raise UsageError(
             "--distributed was typed, but no known launcher started this process.",
             "Type --devices N instead (it starts N processes), or start with mpirun, srun or torch.distributed.run; for"
             " one process leave the flag out.",
         )
     if world == 1:
-        if config.distributed.rank:
-            raise UsageError(
-                f"--rank {config.distributed.rank}, but there is only one process.", "Type --world-size as well."
-            )
-        _require(config, Rank())
+        if asked.rank:
+            raise UsageError(f"--rank {asked.rank}, but there is only one process.", "Type --world-size as well.")
+        _require(asked, cards, Rank())
         return Rank()
-    if config.distributed.rank is None:
+    if asked.rank is None:
         raise UsageError(
             f"--world-size {world}, but no launcher runs {world} processes.",
             f"Type --devices {world} instead (it starts them), or start with: mpirun -n {world} python -m unet ...",
         )
-    if config.distributed.dist_url == "env://" and "MASTER_ADDR" not in variables:
+    if asked.dist_url == "env://" and "MASTER_ADDR" not in variables:
         raise UsageError(
-            f"--rank {config.distributed.rank} of {world} was typed, but no address of rank 0.",
+            f"--rank {asked.rank} of {world} was typed, but no address of rank 0.",
             "Type --dist-url tcp://HOST:PORT, HOST being the machine of rank 0.",
         )
-    size = config.distributed.process_per_node or world
-    local = (
-        config.distributed.local_rank if config.distributed.local_rank is not None else config.distributed.rank % size
-    )
+    size = asked.process_per_node or world
+    local = asked.local_rank if asked.local_rank is not None else asked.rank % size
     if local >= size:
         raise UsageError(
             f"--local-rank {local}, but {size} processes on each node.",
             f"Type --process-per-node {local + 1} or more.",
         )
-    found = Rank(
-        config.distributed.rank, world, local, size, "flags", guessed=config.distributed.process_per_node is None
-    )
-    _require(config, found)
+    found = Rank(asked.rank, world, local, size, "flags", guessed=asked.process_per_node is None)
+    _require(asked, cards, found)
     return found
 
 
-def _require(config: Config, found: Rank) -> None:
+def _require(asked: DistributedOptions, cards: Sequence[int], found: Rank) -> None:
     """Raise UsageError that lists every flag that contradicts the launcher."""
     alone = found.launcher == "none"
     words = [
         f"{flag} {typed}, but {'there is only one process' if alone else f'{found.launcher} says {is_}'}"
         for flag, typed, is_ in (
-            ("--world-size", config.distributed.world_size, found.world),
-            ("--rank", config.distributed.rank, found.rank),
-            ("--local-rank", config.distributed.local_rank, found.local),
-            ("--process-per-node", config.distributed.process_per_node, found.local_world),
+            ("--world-size", asked.world_size, found.world),
+            ("--rank", asked.rank, found.rank),
+            ("--local-rank", asked.local_rank, found.local),
+            ("--process-per-node", asked.process_per_node, found.local_world),
         )
         if typed is not None and typed != is_
     ]
-    if config.distributed.devices is not None and config.distributed.devices != found.world:
+    if asked.devices is not None and asked.devices != found.world:
         runs = "this command runs in one process" if alone else f"{found.launcher} runs {found.world} processes"
-        words.append(f"--devices {config.distributed.devices}, but {runs}")
+        words.append(f"--devices {asked.devices}, but {runs}")
     if words:
         error = UsageError(
             "; ".join(words) + ".",
@@ -224,33 +218,31 @@ def _require(config: Config, found: Rank) -> None:
             if alone
             else "Leave these flags out: the launcher gives the numbers; or change its count.",
         )
-        if config.distributed.rank is not None or config.distributed.local_rank is not None:
+        if asked.rank is not None or asked.local_rank is not None:
             error.shown = False  # right for one process, wrong for this one
         raise error
-    cards = len(config.device.cuda_devices)
-    if cards and cards != found.local_world and not found.guessed:
+    count = len(cards)
+    if count and count != found.local_world and not found.guessed:
         one = found.local_world == 1
         raise UsageError(
-            f"--cuda-devices names {cards} card{'s' if cards > 1 else ''}, but {found.local_world} process"
+            f"--cuda-devices names {count} card{'s' if count > 1 else ''}, but {found.local_world} process"
             f"{' runs' if one else 'es run'} on this node.",
-            f"Type --devices {cards} as well, or name one card." if one else f"Name {found.local_world} cards.",
+            f"Type --devices {count} as well, or name one card." if one else f"Name {found.local_world} cards.",
         )
 
 
-def master_address(config: Config, rank: Rank, variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
+def master_address(asked: DistributedOptions, rank: Rank, variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """(address, port) of rank 0, the same in every process: from variables or flags, else derived from the job.
 
     Raises UsageError for an invalid --dist-url, or if the first node is unknown.
     """
-    if config.distributed.dist_url != "env://":
-        match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", config.distributed.dist_url)
+    if asked.dist_url != "env://":
+        match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+)/?", asked.dist_url)
         if not match or int(match[2]) > 65535:
-            raise UsageError(
-                f"--dist-url {config.distributed.dist_url!r} is not valid.", "Type env:// or tcp://HOST:PORT."
-            )
+            raise UsageError(f"--dist-url {asked.dist_url!r} is not valid.", "Type env:// or tcp://HOST:PORT.")
         if ELASTIC in variables:
             raise UsageError(
-                f"--dist-url {config.distributed.dist_url}, but torch.distributed.run sets the address of rank 0.",
+                f"--dist-url {asked.dist_url}, but torch.distributed.run sets the address of rank 0.",
                 "Leave --dist-url out, or give torch.distributed.run --master_addr and --master_port.",
             )
         return match[1].strip("[]"), int(match[2])
