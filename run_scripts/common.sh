@@ -143,7 +143,8 @@ earlier() {
 
 # seed_of FOLDER: the seed of a run, which -1 draws.
 seed_of() {
-    "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["settings"]["seed"]["value"])' "$1/config.json"
+    "$PYTHON" -c 'import json, sys; s = json.load(open(sys.argv[1]))["settings"]; print(s.get("general", s)["seed"]["value"])' \
+        "$1/config.json"
 }
 
 # Run folder and weights lie in PYTORCH_TRAIN_CHECKPOINT, where Unet3d_Infer.sh looks; a run that is there goes on.

@@ -689,7 +689,7 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv[2])
 from unet import host
-from unet.data import kits19
+from unet.tasks.kits19 import dataset as kits19
 sizes = {"spacing": (1.6, 1.2, 1.2), "pad_to": (128,) * 3, "eval_patch": (128,) * 3}
 config = SimpleNamespace(**sizes, overlap=0.5, label_geometry="header")
 (case,) = kits19.index(Path(sys.argv[1]), config)
