@@ -1,7 +1,7 @@
-"""A long run stays flat: memory, open files, threads, shared memory, seconds a step (-m slow; a tenth of the whole).
+"""A long run stays flat: memory, open files, threads, shared memory, seconds a step (-m slow; a third of the whole).
 
 The whole is 20,000 steps in 307 epochs, each scored and saved:
-UNET_SOAK_STEPS=20000 python -m pytest tests/test_soak.py -m slow -s
+UNET_SOAK_STEPS=20000 python -m pytest tests/runtime/test_soak.py -m slow -s
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-STEPS = int(os.environ.get("UNET_SOAK_STEPS", "2000"))
+STEPS = int(os.environ.get("UNET_SOAK_STEPS", "6000"))
 EPOCH = 65  # steps: the slices of five patients
 
 
