@@ -12,10 +12,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unet import __version__, host
 from unet.config import check_paths
+from unet.config.flags import CLASS
 from unet.config.options import Declared, flag, nearest, parser, read, title_of
 from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
@@ -85,7 +85,6 @@ COMMANDS = {
 
 
 HELP = ("-h", "--help", "--help-all")
-CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # package.module:Class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,12 +240,8 @@ def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> 
     }
     task = found["task"]
     names = (*registry.BUILT_IN, *([own.name] if own and own.name not in registry.BUILT_IN else ()))
-    return {**found, "task": task._replace(option=dataclasses.replace(task.option, **task_words(names)))}
-
-
-def task_words(names: Sequence[str]) -> dict[str, Any]:
-    """The values of --task: the names of the tasks, or a class."""
-    return {"pattern": (rf"{'|'.join(names)}|{CLASS}", f"{', '.join(names)}, or package.module:Class")}
+    option = dataclasses.replace(task.option, choices=names, pattern=CLASS)
+    return {**found, "task": task._replace(option=option)}
 
 
 def explain_flags(name: str, words: Sequence[str]) -> str:

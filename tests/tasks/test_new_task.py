@@ -6,11 +6,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pages
 import pytest
-from conftest import ROOT, read_json
+from conftest import ROOT, error_of, read_json
 from PIL import Image
 
 from unet.tasks import registry
@@ -87,3 +88,36 @@ def test_settings_come_without_torch(package: Path) -> None:
         [sys.executable, "-c", code], cwd=package, env={"PYTHONPATH": f"{ROOT}:{package}"}, capture_output=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("class T(SegmentationTask): pass", "has no Settings and no metric and no layout"),
+        ("class T(SegmentationTask): Settings, metric, layout = int, 1, LAYOUT", "no subclass of TaskSettings"),
+        ("class T(SegmentationTask): Settings, metric, layout = TaskSettings, 1, LAYOUT", "the name None"),
+        ("class T(SegmentationTask): Settings, metric, layout = named('lgg'), 1, LAYOUT", "the name 'lgg'"),
+        ("class T(SegmentationTask): Settings, metric, layout = named('a/b'), 1, LAYOUT", "the name 'a/b'"),
+        ("class T(SegmentationTask): Settings, metric, layout = named('x'), 1, LAYOUT", "layout is of task 'lgg'"),
+        ("T = int", "no subclass of unet.tasks.base.Task"),
+        ("class T(SegmentationTask): Settings, metric, layout = named('lgg2'), 1, L2", "T.index is not implemented"),
+    ],
+)
+def test_a_class_that_is_no_whole_task(
+    body: str, words: str, cli: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could take the weights and the cache of a built-in task for its own."""
+    name = f"own{abs(hash(body))}"
+    (workplace / f"{name}.py").write_text(
+        "import dataclasses\n"
+        "from unet.config.task_settings import TaskSettings\n"
+        "from unet.tasks.lgg.dataset import LAYOUT\n"
+        "from unet.tasks.segmentation import SegmentationTask\n"
+        "L2 = dataclasses.replace(LAYOUT, task='lgg2')\n"
+        f"def named(word): return type('S', (TaskSettings,), {{'name': word}})\n{body}\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    Path("raw").mkdir()
+    code = 1 if "implemented" in words else 2
+    command = ("preprocess", "--task", f"{name}:T", "--data", "./raw", "--cache", "./c")
+    assert words in error_of(cli(*command), code)

@@ -11,6 +11,7 @@ from unet.config.options import option
 
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
+CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"  # a pattern, and the same in words
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
 
 
@@ -222,7 +223,7 @@ class DeviceOptions:
         None,
         "your own device: package.module:Class, a subclass of unet.devices.base.Device; typed, never from a file",
         metavar="NAME",
-        pattern=(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"),
+        pattern=CLASS,
     )
     precision: str = option(
         "fp32",

@@ -71,10 +71,11 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
         words = ", ".join(synonym for synonym, _ in option.synonyms) or "true or false"
         raise ValueError(f"{name} takes {words}, not {_shown(value)}")
     result = _text(name, option, value) if kind is str else _number(name, option, kind, value)
-    if option.choices and result not in option.choices:
+    if option.choices and result not in option.choices and not _matches(option, result):
         near = difflib.get_close_matches(str(result).lower(), [str(item) for item in option.choices], 1)
+        other = f", or {option.pattern[1]}" if option.pattern else ""
         raise ValueError(
-            f"{name} is one of {', '.join(map(str, option.choices))}, not {_shown(value)}"
+            f"{name} is one of {', '.join(map(str, option.choices))}{other}, not {_shown(value)}"
             + (f" (did you mean {near[0]}?)" if near else "")
         )
     return result
@@ -125,9 +126,13 @@ def _text(name: str, option: Option, value: Any) -> str:
         value = os.path.expanduser(value)  # noqa: PTH111 (an unknown user is left as it is)
     if len(value.encode()) > LONGEST[0] or any(len(part.encode()) > LONGEST[1] for part in value.split("/")):
         raise ValueError(f"{name} {_shown(value)} is too long: at most {LONGEST[1]} bytes a name, {LONGEST[0]} a path")
-    if option.pattern and not re.fullmatch(option.pattern[0], value, re.ASCII):
+    if option.pattern and not option.choices and not _matches(option, value):
         raise ValueError(f"{name} takes {option.pattern[1]}, not {_shown(value)}")
     return value
+
+
+def _matches(option: Option, value: str) -> bool:
+    return option.pattern is not None and re.fullmatch(option.pattern[0], value, re.ASCII) is not None
 
 
 def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from typing import TYPE_CHECKING
 
 from unet.config.task_settings import TaskSettings
@@ -41,9 +42,30 @@ def task_class(name: str) -> type[Task]:
     except Exception as error:  # whatever the module does at its top
         words = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"--task {name}: {type(error).__name__}: {words}.", HINT) from error
-    if not (isinstance(own, type) and issubclass(own, Task) and issubclass(own.Settings, TaskSettings)):
-        raise UsageError(f"--task {name}: {attribute} is no subclass of unet.tasks.base.Task with Settings.", HINT)
+    if not (isinstance(own, type) and issubclass(own, Task)):
+        raise UsageError(f"--task {name}: {attribute} is no subclass of unet.tasks.base.Task.", HINT)
+    require_complete(name, own)
     return own
+
+
+def require_complete(name: str, own: type[Task]) -> None:
+    """Raise UsageError for a task of the user's own that lacks an attribute which every task has, or takes the name of
+    a built-in one: its weights, runs and caches would pass for that one's."""
+    missing = [item for item in ("Settings", "metric", "layout") if not hasattr(own, item)]
+    if missing or not (isinstance(own.Settings, type) and issubclass(own.Settings, TaskSettings)):
+        words = f"has no {' and no '.join(missing)}" if missing else "has Settings that are no subclass of TaskSettings"
+        raise UsageError(f"--task {name}: the class {words}.", "See docs/new-task.md for what a task must have.")
+    known = getattr(own.Settings, "name", None)
+    if not isinstance(known, str) or not re.fullmatch(r"[A-Za-z][\w-]{0,39}", known, re.ASCII) or known in BUILT_IN:
+        raise UsageError(
+            f"--task {name}: the name {known!r} in its Settings is not a name of its own, of letters, digits, _ and -.",
+            f'Write name: ClassVar[str] = "mytask" there, a name other than {", ".join(BUILT_IN)}.',
+        )
+    if own.layout.task != known:
+        raise UsageError(
+            f"--task {name}: its layout is of task {own.layout.task!r}, and its Settings are of {known!r}.",
+            "Give both the same name.",
+        )
 
 
 def task_flag(config: Config) -> list[str]:
