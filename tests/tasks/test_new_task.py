@@ -67,6 +67,18 @@ def test_weights_bring_the_settings_that_the_page_names(cli, here: None, package
     assert scored["best_score"] == pytest.approx(trained["best_score"], abs=1e-6)
 
 
+def test_commands_that_are_named_have_its_task(cli, here: None, package: Path) -> None:
+    """An error of the cache says what to type, and that works."""
+    subprocess.run([sys.executable, "make_discs.py"], cwd=package, check=True)
+    assert cli("preprocess", "--task", "discs.task:Discs")[0] == 0
+    image = next((package / "data/discs/images").iterdir())
+    image.write_bytes((package / "data/discs/images/disc_05.png").read_bytes() + b" ")
+    error = error_of(cli("train", "--task", "discs.task:Discs", "--device", "cpu", "--run-name", "r"))
+    words = shlex.split(error.partition("python -m unet ")[2])
+    assert words[:3] == ["preprocess", "--task", "discs.task:Discs"]
+    assert cli(*words)[0] == 0
+
+
 def test_nothing_else_knows_the_task() -> None:
     assert not [path for path in (ROOT / "unet").rglob("*.py") if "discs" in path.read_text()]
 

@@ -29,8 +29,9 @@ class Report:
         lines = [title, *(f"  {name:<22} {value}" for name, value in self.facts.items())]
         for word, items in (("error", self.errors), ("warning", self.warnings)):
             lines += [f"  {word}: {item}" for item in items[:SHOWN]]
-            lines += [f"  ... and {len(items) - SHOWN} more {word}s"] if len(items) > SHOWN else []
-        return "\n".join([*lines, f"  {len(self.errors)} errors, {len(self.warnings)} warnings"])
+            lines += [f"  ... and {host.counted(len(items) - SHOWN, f'more {word}')}"] if len(items) > SHOWN else []
+        counts = f"{host.counted(len(self.errors), 'error')}, {host.counted(len(self.warnings), 'warning')}"
+        return "\n".join([*lines, f"  {counts}"])
 
 
 def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: str) -> Report:

@@ -59,6 +59,7 @@ class SegmentationTask(Task):
             self.manifest(),
             self.config.data.rebuild_cache,
             chosen if choose else None,
+            self.config.general.task,
         )
         for words in self.set_warnings(found):
             host.notice_once(f"warning: {words}")
@@ -83,7 +84,7 @@ class SegmentationTask(Task):
             pixel = "voxel" if self.item == "crops" else "pixel of their masks"
             raise DataError(
                 f"None of the {len(cases)} training cases holds {self.foreground}: every {pixel} is background.",
-                f"Give {self.label_values}; look at them with: python -m unet check --task {self.name}",
+                f"Give {self.label_values}; look at them with: python -m unet check --task {self.config.general.task}",
             )
 
     def loader_workers(self, options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -259,15 +259,16 @@ def ensure(
     wanted: dict[str, Any],
     rebuild: bool = False,
     choose: Choose | None = None,
+    task: str | None = None,
 ) -> list[CachedCase]:
     """The cases of a cache that fits: built where there is none, completed where a build was stopped, checked against
     the raw set where that is at hand. Raises CacheError where sources have changed since.
 
-    `choose(ids of the whole set)`: only these cases are prepared, compared and returned.
+    `choose(ids of the whole set)`: only these cases are prepared, compared and returned. `task`: as --task names it.
     """
     found = None if rebuild else read_manifest(folder, layout)
     again = (
-        f"python -m unet preprocess --task {wanted['task']} --data {shell_path(raw)} --cache {shell_path(folder)}"
+        f"python -m unet preprocess --task {task or layout.task} --data {shell_path(raw)} --cache {shell_path(folder)}"
         f" {flags(wanted['settings'])}"
     )
     if found is None and not rebuild and folder.is_dir() and any(folder.glob("*.npy")):

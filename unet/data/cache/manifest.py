@@ -108,7 +108,7 @@ def save(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def set_aside(folder: Path, layout: Layout) -> None:
-    """Keep a file that stands in the manifest's place and is none under another name, with a notice."""
+    """Keep a file in the manifest's place that is none, or another task's, under another name, with a notice."""
     path = folder / MANIFEST
     with contextlib.suppress(UnetError):
         if read_manifest(folder, layout) is not None or not os.path.lexists(path):
@@ -120,7 +120,7 @@ def set_aside(folder: Path, layout: Layout) -> None:
         path.rename(other)
     except OSError as error:
         raise files.explain(error, path) from error
-    host.notice(f"{path}: is no manifest of a cache; kept as {other.name}")
+    host.notice(f"{path}: is no manifest of a cache of {layout.task}; kept as {other.name}")
 
 
 def keep_foreign(paths: Sequence[Path]) -> None:
