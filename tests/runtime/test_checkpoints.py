@@ -165,7 +165,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(tiny, cli) -> N
     saved = stored("weights/a.state.safetensors")
     saved["model"]["head.bias"][:] = float("nan")
     facts = {name: saved[name] for name in (*facts, "ranks") if name in saved}
-    parts = {name: saved[name] for name in checkpoint.STATE_PARTS}
+    parts = {name: saved[name] for name in checkpoint.STATE_PARTS if not name.endswith("?")}
     checkpoint.save_state(Path("weights/a.state.safetensors"), facts, parts)
     assert "head.bias" in error_of(cli("train", "--resume", "--run-name", "a", "--epochs", 2))
 

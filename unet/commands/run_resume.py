@@ -159,6 +159,12 @@ def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointErro
     )
 
 
+def best_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights of a state that are scored and kept: the moving average where there is one."""
+    weights: Mapping[str, Any] = (content.get("ema") or content)["model"]
+    return weights
+
+
 def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Make the file of the best weights match the state's best epoch: the run may have been killed between the two
     writes, or an earlier state is used. A replaced file is renamed."""
@@ -189,7 +195,7 @@ def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mappin
     row = progress["history"][-1] if progress["history"] else {}
     about = {name: row.get(name) for name in ("epoch", "step", "score")}
     if row.get("epoch") == progress["best_epoch"] and row.get("step") == progress["step"]:
-        checkpoint.save_weights(paths.weights, {**facts, **about}, content["model"], paths.weights_before)
+        checkpoint.save_weights(paths.weights, {**facts, **about}, best_of(content), paths.weights_before)
     elif paths.earlier_weights.exists() and not paths.weights.exists():
         earlier = checkpoint.read(weights_to_read(str(paths.earlier_weights.absolute())))
         about = {name: earlier.get(name) for name in about}

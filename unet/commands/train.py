@@ -25,6 +25,9 @@ from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
     from unet.data.cache.cached_case import CachedCase
     from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
@@ -220,7 +223,11 @@ def build_trainer(
     seeding.seed_all(config.general.seed, device)
     model = device.place(task.build_model())
     compiled = device.compile(model) if config.device.compile else model
-    eval_model = device.capture(compiled, training=False)
+    averaged = averaged_model(model, config.train.ema)
+    scored = compiled if averaged is None else averaged.module
+    if averaged is not None and config.device.compile:
+        scored = device.compile(scored)
+    eval_model = device.capture(scored, training=False)
     network = device.parallel(device.capture(compiled))
     fused = None if config.device.deterministic else device  # torch's own: the same bits on every device
     optimizer, scaler = optim.build(config.train, task.param_groups(model), fused), device.scaler()
@@ -245,10 +252,20 @@ def build_trainer(
         stop=stop,
         callbacks=build_callbacks(context, folder, split, command),
         group=group,
+        averaged=averaged,
     )
     for line in opening_lines(context, run, training, validation):
         folder.say(line)
     return run
+
+
+def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The moving average of a network's weights, on its device; None without --ema."""
+    if decay is None:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
 
 
 def build_loader(context: setup.Context, training: list[CachedCase]) -> Any:

@@ -67,6 +67,23 @@ class TrainOptions:
     clip: float | None = option(
         None, "clip the norm of the gradients to this", above=0, maximum=1e12, aliases=("--gradient_clipping_value",)
     )
+    skip_norm: float | None = option(
+        None,
+        "leave out a step where the norm of the gradients is not finite, or not below this",
+        above=0,
+        maximum=1e30,
+        aliases=("--gradient_skipping_value",),
+    )
+    skip_warmup: int = option(
+        50,
+        "in the first N - 1 steps only norms that are not finite are skipped",
+        minimum=0,
+        aliases=("--warmup_iterations",),
+    )
+    skip_limit: int = option(20, "stop after N skipped steps in a row", minimum=1)
+    ema: float | None = option(
+        None, "score and keep a moving average of the weights with this decay (0.999)", above=0, maximum=0.999999
+    )
     augment: bool = option(True, "random augmentation; --no-augment turns it off")
     target: float | None = option(
         None,

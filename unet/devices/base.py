@@ -8,7 +8,7 @@ import importlib.util
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet import host
@@ -240,6 +240,24 @@ class Device:
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         return kinds[name](groups, fused=True, **how) if name in self.fused else None
 
+    def step_if(self, taken: Tensor, optimizer: torch.optim.Optimizer, step: Callable[[], object]) -> None:
+        """Take an optimiser step where `taken`, a scalar on the device, is true. Nothing is read from a device with
+        memory of its own: the step is made, and undone where it must not be taken."""
+        import torch
+
+        if not self.own_memory:
+            if bool(taken):
+                step()
+            return
+        weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        before = {id(tensor): tensor.detach().clone() for tensor in (*weights, *state_tensors(optimizer))}
+        step()
+        with torch.no_grad():
+            for tensor in (*weights, *state_tensors(optimizer)):
+                if tensor.device == taken.device:  # counters of steps may lie on the host: they go on
+                    old = before.get(id(tensor))
+                    tensor.copy_(torch.where(taken, tensor, torch.zeros_like(tensor) if old is None else old))
+
     def loader_options(self) -> dict[str, Any]:
         """Options for the loader: "workers", the number of processes; "multiprocessing_context", how they start;
         "pin_memory", whether batches are put into pinned memory."""
@@ -293,6 +311,13 @@ class Device:
         words = ("can't allocate memory", "not enough memory", "out of memory")
         known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
         return known or isinstance(error, MemoryError)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors of an optimiser's state."""
+    from torch import Tensor
+
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def first_line(error: BaseException) -> str:

@@ -13,13 +13,9 @@ def log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return -0.5 * (2 * std.log() + math.log(2 * math.pi) + ((x - mean) / std) ** 2)
 
 
-def kl_to_standard(mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)) of each element, in nats (Kingma and Welling, ICLR 2014, appendix B)."""
-    return 0.5 * (std**2 + mean**2 - 1) - std.log()
-
-
 def kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)) of each element, in nats; never below 0 but for rounding.
+    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)) of each element, in nats; never below 0 but for rounding
+    (Kingma and Welling, ICLR 2014, appendix B).
 
     The variance of the prior has no floor: a floor of 1e-5, as in 3d_very_deep_vae, makes it negative where the
     standard deviation is smaller than 0.003.

@@ -8,8 +8,8 @@ of the K + 1 levels. No normalisation layers; GELU is exact.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,14 @@ def bounded(raw: Tensor, bounds: tuple[float, float]) -> Tensor:
     return low + (high - low) * at_least_float32(raw).sigmoid()
 
 
+class Drawing(NamedTuple):
+    """How latents are drawn: the noise is scaled by `temperature`; `sampled_kl`: their KL is that of the drawn latents
+    (an importance weight) instead of the closed form."""
+
+    temperature: float = 1.0
+    sampled_kl: bool = False
+
+
 class Layer(nn.Module):
     """A latent and a residual block: stream (N, I, D, H, W) -> (N, O, D, H, W).
 
@@ -165,34 +173,46 @@ class Layer(nn.Module):
         self.residual = ResidualBlock(residual_inputs, hidden, outputs, kernel, skip=level > 0)
 
     def forward(
-        self, x: Tensor | None, lateral: Tensor | None, noise: Tensor | None, temperature: float = 1.0
+        self, x: Tensor | None, lateral: Tensor | None, noise: Tensor | None, how: Drawing
     ) -> tuple[Tensor, Tensor | None]:
         """The stream and the KL of the latent (N,), None where there is no latent. Without a lateral the latent is
         drawn from the prior; without noise it is the mean."""
         kl = None
         if self.has_latent:
-            x, kl = self._latent(x, lateral, noise, temperature)
+            x, kl = self._first(lateral, noise, how) if x is None else self._latent(x, lateral, noise, how)
         y: Tensor = self.residual(x)
         return y, kl
 
-    def _latent(
-        self, x: Tensor | None, lateral: Tensor | None, noise: Tensor | None, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        if self.prior is None or x is None:
-            if lateral is None:
-                assert noise is not None
-                return self.latent(temperature * noise), noise.new_zeros(len(noise))
-            mean, std, _ = self.posterior(lateral)
-            z = gaussians.sample(mean, std, noise, temperature)
-            return self.latent(z), gaussians.per_case(gaussians.kl_to_standard(mean, std))
+    def _first(self, lateral: Tensor | None, noise: Tensor | None, how: Drawing) -> tuple[Tensor, Tensor]:
+        """The stream (N, O, 1, 1, 1) of the first latent and its KL (N,)."""
+        if lateral is None:
+            assert noise is not None
+            return self.latent(how.temperature * noise), noise.new_zeros(len(noise))
+        mean, std, _ = self.posterior(lateral)
+        z = gaussians.sample(mean, std, noise, how.temperature)
+        prior_mean, prior_std = torch.zeros_like(mean), torch.ones_like(std)
+        return self.latent(z), divergence(z, mean, std, prior_mean, prior_std, how.sampled_kl)
+
+    def _latent(self, x: Tensor, lateral: Tensor | None, noise: Tensor | None, how: Drawing) -> tuple[Tensor, Tensor]:
+        """The stream (N, O, D, H, W) after a latent and its KL (N,)."""
+        assert self.prior is not None and self.prior.skip is not None
         prior_mean, prior_std, features = self.prior(x)
         if lateral is None:
-            z, kl = gaussians.sample(prior_mean, prior_std, noise, temperature), prior_std.new_zeros(len(x))
+            z, kl = gaussians.sample(prior_mean, prior_std, noise, how.temperature), prior_std.new_zeros(len(x))
         else:
             mean, std, _ = self.posterior(torch.cat((lateral, x), 1))
-            z = gaussians.sample(mean, std, noise, temperature)
-            kl = gaussians.per_case(gaussians.kl(mean, std, prior_mean, prior_std))
+            z = gaussians.sample(mean, std, noise, how.temperature)
+            kl = divergence(z, mean, std, prior_mean, prior_std, how.sampled_kl)
         return self.latent(z) + self.prior.skip(features) + (x if self.skip is None else self.skip(x)), kl
+
+
+def divergence(z: Tensor, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, sampled: bool) -> Tensor:
+    """KL of posterior and prior (N,): in closed form, or `sampled`: log q(z) - log p(z) of the latent that was
+    drawn."""
+    if sampled:
+        posterior, prior = (gaussians.log_likelihood(z, *each) for each in ((mean, std), (prior_mean, prior_std)))
+        return gaussians.per_case(posterior - prior)
+    return gaussians.per_case(gaussians.kl(mean, std, prior_mean, prior_std))
 
 
 class VDVAE(nn.Module):
@@ -214,6 +234,11 @@ class VDVAE(nn.Module):
         self.head = convolution(stream, 2)
         initialise(self)
 
+    @property
+    def layers(self) -> Iterator[Layer]:
+        """The decoder's layers from the top down."""
+        return (layer for layer in self.decoder if isinstance(layer, Layer))
+
     def forward(self, x: Tensor, noise: Noise | None = None) -> Output:
         """One sample of every latent from its posterior; `noise` (see `draw_noise`) is drawn where it is not given."""
         return self.decode(self.encode(x), draw_noise(self.shape, len(x), x.device) if noise is None else noise)
@@ -221,42 +246,41 @@ class VDVAE(nn.Module):
     def encode(self, x: Tensor) -> list[Tensor]:
         """The laterals, fine to coarse: (N, channels, D, H, W) of each level."""
         laterals = []
-        for level, (first, second) in enumerate(self.encoder):
-            x = self._run(second, self._run(first, x[:, :, ::2, ::2, ::2] if level else x))
+        for level, blocks in enumerate(self.encoder):
+            x = x[:, :, ::2, ::2, ::2] if level else x
+            for block in cast(nn.ModuleList, blocks):
+                x = self._run(block, x)
             laterals.append(x)
         return laterals
 
-    def decode(self, laterals: Sequence[Tensor | None], noise: Noise, temperature: float = 1.0) -> Output:
+    def decode(self, laterals: Sequence[Tensor | None], noise: Noise, how: Drawing = Drawing()) -> Output:  # noqa: B008
         """From the top down. Where a level's lateral is None, its latents come from the prior; where a latent's noise
         is None, it is the mean."""
-        x, level, divergences, rest = None, self.shape.levels, [], iter(noise)
-        for layer in self.decoder:
+        x: Any = None
+        level, divergences, rest = self.shape.levels, [], iter(noise)
+        for layer in self.layers:
             if layer.level != level:
                 x, level = F.interpolate(x, scale_factor=2, mode="nearest"), layer.level
             epsilon = next(rest) if layer.has_latent else None
-            x, kl = self._run(layer, x, laterals[level], epsilon, temperature)
+            x, kl = self._run(layer, x, laterals[level], epsilon, how)
             divergences += [] if kl is None else [kl]
-        low, high = self.shape.output_clamp
         mean, std = at_least_float32(apply(self.head, x)).chunk(2, 1)
         mean = mean.tanh() if self.shape.output_activation == "tanh" else mean.sigmoid()
-        return Output(mean, bounded(std, (low, high)), torch.stack(divergences, 1))
+        return Output(mean, bounded(std, self.shape.output_clamp), torch.stack(divergences, 1))
 
     def sample(self, noise: Sequence[Tensor], temperature: float = 1.0) -> Output:
         """Volumes from the priors alone; the noise is scaled by the temperature, the means are not."""
-        return self.decode([None] * (self.shape.levels + 1), noise, temperature)
+        return self.decode([None] * (self.shape.levels + 1), noise, Drawing(temperature))
 
     def reconstruct(self, x: Tensor, noise: Noise, side: int) -> Output:
         """A reconstruction from the latents of at most `side` voxels a side; the finer ones are the mean of their
         prior."""
         laterals: list[Tensor | None] = list(self.encode(x))
-        kept, rest = [], iter(noise)
-        for layer in self.decoder:
-            if layer.has_latent:
-                epsilon, fits = next(rest), self.shape.side >> layer.level <= side
-                kept.append(epsilon if fits else None)
-        for level in range(self.shape.levels + 1):
-            if self.shape.side >> level > side:
-                laterals[level] = None
+        finer = [level for level in range(self.shape.levels + 1) if self.shape.side >> level > side]
+        for level in finer:
+            laterals[level] = None
+        levels = [layer.level for layer in self.layers if layer.has_latent]
+        kept = [None if level in finer else each for level, each in zip(levels, noise, strict=True)]
         return self.decode(laterals, kept)
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
@@ -278,7 +302,7 @@ def initialise(model: VDVAE) -> None:
     """The reference's start: torch's own weights, but zeros for each prior's mean, scale and skip, and the last
     convolution of each residual block that has a skip smaller by sqrt(depth); zero biases, but for the projection
     beside a latent."""
-    kept = {layer.skip for layer in model.decoder if layer.has_latent and layer.skip is not None}
+    kept = {layer.skip for layer in model.layers if layer.has_latent and layer.skip is not None}
     for part in model.modules():
         if isinstance(part, nn.Conv3d) and part not in kept:
             assert part.bias is not None

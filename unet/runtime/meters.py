@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,13 +33,16 @@ class Losses:
     def add(self, step: int, losses: Mapping[str, Tensor], index: Tensor) -> None:
         self.pending.append((step, {name: value.detach() for name, value in losses.items()}, index))
 
-    def read(self) -> list[float]:
-        """The losses since the last call, in one read from the device. Raises UnetError after `limit` non-finite ones
-        in a row."""
+    def read(self, also: Sequence[Tensor] = ()) -> tuple[list[float], list[list[float]]]:
+        """The losses since the last call, and the values of the vectors `also`, in one read from the device. Raises
+        UnetError after `limit` non-finite losses in a row."""
         if not self.pending:
-            return []
+            return [], []
         names = list(self.pending[0][1])
-        read = torch.stack([losses[name] for _, losses, _ in self.pending for name in names]).float().tolist()
+        terms = torch.stack([losses[name] for _, losses, _ in self.pending for name in names]).float()
+        every = torch.cat((terms, *also)).tolist()
+        read, rest = every[: len(terms)], iter(every[len(terms) :])
+        vectors = [[next(rest) for _ in range(len(vector))] for vector in also]
         means = self.group.mean(read)
         place, count = names.index("loss"), len(names)
         self.own, values = read[place::count], means[place::count]
@@ -57,7 +60,7 @@ class Losses:
                     " or --precision fp32.",
                 )
         self.pending.clear()
-        return values
+        return values, vectors
 
 
 class Clock:

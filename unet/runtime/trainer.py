@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from unet.config.schema import Config
 from unet.devices.base import Device
@@ -31,6 +32,7 @@ from unet.errors import UnetError
 from unet.runtime import optim
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.evaluation import mean
+from unet.runtime.gradients import Gradients
 from unet.runtime.meters import Clock, Losses
 from unet.runtime.progress import Progress
 from unet.runtime.stop import Stop
@@ -62,6 +64,8 @@ class TrainTask(Protocol):
     def metric(self) -> Metric: ...
     @property
     def by_steps(self) -> bool: ...
+    @property
+    def terms(self) -> tuple[str, ...]: ...
 
     def eval_schedule(self, samples: int, step: int) -> tuple[int, int]: ...
     def requested_eval_schedule(self) -> tuple[int | None, int | None]: ...
@@ -72,8 +76,9 @@ class TrainTask(Protocol):
 @dataclasses.dataclass
 class Trainer:
     """Everything that the training loop uses. Three forms share the same weights: `network` is trained (compiled,
-    captured, wrapped), `eval_model` is used for evaluation, `model` is saved. `evaluate` returns a record for each
-    validation case, or None if it was stopped."""
+    captured, wrapped), `eval_model` is used for evaluation, `model` is saved. With --ema `averaged` holds the moving
+    average of the weights, which is evaluated and saved as the best. `evaluate` returns a record for each validation
+    case, or None if it was stopped."""
 
     config: Config
     task: TrainTask
@@ -89,11 +94,18 @@ class Trainer:
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     progress: Progress = dataclasses.field(default_factory=Progress)
     group: Group = dataclasses.field(default_factory=Group)
+    averaged: AveragedModel | None = None
 
     def __post_init__(self) -> None:
         self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
         self.losses = Losses(self.config.train.nonfinite_limit, self.loader.names, self.group)
+        self.gradients = Gradients(self.config.train, self.optimizer, self.device)
         self.clock = Clock(self.progress, self.device, self.group, self.config.run.benchmark_warmup or 0)
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The network whose weights are scored and kept."""
+        return self.model if self.averaged is None else self.averaged.module
 
     @property
     def steps_per_epoch(self) -> int:
@@ -226,7 +238,7 @@ def train_epoch(run: Trainer) -> bool:
         with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
                 losses = run.task.training_step(run.network, batch)
-            run.scaler.scale(losses["loss"] / config.train.accumulate).backward()
+            run.scaler.scale(run.gradients.prepare(losses["loss"] / config.train.accumulate)).backward()
         device.flush()
         run.losses.add(progress.step, losses, batch["index"])
         progress.batch += 1
@@ -259,21 +271,20 @@ def save(run: Trainer) -> None:
 
 
 def optimizer_step(run: Trainer) -> None:
-    """Clip gradients, step, zero gradients; reads nothing from the device (except the loss scaler of fp16)."""
+    """Set the rate, clip, step or skip, zero gradients, average weights; reads nothing from the device (except the loss
+    scaler of fp16)."""
     progress = run.progress
     rate = optim.learning_rate(run.config.train, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
-    if run.config.train.clip is not None:
-        run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.train.clip)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
+    run.gradients.step(run.scaler, progress.step)
+    if run.averaged is not None:
+        run.averaged.update_parameters(run.model)
 
 
 def log(run: Trainer) -> None:
     """Read the losses since the last log line: the only place where training reads from the device."""
-    values = run.losses.read()
+    values, norms = run.losses.read(run.gradients.pending)
+    gradients = run.gradients.read(norms, run.progress.step)
     finite = [value for value in values if math.isfinite(value)]
     run.progress.loss_sum += math.fsum(finite)
     run.progress.loss_count += len(finite)
@@ -282,7 +293,7 @@ def log(run: Trainer) -> None:
         run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
     speed, rate = run.clock.update_throughput(), run.optimizer.param_groups[0]["lr"]
     step_seconds = run.samples_per_step / speed["images_per_second"]
-    parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
+    parts = {name: terms[-1] for name, terms in run.losses.parts.items()} | gradients
     run.emit("on_log", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **speed)
 
 

@@ -63,6 +63,10 @@ class Predictor(Protocol):
         """(C, D, H, W) array or tensor -> mean logits (K, d, h, w) of the part that the plan looks at, on the device
         where its memory allows."""
 
+    def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
+        """`work(network, put)` of each network: tensors, given back as float32 on the host; `put` moves a tensor to
+        the device."""
+
 
 class Metric(NamedTuple):
     """The score that --target, --patience and the best weights look at: its key in a case's scores, whether more is
@@ -107,7 +111,8 @@ class Task:
     `item` is what a batch holds, `subject` what a case is, `cost_unit` what scoring a case costs, `input_noun` what
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
     what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
-    processes share, and its epochs are pieces of them.
+    processes share, and its epochs are pieces of them. `terms`: those of the loss that the line of an epoch shows;
+    none named: all.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -121,6 +126,7 @@ class Task:
     figure_title: ClassVar[str] = ""
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
     by_steps: ClassVar[bool] = False
+    terms: ClassVar[tuple[str, ...]] = ()
 
     settings: TaskSettings  # a subclass says that they are its own
 

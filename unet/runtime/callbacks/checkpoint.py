@@ -37,7 +37,7 @@ class Checkpoints:
         """Save the current weights as the best."""
         about = {name: row.get(name) for name in ("epoch", "step", "score")}
         before = self.paths.weights_before
-        checkpoint.save_weights(self.paths.weights, {**self.facts, **about}, run.model.state_dict(), before)
+        checkpoint.save_weights(self.paths.weights, {**self.facts, **about}, run.best_model.state_dict(), before)
 
     def on_save(self, run: Trainer) -> None:
         if run.losses.bad:
@@ -52,6 +52,8 @@ class Checkpoints:
             "rng": rng_state(run.device),
             "progress": run.progress.to_state(),
         }
+        if run.averaged is not None:
+            content["ema"] = {"model": run.averaged.module.state_dict(), "count": run.averaged.n_averaged}
         checkpoint.save_state(
             self.paths.state, {**self.facts, "ranks": run.group.world}, content, self.paths.state_before
         )
@@ -76,6 +78,9 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
     fit."""
     checkpoint.fit(run.model, content["model"], state)
     try:
+        if run.averaged is not None:
+            run.averaged.module.load_state_dict(content["ema"]["model"])
+            run.averaged.n_averaged.copy_(content["ema"]["count"])
         run.optimizer.load_state_dict(content["optimizer"])
         follow_layout(run.optimizer)
         if content["scaler"]:

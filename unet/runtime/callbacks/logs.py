@@ -67,7 +67,8 @@ class MetricsLog:
             "epoch",
             **{**row, "cases": {record["case"]: record[self.score] for record in records if self.score in record}},
         )
-        terms = "".join(f"  {name.replace('_', ' ')} {row[name]:.4f}" for name in run.losses.parts if name in row)
+        shown = run.task.terms or run.losses.parts
+        terms = "".join(f"  {name.replace('_', ' ')} {row[name]:.4f}" for name in shown if name in row)
         words = f"epoch {row['epoch']:>3}/{run.epochs}  loss {row['loss']:.4f}{terms}  {row['train_seconds']:.1f} s"
         if "score" in row:
             loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""

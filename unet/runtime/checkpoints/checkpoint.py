@@ -31,6 +31,7 @@ STATE_PARTS = {
     "model": {str: Tensor},
     "optimizer": {"state": dict, "param_groups": [dict]},
     "scaler": dict,
+    "ema?": {"model": {str: Tensor}, "count": Tensor},
     "rng": {"python": [object], "numpy": [object], "torch": Tensor, "device": object},
     "progress": dict,
 }

@@ -99,6 +99,29 @@ class Predictor:
 
         return self._mean(run)
 
+    def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
+        """`work(network, put)` of each network: tensors on the device, given back as float32 on the host. `put` moves
+        a tensor to the device; the device's number format holds inside of `work`."""
+
+        results: list[list[Tensor]] = []
+
+        def run(network: nn.Module) -> Tensor:
+            self.device.flush()
+            with self.device.autocast():
+                found = work(network, self.put)
+            self.device.flush()
+            results.append([tensor.float().cpu() for tensor in found])
+            return torch.stack([tensor.sum() for tensor in results[-1]])
+
+        with torch.no_grad():
+            for network in self.networks:
+                self._timed(network, run)
+        return results
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, a volume in the device's memory order."""
+        return self.device.to({"image": tensor})["image"]
+
     @torch.no_grad()
     def _mean(
         self,

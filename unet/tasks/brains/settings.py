@@ -1,4 +1,4 @@
-"""The settings of the brains task: flags, defaults, recipes, checks, and the reference program's JSON keys. No torch."""
+"""The settings of the brains task: flags, defaults, recipes, checks, keys of the reference program. No torch."""
 
 from __future__ import annotations
 
