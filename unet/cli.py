@@ -59,6 +59,11 @@ COMMANDS = {
         ("input", "predict", "general", *APPLYING),
         " FILES|FOLDERS ...",
     ),
+    "sample": Command(
+        "draw samples of a generative network",
+        "--weights brains.safetensors --count 8 --temperature 0.8",
+        ("sample", "predict", "general", *APPLYING),
+    ),
     "preprocess": Command(
         "preprocess a raw set into a cache",
         "--data kaggle_3m --image-size 256 --cache kaggle_256_cache",
@@ -84,6 +89,7 @@ COMMANDS = {
 }
 
 
+APPLY = ("evaluate", "predict", "sample")  # commands that apply weights
 HELP = ("-h", "--help", "--help-all")
 
 
@@ -207,7 +213,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     mistakes, hint, resolved = list(reading.mistakes), f"See: python -m unet {name} --help", None
     if not reading.wrong & {"*", "task", "config", "resume", "recipe", "synth_data"}:
         try:
-            applying = name in ("evaluate", "predict") or mode in ("evaluate", "predict")
+            applying = name in APPLY or mode in ("evaluate", "predict")
             resolved = resolve_layers(command.groups, reading.given, registry, applying)
             wrong = {flag(item) for item in reading.wrong}
             found = contradictions(resolved.config, shaping)

@@ -18,7 +18,7 @@ from unet.errors import UsageError
 Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
-APPLYING = ("evaluate", "predict")
+APPLYING = ("evaluate", "predict", "sample")
 MANY = 2000  # names in a folder that are searched for a similar one
 
 

@@ -313,6 +313,16 @@ class PredictOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Sampling"""
+
+    count: int = option(8, "number of samples", minimum=1, maximum=10**6, common=True)
+    temperature: float = option(
+        1.0, "factor of the noise of each latent (its mean stays)", minimum=0, maximum=10, common=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TimingOptions:
     """Timing"""
 

@@ -27,6 +27,7 @@ from unet.config.flags import (
     MLPerfOptions,
     PredictOptions,
     RunOptions,
+    SampleOptions,
     SaveOptions,
     SplitOptions,
     SyntheticOptions,
@@ -60,6 +61,7 @@ class Config:
     eval: EvalOptions = dataclasses.field(default_factory=EvalOptions)
     input: InputOptions = dataclasses.field(default_factory=InputOptions)
     predict: PredictOptions = dataclasses.field(default_factory=PredictOptions)
+    sample: SampleOptions = dataclasses.field(default_factory=SampleOptions)
     timing: TimingOptions = dataclasses.field(default_factory=TimingOptions)
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)

@@ -19,8 +19,8 @@ TEXT, STRIP = 18, 28  # pixels: height of letters and of the strip that they sta
 
 
 def grey(image: Any) -> Image:
-    """(H, W) in [0, 1] -> (H, W, 3)."""
-    return np.repeat((255 * np.clip(image, 0, 1)).round().astype(np.uint8)[..., None], 3, 2)
+    """(..., H, W) in [0, 1] -> (..., H, W, 3)."""
+    return np.repeat((255 * np.clip(image, 0, 1)).round().astype(np.uint8)[..., None], 3, -1)
 
 
 def outlined(image: Image, prediction: Any, target: Any | None = None) -> Image:

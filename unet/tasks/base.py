@@ -293,6 +293,18 @@ class Task:
 
     # Where the task has them.
 
+    def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:
+        """`count` samples of a generative network and pictures of them; the noise of each latent is scaled by
+        `temperature`. Sample n depends on the seed and n alone."""
+        raise UsageError(
+            f"The task {self.name} draws no samples: its networks label images.",
+            "Give weights of a generative task, for example --task brains.",
+        )
+
+    def sample_files(self, folder: Path, count: int) -> dict[str, Path]:
+        """The files that `sample` fills, by the names of its outputs, in order."""
+        return {}
+
     def check_raw(self, path: Path) -> Report:
         """Check a raw set."""
         raise UsageError(f"The task {self.name} cannot check a raw set.", "Leave `check` out.")

@@ -1,10 +1,15 @@
-"""The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch."""
+"""The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch.
+
+A folder of `unet.tasks` with `settings.py` (its class `Settings`) and `task.py` (its name `TASK`: the class) is a
+built-in task.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unet.config.task_settings import TaskSettings
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
     from unet.config.schema import Config
     from unet.tasks.base import Task
 
-BUILT_IN: tuple[str, ...] = ("lgg", "em", "kits19")  # each a folder of this package with settings.py and task.py
+BUILT_IN: tuple[str, ...] = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/settings.py")))
 HINT = "Give --task package.module:Class, a subclass of unet.tasks.base.Task on the Python path."
 
 

@@ -7,10 +7,11 @@ most of the time goes into unpacking, and a volume need never be in memory as a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.data.io.gzipped import Unpacked
-from unet.data.io.nifti_header import LARGEST, Header, is_nifti, raw_header, read_header, shape_of, stem
+from unet.data.io.nifti_header import LARGEST, Header, is_nifti, raw_header, read_header, shape_of, stem, volumes
 from unet.errors import DataError
 from unet.files import atomic
 
@@ -54,6 +55,7 @@ def _blocks(head: Header) -> Generator[Array, None, None]:
             block = np.empty((min(planes, deep - first), high, wide), head.dtype)
             stream.fill(block.data.cast("B"))
             yield block
+        stream.skip(head.following)
         stream.finish(max(4096, wide * high * head.dtype.itemsize))
     finally:
         stream.close()
@@ -71,8 +73,8 @@ def _scaled(head: Header, block: Array) -> Array:
 
 
 def values(head: Header, background: float = 0.0) -> Iterator[Array]:
-    """The voxels as numbers, in blocks (planes, shape[1], shape[0]). NaN becomes `background` where it reaches the
-    border of the volume (SPM and others write it outside of the body), with a note in `head.notes`.
+    """The voxels as numbers, in blocks (planes, shape[1], shape[0]). NaN becomes `background` (which may be NaN) where
+    it reaches the border of the volume (SPM and others write it outside of the body), with a note in `head.notes`.
 
     Raises DataError for infinite values, for NaN that is only inside, and as `blocks` does.
     """
@@ -94,7 +96,8 @@ def values(head: Header, background: float = 0.0) -> Iterator[Array]:
     if count and not outside:
         raise _no_numbers(head, count)
     if count:
-        head.notes.append(f"{head.path}: {count} voxels are NaN; they are taken as background ({background:g})")
+        value = "" if math.isnan(background) else f" ({background:g})"
+        head.notes.append(f"{head.path}: {count} voxels are NaN; they are taken as background{value}")
 
 
 def _no_numbers(head: Header, count: int) -> DataError:
@@ -163,7 +166,12 @@ def _wrong_labels(head: Header, block: Array, slack: float) -> DataError:
 
 def read_image(path: Path) -> Array:
     """A whole volume as float32, axes as stored."""
-    return _whole(read_header(path), values, np.float32)
+    return read_volume(read_header(path))
+
+
+def read_volume(head: Header, background: float = 0.0) -> Array:
+    """The whole volume of a header as float32, axes as stored; `background` as in `values`."""
+    return _whole(head, functools.partial(values, background=background), np.float32)
 
 
 def read_label(path: Path, grid: bool = True) -> Array:
@@ -184,13 +192,39 @@ def write_like(path: Path, array: Array, like: Path) -> None:
     """Write a volume (uint8 mask or float32), axes as stored, on the grid of `like`: its shape, affine with the codes,
     spacing and units, byte for byte. Atomic; packed where the name ends in .gz."""
     raw = raw_header(like).copy()
-    shape = shape_of(like, raw)
+    shape = shape_of(like, raw, volume=0)
+    if volumes(raw) > 1:
+        raw.set_data_shape(shape)
     if array.shape != shape:
         raise DataError(f"{path}: a volume of {array.shape} does not fit {like.name}, {shape}.", "Report this.")
     raw.set_data_dtype(array.dtype)
-    raw.set_slope_inter(1, 0)
     raw["vox_offset"], raw["magic"] = raw.single_vox_offset, raw.single_magic
     raw["cal_min"] = raw["cal_max"] = 0
+    write(path, array, raw)
+
+
+def new_header(shape: Sequence[int], dtype: Any, spacing: Sequence[float]) -> Any:
+    """A NIfTI-1 header of a volume with axes to the right, to the front and up, centred on the origin; spacing in
+    mm."""
+    from nibabel.nifti1 import Nifti1Header
+
+    affine = np.diag([*map(float, spacing), 1.0])
+    affine[:3, 3] = [-mm * (count - 1) / 2 for mm, count in zip(spacing, shape, strict=True)]
+    header = Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(tuple(shape))
+    header.set_zooms(tuple(map(float, spacing)))
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, "aligned")
+    header["vox_offset"], header["magic"] = header.single_vox_offset, header.single_magic
+    return header
+
+
+def write(path: Path, array: Array, raw: Any) -> None:
+    """Write a volume, axes as stored, under a header that has its shape and type. Atomic; packed where the name ends in
+    .gz."""
+    shape = array.shape
+    raw.set_slope_inter(1, 0)
     with atomic(path) as stream, _packer(path, stream) as target:
         target.write(raw.binaryblock + bytes(raw.single_vox_offset - len(raw.binaryblock)))
         planes = max(1, BLOCK // (shape[0] * shape[1] * array.dtype.itemsize))

@@ -36,7 +36,7 @@ class Header:
     fastest), `codes` the world direction that each axis runs to (R, L, A, P, S, I), None where the file names no
     orientation; `affine` from voxels to mm; `forms` the codes of sform and qform; `slope` and `intercept` None where
     values are stored as they are; `raw` nibabel's header. `notes`: what was odd and how it was taken, in words; reading
-    the voxels adds to it."""
+    the voxels adds to it. `offset` and `following`: bytes before the voxels, and of the volumes after them."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -50,6 +50,7 @@ class Header:
     intercept: float | None
     raw: Any
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    following: int = 0
 
 
 def is_nifti(path: Path) -> bool:
@@ -69,17 +70,19 @@ def times(numbers: Iterable[float]) -> str:
     return " x ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in numbers)
 
 
-def read_header(path: Path, grid: bool = True) -> Header:
+def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Header:
     """The header of a .nii or .nii.gz file of one volume. `grid` false: its spacing and orientation are not looked at
-    (1 mm, no orientation).
+    (1 mm, no orientation). `volume`: the header of this volume, from 0, of a file that may hold several.
 
-    Raises DataError for a file that is damaged or no regular file, more than three dimensions, complex or colour
-    voxels, a scaling that is none, a spacing below 0.01 or above 1000 mm, an affine that fits no grid or another
-    spacing, or a size that cannot be.
+    Raises DataError for a file that is damaged or no regular file, more than one volume where none is named, complex
+    or colour voxels, a scaling that is none, a spacing below 0.01 or above 1000 mm, an affine that fits no grid or
+    another spacing, or a size that cannot be.
     """
     raw = raw_header(path)
-    size, dtype, offset = shape_of(path, raw), _dtype(path, raw), _offset(path, raw)
-    claimed = offset + math.prod(size) * dtype.itemsize
+    size, dtype, offset = shape_of(path, raw, volume), _dtype(path, raw), _offset(path, raw)
+    whole = math.prod(size) * dtype.itemsize
+    claimed, offset = offset + volumes(raw) * whole, offset + (volume or 0) * whole
+    following = claimed - offset - whole
     if claimed > path.stat().st_size * (DENSEST if is_packed(path) else 1):
         raise cut(path, f"its header tells of {times(size)} {dtype.name} voxels, {claimed} bytes")
     slope, intercept = _scaling(path, raw)
@@ -90,7 +93,7 @@ def read_header(path: Path, grid: bool = True) -> Header:
         spacing, unit = _spacing(path, raw)
         affine, codes = _orientation(path, raw, notes)
         affine[:3] *= unit
-    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes)
+    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes, following)
 
 
 def raw_header(path: Path) -> Any:
@@ -126,14 +129,29 @@ def _start(path: Path) -> bytes:
         stream.close()
 
 
-def shape_of(path: Path, raw: Any) -> tuple[int, int, int]:
-    """Voxels along the three axes. Raises DataError where there are more axes, or a size that cannot be."""
+def dimensions(raw: Any) -> list[int]:
+    """The sizes along all axes that the header names; none where their count cannot be."""
     dims = [int(item) for item in raw["dim"]]
-    count = dims[0]
-    shape = dims[1 : count + 1] if 0 < count < 8 else []
-    words = times(shape) or f"{count} dimensions"
-    if len(shape) < 3 or any(item != 1 for item in shape[3:]):
+    return dims[1 : dims[0] + 1] if 0 < dims[0] < 8 else []
+
+
+def volumes(raw: Any) -> int:
+    """How many volumes the file holds."""
+    return math.prod(dimensions(raw)[3:])
+
+
+def shape_of(path: Path, raw: Any, volume: int | None = None) -> tuple[int, int, int]:
+    """Voxels along the three axes. Raises DataError where there are more axes, unless a `volume` is named, or a size
+    that cannot be."""
+    shape = dimensions(raw)
+    words = times(shape) or f"{int(raw['dim'][0])} dimensions"
+    if len(shape) < 3 or (volume is None and any(item != 1 for item in shape[3:])):
         raise DataError(f"{path}: is {words}; one volume of three dimensions is expected.", "Give one volume a file.")
+    if volume is not None and volume >= volumes(raw):
+        raise DataError(
+            f"{path}: holds {volumes(raw)} volumes; --volume {volume} is asked.",
+            f"Type --volume N with N from 0 to {volumes(raw) - 1}, or leave it out where a file holds one volume.",
+        )
     if min(shape) < 1 or math.prod(shape) > LARGEST:
         raise DataError(f"{path}: is {words} voxels: no volume, or more than {LARGEST}.", AGAIN)
     return shape[0], shape[1], shape[2]

@@ -19,7 +19,7 @@ class Output:
 
     `name`: of its file among the task's `output_files` of that image. `format`: "tiff" (one image), "stack" (many of
     them; `pixel` is pixels a `unit` along x and y, as rational numbers), "png", or "nifti" (on the image's grid, with
-    its affine).
+    its affine; of `spacing` mm about the origin where it has no image).
     """
 
     image: Path
@@ -28,12 +28,16 @@ class Output:
     format: str
     pixel: tuple[Any, Any] | None = None
     unit: str | None = None
+    spacing: tuple[float, ...] = ()
 
 
 def write(path: Path, output: Output) -> None:
     """Write an output, atomically; its folder is made. Raises UnetError."""
     make_folder(path.parent)
-    if output.format == "nifti":
+    if output.format == "nifti" and output.spacing:
+        array = output.array
+        nifti.write(path, array, nifti.new_header(array.shape, array.dtype, output.spacing))
+    elif output.format == "nifti":
         nifti.write_like(path, output.array, output.image)
     elif output.format == "stack":
         write_stack(path, output.array, output.pixel, output.unit)

@@ -21,7 +21,7 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     epochs, name = [row["epoch"] for row in history], score.replace("_", " ").upper()
     _line(axis, history, "loss", "training loss", BLUE, "o-")
     _line(axis, history, "eval_loss", "validation loss", ORANGE, "s--")
-    axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, _top(history, ("loss", "eval_loss"))))
+    axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=_range(history, ("loss", "eval_loss")))
     margin = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
     axis.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -33,7 +33,8 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
         words = f"validation {name} (best {best['score']:.3f}, epoch {best['epoch']})"
         _line(right, history, "score", words, GREEN, "D-.")
         right.plot(best["epoch"], best["score"], "o", color=GREEN, fillstyle="none", markersize=14, clip_on=False)
-        right.set(ylabel=name, ylim=(0, max(1.05, _top(history, ("score",)))))
+        low, high = _range(history, ("score",))
+        right.set(ylabel=name, ylim=(low, high if low < 0 else max(1.05, high)))
         lines = [*lines, right.get_lines()[0]]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
     axis.grid(alpha=0.3)
@@ -49,10 +50,15 @@ def _line(axis: Any, history: Sequence[Mapping[str, Any]], key: str, label: str,
         axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, **how)
 
 
-def _top(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> float:
-    """The end of an axis on which the highest finite number is seen."""
+def _range(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[float, float]:
+    """The ends of an axis on which all finite numbers are seen: from 0, or from below the lowest where that is
+    negative."""
     values = [row[key] for row in history for key in keys if key in row and math.isfinite(row[key])]
-    return 1.05 * max(values, default=1.0) or 1.0
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low >= 0:
+        return 0.0, 1.05 * high or 1.0
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def panels(

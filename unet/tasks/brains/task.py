@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet import host
 from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.tasks.base import Column, Metric, Predictor, Step
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
-    from unet.models.vdvae import VDVAE, Output as Decoded, VDVAEShape
+    from unet.models.vdvae import Output as Decoded
+    from unet.models.vdvae import VDVAEShape
 
 LN2 = math.log(2)
-METRIC_NOTES = """ELBO and log-likelihood in bits a voxel, of the density at each voxel: higher is better, and the largest
-possible is -log2(s sqrt(2 pi)) of the smallest standard deviation s, 5.318 with --output-clamp 0.01 1. ELBO is the
-log-likelihood less the KL. In the brain: the voxels of the brain alone, with the whole KL. IW: the importance-weighted
-bound of --samples. AP and Dice of lesions, where there are any: of the residual |x - m| / s, and of plain thresholding
-of the intensity (the better of bright and dark), over the voxels of the brain."""
+METRIC_NOTES = """ELBO and log-likelihood in bits a voxel, of the density at each voxel: higher is better, and the
+largest possible is -log2(s sqrt(2 pi)) of the smallest standard deviation s, 5.318 with --output-clamp 0.01 1. ELBO is
+the log-likelihood less the KL. In the brain: the voxels of the brain alone, with the whole KL. IW: the bound of
+--samples, weighted by importance. AP and Dice of lesions, where there are any, over the voxels of the brain: of the
+residual |x - m| / s, and of plain thresholding of the intensity (the better of bright and dark)."""
 
 
 class Brains(CachedTask):
@@ -97,9 +99,8 @@ class Brains(CachedTask):
         workers, options = self.loader_workers(options)
         volumes = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
         train, seed = self.config.train, self.config.general.seed
-        low = 0.0 if self.settings.output_activation == "sigmoid" else -1.0
-        batches = EpochVolumes(volumes, train.batch_size, seed, low if train.augment else None, shard)
-        batches.kl_warmup = self.settings.kl_warmup
+        low = self.low if train.augment else None
+        batches = EpochVolumes(volumes, train.batch_size, seed, low, shard, self.settings.kl_warmup)
         return Loader(batches, workers, options)
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
@@ -179,22 +180,170 @@ class Brains(CachedTask):
 
         self.decoded(predictor, torch.zeros(self.input_shape()), 0)
 
-    def decoded(self, predictor: Predictor, volume: Tensor, key: int, number: int = 0) -> list[list[Tensor]]:
+    def decoded(self, predictor: Predictor, volume: Tensor, key: int, sampled: int | None = None) -> list[list[Tensor]]:
         """Mean, standard deviation (1, 1, D, H, W) and KL by latent (1, L) of a volume (1, 1, D, H, W) by each network,
-        with noise that depends on `key` and the sample's `number` alone; with a sample's number above 0 the KL is that
-        of the drawn latents (see `VDVAE.decode`)."""
+        with noise that depends on `key` alone. `sampled`: sample of this number, whose KL is that of the drawn latents
+        and not the closed form."""
         from unet.data.loading.sampling import generator
-        from unet.models.vdvae import draw_noise
+        from unet.models.vdvae import Drawing, draw_noise
 
-        noise = draw_noise(self.shape(), 1, "cpu", generator(key, number))
+        noise = draw_noise(self.shape(), 1, "cpu", generator(key, 0 if sampled is None else sampled))
+        how = Drawing(sampled_kl=sampled is not None)
 
         def work(network: Any, put: Callable[[Tensor], Tensor]) -> Decoded:
-            found: Decoded = network.decode(network.encode(put(volume)), [put(each) for each in noise])
+            found: Decoded = network.decode(network.encode(put(volume)), [put(each) for each in noise], how)
             return found
 
         return predictor.each(work)
 
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Numbers: see METRIC_NOTES; `full` adds the importance-weighted bound, and lesions where the case has any.
+        Arrays: image, mean, std (D, H, W)."""
+        import numpy as np
+        import torch
 
+        from unet.models import gaussians
+        from unet.tasks.brains import anomalies
+
+        image, mask = (np.array(array[0]) for array in case.arrays())
+        volume = torch.from_numpy(image)[None, None]
+        mean, std, kl = mixture(self.decoded(predictor, volume, key_of(case.id)))
+        likelihood = gaussians.log_likelihood(volume, mean, std)[0, 0]
+        brain = torch.from_numpy(mask > 0)
+        inside, nats = likelihood[brain].sum().item(), kl.sum().item()
+        bits, brain_bits = LN2 * likelihood.numel(), LN2 * max(1, int(brain.sum()))
+        numbers = {
+            "elbo_bits": (likelihood.sum().item() - nats) / bits,
+            "likelihood_bits": likelihood.sum().item() / bits,
+            "kl_nats": nats,
+            "brain_elbo_bits": (inside - nats) / brain_bits,
+            "brain_likelihood_bits": inside / brain_bits,
+            "mse": ((mean - volume) ** 2).mean().item(),
+            **{f"kl_{number}": value for number, value in enumerate(kl[0].tolist())},
+        }
+        arrays = {"image": image, "mean": mean[0, 0].numpy(), "std": std[0, 0].numpy()}
+        if full and self.settings.importance_samples > 1:
+            numbers["importance_bits"] = self.importance_weighted(predictor, volume, key_of(case.id)) / bits
+        if full and (mask == dataset.LESION).any():
+            numbers |= anomalies.scores(residual(arrays), image, mask)
+        return numbers, arrays
+
+    def importance_weighted(self, predictor: Predictor, volume: Tensor, key: int) -> float:
+        """log of the mean of p(x, z) / q(z | x) over the samples, in nats: a bound of log p(x) that is tighter than the
+        ELBO (Burda, Grosse and Salakhutdinov, ICLR 2016). Of the first network."""
+        import torch
+
+        from unet.models import gaussians
+
+        weights = []
+        for number in range(1, self.settings.importance_samples + 1):
+            mean, std, kl = self.decoded(predictor, volume, key, sampled=number)[0]
+            weights.append(gaussians.log_likelihood(volume, mean, std).double().sum() - kl.double().sum())
+        return float(torch.logsumexp(torch.stack(weights), 0) - math.log(len(weights)))
+
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.panel(arrays["image"], arrays["mean"], arrays["std"], residual(arrays), self.low)
+
+    @property
+    def low(self) -> float:
+        """The background of a volume."""
+        return 0.0 if self.settings.output_activation == "sigmoid" else -1.0
+
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        return {Path(name): [image] for name, image in dataset.inputs(paths, self.settings).items()}
+
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        names = ["reconstruction", "std", *(["residual"] if self.settings.residual else [])]
+        found = {name: output_prefix.with_name(f"{output_prefix.name}_{name}.nii.gz") for name in names}
+        if options.overlay:
+            found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
+        return found
+
+    def predict_case(
+        self,
+        images: Sequence[Path],
+        wanted: Sequence[Path],
+        predictor: Predictor,
+        options: PredictOptions,
+    ) -> Iterator[Output]:
+        """The reconstruction of a volume and its standard deviation, in the volume's own intensities, on its own grid;
+        on request the residual in standard deviations, and a picture with the reconstruction by level. All float32.
+
+        Raises DataError.
+        """
+        import torch
+
+        from unet.data.io.outputs import Output
+
+        for image in images:
+            volume, grid, remarks = dataset.prepare_image(image, self.settings)
+            for _, words in remarks:
+                host.notice(words)
+            x = torch.from_numpy(volume)[None]
+            key = key_of(dataset.content_key(volume))
+            mean, std, _ = mixture(self.decoded(predictor, x, key))
+            arrays = {"image": volume[0], "mean": mean[0, 0].numpy(), "std": std[0, 0].numpy()}
+            if options.overlay:
+                by_level = self.by_level(predictor, x, key)
+                page = figure.page(arrays, residual(arrays), by_level, self.low)
+                yield Output(image, "overlay", page, "png")
+            if self.settings.residual:
+                yield Output(image, "residual", dataset.restore(residual(arrays), grid), "nifti")
+            yield Output(image, "std", dataset.restore(arrays["std"], grid, scale=True), "nifti")
+            yield Output(
+                image, "reconstruction", dataset.restore(arrays["mean"], grid, scale=True, shift=True), "nifti"
+            )
+
+    def by_level(self, predictor: Predictor, volume: Tensor, key: int) -> dict[int, Any]:
+        """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, by the first
+        network."""
+        from unet.data.loading.sampling import generator
+        from unet.models.vdvae import draw_noise
+
+        noise = draw_noise(self.shape(), 1, "cpu", generator(key, 0))
+        sides = [1 << level for level in range(self.settings.levels + 1)]
+
+        def work(network: Any, put: Callable[[Tensor], Tensor]) -> list[Tensor]:
+            placed = [put(each) for each in noise]
+            return [network.reconstruct(put(volume), placed, side).mean for side in sides]
+
+        return {side: mean[0, 0].numpy() for side, mean in zip(sides, predictor.each(work)[0], strict=True)}
+
+    def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:
+        """Means of voxels (D, H, W) float32, of 1 mm, and the picture of the first of them."""
+        from unet.data.io.outputs import Output
+        from unet.data.loading.sampling import generator
+        from unet.models.vdvae import draw_noise
+
+        shown = []
+        for number in range(count):
+            noise = draw_noise(self.shape(), 1, "cpu", generator(seed, number))
+
+            def work(network: Any, put: Callable[[Tensor], Tensor], noise: list[Tensor] = noise) -> Decoded:
+                found: Decoded = network.sample([put(each) for each in noise], temperature)
+                return found
+
+            volume = predictor.each(work)[0][0][0, 0].numpy()
+            shown += [volume] if number < PICTURED else []
+            yield Output(Path(), str(number), volume, "nifti", spacing=(1.0, 1.0, 1.0))
+        yield Output(Path(), "picture", figure.samples(shown, self.low), "png")
+
+    def sample_files(self, folder: Path, count: int) -> dict[str, Path]:
+        found = {str(number): folder / f"sample_{number:04d}.nii.gz" for number in range(count)}
+        return {**found, "picture": folder / "samples.png"}
+
+    def check_raw(self, path: Path) -> checks.Report:
+        from unet.tasks.brains import check
+
+        return check.raw(path, self.settings)
+
+    def check_cache(self, path: Path) -> checks.Report:
+        return checks.cached(path, self.layout, self.manifest(), "brain", "volumes")
+
+
+PICTURED = 16  # samples that the picture shows
 PARTS = ("encoder", "head", "decoder")
 TASK = Brains
 
@@ -202,6 +351,22 @@ TASK = Brains
 def squared_weights(model: nn.Module) -> Any:
     """Sum over the weight tensors (not the biases) of their mean square."""
     return sum((weight.square().mean() for weight in model.parameters() if weight.ndim > 1), start=0.0)
+
+
+def mixture(outputs: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and standard deviation of the equal mixture of several networks' Gaussians, and their mean KL."""
+    import torch
+
+    if len(outputs) == 1:
+        mean, std, kl = outputs[0]
+        return mean, std, kl
+    means, stds, kls = (torch.stack(parts) for parts in zip(*outputs, strict=True))
+    return means.mean(0), (stds.square().mean(0) + means.var(0, correction=0)).sqrt(), kls.mean(0)
+
+
+def residual(arrays: Mapping[str, Any]) -> Any:
+    """(x - m) / s of each voxel."""
+    return (arrays["image"] - arrays["mean"]) / arrays["std"]
 
 
 def key_of(case: str) -> int:

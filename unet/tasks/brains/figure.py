@@ -1,0 +1,98 @@
+"""Pictures of volumes: slices through the cube, reconstructions beside their input, and the training transforms. No
+torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.data import drawing
+
+Array = NDArray[Any]
+Image = NDArray[np.uint8]
+RESIDUAL = 4.0  # standard deviations at the ends of the colour scale
+TALL = 96  # pixels of a slice at least
+
+
+def slices(volume: Array) -> list[Array]:
+    """The middle slices of a cube (axes to the right, to the front, up): from the side, from the front, from above,
+    each (H, W) with up, or front, at the top."""
+    x, y, z = (side // 2 for side in volume.shape)
+    return [np.rot90(each) for each in (volume[x], volume[:, y], volume[:, :, z])]
+
+
+def quarters(volume: Array) -> list[Array]:
+    """Slices at the quarters of each axis, turned as in `slices`."""
+    found = []
+    for axis in range(3):
+        side = volume.shape[axis]
+        found += [np.rot90(volume.take(place, axis)) for place in (side // 4, side // 2, 3 * side // 4)]
+    return found
+
+
+def grey(volume: Array, low: float) -> Image:
+    """Values from `low` to 1 as grey: one scale for the whole volume."""
+    return drawing.grey((volume - low) / (1 - low))
+
+
+def signed(volume: Array, most: float = RESIDUAL) -> Image:
+    """Blue below 0, white at 0, red above (ends at -most and most)."""
+    share = np.clip(volume / most, -1, 1)[..., None]
+    red, blue = np.array(drawing.VERMILION), np.array((0, 114, 178))
+    colour = np.where(share > 0, red, blue)
+    result: Image = (255 + np.abs(share) * (colour - 255)).round().astype(np.uint8)
+    return result
+
+
+def strip(images: Sequence[Image]) -> Image:
+    """Images of one size beside each other, enlarged to be seen."""
+    row = np.hstack(images)
+    times = max(1, -(-TALL // row.shape[0]))
+    return np.repeat(np.repeat(row, times, 0), times, 1)
+
+
+def panel(image: Array, mean: Array, std: Array, residual: Array, low: float) -> dict[str, Image]:
+    """Input, reconstruction, standard deviation and residual of a case: three slices of each."""
+    shown = {"input": grey(image, low), "reconstruction": grey(mean, low)}
+    shown |= {"standard deviation (white: 0.3)": drawing.grey(std / 0.3)}
+    shown |= {f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)": signed(residual)}
+    return {name: strip(_cut(volume)) for name, volume in shown.items()}
+
+
+def _cut(volume: Image) -> list[Image]:
+    """`slices` of a volume of colours (D, H, W, 3)."""
+    x, y, z = (side // 2 for side in volume.shape[:3])
+    return [np.rot90(each) for each in (volume[x], volume[:, y], volume[:, :, z])]
+
+
+def page(arrays: Mapping[str, Array], residual: Array, by_level: Mapping[int, Array], low: float) -> Image:
+    """A volume's page: input, the reconstructions by level from coarse to fine, its standard deviation, its residual;
+    each a row of three slices under its words."""
+    rows = [("input", strip(_cut(grey(arrays["image"], low))))]
+    rows += [(f"latents of up to {side}^3 voxels", strip(_cut(grey(mean, low)))) for side, mean in by_level.items()]
+    rows += [("standard deviation (white: 0.3)", strip(_cut(drawing.grey(arrays["std"] / 0.3))))]
+    rows += [(f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)", strip(_cut(signed(residual))))]
+    return stacked(rows)
+
+
+def stacked(rows: Sequence[tuple[str, Image]], columns: int = 2) -> Image:
+    """Images of one size under their words, in columns."""
+    rows = list(rows)
+    while len(rows) % columns:
+        rows.append(("", np.zeros_like(rows[0][1])))
+    lines = [drawing.side_by_side(rows[first : first + columns]) for first in range(0, len(rows), columns)]
+    return np.vstack(lines)
+
+
+def samples(volumes: Sequence[Array], low: float) -> Image:
+    """Drawn volumes: a row of three slices each."""
+    return stacked([(f"sample {number}", strip(_cut(grey(volume, low)))) for number, volume in enumerate(volumes)])
+
+
+def pipeline(volume: Array, after: Mapping[str, Array], low: float) -> Image:
+    """A volume, and what each training transform alone makes of it: the middle slices."""
+    rows = {"as it is cached": volume, **after}
+    return stacked([(name, strip(_cut(grey(each, low)))) for name, each in rows.items()], 3)
