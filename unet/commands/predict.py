@@ -115,10 +115,8 @@ def write(
 
         seconds = predictor.seconds
         host.notice(f"a pass of the network: {evaluation.format_latency(evaluation.latency(seconds[1:] or seconds))}")
-    host.notice(
-        f"{config.predict.output}/: {host.counted(sum(group.gather(written)), 'mask')} written, {done} were there"
-        " already"
-    )
+    made_now = host.counted(sum(group.gather(written)), task.output_noun)
+    host.notice(f"{config.predict.output}/: {made_now} written, {done} were there already")
     if faults:
         message, hint = faults[0]
         raise UnetError(

@@ -217,6 +217,7 @@ def build_trainer(
     """The trainer with its callbacks. The MLPerf clock of `log` starts when everything but the loader exists: the data
     are read after that."""
     from unet.runtime import evaluation, optim, seeding, trainer
+    from unet.runtime.callbacks.figures import EvaluationFigures
 
     config, task, device, group = context.config, context.task, context.device, context.group
     training, validation = split_cases(cases, split)
@@ -242,21 +243,32 @@ def build_trainer(
     stop = trainer.Stop(config.train.max_time)
     loader.hurry(stop.requested)
     score = functools.partial(task.evaluate_case, predictor=predictor)
-    evaluate = functools.partial(
-        evaluation.score, validation[: config.eval.eval_steps], score, stop=stop.requested, group=group
-    )
+    chosen = validation[: config.eval.eval_steps]
+    drawn = EvaluationFigures(folder, task.figure, [case.id for case in chosen[: task.figures_in_training]], group)
+    keep = drawn.keep if drawn.ids else None
+    evaluate = functools.partial(evaluation.score, chosen, score, keep=keep, stop=stop.requested, group=group)
     evaluating = bool(validation) and config.run.mode not in ("train", "train_and_predict")
     run = trainer.Trainer(
         *(config, task, device, model, network, eval_model, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
-        callbacks=build_callbacks(context, folder, split, command),
+        callbacks=[*([drawn] if drawn.ids else []), *build_callbacks(context, folder, split, command)],
         group=group,
         averaged=averaged,
     )
+    group.run_on_main(lambda: write_preview(context, folder, training))
     for line in opening_lines(context, run, training, validation):
         folder.say(line)
     return run
+
+
+def write_preview(context: setup.Context, folder: RunFolder, training: list[CachedCase]) -> None:
+    """Write what the task shows of training before it starts into the run's folder."""
+    from unet.data.io import outputs
+
+    for output in context.task.preview(training):
+        outputs.write(folder.place(output.name), output)
+        folder.say(f"wrote {folder / output.name}")
 
 
 def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -329,6 +329,10 @@ def convert_file(
     """name -> value of a settings file, checked like flags; `typed` are overridden by flags. Settings of other tasks
     are left out. Raises UsageError that lists all mistakes."""
     own, result, mistakes = declared_of(task), dict[str, Any](), list[str]()
+    try:
+        content = task.translated(content)
+    except ValueError as error:
+        mistakes.append(str(error))
     known = {**_declared_of_all(registry), **own}
     every, names = spellings(known), [*declared_of(task, groups)]
     for key, value in content.items():

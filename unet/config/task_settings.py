@@ -37,6 +37,12 @@ class TaskSettings:
     notes: ClassVar[Mapping[str, str]] = {}
     default_texts: ClassVar[Mapping[str, str]] = {}
 
+    @classmethod
+    def translated(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entries of a settings file, where some are keys of the task's reference program, under the names that
+        they have here. Raises ValueError in words for a key that cannot be followed."""
+        return content
+
     def check_values(self) -> list[str]:
         """Messages on invalid values of the task's settings, with their flags."""
         return []

@@ -32,20 +32,21 @@ class Conv3d(nn.Conv3d):
 
 
 class WinogradConv3d(Conv3d):
-    """`nn.Conv3d` of kernel 3, stride 1, padding 1 without a bias, by `winograd.conv` where that is faster."""
+    """`nn.Conv3d` of kernel 3, stride 1 and padding 1, by `winograd.conv` where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:].numel() > FEW:
             x = to_autocast_dtype(x)
             if winograd.applies_to(x, self.weight):
-                return winograd.conv(x, self.weight)
+                y = winograd.conv(x, self.weight)
+                return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None, None]
         return super().forward(x)
 
 
 def faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
     """The class that computes what this plain layer computes, faster."""
     same = layer.kernel_size == (3, 3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1, 1)
-    plain = layer.bias is None and layer.groups == 1 and layer.padding_mode == "zeros"
+    plain = layer.groups == 1 and layer.padding_mode == "zeros"
     return WinogradConv3d if same and plain else Conv3d
 
 

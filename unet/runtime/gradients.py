@@ -75,15 +75,12 @@ class Gradients:
         most = math.inf if self.train.clip is None else self.train.clip
         return torch.stack([nn.utils.clip_grad_norm_(params, most) for params in self.parts.values()]).float()
 
-    def read(self, rows: list[list[float]], step: int) -> dict[str, float]:
-        """Take what was read of `pending`, up to step `step`. Gives the last norms by name and the skipped steps so
-        far. Raises UnetError after --skip-limit skipped steps in a row."""
+    def read(self, rows: list[list[float]], step: int) -> list[dict[str, float]]:
+        """Take what was read of `pending`, up to step `step`. Gives the norms of each step by name. Raises UnetError
+        after --skip-limit skipped steps in a row."""
         self.pending.clear()
-        if not rows:
-            return {}
-        norms = rows[-1][:-1]
         self.skipped += sum(row[-1] > 0 for row in rows)
-        worst = max(rows, key=lambda row: row[-1])
+        worst = max(rows, key=lambda row: row[-1], default=[0.0])
         if worst[-1] >= self.train.skip_limit:
             shown = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(self.names, worst, strict=False))
             raise UnetError(
@@ -92,9 +89,5 @@ class Gradients:
                 "The last good state is saved: type the command again with --resume and a lower --lr, a lower --clip"
                 " or --precision fp32.",
             )
-        found = {self._label(name): norm for name, norm in zip(self.names, norms, strict=True)}
-        return found | ({"skipped_steps": float(self.skipped)} if self.train.skip_norm is not None else {})
-
-    @staticmethod
-    def _label(name: str) -> str:
-        return "gradient_norm" if name == ALL else f"gradient_norm_{name}"
+        labels = [f"gradient_norm_{name}" if name != ALL else "gradient_norm" for name in self.names]
+        return [dict(zip(labels, row, strict=False)) for row in rows]

@@ -66,6 +66,8 @@ class TrainTask(Protocol):
     def by_steps(self) -> bool: ...
     @property
     def terms(self) -> tuple[str, ...]: ...
+    @property
+    def curves(self) -> Mapping[str, tuple[str, ...]]: ...
 
     def eval_schedule(self, samples: int, step: int) -> tuple[int, int]: ...
     def requested_eval_schedule(self) -> tuple[int | None, int | None]: ...
@@ -285,15 +287,20 @@ def log(run: Trainer) -> None:
     """Read the losses since the last log line: the only place where training reads from the device."""
     values, norms = run.losses.read(run.gradients.pending)
     gradients = run.gradients.read(norms, run.progress.step)
+    batches = run.config.train.accumulate
     finite = [value for value in values if math.isfinite(value)]
     run.progress.loss_sum += math.fsum(finite)
     run.progress.loss_count += len(finite)
     for name, terms in run.losses.parts.items():
         known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
         run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
+    for name, norm in ((name, norm) for row in gradients for name, norm in row.items() if math.isfinite(norm)):
+        run.progress.parts[name] = run.progress.parts.get(name, 0.0) + norm * batches
     speed, rate = run.clock.update_throughput(), run.optimizer.param_groups[0]["lr"]
     step_seconds = run.samples_per_step / speed["images_per_second"]
-    parts = {name: terms[-1] for name, terms in run.losses.parts.items()} | gradients
+    parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
+    parts |= gradients[-1] if gradients else {}
+    parts |= {"skipped_steps": run.gradients.skipped} if run.gradients.skipped else {}
     run.emit("on_log", loss=values[-1], lr=rate, step_seconds=step_seconds, parts=parts, **speed)
 
 

@@ -112,7 +112,7 @@ class Task:
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
     what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
     processes share, and its epochs are pieces of them. `terms`: those of the loss that the line of an epoch shows;
-    none named: all.
+    none named: all. `curves`: title -> how the names of the terms begin that terms.png draws under it.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -127,6 +127,7 @@ class Task:
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
     by_steps: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ()
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     settings: TaskSettings  # a subclass says that they are its own
 
@@ -137,6 +138,16 @@ class Task:
     @property
     def name(self) -> str:
         return self.Settings.name
+
+    @property
+    def output_noun(self) -> str:
+        """What prediction makes of an image, in words."""
+        return "mask"
+
+    @property
+    def figures_in_training(self) -> int:
+        """How many validation cases are drawn after each evaluation."""
+        return 0
 
     @property
     def input_noun(self) -> str:
@@ -200,6 +211,10 @@ class Task:
         `shard` is (rank, world); `options` are the device's for a loader, "workers" among them.
         """
         raise NotImplementedError
+
+    def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
+        """What training makes of the first cases, as files to look at before it starts, where that is asked for."""
+        return iter(())
 
     # Network and training.
 

@@ -50,6 +50,46 @@ def _line(axis: Any, history: Sequence[Mapping[str, Any]], key: str, label: str,
         axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, **how)
 
 
+def terms(history: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[str]], title: str, path: Path) -> None:
+    """A panel for each title, with the terms whose names begin so: in training (line) and validation (dashes)."""
+    found = {name: _terms(history, starts) for name, starts in curves.items()}
+    shown = {name: keys for name, keys in found.items() if keys}
+    if not shown:
+        return
+    rows = -(-len(shown) // 2)
+    figure, axes = _pyplot().subplots(rows, 2, figsize=(11, 3.2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, (name, keys) in zip(axes.flat, shown.items(), strict=False):
+        colours = _pyplot().get_cmap("viridis")
+        for number, key in enumerate(keys):
+            colour = colours(0.9 * number / max(1, len(keys) - 1))
+            words = key.replace("_", " ")
+            _line(axis, history, key, words, colour, "-")
+            _line(axis, history, f"eval_{key}", f"{words}, validation", colour, "--")
+        axis.set(title=name, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        if len(axis.get_lines()) <= 6:
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            how = {"ha": "right", "va": "top", "fontsize": 8, "transform": axis.transAxes}
+            axis.text(0.99, 0.97, f"dark to light: {keys[0]} to {keys[-1]}; dashes: validation", **how)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _terms(history: Sequence[Mapping[str, Any]], starts: Sequence[str]) -> list[str]:
+    """The terms whose names begin so; where `starts` ends in `_`, those with a number after it."""
+    names = dict.fromkeys(name for row in history for name in row)
+    return [
+        name
+        for name in names
+        if any(
+            name[len(s) :].isdigit() if s.endswith("_") else name.startswith(s) for s in starts if name.startswith(s)
+        )
+    ]
+
+
 def _range(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[float, float]:
     """The ends of an axis on which all finite numbers are seen: from 0, or from below the lowest where that is
     negative."""
@@ -72,7 +112,11 @@ def panels(
 
     columns = list(rows[0][1])
     bar = any(image.ndim == 2 for image in rows[0][1].values())
+    first = next(iter(rows[0][1].values()))
+    tall = first.shape[0] / first.shape[1]
     size = (2.6 * len(columns) + bar, 2.7 * len(rows) + (0.4 if key else 0))
+    if tall < 0.7:  # strips of slices
+        size = (3.6 * len(columns), (3.6 * tall + 0.15) * len(rows) + 1.0)
     figure, axes = _pyplot().subplots(len(rows), len(columns), figsize=size, squeeze=False, layout="constrained")
     shown = None
     for line, (label, images) in zip(axes, rows, strict=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet.config.options import flag, option
 from unet.config.task_settings import TaskSettings, check_pair
+from unet.tasks.brains import hyper_params
 
 if TYPE_CHECKING:
     from unet.config.schema import Config
@@ -216,6 +217,10 @@ class Settings(TaskSettings):
         section="predict",
         common=True,
     )
+
+    @classmethod
+    def translated(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return hyper_params.translated(content)
 
     @property
     def levels(self) -> int:

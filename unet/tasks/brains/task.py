@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet import host
 from unet.data import checks, splits
@@ -59,6 +59,21 @@ class Brains(CachedTask):
     metric_notes = METRIC_NOTES
     figure_title = "input, reconstruction, its standard deviation and the residual, from worst to best ELBO"
     terms = ("elbo_bits", "likelihood_bits", "kl_nats")
+    curves: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "ELBO and log-likelihood, bits a voxel": ("elbo_bits", "likelihood_bits"),
+        "KL of all latents, nats": ("kl_nats",),
+        "KL of each latent, nats (from the top down)": ("kl_",),
+        "mean squared error": ("mse",),
+        "norm of the gradients": ("gradient_norm",),
+    }
+
+    @property
+    def output_noun(self) -> str:
+        return "reconstruction"
+
+    @property
+    def figures_in_training(self) -> int:
+        return self.settings.subjects_to_plot
 
     def describe_input(self) -> str:
         return f"{self.settings.resolution}^3"
@@ -102,6 +117,27 @@ class Brains(CachedTask):
         low = self.low if train.augment else None
         batches = EpochVolumes(volumes, train.batch_size, seed, low, shard, self.settings.kl_warmup)
         return Loader(batches, workers, options)
+
+    def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
+        """With --show-pipeline, for the first cases: a volume after the whole pipeline, and a page with the volume
+        after each step alone."""
+        import torch
+
+        from unet.data.io.outputs import Output
+        from unet.data.loading.sampling import generator
+        from unet.tasks.brains import transforms
+
+        count = min(self.settings.subjects_to_plot, self.config.train.batch_size)
+        for case in cases[:count] if self.settings.show_pipeline else []:
+            cube, key = torch.from_numpy(case.arrays()[0][0].copy()), key_of(case.id)
+            whole = transforms.augment(cube, generator(key), self.low).numpy()
+            yield Output(Path(), f"pipeline_test/{case.id}_full_brain.nii.gz", whole, "nifti", spacing=(1.0, 1.0, 1.0))
+            after = {
+                step.name: transforms.alone(step, cube, generator(key, number), self.low).numpy()
+                for number, step in enumerate(transforms.STEPS, 1)
+            }
+            page = figure.pipeline(cube.numpy(), {**after, "the whole pipeline": whole}, self.low)
+            yield Output(Path(), f"pipeline_test/{case.id}.png", page, "png")
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.brains import synthetic
