@@ -1,9 +1,11 @@
-"""Faster 3D convolutions on the CPU: Winograd where it pays, and outputs in the memory order of their inputs."""
+"""Faster 3D convolutions on the CPU: matrix products where a convolution is one, Winograd where it pays, and outputs in
+the memory order of their inputs. Every class computes what `nn.Conv3d` computes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unet.kernels import winograd
 from unet.kernels.norms import channel_last
@@ -21,14 +23,22 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.in_channels == 1 and x.ndim == 5 and channel_last(self.weight):
-            x = x.flatten(0, 1)[..., None].movedim(
-                -1, 1
-            )  # with one channel, only strides tell the order: channels-last
+            x = x.flatten(0, 1)[..., None].movedim(-1, 1)  # with one channel only strides tell the order
         if x.shape[2:].numel() <= FEW:
             dtype = to_autocast_dtype(x).dtype
             with torch.autocast("cpu", enabled=False):
                 return keep_order(super().forward(x.to(self.weight.dtype)), x).to(dtype)
         return keep_order(super().forward(x), x)
+
+
+class PointwiseConv3d(Conv3d):
+    """`nn.Conv3d` of kernel 1: one product of matrices, (voxels, I) with (I, O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (channel_last(x) or x.shape[2:].numel() == 1):
+            return super().forward(x)
+        y = F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
+        return y.permute(0, 4, 1, 2, 3)
 
 
 class WinogradConv3d(Conv3d):
@@ -38,16 +48,16 @@ class WinogradConv3d(Conv3d):
         if x.shape[2:].numel() > FEW:
             x = to_autocast_dtype(x)
             if winograd.applies_to(x, self.weight):
-                y = winograd.conv(x, self.weight)
-                return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None, None]
+                return winograd.conv(x, self.weight, self.bias)
         return super().forward(x)
 
 
 def faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
     """The class that computes what this plain layer computes, faster."""
-    same = layer.kernel_size == (3, 3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1, 1)
-    plain = layer.groups == 1 and layer.padding_mode == "zeros"
-    return WinogradConv3d if same and plain else Conv3d
+    usual = layer.stride == layer.dilation == (1, 1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+    if usual and layer.kernel_size == (1, 1, 1) and layer.padding == (0, 0, 0):
+        return PointwiseConv3d
+    return WinogradConv3d if usual and layer.kernel_size == (3, 3, 3) and layer.padding == (1, 1, 1) else Conv3d
 
 
 def keep_order(y: Tensor, x: Tensor) -> Tensor:

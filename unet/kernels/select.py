@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import nn
 
-from unet.kernels import conv3d, norms, upsample
+from unet.kernels import conv3d, gaussian_kl, norms, upsample
 
 
 def optimize(model: nn.Module) -> nn.Module:
@@ -24,6 +24,8 @@ def optimize(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if type(layer) is nn.Conv3d:
             layer.__class__ = conv3d.faster(layer)
+        elif type(layer).__name__ == gaussian_kl.PLAIN:
+            layer.__class__ = gaussian_kl.FusedGaussianKL
         elif type(layer) is nn.ConvTranspose3d and upsample.applies_to(layer):
             layer.__class__ = upsample.ConvTranspose3d
     optimize_norms(model)

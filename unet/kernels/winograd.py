@@ -24,6 +24,7 @@ A, B = 2**0.5, 0.5**0.5
 WEIGHT = torch.tensor(
     [[1, 0, 0], *([1 / 6, p / 6, 2 / 6] for p in (A, -A)), *([-2 / 3, -2 * p / 3, -1 / 3] for p in (B, -B)), [0, 0, 1]]
 )  # G
+BIAS = 0.2, 0.2, 0.2, 0.2 + A / 2, 0.2 - A / 2, 0.5  # the components that give 1 in all four outputs
 CHUNK = 2**23  # elements of transformed input that are held at once
 LEAST = 16**3  # voxels of an image from which on the transform of the weights is worth it
 
@@ -49,32 +50,34 @@ def applies_to(x: Tensor, weight: Tensor, amx: bool | None = None) -> bool:
     )
 
 
-def conv(x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution with padding 1 and stride 1, in the type of `x`; the weight's gradient is in its own type."""
-    y: Tensor = _Conv.apply(x, weight)
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution with padding 1 and stride 1, in the type of `x`; the gradients of weight and bias are in their
+    own types."""
+    y: Tensor = _Conv.apply(x, weight, bias)
     return y
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         u = transformed_weight(weight, x.dtype)
+        shares: list[Any] = [None if bias is None else (share * bias).to(x.dtype) for share in BIAS]
         shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last_3d)
         with torch.autocast("cpu", enabled=False):
             for source, target in zip(tiles(x), tiles(y), strict=True):
                 for first, last in chunks(x):
                     v = images(of_input(source, first, last), x)
-                    products = [F.conv2d(v[j], u[j], None, 1, 1) for j in range(PARTS)]
+                    products = [F.conv2d(v[j], u[j], shares[j], 1, 1) for j in range(PARTS)]
                     to_output(rows(products), target[first:last].unbind(1))
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        need_x, need_w = ctx.needs_input_grad
+        need_x, need_w, need_b = ctx.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
         u = transformed_weight(weight, x.dtype)
         du = torch.zeros_like(u, dtype=torch.float32)
@@ -91,7 +94,8 @@ class _Conv(torch.autograd.Function):
                     if need_w:
                         for j, (_, dw) in enumerate(pairs):
                             du[j] += dw
-        return dx if need_x else None, weight_gradient(du, weight) if need_w else None
+        db = grad.sum((0, 2, 3, 4), dtype=weight.dtype) if need_b else None
+        return dx if need_x else None, weight_gradient(du, weight) if need_w else None, db
 
 
 def gradients(g: Tensor, v: Tensor, u: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor, Tensor]:

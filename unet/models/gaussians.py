@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -34,3 +34,10 @@ def sample(mean: Tensor, std: Tensor, noise: Tensor | None, temperature: float =
 def per_case(values: Tensor) -> Tensor:
     """(N, ...) -> (N,): the sum over all other axes."""
     return values.flatten(1).sum(1)
+
+
+class GaussianKL(nn.Module):
+    """`kl` summed over all axes but the first: four (N, ...) -> (N,). A layer, so that a device may swap it."""
+
+    def forward(self, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
+        return per_case(kl(mean, std, prior_mean, prior_std))

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from unet.models import gaussians
 
 Noise = Sequence[Tensor | None]
+Gaussian = tuple[Tensor, Tensor]  # mean and standard deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,7 @@ class Layer(nn.Module):
             self.posterior = GaussianNet(shape.channels[level] + inputs, hidden, latent, kernel, bounds)
             self.latent = convolution(latent, outputs)
             self.skip = convolution(inputs, outputs) if inputs not in (0, outputs) else None
+            self.kl = gaussians.GaussianKL()
             residual_inputs = outputs
         self.residual = ResidualBlock(residual_inputs, hidden, outputs, kernel, skip=level > 0)
 
@@ -190,8 +192,8 @@ class Layer(nn.Module):
             return self.latent(how.temperature * noise), noise.new_zeros(len(noise))
         mean, std, _ = self.posterior(lateral)
         z = gaussians.sample(mean, std, noise, how.temperature)
-        prior_mean, prior_std = torch.zeros_like(mean), torch.ones_like(std)
-        return self.latent(z), divergence(z, mean, std, prior_mean, prior_std, how.sampled_kl)
+        prior = torch.zeros_like(mean), torch.ones_like(std)
+        return self.latent(z), self._kl(z, (mean, std), prior, how)
 
     def _latent(self, x: Tensor, lateral: Tensor | None, noise: Tensor | None, how: Drawing) -> tuple[Tensor, Tensor]:
         """The stream (N, O, D, H, W) after a latent and its KL (N,)."""
@@ -202,17 +204,15 @@ class Layer(nn.Module):
         else:
             mean, std, _ = self.posterior(torch.cat((lateral, x), 1))
             z = gaussians.sample(mean, std, noise, how.temperature)
-            kl = divergence(z, mean, std, prior_mean, prior_std, how.sampled_kl)
+            kl = self._kl(z, (mean, std), (prior_mean, prior_std), how)
         return self.latent(z) + self.prior.skip(features) + (x if self.skip is None else self.skip(x)), kl
 
-
-def divergence(z: Tensor, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, sampled: bool) -> Tensor:
-    """KL of posterior and prior (N,): in closed form, or `sampled`: log q(z) - log p(z) of the latent that was
-    drawn."""
-    if sampled:
-        posterior, prior = (gaussians.log_likelihood(z, *each) for each in ((mean, std), (prior_mean, prior_std)))
-        return gaussians.per_case(posterior - prior)
-    return gaussians.per_case(gaussians.kl(mean, std, prior_mean, prior_std))
+    def _kl(self, z: Tensor, posterior: Gaussian, prior: Gaussian, how: Drawing) -> Tensor:
+        """KL of posterior and prior (N,): in closed form, or log q(z) - log p(z) of the latent that was drawn."""
+        if how.sampled_kl:
+            return gaussians.per_case(gaussians.log_likelihood(z, *posterior) - gaussians.log_likelihood(z, *prior))
+        kl: Tensor = self.kl(*posterior, *prior)
+        return kl
 
 
 class VDVAE(nn.Module):
