@@ -1,12 +1,23 @@
-"""The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch."""
+"""The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch.
+
+A built-in task is a folder `unet/tasks/<name>/` and no line elsewhere. The folder is found by its `task.py`:
+
+    __init__.py   empty
+    settings.py   the class `Settings(TaskSettings)`, with `name: ClassVar[str] = "<name>"`: the name of the folder
+    task.py       the class of the task, with `Settings` of settings.py, and at the module's end `TASK = <the class>`
+
+Neither module imports torch at its top. `settings_of` imports settings.py alone, `task_class` imports task.py.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unet.config.resolve import default_task
 from unet.config.task_settings import TaskSettings
 from unet.errors import UsageError
 
@@ -14,8 +25,16 @@ if TYPE_CHECKING:
     from unet.config.schema import Config
     from unet.tasks.base import Task
 
-BUILT_IN: tuple[str, ...] = ("lgg", "em", "kits19")  # each a folder of this package with settings.py and task.py
 HINT = "Give --task package.module:Class, a subclass of unet.tasks.base.Task on the Python path."
+
+
+def built_in() -> tuple[str, ...]:
+    """The tasks of this package, the default task first, the others in the order of the alphabet."""
+    names = (path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
+    return tuple(sorted(names, key=lambda name: (name != default_task(), name)))
+
+
+BUILT_IN = built_in()
 
 
 @functools.cache
