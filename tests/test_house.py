@@ -122,6 +122,11 @@ def test_device_words_stand_in_devices_and_the_flag_table(path: Path) -> None:
     assert not words, f"{path} speaks of a device"
 
 
+def test_models_ask_for_no_device() -> None:
+    for path in (path for path in MODULES if part(path) == "models"):
+        assert not re.search(r"device\.type|is_cpu|autocast\(|is_compiling", path.read_text()), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PROGRAM)))
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()

@@ -42,7 +42,14 @@ class Context:
 
     def with_config(self, config: Config) -> Context:
         """A copy with other settings, also for the task."""
-        return dataclasses.replace(self, config=config, task=create(config))
+        return dataclasses.replace(self, config=config, task=task_on(self.device, config))
+
+
+def task_on(device: Device, config: Config) -> Task:
+    """The task, which computes on a device."""
+    task = create(config)
+    task.compute = device
+    return task
 
 
 def workload_of(config: Config) -> Workload:
@@ -64,7 +71,7 @@ def assemble(config: Config) -> Context:
             f" works, but"
             " slowly."
         )
-    return Context(config, create(config), device, group, tuple(passed))
+    return Context(config, task_on(device, config), device, group, tuple(passed))
 
 
 def init_distributed(config: Config, device: Device) -> Group:

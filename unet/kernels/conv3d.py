@@ -21,9 +21,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.in_channels == 1 and x.ndim == 5 and channel_last(self.weight):
-            x = x.flatten(0, 1)[..., None].movedim(
-                -1, 1
-            )  # with one channel, only strides tell the order: channels-last
+            x = x.flatten(0, 1)[..., None].movedim(-1, 1)  # channels-last; only strides tell, with one channel
         if x.shape[2:].numel() <= FEW:
             dtype = to_autocast_dtype(x).dtype
             with torch.autocast("cpu", enabled=False):

@@ -6,6 +6,7 @@ import; methods import what they need.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,13 +102,27 @@ class MLPerfBenchmark:
     initialized_layers: Sequence[str]
 
 
+class Compute(Protocol):
+    """What loss and scores need of a device. `chunk`: voxels to work on at a time."""
+
+    chunk: int = 2**24
+
+    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Within autocast, the context of arithmetic in the tensors' own types."""
+        return contextlib.nullcontext()
+
+
+class NoDevice(Compute):
+    """Before a command has chosen the device."""
+
+
 class Task:
     """One system: a subclass, in a folder of `unet.tasks` or in a package of the user's own.
 
     `item` is what a batch holds, `subject` what a case is, `cost_unit` what scoring a case costs, `input_noun` what
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
     what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
-    processes share, and its epochs are pieces of them.
+    processes share, and its epochs are pieces of them. `compute`: the device, once a command has chosen it.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -122,6 +137,7 @@ class Task:
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
     by_steps: ClassVar[bool] = False
 
+    compute: Compute = NoDevice()
     settings: TaskSettings  # a subclass says that they are its own
 
     def __init__(self, config: Config) -> None:

@@ -188,7 +188,8 @@ class KiTS19(SegmentationTask):
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import dice_ce_loss
 
-        return {"loss": dice_ce_loss(outputs, batch["mask"], self.settings.include_background)}
+        background = self.settings.include_background
+        return {"loss": dice_ce_loss(outputs, batch["mask"], background, self.compute.chunk)}
 
     def reference_step(self) -> tuple[nn.Module, Step]:
         """The reference's step: the plain network, and the loss from one-hot labels."""
@@ -210,11 +211,12 @@ class KiTS19(SegmentationTask):
         plan = self.plan(image.shape[1:], self.settings.eval_region)
         logits = self.logits(image, plan, predictor)
         image, target = image[0][plan.crop], tensor(mask[0][plan.crop]).to(logits.device)
-        prediction = label_maps.label_map(logits)
-        _, kidney, tumour = label_maps.dice_by_class(label_maps.confusion(prediction, target, CLASSES))
+        chunk = self.compute.chunk
+        prediction = label_maps.label_map(logits, chunk)
+        _, kidney, tumour = label_maps.dice_by_class(prediction, target, CLASSES, chunk)
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
         if self.settings.eval_loss:
-            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background)
+            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background, chunk)
         if full:
             numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
@@ -231,7 +233,7 @@ class KiTS19(SegmentationTask):
         found = self.truth(case)
         if found is None:
             target, spacing = case.arrays()[1][0], self.settings.spacing
-            prediction = label_maps.label_map(logits).cpu().numpy()
+            prediction = label_maps.label_map(logits, self.compute.chunk).cpu().numpy()
         else:
             target, geometry = found
             spacing = geometry.spacing
@@ -300,7 +302,7 @@ class KiTS19(SegmentationTask):
                     yield Output(image, name, grids.restore_scores(scores, geometry), "nifti")
             mask = grids.restore(logits.numpy(), geometry)
             if options.overlay:
-                labels = label_maps.label_map(logits).numpy()[geometry.inner]
+                labels = label_maps.label_map(logits, self.compute.chunk).numpy()[geometry.inner]
                 yield Output(image, "overlay", figure.overlay(volume[0][geometry.inner], labels), "png")
             yield Output(image, "mask", mask, "nifti")
 
