@@ -273,7 +273,7 @@ def largest_batch(run: Any) -> int:
             return False
         return True
 
-    low, high = 0, run.config.train.batch_size
+    low, high = 0, run.options.batch_size
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

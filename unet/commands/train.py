@@ -240,11 +240,12 @@ def build_trainer(
     )
     evaluating = bool(validation) and config.run.mode not in ("train", "train_and_predict")
     run = trainer.Trainer(
-        *(config, task, device, model, network, eval_model, optimizer, scaler, loader),
+        *(config.train, config.save, task, device, model, network, eval_model, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
         callbacks=build_callbacks(context, folder, split, command),
         group=group,
+        warmup=config.run.benchmark_warmup or 0,
     )
     for line in opening_lines(context, run, training, validation):
         folder.say(line)
@@ -342,7 +343,7 @@ def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, 
     if config.run.debug_dump:
         from unet.runtime.callbacks.debug_dump import DebugDump
 
-        result.append(DebugDump(Path(config.run.debug_dump)))
+        result.append(DebugDump(Path(config.run.debug_dump), config))
     if config.save.checkpoints:
         weights = setup.weights_path(config.weights.weights[0])
         result.append(Checkpoints(CheckpointPaths(weights), checkpoint_metadata(context, folder, split)))

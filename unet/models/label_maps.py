@@ -1,4 +1,4 @@
-"""Label maps of several classes and their scores, from logits, on their device; `chunk` voxels are worked on at a time."""
+"""Label maps of several classes and their scores, from logits, on their device, `chunk` voxels at a time."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unet.config.schema import Config
+from unet.config.flags import SaveOptions
+from unet.config.flags_training import TrainOptions
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime import optim
@@ -73,9 +74,10 @@ class TrainTask(Protocol):
 class Trainer:
     """Everything that the training loop uses. Three forms share the same weights: `network` is trained (compiled,
     captured, wrapped), `eval_model` is used for evaluation, `model` is saved. `evaluate` returns a record for each
-    validation case, or None if it was stopped."""
+    validation case, or None if it was stopped. `warmup`: batches that throughput leaves out."""
 
-    config: Config
+    options: TrainOptions
+    saving: SaveOptions
     task: TrainTask
     device: Device
     model: nn.Module
@@ -89,15 +91,16 @@ class Trainer:
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     progress: Progress = dataclasses.field(default_factory=Progress)
     group: Group = dataclasses.field(default_factory=Group)
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
-        self.losses = Losses(self.config.train.nonfinite_limit, self.loader.names, self.group)
-        self.clock = Clock(self.progress, self.device, self.group, self.config.run.benchmark_warmup or 0)
+        self.losses = Losses(self.options.nonfinite_limit, self.loader.names, self.group)
+        self.clock = Clock(self.progress, self.device, self.group, self.warmup)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.loader) // self.config.train.accumulate
+        return len(self.loader) // self.options.accumulate
 
     @property
     def samples_per_epoch(self) -> int:
@@ -106,7 +109,7 @@ class Trainer:
 
     @property
     def samples_per_step(self) -> int:
-        return self.config.train.accumulate * self.config.train.batch_size * self.group.world
+        return self.options.accumulate * self.options.batch_size * self.group.world
 
     @property
     def schedule(self) -> tuple[int, int]:
@@ -122,17 +125,17 @@ class Trainer:
         """Steps before the current one, counted in epochs of this run: after a resume with another number of ranks an
         epoch has another number of steps, and the learning rate follows the epochs."""
         progress = self.progress
-        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.train.accumulate
+        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.options.accumulate
 
     @property
     def epochs(self) -> int:
         """Number of the last epoch: from --epochs, or the one in which --max-steps is reached."""
-        most = self.config.train.max_steps
-        return min(self.config.train.epochs, -(-most // self.steps_per_epoch)) if most else self.config.train.epochs
+        most = self.options.max_steps
+        return min(self.options.epochs, -(-most // self.steps_per_epoch)) if most else self.options.epochs
 
     @property
     def out_of_steps(self) -> bool:
-        return self.config.train.max_steps is not None and self.progress.step >= self.config.train.max_steps
+        return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
 
     def emit(self, event: str, **values: Any) -> None:
         for callback in self.callbacks:
@@ -149,7 +152,7 @@ def train(run: Trainer) -> str:
     """
     if not run.steps_per_epoch:
         raise UnetError(
-            f"--accumulate {run.config.train.accumulate} is more than the {len(run.loader)} batches per epoch.",
+            f"--accumulate {run.options.accumulate} is more than the {len(run.loader)} batches per epoch.",
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
     try:
@@ -185,16 +188,16 @@ def train_epochs(run: Trainer) -> str:
 
 def stop_reason(run: Trainer, score: float | None = None) -> str:
     """Why training ends after an epoch with this score; empty if it continues."""
-    progress, config = run.progress, run.config
+    progress, options = run.progress, run.options
     if progress.reached:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and config.train.patience and progress.evals_since_best >= config.train.patience:
+    if score is not None and options.patience and progress.evals_since_best >= options.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
-    return "epochs" if progress.epoch > config.train.epochs else ""
+    return "epochs" if progress.epoch > options.epochs else ""
 
 
 def diverged(run: Trainer, score: float) -> bool:
@@ -210,23 +213,23 @@ def diverged(run: Trainer, score: float) -> bool:
 
 def save_is_due(run: Trainer) -> bool:
     """Whether the last save is at least --save-minutes ago, by the clock of rank 0."""
-    limit = 60 * run.config.save.save_minutes
+    limit = 60 * run.saving.save_minutes
     return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
 
 
 def train_epoch(run: Trainer) -> bool:
     """Train the rest of the current epoch. Returns False if a stop was requested before its end."""
-    config, device, progress = run.config, run.device, run.progress
-    last = run.steps_per_epoch * config.train.accumulate
+    options, device, progress = run.options, run.device, run.progress
+    last = run.steps_per_epoch * options.accumulate
     run.training = True
     run.network.train()
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
-        steps = (progress.batch + 1) % config.train.accumulate == 0
+        steps = (progress.batch + 1) % options.accumulate == 0
         with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
                 losses = run.task.training_step(run.network, batch)
-            run.scaler.scale(losses["loss"] / config.train.accumulate).backward()
+            run.scaler.scale(losses["loss"] / options.accumulate).backward()
         device.flush()
         run.losses.add(progress.step, losses, batch["index"])
         progress.batch += 1
@@ -237,10 +240,10 @@ def train_epoch(run: Trainer) -> bool:
         progress.step += 1
         run.stop.made_progress = True
         run.emit("on_step_end")
-        due = config.save.checkpoint_every and progress.step % config.save.checkpoint_every == 0
+        due = run.saving.checkpoint_every and progress.step % run.saving.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
         stopping = run.group.any_rank(run.stop.requested()) and not ending
-        if ending or stopping or due or progress.step % config.train.log_every == 0:
+        if ending or stopping or due or progress.step % options.log_every == 0:
             log(run)
         if ending or stopping:
             return not stopping
@@ -261,11 +264,11 @@ def save(run: Trainer) -> None:
 def optimizer_step(run: Trainer) -> None:
     """Clip gradients, step, zero gradients; reads nothing from the device (except the loss scaler of fp16)."""
     progress = run.progress
-    rate = optim.learning_rate(run.config.train, progress.epoch, progress.step, run.steps_per_epoch, run.position)
+    rate = optim.learning_rate(run.options, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
-    if run.config.train.clip is not None:
+    if run.options.clip is not None:
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.train.clip)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.options.clip)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -316,7 +319,7 @@ def evaluate_epoch(run: Trainer) -> dict[str, Any] | None:
 
 def target_reached(run: Trainer) -> bool:
     """Whether the best score so far reaches the target."""
-    target, best = run.config.train.target, run.progress.best_score
+    target, best = run.options.target, run.progress.best_score
     sign = run.task.metric.sign
     return target is not None and best is not None and sign * best >= sign * target
 
@@ -325,7 +328,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
     """Add the epoch to the history, compare its score with the best and the target, and advance to the next epoch if it
     is complete. Returns (its row of the history, whether its score is the best so far).
     """
-    progress, config = run.progress, run.config
+    progress, options = run.progress, run.options
     before = sum(row["train_seconds"] for row in progress.history)
     row = {
         "epoch": progress.epoch,
@@ -344,7 +347,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.train.accumulate
+    epoch_is_complete = progress.batch >= run.steps_per_epoch * options.accumulate
     if epoch_is_complete:
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}
