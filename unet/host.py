@@ -24,12 +24,7 @@ from typing import Any
 
 from unet.errors import UnetError
 
-TO_STOP = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-)  # signals by which users and schedulers stop a run
+TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
 PARTING = 3.0  # seconds for a process to finish its current item
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False

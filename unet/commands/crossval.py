@@ -141,7 +141,7 @@ def train_and_sum_up(
     if rows:
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
-        write_rows(folder / "cases.csv", rows, task)
+        write_rows(folder / "cases.csv", rows)
         print(table(rows, task, len(found)))
         print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
@@ -313,11 +313,13 @@ def start(
 
 def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
+    from unet.runtime.evaluation import mean
+
     rows = []
     for fold in finished:
         again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
         about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
-        cases = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
+        cases: list[Any] = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
         keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
         rows.append(
             {
@@ -327,36 +329,33 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
                 "steps": about["steps"],
                 "train_seconds": about["seconds"]["train"],
                 "images_per_second": about["images_per_second"],
-                **{key: mean([float(case[key] or "nan") for case in cases]) for key in keys},
+                **{key: mean([{key: float(case[key] or "nan")} for case in cases], key) for key in keys},
             }
         )
     return rows
 
 
-def mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
-
-
-def deviation(values: Sequence[float]) -> float:
+def deviation(rows: Sequence[dict[str, Any]], key: str) -> float:
     """Standard deviation over folds (n - 1); 0 for one."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [row[key] for row in rows if not math.isnan(row[key])]
     return statistics.stdev(known) if len(known) > 1 else 0.0
 
 
 def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str, Any]:
+    from unet.runtime.evaluation import mean
+
     keys = [key for key, _, _ in task.columns if key in rows[0]]
     return {
         "metric": task.metric.key,
         "folds": folds,
         "done": len(rows),
-        "mean": {key: mean([row[key] for row in rows]) for key in keys},
-        "standard_deviation": {key: deviation([row[key] for row in rows]) for key in keys},
+        "mean": {key: mean(rows, key) for key in keys},
+        "standard_deviation": {key: deviation(rows, key) for key in keys},
         "by_fold": list(rows),
     }
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], task: Task) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

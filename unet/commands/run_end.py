@@ -85,9 +85,9 @@ def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
     from unet.runtime import evaluation
 
     rows = run_files.read_lines(folder / "metrics.jsonl")
-    intervals = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][
-        1:
-    ]
+    intervals = [
+        row for row in rows if not files.schema_error(row, {"event": {"step"}, "step": int, "step_seconds": float})
+    ][1:]
     return evaluation.latency([row["step_seconds"] for row in intervals if row["step"] > warmup])
 
 

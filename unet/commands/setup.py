@@ -97,11 +97,6 @@ def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] |
     return found
 
 
-def weights_path(name: str) -> Path:
-    """The path of weights to read: a bare name means weights/NAME; `X.pt` also finds `X.safetensors`."""
-    return weights_to_read(name)
-
-
 def given_weights(config: Config, command: str) -> list[Path]:
     """The paths given by --weights or --load. Raises UsageError if there are none."""
     names = (config.weights.load,) if config.weights.load else config.weights.weights
@@ -112,7 +107,7 @@ def given_weights(config: Config, command: str) -> list[Path]:
             f"{command} needs weights, and none were given.",
             "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
         )
-    return [weights_path(name) for name in names]
+    return [weights_to_read(name) for name in names]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

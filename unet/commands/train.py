@@ -17,7 +17,7 @@ from unet import files, host
 from unet.commands import run_end, run_resume, run_start, setup
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, resolve_path
+from unet.config.schema import Config, resolve_path, weights_to_read
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.runtime.callbacks import mlperf_rules
@@ -132,7 +132,7 @@ def _train(
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(context.device.describe()))
-    weights = setup.weights_path(config.weights.weights[0])
+    weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
     log = build_mlperf_log(context, folder, split, goes_on)
     try:
@@ -156,7 +156,7 @@ def run_training(
     from unet.runtime.callbacks.logs import ArgonneCsvLog
 
     if goes_on:
-        weights = setup.weights_path(context.config.weights.weights[0])
+        weights = weights_to_read(context.config.weights.weights[0])
         run_resume.resume(run, folder, CheckpointPaths(weights), checkpoint_metadata(context, folder, split))
     else:
         start_weights(context, run, context.config)
@@ -168,7 +168,7 @@ def run_training(
     if (
         context.config.general.overwrite and context.config.save.checkpoints and not goes_on
     ):  # states of the replaced run must not be resumed
-        context.group.run_on_main(CheckpointPaths(setup.weights_path(context.config.weights.weights[0])).clear)
+        context.group.run_on_main(CheckpointPaths(weights_to_read(context.config.weights.weights[0])).clear)
     if goes_on and (why := trainer.stop_reason(run)):
         folder.say(
             f"nothing is left to train: the run is {run_end.outcome_text(why)}; a higher --epochs or --max-steps goes"
@@ -345,7 +345,7 @@ def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, 
 
         result.append(DebugDump(Path(config.run.debug_dump), config))
     if config.save.checkpoints:
-        weights = setup.weights_path(config.weights.weights[0])
+        weights = weights_to_read(config.weights.weights[0])
         result.append(Checkpoints(CheckpointPaths(weights), checkpoint_metadata(context, folder, split)))
     return result
 
@@ -367,6 +367,6 @@ def start_weights(context: setup.Context, run: Trainer, config: Config) -> None:
     if config.weights.load:
         from unet.runtime.checkpoints import checkpoint
 
-        path = setup.weights_path(config.weights.load)
+        path = weights_to_read(config.weights.load)
         _, own = context.task.convert_checkpoint(context.group.run_on_main(lambda: setup.read_weights(path))[1])
         checkpoint.fit(run.model, own, path)

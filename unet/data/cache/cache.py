@@ -277,7 +277,7 @@ def ensure(
         return [case for case in cases if case.id in ids]
     if found is not None:
         require_same(folder, found, wanted)
-        if not raw.is_dir() or files.real(raw) == files.real(folder):
+        if not raw.is_dir() or files.real_path(raw) == files.real_path(folder):
             chosen = choose(sorted([*found["cases"], *missing_of(found)])) if choose else None
             return open_cache(folder, layout, wanted, chosen, found, again)
     indexed = index()

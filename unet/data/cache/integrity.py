@@ -149,7 +149,7 @@ def _place(folder: Path) -> Path | None:
         own = files.make_folder((Path(home) if home else Path.home() / ".cache") / "unet")
     except (UnetError, RuntimeError):
         return None
-    return own / f"{files.fingerprint([socket.gethostname(), str(files.real(folder))])}{NOTED}"
+    return own / f"{files.fingerprint([socket.gethostname(), str(files.real_path(folder))])}{NOTED}"
 
 
 def _read(place: Path | None) -> dict[str, State]:

@@ -101,7 +101,7 @@ def _no_numbers(head: Header, count: int) -> DataError:
     return DataError(
         f"{head.path}: {count} voxels or more are NaN or infinite; only NaN that reaches the border of the volume is"
         " taken as background.",
-        "Mend the volume, or remove it.",
+        "Repair the volume, or remove it.",
     )
 
 

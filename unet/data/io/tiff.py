@@ -145,10 +145,7 @@ def _require_all_pieces(path: Path, pages: Iterable[Any]) -> None:
     for page in pages:
         wanted, found = math.prod(page.chunked), sum(1 for size in page.databytecounts if size)
         if found < wanted and not page.is_contiguous:
-            raise DataError(
-                f"{path}: page {page.index} has {found} of {wanted} strips or tiles.",
-                COPY,
-            )
+            raise DataError(f"{path}: page {page.index} has {found} of {wanted} strips or tiles.", COPY)
 
 
 def _kind(path: Path, series: Any) -> Kind:

@@ -85,7 +85,7 @@ def geometry(head: nifti.Header, spacing: Iterable[float], pad_to: Iterable[int]
         raise DataError(
             f"{head.path}: {_x(head.shape)} voxels of {_x(head.spacing)} mm are less than one voxel of {_x(spacing)} mm"
             " along an axis.",
-            "Mend the spacing in its header, type a finer --spacing, or remove the case.",
+            "Correct the spacing in its header, type a finer --spacing, or remove the case.",
         )
     padding = [max(0, least - count) for least, count in zip(pad_to, counts, strict=True)]
     size = [count + pad for count, pad in zip(counts, padding, strict=True)]
@@ -94,7 +94,7 @@ def geometry(head: nifti.Header, spacing: Iterable[float], pad_to: Iterable[int]
         raise DataError(
             f"{head.path}: its {_x(head.shape)} voxels of {_x(head.spacing)} mm, {longest / 1000:.3g} m long,"
             f" would become {_x(size)}.",
-            "Mend the spacing in its header, or remove the case.",
+            "Correct the spacing in its header, or remove the case.",
         )
     before = tuple(pad // 2 for pad in padding)
     return Geometry(head.shape, order, flips, mm, tuple(counts), before, tuple(size))  # type: ignore[arg-type]

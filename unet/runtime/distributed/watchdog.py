@@ -128,7 +128,7 @@ class Watchdog(threading.Thread):
     def gone(self) -> str | None:
         """A message if a watched process on this machine has ended."""
         for rank, peer in self.peers.items():
-            if rank != self.rank and peer.machine == _machine() and peer.pid and not files.alive(peer.pid):
+            if rank != self.rank and peer.machine == _machine() and peer.pid and not files.process_alive(peer.pid):
                 with contextlib.suppress(RuntimeError, OSError):
                     if self.read(f"left/{rank}") is not None:  # it left in order just before
                         continue

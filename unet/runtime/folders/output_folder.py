@@ -82,7 +82,7 @@ class OutputFolder:
             found = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        if files.misfit(found, LINE):
+        if files.schema_error(found, LINE):
             return False
         made = Made(**{field.name: found[field.name] for field in dataclasses.fields(Made)})
         self.records.update({name: (digest, made) for name, digest in found["files"].items()})

@@ -234,7 +234,7 @@ def is_running(status: Mapping[str, Any]) -> bool:
     """Whether the process that wrote a status is alive on this host (and is this program: process ids are reused)."""
     pid = status.get("pid")
     here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
-    if not here or not pid or not files.alive(pid):
+    if not here or not pid or not files.process_alive(pid):
         return False
     try:
         return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unet import host
 from unet.data.io import nifti
 from unet.errors import DataError, UnetError
-from unet.files import atomic, digest, inside, make_folder, read_json, real, remove_leftovers, write_json
+from unet.files import atomic, digest, make_folder, path_inside, read_json, real_path, remove_leftovers, write_json
 from unet.tasks.kits19.anatomy import DEPTH, Body, Painter, draw_kidneys, paint
 
 Array = NDArray[Any]
@@ -143,7 +143,7 @@ def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, la
                 "Ask for one case or more of larger sides, 64 for example.",
             )
         return {**base, "cases": cases, "shape": list(shape)}
-    if real(folder) == real(labels):
+    if real_path(folder) == real_path(labels):
         raise DataError(
             f"{folder.absolute()}: made images would lie among the real labels.", "Name another folder with --data."
         )
@@ -169,7 +169,7 @@ def _targets(folder: Path, record: Any) -> set[str]:
         return set()
     if "labels" not in record:
         return set(map(NAME.format, range(min(record.get("cases", 0), MOST))))
-    return {inside(folder, name).name for name in record["labels"]}
+    return {path_inside(folder, name).name for name in record["labels"]}
 
 
 def write_set(

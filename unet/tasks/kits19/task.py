@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host, windows
 from unet.config.schema import resolve_path
+from unet.config.task_settings import unet_widths
 from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids
@@ -151,14 +152,8 @@ class KiTS19(SegmentationTask):
         workers, options = self.loader_workers(options)
         volumes = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
         crops = EpochCrops(
-            *(
-                volumes,
-                self.settings.patch,
-                self.config.train.batch_size,
-                self.config.general.seed,
-                self.settings.oversampling,
-                change,
-            ),
+            *(volumes, self.settings.patch, self.config.train.batch_size),
+            *(self.config.general.seed, self.settings.oversampling, change),
             last_offset=self.settings.last_offset,
             shard=shard,
         )
@@ -168,17 +163,15 @@ class KiTS19(SegmentationTask):
         """The reference's network, 31,190,243 parameters with the default settings."""
         from unet.models.unet import UNet, UNetShape
 
-        widths = [
-            min(self.config.network.width * 2**level, 10 * self.config.network.width)
-            for level in range(self.config.network.layers + 1)
-        ]
+        width = self.config.network.width
+        *features, bottleneck = unet_widths(width, self.config.network.layers, 10 * width)
         return UNet(
             UNetShape(
                 dims=3,
                 inputs=1,
                 outputs=CLASSES,
-                features=tuple(widths[:-1]),
-                bottleneck=widths[-1],
+                features=tuple(features),
+                bottleneck=bottleneck,
                 norm=self.settings.normalization,
                 activation=self.settings.activation,
                 down="stride",
