@@ -157,10 +157,14 @@ def require_regular(path: Path | str) -> Path:
     except OSError as error:
         raise explain(error, path) from error
     if not stat.S_ISREG(mode):
-        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-        kind = next((name for test, name in kinds if test(mode)), "a device")
-        raise StorageError(f"{path.absolute()}: is {kind}, not a file.", "Name a regular file.")
+        raise StorageError(f"{path.absolute()}: is {kind_of(mode)}, not a file.", "Name a regular file.")
     return path
+
+
+def kind_of(mode: int) -> str:
+    """The kind of file that `st_mode` says, in words."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_text(path: Path | str, limit: int = 2**30) -> str:

@@ -162,6 +162,18 @@ class ProcessLost(UnetError):
     """A worker process died while it worked on an item."""
 
 
+def run_all(work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str) -> None:
+    """As `process_map`, for work without results. Raises the first error, UnetError if a process was killed."""
+    try:
+        for _, future in process_map(work, items, name, unit):
+            future.result()
+    except ProcessLost as error:
+        raise UnetError(
+            f"A process of {name!r} has died: {error.message}",
+            "Free some memory, then type the command again: it goes on where it stopped.",
+        ) from error
+
+
 def process_map(
     work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str, at_once: int | None = None
 ) -> Iterator[tuple[Any, Future[Any]]]:

@@ -239,7 +239,6 @@ def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]
             host.notice(f"Weights are written as safetensors: {path}")
     if not config.weights.weights or path == own != weights_to_write(config.weights.weights[0]):
         sources["weights"] = "run name"
-    kept = (
-        path.name if path == resolve_path(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
-    )
+    short = path == resolve_path(path.name, "weights")
+    kept = path.name if short else str(path) if len(path.parts) > 1 else f"./{path}"
     return path, dataclasses.replace(resolved, config=config.replace(weights=(kept,)), sources=sources)

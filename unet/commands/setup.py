@@ -82,10 +82,9 @@ def init_distributed(config: Config, device: Device) -> Group:
     if rank.world == 1 or distributed.group().world > 1:
         return distributed.group()
     address, port = launchers.master_address(config.distributed, rank)
-    interface = "lo" if rank.one_node else launchers.interface(address)
+    interface, own = ("lo", None) if rank.one_node else launchers.route(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    own = None if rank.one_node else launchers.own_address(address)
     return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 

@@ -165,10 +165,9 @@ def run_training(
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
     context.group.run_on_main(folder.begin)
-    if (
-        context.config.general.overwrite and context.config.save.checkpoints and not goes_on
-    ):  # states of the replaced run must not be resumed
-        context.group.run_on_main(CheckpointPaths(weights_to_read(context.config.weights.weights[0])).clear)
+    config = context.config
+    if config.general.overwrite and config.save.checkpoints and not goes_on:  # the replaced run must not be resumed
+        context.group.run_on_main(CheckpointPaths(weights_to_read(config.weights.weights[0])).clear)
     if goes_on and (why := trainer.stop_reason(run)):
         folder.say(
             f"nothing is left to train: the run is {run_end.outcome_text(why)}; a higher --epochs or --max-steps goes"

@@ -216,18 +216,14 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
     for name in names:
         path = weights_to_read(name)
         try:
-            facts = (
-                safetensors_header.read(path).facts
-                if safetensors_header.kind(path) == "safetensors"
-                else pickles.structure(path)
-            )
+            ours = safetensors_header.kind(path) == "safetensors"
+            facts = safetensors_header.read(path).facts if ours else pickles.structure(path)
         except (UnetError, pickles.UnsafePickle):
             continue
-        task = (
-            known_task(facts, path, known) if isinstance(facts, dict) and isinstance(facts.get("format"), str) else None
-        )
-        if task:
-            return task, f"weights {path.name}"
+        if isinstance(facts, dict) and isinstance(facts.get("format"), str):
+            task = known_task(facts, path, known)
+            if task:
+                return task, f"weights {path.name}"
     return None
 
 

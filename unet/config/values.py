@@ -93,11 +93,8 @@ def _number(name: str, option: Option, kind: type, value: Any) -> Any:
         result = kind(value)
     except (ValueError, OverflowError):
         raise wrong from None
-    if (
-        abs(result) == float("inf")
-        or result != result
-        or (kind is int and isinstance(value, float) and result != value)
-    ):
+    fraction = kind is int and isinstance(value, float) and result != value
+    if fraction or result != result or abs(result) == float("inf"):
         raise wrong
     highest = option.maximum if option.maximum is not None or kind is float else MOST
     for bound, outside, words in (

@@ -75,11 +75,9 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     known, together = set(ids), "\n".join(["", *sorted(ids), ""])
     held = list(dict.fromkeys(_match(name, known, together, path) for name in validation))
     taken = set(held)
-    kept = (
-        list(dict.fromkeys(_match(name, known, together, path) for name in train))
-        if train is not None
-        else [item for item in ids if item not in taken]
-    )
+    kept = [item for item in ids if item not in taken]
+    if train is not None:
+        kept = list(dict.fromkeys(_match(name, known, together, path) for name in train))
     both = sorted(taken & set(kept))
     if both:
         raise DataError(f"{path.absolute()}: {', '.join(both[:3])} in both parts.", "Keep each case in one part.")

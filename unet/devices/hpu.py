@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
     from unet.devices.launchers import Rank
 
-LISTS = {
-    "lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST",
-    "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST",
-}
+LISTS = {"lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST"}
 
 
 class HPU(Device):

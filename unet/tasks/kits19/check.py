@@ -21,6 +21,7 @@ from unet.data.checks import Report, SplitOf
 from unet.data.checksums import SHOWN, some, verify
 from unet.data.io import nifti
 from unet.data.io.arrays import open_npy
+from unet.data.io.nifti_header import times
 from unet.data.preprocessing import alignment, grids
 from unet.data.preprocessing.intensity import AIR, CtWindow
 from unet.data.splits import number_of
@@ -316,7 +317,7 @@ def _against_list(path: Path, seen: Sequence[Seen], bare: Sequence[str], report:
     for item in seen:
         wanted = spacings.get(item.id)
         if wanted and item.spacing and not np.allclose(item.spacing, wanted, rtol=1e-3):
-            other.append(f"{item.id} ({_x(item.spacing)}, listed {_x(wanted)})")
+            other.append(f"{item.id} ({times(item.spacing)}, listed {times(wanted)})")
     if other:
         report.warnings.append(f"{len(other)} cases have another spacing than {path.name} tells: {some(other)}")
     report.facts[path.name] = f"{len(listed)} cases, {len(here & set(listed))} of them here"
@@ -325,10 +326,6 @@ def _against_list(path: Path, seen: Sequence[Seen], bare: Sequence[str], report:
 def _listed_spacing(item: Mapping[str, Any]) -> tuple[float, ...] | None:
     found = item.get("voxel_spacing")
     return tuple(float(found[f"{axis}_spacing"]) for axis in "zyx") if found else None
-
-
-def _x(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
 
 
 def _look_cached(folder: Path, item: tuple[str, Mapping[str, Any] | None]) -> Seen:

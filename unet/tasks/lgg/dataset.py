@@ -75,11 +75,8 @@ def patient_folders(root: Path) -> list[Path]:
         deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
             root.parent for _ in filter(is_image, root.iterdir())
         }
-        where = (
-            f"--data {shell_path(min(deeper))}"
-            if deeper
-            else "--data PATH, a folder of patient folders with .tif slices"
-        )
+        below = f"--data {shell_path(min(deeper))}" if deeper else ""
+        where = below or "--data PATH, a folder of patient folders with .tif slices"
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
 
