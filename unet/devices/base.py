@@ -253,11 +253,6 @@ class Device:
         "pin_memory", whether batches are put into pinned memory."""
         return {"workers": 0}
 
-    def own_workers(self) -> dict[str, Any]:
-        """Loader options of an accelerator: workers start by forkserver, since forking is unsafe with a card in use."""
-        workers = max(0, min(8, launchers.cores(self.rank) - 1))
-        return {"workers": workers, "multiprocessing_context": "forkserver"}
-
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The loader's batches, on the device."""
         for batch in loader:
