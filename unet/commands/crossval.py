@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -141,7 +142,7 @@ def train_and_sum_up(
     if rows:
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
-        write_rows(folder / "cases.csv", rows)
+        files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
         print(table(rows, task, len(found)))
         print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
@@ -355,22 +356,10 @@ def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str,
     }
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
-
-
 def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
     """Table of scores by fold, with mean and standard deviation."""
     columns = [column for column in task.columns if column[0] in rows[0]]
-
-    def line(name: str, values: dict[str, float]) -> list[str]:
-        return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
-
+    line = functools.partial(tables.score_cells, columns)
     cells = [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
     about = summary(rows, task, folds)
     cells += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]

@@ -92,8 +92,8 @@ def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
 
 def outcome_text(reason: str) -> str:
     """The stop reason as text."""
-    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
-    return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
+    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "patience": "ended (--patience)"}
+    return "finished, the target is reached" if reason == "target" else words.get(reason, reason)
 
 
 def outcome_lines(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from unet.config.resolve import default_task
 from unet.config.task_settings import TaskSettings
+from unet.config.values import import_class
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,16 +54,9 @@ def task_class(name: str) -> type[Task]:
     if name in BUILT_IN:
         found: type[Task] = importlib.import_module(f"unet.tasks.{name}.task").TASK
         return found
-    module, _, attribute = name.partition(":")
     from unet.tasks.base import Task
 
-    try:
-        own = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does at its top
-        words = str(error).splitlines()[0] if str(error) else ""
-        raise UsageError(f"--task {name}: {type(error).__name__}: {words}.", HINT) from error
-    if not (isinstance(own, type) and issubclass(own, Task)):
-        raise UsageError(f"--task {name}: {attribute} is no subclass of unet.tasks.base.Task.", HINT)
+    own = import_class("--task", name, Task, HINT)
     require_complete(name, own)
     return own
 

@@ -54,10 +54,6 @@ class Kind:
         _, height, width, _ = self.shape
         return (width, height) if self.orientation > 4 else (height, width)
 
-    @property
-    def values(self) -> str:
-        return "1-bit values" if self.dtype == bool else f"{self.dtype} values"
-
     def inverted(self, array: Array) -> Array:
         """White for black."""
         if array.dtype == bool:
