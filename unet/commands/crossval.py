@@ -138,8 +138,7 @@ def train_and_sum_up(
     task.cached_cases()  # one process makes the cache
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
-    rows = results(finished, task)
-    if rows:
+    if rows := results(finished, task):
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
         files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
@@ -231,8 +230,7 @@ def hold_weights(stem: Path, folder: RunFolder) -> None:
     from unet.runtime.folders import locks
 
     files.make_folder(stem.parent)
-    owner = locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path):
         raise UsageError(
             f"The folds of {stem.absolute()} are being trained by another cross-validation ({owner}).",
             "Give another --run-name or --weights, or wait for it.",

@@ -105,8 +105,7 @@ def hold_output(config: Config, folder: RunFolder) -> None:
         make_folder(output)
     predict_outputs.require_free(create(config), config.replace(inputs=()), folder.earlier)
     make_folder(output.parent)
-    owner = locks.acquire(output.with_name(f".{output.name}.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(output.with_name(f".{output.name}.unet.lock"), folder.path):
         raise UsageError(
             f"--output: another run will write its masks into {output} ({owner}).",
             "Name another --output, or wait for that run.",
@@ -145,8 +144,7 @@ def hold_weights(weights: Path, folder: RunFolder) -> None:
         raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
     make_folder(weights.parent)
     state = CheckpointPaths(weights).state
-    owner = locks.acquire(state.with_name(f".{state.name}.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(state.with_name(f".{state.name}.unet.lock"), folder.path):
         raise UsageError(
             f"{weights.absolute()} is being written by another run ({owner}).",
             "Give another --weights FILE or --run-name, or wait for that run.",

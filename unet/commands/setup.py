@@ -280,7 +280,6 @@ def explaining_oom(context: Context) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        advice = explain_oom(error, context)
-        if advice:
+        if advice := explain_oom(error, context):
             raise advice from error
         raise

@@ -178,8 +178,7 @@ def run_training(
         with run.stop.listen():
             return trainer.train(run)
     except (RuntimeError, MemoryError) as error:  # a context manager would keep the frames and their tensors alive
-        advice = setup.explain_oom(error, context, run)
-        if advice:
+        if advice := setup.explain_oom(error, context, run):
             raise advice from error
         raise
 
@@ -301,8 +300,7 @@ def opening_lines(
 def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
     """The training and validation cases of a split. Raises UnetError for a case that is not in the cache, or is in
     both."""
-    both = sorted(set(split["train"]) & set(split["validation"]))
-    if both:
+    if both := sorted(set(split["train"]) & set(split["validation"])):
         raise UnetError(
             f"{len(both)} cases are used for training and for validation ({', '.join(both[:3])}), so scores would be"
             f" meaningless.",

@@ -220,10 +220,9 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
             facts = safetensors_header.read(path).facts if ours else pickles.structure(path)
         except (UnetError, pickles.UnsafePickle):
             continue
-        if isinstance(facts, dict) and isinstance(facts.get("format"), str):
-            task = known_task(facts, path, known)
-            if task:
-                return task, f"weights {path.name}"
+        has_format = isinstance(facts, dict) and isinstance(facts.get("format"), str)
+        if has_format and (task := known_task(facts, path, known)):
+            return task, f"weights {path.name}"
     return None
 
 
@@ -304,8 +303,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.absolute()}: {size} bytes are no file of settings (at most {LARGEST}).", SETTINGS)
     if "settings" not in content:
         return dict(content)
-    wrong = schema_error(content, CONFIG)
-    if wrong:
+    if wrong := schema_error(content, CONFIG):
         raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
     return {
         name: item["value"]

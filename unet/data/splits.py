@@ -78,8 +78,7 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     kept = [item for item in ids if item not in taken]
     if train is not None:
         kept = list(dict.fromkeys(_match(name, known, together, path) for name in train))
-    both = sorted(taken & set(kept))
-    if both:
+    if both := sorted(taken & set(kept)):
         raise DataError(f"{path.absolute()}: {', '.join(both[:3])} in both parts.", "Keep each case in one part.")
     return {"train": sorted(kept), "validation": sorted(held)}
 

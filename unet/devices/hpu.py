@@ -168,8 +168,7 @@ def write_lists(path: Path) -> dict[str, str]:
             f"--precision-ops {path}: expected lists of operators by precision.",
             'Write for example {"lower": ["conv2d", "matmul"], "fp32": ["mul", "mean"]}.',
         )
-    both = set(lists.get("lower", ())) & set(lists.get("fp32", ()))
-    if both:
+    if both := set(lists.get("lower", ())) & set(lists.get("fp32", ())):
         raise UsageError(
             f"--precision-ops {path}: these operators are in both lists: {', '.join(sorted(both)[:3])}.",
             "Keep each in one list only.",

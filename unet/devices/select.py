@@ -75,7 +75,6 @@ def foreign(name: str, options: DeviceOptions, rank: Rank, workload: Workload) -
     DeviceError if it cannot be used."""
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
     device: type[Device] = import_class("--device-module", name, Device, hint)
-    why = usable(device, options, rank, workload)
-    if why:
+    if why := usable(device, options, rank, workload):
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
     return device

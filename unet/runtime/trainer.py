@@ -139,8 +139,7 @@ class Trainer:
 
     def emit(self, event: str, **values: Any) -> None:
         for callback in self.callbacks:
-            handler = getattr(callback, event, None)
-            if handler:
+            if handler := getattr(callback, event, None):
                 handler(self, **values)
 
 
@@ -347,8 +346,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    epoch_is_complete = progress.batch >= run.steps_per_epoch * options.accumulate
-    if epoch_is_complete:
+    if progress.batch >= run.steps_per_epoch * options.accumulate:  # the epoch is complete
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}
     return row, better

@@ -102,8 +102,7 @@ def parse(path: Path, stream: BinaryIO, size: int) -> Header:
     wrong = schema_error(content, {str: TENSOR}, "its header") or schema_error(
         about, {str: str}, "its header's metadata"
     )
-    wrong = wrong or _offset_error(content, size - 8 - length)
-    if wrong:
+    if wrong := wrong or _offset_error(content, size - 8 - length):
         raise damaged(path, f"cut short, or damaged ({wrong})")
     text, facts = about.get("facts", ""), {}
     if text:

@@ -240,8 +240,7 @@ def missing_of(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _require_whole(folder: Path, layout: Layout, records: Mapping[str, Any], again: str) -> None:
-    wrong = integrity.damaged(folder, layout, records)
-    if wrong:
+    if wrong := integrity.damaged(folder, layout, records):
         case = next(iter(wrong))
         more = f"; {len(wrong)} of {len(records)} cases are damaged ({', '.join(list(wrong)[:3])})"
         raise CacheError(
@@ -287,8 +286,7 @@ def ensure(
         require_same_set(folder, found["cases"], indexed)
         stale = set(outdated(folder, layout, found["cases"], asked))
         gone = set(found["cases"]) - {case.id for case in indexed} if chosen is None else set()
-        changed = sorted((stale & set(found["cases"])) | gone)
-        if changed:
+        if changed := sorted((stale & set(found["cases"])) | gone):
             raise CacheError(
                 f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
                 f" ({', '.join(changed[:3])}).",

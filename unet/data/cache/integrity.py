@@ -81,8 +81,7 @@ def report(
     records = manifest["cases"]
     wrong = damaged(folder, layout, records, always=True)
     errors += [f"{folder}: {words}; make it again with preprocess" for words in wrong.values()]
-    bare = sum("arrays" not in record for record in records.values())
-    if bare:
+    if bare := sum("arrays" not in record for record in records.values()):
         warnings.append(f"{bare} of {len(records)} cases have no digests (an earlier version); preprocess makes them")
     return wrong
 

@@ -82,8 +82,7 @@ def values(head: Header, background: float = 0.0) -> Iterator[Array]:
         with np.errstate(over="ignore", invalid="ignore"):
             doubtful = block.dtype.kind == "f" and not math.isfinite(block.sum(dtype=np.float32))
         if doubtful and not np.isfinite(block).all():
-            infinite = int(np.isinf(block).sum())
-            if infinite:
+            if infinite := int(np.isinf(block).sum()):
                 raise _no_numbers(head, infinite)
             gaps = np.isnan(block)
             count += int(gaps.sum())

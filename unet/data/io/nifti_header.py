@@ -6,6 +6,7 @@ nibabel understands the headers; it does not correct them: its own loader would 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import zlib
@@ -116,14 +117,11 @@ def raw_header(path: Path) -> Any:
 
 
 def _start(path: Path) -> bytes:
-    stream = Unpacked(path)
-    try:
+    with contextlib.closing(Unpacked(path)) as stream:
         found = b""
         while len(found) < 540 and (piece := stream.read(540 - len(found))):
             found += piece
         return found
-    finally:
-        stream.close()
 
 
 def shape_of(path: Path, raw: Any) -> tuple[int, int, int]:

@@ -151,8 +151,7 @@ def require_state(content: Mapping[str, Any], path: Path) -> None:
             "Give the state file or the run's folder with --resume; weights alone: --load FILE.",
         )
     weights_of({"model": content.get("model")}, path)
-    wrong = schema_error(content, STATE_PARTS, "the state") or wrong_progress(content["progress"])
-    if wrong:
+    if wrong := schema_error(content, STATE_PARTS, "the state") or wrong_progress(content["progress"]):
         raise CheckpointError(
             f"{path.absolute()}: {wrong}.",
             "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",

@@ -97,14 +97,12 @@ class Watchdog(threading.Thread):
 
     def watch(self) -> tuple[str | None, bool]:
         """(failure message or None, whether rank 0 is lost and cannot report it)."""
-        failure = self.read("failure")
-        if failure:
+        if failure := self.read("failure"):
             return failure, False
         watched = [rank for rank in range(self.world) if rank != self.rank] if self.rank == 0 else [0]
         now = time.monotonic()
         for rank in watched:
-            left = self.read(f"left/{rank}")
-            if left:
+            if left := self.read(f"left/{rank}"):
                 return f"{self.who(rank)} ended with an error: {left}", False
             if left is not None:
                 self.peers.pop(rank, None)

@@ -32,8 +32,7 @@ def acquire(path: Path, run: Path) -> str:
             descriptor = os.open(key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise files.explain(error, path) from error
-        owner = _lock(descriptor, key)
-        if owner:
+        if owner := _lock(descriptor, key):
             os.close(descriptor)
             return owner
         if not _is_at(descriptor, key):  # its owner removed it after we opened it and before we locked it

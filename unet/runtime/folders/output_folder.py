@@ -114,8 +114,7 @@ class OutputFolder:
         try:
             with open(path, "a+b") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
-                end = stream.seek(0, os.SEEK_END)
-                if end:
+                if end := stream.seek(0, os.SEEK_END):
                     stream.seek(end - 1)
                     line = line if stream.read(1) == b"\n" else "\n" + line
                 stream.write(line.encode())

@@ -77,8 +77,7 @@ class RunFolder:
 
     def take(self) -> None:
         """Lock the name of this run. Raises UsageError while another process holds it."""
-        owner = locks.acquire(self.lock, self.path)
-        if owner:
+        if owner := locks.acquire(self.lock, self.path):
             raise self._running(owner)
         self.require_stopped()
 
@@ -103,8 +102,7 @@ class RunFolder:
     def _require_replaceable(self, kind: str, overwrite: bool) -> None:
         status, place = read_status(self.path), self.path.absolute()
         files.remove_leftovers(self.path)
-        strange = self.contents.strange()
-        if strange:
+        if strange := self.contents.strange():
             raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
         made_elsewhere = self.contents.listed() is None and any(self.path.iterdir())
         if made_elsewhere or any((self / name).exists() for name in RESULTS):

@@ -80,8 +80,7 @@ def shape_of(path: Path) -> tuple[int, int, int]:
     if not path.is_dir():
         return stack_shape(path)
     paths = slices_in(path)
-    wrong = irregular(paths)
-    if wrong:
+    if wrong := irregular(paths):
         raise DataError(f"{wrong[0]} ({len(wrong)} of {len(paths)} slices).", "Copy the slices again.")
     sizes: list[tuple[int, int]] = []
     for item in paths:
