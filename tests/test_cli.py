@@ -15,7 +15,7 @@ from conftest import ROOT, error_of
 from unet import cli as program
 from unet.config.options import fields, normalize_dashes
 from unet.config.resolve import resolve
-from unet.config.schema import Config, require_consistent
+from unet.config.schema import Config, contradictions
 from unet.errors import UsageError
 from unet.tasks import registry
 
@@ -259,9 +259,7 @@ def test_settings_that_cannot_be(cli, line: str, words: str) -> None:
 
 
 def test_check_reports_all() -> None:
-    with pytest.raises(UsageError) as caught:
-        require_consistent(make_config(image_size=100, fold=9, verbose=True, quiet=True))
-    assert caught.value.message.count(";") >= 2
+    assert len(contradictions(make_config(image_size=100, fold=9, verbose=True, quiet=True))) >= 3
 
 
 def test_unknown_command(cli) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unet.errors import UnetError
-from unet.files import digest, digest_files, inside, misfit, read_json, require_regular
+from unet.files import digest, digest_files, path_inside, read_json, require_regular, schema_error
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from unet.files import digest, digest_files, inside, misfit, read_json, require_
     ],
 )
 def test_a_schema_names_the_place(value: Any, schema: Any, words: str) -> None:
-    found = misfit(value, schema)
+    found = schema_error(value, schema)
     assert (words in found) if words else not found
 
 
@@ -66,12 +66,12 @@ def test_a_name_from_a_file_stays_inside(tmp_path: Path, name: Any) -> None:
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
     with pytest.raises(UnetError, match="not the name of a file"):
-        inside(folder, name)
+        path_inside(folder, name)
 
 
 def test_plain_names_are_taken(tmp_path: Path) -> None:
-    assert inside(tmp_path, "case_00000_x.npy") == tmp_path / "case_00000_x.npy"
-    assert inside(tmp_path, "patient/slice 1.tif") == tmp_path / "patient" / "slice 1.tif"
+    assert path_inside(tmp_path, "case_00000_x.npy") == tmp_path / "case_00000_x.npy"
+    assert path_inside(tmp_path, "patient/slice 1.tif") == tmp_path / "patient" / "slice 1.tif"
 
 
 def test_the_digest_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:

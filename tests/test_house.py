@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from unet.tasks.registry import BUILT_IN
+
 PROGRAM = ROOT / "unet"
 MODULES = sorted(path for path in PROGRAM.rglob("*.py") if path.name != "__init__.py")
 BASE = {"errors", "files", "host", "windows", "config", "weight_files"}
@@ -51,9 +53,7 @@ TORCH_FREE = [
     "data.context",
     "data.io.outputs",
     "tasks.base",
-    "tasks.lgg.task",
-    "tasks.kits19.task",
-    "tasks.em.task",
+    *(f"tasks.{name}.task" for name in BUILT_IN),
     "devices.select",
     "devices.base",
     "devices.cpu",
@@ -122,6 +122,11 @@ def test_device_words_stand_in_devices_and_the_flag_table(path: Path) -> None:
     assert not words, f"{path} speaks of a device"
 
 
+def test_models_ask_for_no_device() -> None:
+    for path in (path for path in MODULES if part(path) == "models"):
+        assert not re.search(r"device\.type|is_cpu|autocast\(|is_compiling", path.read_text()), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PROGRAM)))
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
@@ -142,7 +147,7 @@ def test_no_path_of_the_data_is_written_down() -> None:
             assert "/work" + "/" not in path.read_text(), name
 
 
-TASK_WORDS = re.compile(r"\b(lgg|kits19|em|kidney|tumour|membranes?|misfit_valid)\b", re.IGNORECASE)
+TASK_WORDS = re.compile(rf"\b({'|'.join(BUILT_IN)}|kidney|tumour|membranes?|misfit_valid)\b", re.IGNORECASE)
 KNOWS_A_TASK = {
     "config/flags.py": {"lgg"},  # the task that is run where none is named
     "models/convert.py": {"LGG"},  # the published network whose weights it reads

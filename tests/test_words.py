@@ -20,11 +20,16 @@ NAMES = {  # identifier -> the term to use
     "foot": "metric_notes",
     "compose": "setup",
     "meet": "init_distributed",
+    "misfit": "schema_error",
+    "silence": "LOCK_TIMEOUT",
+    "unlike": "mismatch",
 }
 METHODS = {"asked": "requested"}  # as a method only: `asked` is a fine name of a value
 PHRASES = {
     "what is learnt": "task to run",
     "made data": "synthetic data",
+    "hang together": "structure",
+    "mend the": "repair the",
     "the seed's": "the project's name (Argonne, Habana, MLPerf)",
     "what is in force": "every setting and where it came from",
 }

@@ -28,9 +28,7 @@ from unet.tasks import registry
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A subcommand: its help, an example, its groups of settings. Its code is
-    `unet/commands/<name>.py`.
-    """
+    """A subcommand: its help, an example, its groups of settings. Its code is `unet/commands/<name>.py`."""
 
     help: str
     example: str
@@ -39,10 +37,7 @@ class Command:
 
 
 APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
-TRAINING = (
-    *("general", "run", "split", "train", "save", "predict", "mlperf"),
-    *APPLYING,
-)
+TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", *APPLYING)
 COMMANDS = {
     "train": Command(
         "train a network and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
@@ -117,16 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
-    except OSError as error:
-        failure = explain(error)
-        failure.__cause__ = error
-    except MemoryError as error:
-        failure = UnetError(
-            "This process ran out of memory.", "Type a smaller --batch-size, --image-size or --workers."
-        )
-        failure.__cause__ = error
     except Exception as error:  # still two lines, the traceback on request
-        failure = unexpected(error)
+        failure = explain(error) if isinstance(error, OSError) else unexpected(error)
         failure.__cause__ = error
     from unet.commands import launch
 
@@ -148,7 +135,9 @@ def require_folder() -> None:
 
 
 def unexpected(error: Exception) -> UnetError:
-    """A bug of this program, as a two-line error."""
+    """A lack of memory, or a bug of this program, as a two-line error."""
+    if isinstance(error, MemoryError):
+        return UnetError("This process ran out of memory.", "Type a smaller --batch-size, --image-size or --workers.")
     first = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, NotImplementedError) and not first:  # of a task or device of the user's own
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -6,8 +6,8 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 
 class UnetError(Exception):
-    """What is wrong (`message`) and what mends it (`hint`); `exit_code` is what the process returns; `shown`
-    whether another process of the run tells the user (None: the usual rule)."""
+    """What is wrong (`message`) and what to do (`hint`). `exit_code`: of the process; `shown`: whether another process
+    of the run prints it (None: the usual rule)."""
 
     exit_code = FAILED
     shown: bool | None = None
@@ -35,7 +35,7 @@ class DataError(UnetError):
 
 
 class CacheError(UnetError):
-    """A cache does not fit the settings, or is damaged."""
+    """A cache does not match the settings, or is damaged."""
 
 
 class CheckpointError(UnetError):
@@ -43,8 +43,8 @@ class CheckpointError(UnetError):
 
 
 class DamagedError(CheckpointError):
-    """A file of weights or a state is not whole: cut short, empty, or not the bytes that were written."""
+    """A file of weights or a state is truncated, empty or corrupt."""
 
 
 class DeviceError(UnetError):
-    """A device was asked for that cannot be used, or has failed."""
+    """The requested device cannot be used, or has failed."""

@@ -1,4 +1,4 @@
-"""Writing that survives a crash: atomic replacement, locks with an owner and an age, fingerprints."""
+"""Files: atomic writes, checked reads of JSON, locks between processes, digests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -21,12 +22,12 @@ from unet.errors import StorageError, UnetError
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SILENCE = 600.0  # seconds without a sign of life after which the owner of a lock is not waited for any more
-_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+LOCK_TIMEOUT = 600.0  # seconds; a lock whose owner has not touched it for so long is an error
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explain(error: OSError, path: Path | str | None = None) -> StorageError:
-    """The two-line form of an operating-system error on `path`."""
+    """The two-line error for an operating-system error on `path`."""
     name = os.fspath(path) if path is not None else error.filename
     target = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else "A file, or the output"
     if error.errno in _NO_SPACE:
@@ -35,7 +36,7 @@ def explain(error: OSError, path: Path | str | None = None) -> StorageError:
             "Free some room or name another folder (--out, --weights or --cache), then type the command again;"
             " a run goes on with --resume.",
         )
-    if error.errno in _NO_RIGHT:
+    if error.errno in _NO_PERMISSION:
         return StorageError(
             f"{target}: {error.strerror}.",
             "Give this user the right to read or write there, or name another place with --out, --weights, --cache or"
@@ -59,8 +60,8 @@ def make_folder(path: Path) -> Path:
 def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on a clean exit flush, fsync and rename it over `path`.
 
-    Whatever happens, `path` holds either its old content or the whole new one; with `before` the old content gets that
-    name first. Raises UnetError (two lines) when the disk is full or the folder cannot be written.
+    After a crash `path` has its old content or the complete new one; with `before` the old content gets that name
+    first. Raises StorageError if the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.tmp")
@@ -70,7 +71,7 @@ def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         if before is not None and path.exists():
-            _keep(path, before, path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}.tmp"))
+            _move_aside(path, before, path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}.tmp"))
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -82,9 +83,9 @@ def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
         raise
 
 
-def _keep(path: Path, before: Path, spare: Path) -> None:
-    """Give the content of `path` also the name `before`. Both are whole at every moment; where the file system has no
-    links, `path` is gone for a moment and `before` is there."""
+def _move_aside(path: Path, before: Path, spare: Path) -> None:
+    """Give the content of `path` also the name `before`. Both are complete at every moment; on a file system without
+    links, `path` is missing for a moment and `before` exists."""
     with contextlib.suppress(OSError):
         spare.unlink()
     try:
@@ -107,7 +108,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file. Raises UnetError where it cannot be written."""
+    """Add a line to a file. Raises StorageError if it cannot be written."""
     if os.path.lexists(path):
         require_regular(path)
     try:
@@ -140,15 +141,14 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def real(path: Path) -> Path:
-    """The path without links; links in a circle are left as they are (Path.resolve raises RuntimeError for them)."""
+def real_path(path: Path) -> Path:
+    """The path without links; a loop of links is left as it is (Path.resolve raises RuntimeError for it)."""
     return Path(os.path.realpath(path))
 
 
 def require_regular(path: Path | str) -> Path:
-    """`path` if it is a file that can be read to its end. Raises StorageError where it is missing, a folder, a pipe, a
-    device, or a link that leads nowhere or in a circle: opening those can wait for ever.
-    """
+    """`path` if it is a regular file. Raises StorageError if it is missing, a folder, a pipe, a device or a broken
+    link: opening those may block forever."""
     path = Path(path)
     if "\0" in os.fspath(path):
         raise StorageError(f"{os.fspath(path)!r}: a file name cannot hold a NUL character.", "Check the name.")
@@ -157,10 +157,14 @@ def require_regular(path: Path | str) -> Path:
     except OSError as error:
         raise explain(error, path) from error
     if not stat.S_ISREG(mode):
-        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-        kind = next((name for test, name in kinds if test(mode)), "a device")
-        raise StorageError(f"{path.absolute()}: is {kind}, not a file.", "Name a regular file.")
+        raise StorageError(f"{path.absolute()}: is {kind_of(mode)}, not a file.", "Name a regular file.")
     return path
+
+
+def kind_of(mode: int) -> str:
+    """The kind of file that `st_mode` says, in words."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_text(path: Path | str, limit: int = 2**30) -> str:
@@ -182,38 +186,39 @@ def read_text(path: Path | str, limit: int = 2**30) -> str:
         ) from error
 
 
-def read_json(path: Path | str, schema: Any = None, hint: str = "Mend the file, or delete it.") -> Any:
-    """Parse a JSON file and check its shape. Raises UnetError where it is missing, not a regular file, cut short, not
-    JSON, or does not fit `schema` (see `misfit`); `hint` is what to type then.
+def read_json(path: Path | str, schema: Any = None, hint: str = "Repair the file, or delete it.") -> Any:
+    """Parse a JSON file and check it against `schema` (see `schema_error`). Raises UnetError with `hint` if it is no
+    regular file, not JSON, or does not match.
     """
     text = read_text(path)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnetError(f"{Path(path).absolute()}: not valid JSON ({str(error)[:120]}).", hint) from error
-    wrong = misfit(found, schema) if schema is not None else ""
-    if wrong:
+    if schema is not None and (wrong := schema_error(found, schema)):
         raise UnetError(f"{Path(path).absolute()}: {wrong}.", hint)
     return found
 
 
-def misfit(value: Any, schema: Any, at: str = "the file") -> str:
-    """Where `value` (parsed JSON) does not fit `schema`, in words; empty where it fits.
+def schema_error(value: Any, schema: Any, at: str = "the file") -> str:
+    """The first mismatch between `value` (parsed JSON) and `schema`, in words; empty if there is none.
 
     A schema is: a type (`int` takes no bool, `float` takes int, no NaN or infinity); `object` for anything; None for
-    null; a set of the values allowed; a tuple of schemas, one of which must fit; a list of one schema, for each item; a
-    dict of name -> schema, where `"name?"` may be missing and other names may be there; a dict `{str: schema}`, for
-    each value whatever its name.
+    null; a set of allowed values; a tuple of schemas, one of which must match; a list of one schema, for each item; a
+    dict of name -> schema, where `"name?"` may be missing and others may be added; a dict `{str: schema}`, for each
+    value.
     """
     if isinstance(schema, tuple):
-        return "" if any(not misfit(value, item, at) for item in schema) else _unlike(value, schema, at)
+        return "" if any(not schema_error(value, item, at) for item in schema) else _mismatch(value, schema, at)
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return _unlike(value, list, at)
-        return next((wrong for i, item in enumerate(value) if (wrong := misfit(item, schema[0], f"{at}[{i}]"))), "")
+            return _mismatch(value, list, at)
+        return next(
+            (wrong for i, item in enumerate(value) if (wrong := schema_error(item, schema[0], f"{at}[{i}]"))), ""
+        )
     if isinstance(schema, dict):
         if not isinstance(value, dict):
-            return _unlike(value, dict, at)
+            return _mismatch(value, dict, at)
         within = "" if at == "the file" else f"{at}."
         if str in schema:
             fits = ((f"{within}{name}", item, schema[str]) for name, item in value.items())
@@ -223,11 +228,11 @@ def misfit(value: Any, schema: Any, at: str = "the file") -> str:
                 return f"{at} lacks {missing[0]!r}"
             names = ((name.removesuffix("?"), item) for name, item in schema.items())
             fits = ((f"{within}{name}", value[name], item) for name, item in names if name in value)
-        return next((wrong for name, item, wanted in fits if (wrong := misfit(item, wanted, name))), "")
-    return "" if _is_a(value, schema) else _unlike(value, schema, at)
+        return next((wrong for name, item, wanted in fits if (wrong := schema_error(item, wanted, name))), "")
+    return "" if _matches(value, schema) else _mismatch(value, schema, at)
 
 
-def _is_a(value: Any, schema: Any) -> bool:
+def _matches(value: Any, schema: Any) -> bool:
     if schema is None or isinstance(schema, set):
         return value is None if schema is None else isinstance(value, str | int | float) and value in schema
     if schema is float:
@@ -237,13 +242,13 @@ def _is_a(value: Any, schema: Any) -> bool:
     return isinstance(value, schema)
 
 
-def _unlike(value: Any, schema: Any, at: str) -> str:
-    return f"{at} is {json.dumps(value, default=str)[:60]}, expected {_words(schema)}"
+def _mismatch(value: Any, schema: Any, at: str) -> str:
+    return f"{at} is {json.dumps(value, default=str)[:60]}, expected {_schema_text(schema)}"
 
 
-def _words(schema: Any) -> str:
+def _schema_text(schema: Any) -> str:
     if isinstance(schema, tuple):
-        return " or ".join(_words(item) for item in schema)
+        return " or ".join(_schema_text(item) for item in schema)
     if isinstance(schema, set):
         return " or ".join(sorted(map(str, schema)))
     kinds: dict[Any, str] = {
@@ -259,9 +264,9 @@ def _words(schema: Any) -> str:
     return kinds.get(kind, "a value")
 
 
-def inside(folder: Path, name: Any) -> Path:
-    """The path of `name` in `folder`, for names that were read from a file. Raises UnetError for one that would lead
-    out of the folder (absolute, `..`, over a link) or is no file name.
+def path_inside(folder: Path, name: Any) -> Path:
+    """The path of `name` in `folder`, for names that were read from a file. Raises UnetError if it leads out of the
+    folder (absolute, `..`, through a link) or is no file name.
     """
     parts = name.split("/") if isinstance(name, str) else [""]
     bad = any(
@@ -269,7 +274,7 @@ def inside(folder: Path, name: Any) -> Path:
     )
     path = folder.joinpath(*parts) if not bad else folder
     if not bad and len(parts) > 1:
-        bad = not real(path.parent).is_relative_to(real(folder))
+        bad = not real_path(path.parent).is_relative_to(real_path(folder))
     if bad:
         raise UnetError(
             f"{folder.absolute()}: {str(name)[:120]!r} is not the name of a file in this folder.",
@@ -278,11 +283,21 @@ def inside(folder: Path, name: Any) -> Path:
     return path
 
 
+def set_aside(path: Path, suffix: str) -> Path:
+    """Rename a file to the first free `<name>.<suffix><number>`. Returns the new path. Raises StorageError."""
+    names = (path.with_name(f"{path.name}.{suffix}{number}") for number in itertools.count(1))
+    new = next(name for name in names if not os.path.lexists(name))
+    try:
+        return path.rename(new)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed process of this host left in `folder`."""
+    """Delete the temporary files of killed processes of this host from `folder`."""
     for path in folder.glob(f".*.{_HOST}-*.tmp"):
         owner = path.name.rsplit("-", 1)[1].removesuffix(".tmp")
-        if owner.isdecimal() and not alive(int(owner)):
+        if owner.isdecimal() and not process_alive(int(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -301,7 +316,7 @@ def digest(*contents: bytes) -> str:
 
 
 def digest_files(*paths: Path) -> str:
-    """Thirty-two hex digits of BLAKE2b over the contents of `paths` in order, read a piece at a time."""
+    """Thirty-two hex digits of BLAKE2b over the contents of `paths` in order."""
     total = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
@@ -313,8 +328,8 @@ def digest_files(*paths: Path) -> str:
     return total.hexdigest()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this host lives; one that has ended and waits to be reaped does not."""
+def process_alive(pid: int) -> bool:
+    """Whether a process of this host runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -329,47 +344,47 @@ def alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold `path` as a lock; wait while another process holds it. The kernel frees it when its owner dies.
+    """Hold a lock file; wait while another process holds it. The kernel releases it when its owner dies.
 
-    The file names its owner (host, process, since when); `waiting` is told once, in words, whom we wait for. An owner
-    that works touches the file now and then: Raises StorageError where it has not for `SILENCE` seconds, since it is
-    stopped, or its disk or its host does not answer.
+    The file names its owner (host, process, start). `waiting` is called once, with a text that names the owner. The
+    owner touches the file regularly. Raises StorageError if it has not for `LOCK_TIMEOUT` seconds: it is stopped, or
+    its disk or host does not answer.
     """
     try:
         stream = open(path, "a+")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise explain(error, path) from error
     with stream:
-        touched, quiet, told = 0, 0.0, False
+        touched, idle, notified = 0, 0.0, False
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if waiting and not told:
+                if waiting and not notified:
                     waiting(f"waiting for {_owner(path)}, which holds {path}")
-                    told = True
+                    notified = True
                 time.sleep(0.2)
                 before, touched = touched, os.fstat(stream.fileno()).st_mtime_ns
-                quiet = 0.0 if touched != before else quiet + 0.2  # counted: this process may itself be stopped a while
-                if quiet > SILENCE:
+                idle = 0.0 if touched != before else idle + 0.2  # not by the clock: this process may be stopped too
+                if idle > LOCK_TIMEOUT:
                     raise StorageError(
-                        f"{path.absolute()}: {_owner(path)} holds it, without a sign of life for {SILENCE:.0f} s.",
+                        f"{path.absolute()}: {_owner(path)} holds it, without a sign of life for {LOCK_TIMEOUT:.0f} s.",
                         "Let that process go on (kill -CONT) or end it (kill -KILL), then type the command again.",
                     ) from None
         stream.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, stream)
         stream.flush()
-        done = threading.Event()
-        threading.Thread(target=_keep_touching, args=(path, done), daemon=True).start()
+        released = threading.Event()
+        threading.Thread(target=_touch_until, args=(path, released), daemon=True).start()
         try:
             yield
         finally:
-            done.set()
+            released.set()
 
 
-def _keep_touching(path: Path, done: threading.Event) -> None:
-    while not done.wait(SILENCE / 10):
+def _touch_until(path: Path, released: threading.Event) -> None:
+    while not released.wait(LOCK_TIMEOUT / 10):
         with contextlib.suppress(OSError):
             os.utime(path)
 

@@ -24,12 +24,7 @@ from typing import Any
 
 from unet.errors import UnetError
 
-TO_STOP = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-)  # signals by which users and schedulers stop a run
+TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
 PARTING = 3.0  # seconds for a process to finish its current item
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
@@ -165,6 +160,18 @@ def progress(
 
 class ProcessLost(UnetError):
     """A worker process died while it worked on an item."""
+
+
+def run_all(work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str) -> None:
+    """As `process_map`, for work without results. Raises the first error, UnetError if a process was killed."""
+    try:
+        for _, future in process_map(work, items, name, unit):
+            future.result()
+    except ProcessLost as error:
+        raise UnetError(
+            f"A process of {name!r} has died: {error.message}",
+            "Free some memory, then type the command again: it goes on where it stopped.",
+        ) from error
 
 
 def process_map(

@@ -269,7 +269,7 @@ def test_the_network_is_counted_before_it_is_built() -> None:
 
 
 def test_the_memory_of_what_every_task_does_by_default_is_granted() -> None:
-    for task in ("lgg", "em", "kits19"):
+    for task in registry.BUILT_IN:
         assert not capacity.too_large(parsed(f"--task {task}"))
     wide = parsed("--width 600")  # 11 GB to make, four times that to train
     assert len(capacity.too_large(wide, own_memory=False)) >= len(capacity.too_large(wide, own_memory=True))

@@ -281,9 +281,9 @@ def test_a_killed_process_of_preprocess(cli: Callable[..., tuple[int, str, str]]
 
 
 def test_a_lock_whose_owner_is_stopped_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SILENCE", 2.0)
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 2.0)
     code = (
-        "import sys, time, pathlib; from unet import files; files.SILENCE = 2.0\n"
+        "import sys, time, pathlib; from unet import files; files.LOCK_TIMEOUT = 2.0\n"
         "with files.lock(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(1000)\n"
     )

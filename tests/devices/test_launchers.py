@@ -194,8 +194,8 @@ def test_torchrun_s_own_thread_count_is_nobody_s_wish() -> None:
 
 def test_the_interface_by_which_a_node_is_reached() -> None:
     """Never the loopback: a node's own name often stands for 127.0.1.1."""
-    assert launchers.interface("127.0.1.1") != "lo"
-    assert launchers.interface("no such host") != "lo"
+    assert launchers.route("127.0.1.1")[0] != "lo"
+    assert launchers.route("no such host")[0] != "lo"
 
 
 def test_a_flag_for_several_processes_without_a_launcher() -> None:

@@ -134,7 +134,17 @@ class Trial:
             self.log.starts(1, mlperf_rules.process_began(), cleared)
         kept = Checkpoints(files, {})
         self.run = trainer.Trainer(
-            *(config, Task(config), self.device, model, model, model, optimizer, self.device.scaler()),
+            *(
+                config.train,
+                config.save,
+                Task(config),
+                self.device,
+                model,
+                model,
+                model,
+                optimizer,
+                self.device.scaler(),
+            ),
             loader=Loader(batches, config.train.batch_size, fail),
             evaluate=lambda: self.score(scores),
             stop=trainer.Stop(),

@@ -14,7 +14,7 @@ from builders import make_config
 from unet.data import drawing
 from unet.runtime.callbacks import pictures
 from unet.tasks.kits19 import figure
-from unet.tasks.registry import create
+from unet.tasks.registry import BUILT_IN, create, task_class
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"}
 
@@ -70,7 +70,7 @@ def test_probabilities_have_a_bar_and_colours_a_key(figures: list[Any]) -> None:
     assert len(figures[1].axes) == 1 and not figures[1].legends
 
 
-@pytest.mark.parametrize("name", ["lgg", "em", "kits19"])
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if task_class(name).colour_key])
 def test_colours_are_told_apart_by_the_colour_blind(name: str) -> None:
     colours = [colour for _, colour in create(make_config(name)).colour_key]
     assert len(colours) >= 2

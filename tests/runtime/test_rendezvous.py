@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT, TINY
 from torch.distributed import HashStore, TCPStore
 
-from unet.devices.launchers import Rank, own_address
+from unet.devices.launchers import Rank, route
 from unet.errors import UnetError, UsageError
 from unet.runtime.distributed import rendezvous
 from unet.runtime.distributed.rendezvous import Line, Meeting
@@ -135,7 +135,7 @@ def test_a_rank_without_the_secret_is_told(place: Path, monkeypatch: pytest.Monk
 
 
 def test_a_name_that_means_the_loopback_here_is_the_node_s_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = own_address("192.0.2.1")
+    own = route("192.0.2.1")[1]
     if own is None:
         pytest.skip("this machine has no network")
     port = free_port()

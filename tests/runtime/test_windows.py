@@ -331,22 +331,20 @@ def test_label_map_is_argmax() -> None:
         assert np.array_equal(label_maps.label_map(logits).numpy(), logits.numpy().argmax(0))
 
 
-def test_label_map_of_a_view_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_maps, "CHUNK", 100)
+def test_label_map_of_a_view_in_several_chunks() -> None:
     logits = torch.randn(3, 12, 14, 16, generator=torch.Generator().manual_seed(5))[:, 1:, 2:-1, 3:]
-    assert torch.equal(label_maps.label_map(logits).long(), logits.argmax(0))
+    assert torch.equal(label_maps.label_map(logits, 100).long(), logits.argmax(0))
 
 
 @pytest.mark.parametrize("chunk", [10, 10**6])
-def test_confusion_counts_pairs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_maps, "CHUNK", chunk)
+def test_confusion_counts_pairs(chunk: int) -> None:
     prediction, target = torch.randint(0, 3, (2, 7, 5, 6), generator=torch.Generator().manual_seed(6)).byte()
-    counts = label_maps.confusion(prediction, target)
+    counts = label_maps.confusion(prediction, target, chunk=chunk)
     for t, p in itertools.product(range(3), repeat=2):
         assert counts[t, p] == sum(
             a == t and b == p for a, b in zip(target.flatten().tolist(), prediction.flatten().tolist(), strict=True)
         )
-    scores = label_maps.dice_by_class(counts)
+    scores = label_maps.dice_by_class(prediction, target, chunk=chunk)
     for number in range(3):
         p, t = prediction == number, target == number
         assert scores[number] == pytest.approx((2 * (p & t).sum().item() + 1e-6) / (p.sum() + t.sum() + 1e-6).item())
@@ -358,20 +356,19 @@ def test_a_class_that_there_is_not_is_an_error(label: int) -> None:
     target = torch.zeros(2, 3, 4, dtype=torch.uint8)
     target[1, 1, 1] = label
     with pytest.raises(UnetError, match=f"goes up to {label}"):
-        label_maps.confusion(torch.zeros_like(target), target)
+        label_maps.dice_by_class(torch.zeros_like(target), target)
 
 
 def test_an_absent_class_scores_one() -> None:
     nothing = torch.zeros(4, 4, 4, dtype=torch.uint8)
     some = nothing.clone()
     some[0, 0, 0] = 2
-    assert label_maps.dice_by_class(label_maps.confusion(nothing, nothing)) == pytest.approx([1, 1, 1])
-    assert label_maps.dice_by_class(label_maps.confusion(nothing, some)) == pytest.approx([126 / 127, 1, 0], abs=1e-5)
+    assert label_maps.dice_by_class(nothing, nothing) == pytest.approx([1, 1, 1])
+    assert label_maps.dice_by_class(nothing, some) == pytest.approx([126 / 127, 1, 0], abs=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [4096, 2**18])
-def test_loss_of_many_chunks_is_that_of_the_formula(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_maps, "CHUNK", chunk)
+def test_loss_of_many_chunks_is_that_of_the_formula(chunk: int) -> None:
     shape = (20, 32, 32)
     logits = 30 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(7))  # exp of it overflows
     labels = torch.from_numpy((wave(shape, 0.0007, 0.3) > 0.2).astype(np.uint8) + (wave(shape, 0.0007, 0.3) > 0.9))
@@ -381,7 +378,7 @@ def test_loss_of_many_chunks_is_that_of_the_formula(chunk: int, monkeypatch: pyt
     dice = (2 * (p * t).sum(1) + 1e-6) / (p.sum(1) + t.sum(1) + 1e-6)
     for background in (False, True):
         expected = ((1 - dice[0 if background else 1 :].mean() + ce) / 2).item()
-        assert label_maps.dice_ce_of(logits, labels, background) == pytest.approx(expected, rel=1e-5)
+        assert label_maps.dice_ce_of(logits, labels, background, chunk) == pytest.approx(expected, rel=1e-5)
 
 
 def test_loss_of_uniform_logits() -> None:
@@ -410,7 +407,7 @@ def test_the_reference_s_loss_and_score() -> None:
     labels = torch.from_numpy((waves > 0.2).astype(np.uint8) + (waves > 0.9))
     assert torch.bincount(labels.flatten()).tolist() == REFERENCE["label_64"]["counts"]
     assert label_maps.dice_ce_of(logits, labels) == pytest.approx(REFERENCE["loss_64"], rel=1e-4)
-    scores = label_maps.dice_by_class(label_maps.confusion(label_maps.label_map(logits), labels))
+    scores = label_maps.dice_by_class(label_maps.label_map(logits), labels)
     assert scores[1:] == pytest.approx(REFERENCE["score_64"], rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from conftest import ROOT, error_of, read_json
 from PIL import Image
 
+from unet.config.resolve import default_task
 from unet.tasks import registry
 
 PAGE = pages.text_of("docs/new-task.md")
@@ -50,6 +52,33 @@ def test_the_page_makes_a_task(cli, here: None, package: Path) -> None:
         assert found.shape == true.shape == (96, 96)  # the image's own grid, not the network's
         dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
     assert np.mean(dice) > 0.8
+
+
+def test_a_folder_makes_a_built_in_task(package: Path) -> None:
+    """The package moved into a copy of the program: no change elsewhere. Half a task, or what git leaves, is none."""
+    tasks = package / "unet/tasks"
+    shutil.copytree(ROOT / "unet", package / "unet", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "discs").rename(tasks / "discs")
+    for path in (tasks / "discs").glob("*.py"):
+        path.write_text(path.read_text().replace("from discs", "from unet.tasks.discs"))
+    with (tasks / "discs/task.py").open("a") as stream:
+        stream.write("\n\nTASK = Discs\n")
+    for name in ("left/__pycache__", "begun"):
+        (tasks / name).mkdir(parents=True)
+    (tasks / "begun/settings.py").write_text("")
+    subprocess.run([sys.executable, "make_discs.py"], cwd=package, check=True)
+    words = [sys.executable, "-m", "unet", "train", "--task", "discs", "--device", "cpu", "--epochs", "1"]
+    done = subprocess.run([*words, "--run-name", "r"], cwd=package, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run([*words[:4], "--help"], cwd=package, capture_output=True, text=True).stdout
+    known = sorted({*registry.BUILT_IN, "discs"} - {default_task()})
+    assert f": {', '.join([default_task(), *known])}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_a_built_in_task_has_the_name_of_its_folder(name: str) -> None:
+    own = registry.task_class(name)
+    assert own.Settings is registry.settings_of(name) and own.Settings.name == own.layout.task == name
 
 
 def test_weights_bring_the_settings_that_the_page_names(cli, here: None, package: Path) -> None:

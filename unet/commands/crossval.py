@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -137,11 +138,10 @@ def train_and_sum_up(
     task.cached_cases()  # one process makes the cache
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
-    rows = results(finished, task)
-    if rows:
+    if rows := results(finished, task):
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
-        write_rows(folder / "cases.csv", rows, task)
+        files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
         print(table(rows, task, len(found)))
         print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
@@ -230,8 +230,7 @@ def hold_weights(stem: Path, folder: RunFolder) -> None:
     from unet.runtime.folders import locks
 
     files.make_folder(stem.parent)
-    owner = locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path):
         raise UsageError(
             f"The folds of {stem.absolute()} are being trained by another cross-validation ({owner}).",
             "Give another --run-name or --weights, or wait for it.",
@@ -313,11 +312,13 @@ def start(
 
 def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
+    from unet.runtime.evaluation import mean
+
     rows = []
     for fold in finished:
         again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
         about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
-        cases = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
+        cases: list[Any] = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
         keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
         rows.append(
             {
@@ -327,51 +328,36 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
                 "steps": about["steps"],
                 "train_seconds": about["seconds"]["train"],
                 "images_per_second": about["images_per_second"],
-                **{key: mean([float(case[key] or "nan") for case in cases]) for key in keys},
+                **{key: mean([{key: float(case[key] or "nan")} for case in cases], key) for key in keys},
             }
         )
     return rows
 
 
-def mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
-
-
-def deviation(values: Sequence[float]) -> float:
+def deviation(rows: Sequence[dict[str, Any]], key: str) -> float:
     """Standard deviation over folds (n - 1); 0 for one."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [row[key] for row in rows if not math.isnan(row[key])]
     return statistics.stdev(known) if len(known) > 1 else 0.0
 
 
 def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str, Any]:
+    from unet.runtime.evaluation import mean
+
     keys = [key for key, _, _ in task.columns if key in rows[0]]
     return {
         "metric": task.metric.key,
         "folds": folds,
         "done": len(rows),
-        "mean": {key: mean([row[key] for row in rows]) for key in keys},
-        "standard_deviation": {key: deviation([row[key] for row in rows]) for key in keys},
+        "mean": {key: mean(rows, key) for key in keys},
+        "standard_deviation": {key: deviation(rows, key) for key in keys},
         "by_fold": list(rows),
     }
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], task: Task) -> None:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
 
 
 def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
     """Table of scores by fold, with mean and standard deviation."""
     columns = [column for column in task.columns if column[0] in rows[0]]
-
-    def line(name: str, values: dict[str, float]) -> list[str]:
-        return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
-
+    line = functools.partial(tables.score_cells, columns)
     cells = [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
     about = summary(rows, task, folds)
     cells += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]

@@ -20,7 +20,7 @@ from unet.config.resolve import Resolved
 from unet.devices import launchers
 from unet.errors import FAILED, USAGE, UnetError, UsageError
 from unet.runtime.folders import locks
-from unet.runtime.stop import interruptible, stop_signals
+from unet.runtime.stop import handling, interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 
 PATIENCE = 15.0  # seconds for the others to end by themselves after one has failed
@@ -46,8 +46,7 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
         raise lost from error
     finally:
         locks.release_all()
-    lost = part(None)
-    if lost:
+    if lost := part(None):
         raise lost
     return code
 
@@ -136,12 +135,8 @@ def passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 2 else sent)
 
-    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
-    try:
+    with handling(stop_signals(), pass_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_with_parent() -> None:

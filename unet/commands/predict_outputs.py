@@ -42,8 +42,8 @@ def inputs_of(task: Task, config: Config) -> Groups:
     the same file, or a mask would overwrite an image."""
     groups = task.find_inputs([Path(name) for name in config.input.inputs] or [resolve_path(config.data.data, "data")])
     output = absolute(Path(config.predict.output))
-    real = functools.cache(files.real)
-    images = {path for group in groups.values() for image in group for path in (image, files.real(image))}
+    real = functools.cache(files.real_path)
+    images = {path for group in groups.values() for image in group for path in (image, files.real_path(image))}
     given = {real(path.parent) / path.name for path in images}
     writers: dict[Path, Path] = {}
     for folder, group in groups.items():

@@ -85,16 +85,15 @@ def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
     from unet.runtime import evaluation
 
     rows = run_files.read_lines(folder / "metrics.jsonl")
-    intervals = [row for row in rows if not files.misfit(row, {"event": {"step"}, "step": int, "step_seconds": float})][
-        1:
-    ]
+    schema = {"event": {"step"}, "step": int, "step_seconds": float}
+    intervals = [row for row in rows if not files.schema_error(row, schema)][1:]
     return evaluation.latency([row["step_seconds"] for row in intervals if row["step"] > warmup])
 
 
 def outcome_text(reason: str) -> str:
     """The stop reason as text."""
-    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "target": "finished, the target is reached"}
-    return words.get(reason, {"patience": "ended (--patience)"}.get(reason, reason))
+    words = {"epochs": "finished", "max-steps": "finished (--max-steps)", "patience": "ended (--patience)"}
+    return "finished, the target is reached" if reason == "target" else words.get(reason, reason)
 
 
 def outcome_lines(name: str, progress: Any, target: float | None, score: str, reason: str) -> list[str]:
@@ -115,20 +114,13 @@ def closing_block(
 
     progress, config = run.progress, context.config
     latency = step_latency(folder, config.run.benchmark_warmup or 0)
-    seconds = progress.seconds
+    seconds, steps = progress.seconds, host.counted(config.train.log_every, "step")
     lines = ["", *outcome_lines(folder.name, progress, config.train.target, context.task.metric.name, reason)]
     lines += [
         f"  speed      {progress.rate():.1f} {context.task.item}/s in training, data wait"
         f" {progress.wait_fraction():.1%},"
         f" peak memory {host.format_bytes(context.device.memory())}",
-        *(
-            [
-                f"  step       {evaluation.format_latency(latency)} (means of"
-                f" {host.counted(config.train.log_every, 'step')})"
-            ]
-            if latency
-            else []
-        ),
+        *([f"  step       {evaluation.format_latency(latency)} (means of {steps})"] if latency else []),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
         *(f"  device     {line}" for line in context.device.report()),

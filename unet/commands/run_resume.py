@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.config.schema import shell_path, weights_to_read, weights_to_write
-from unet.errors import CheckpointError, DamagedError, UnetError, UsageError
-from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, set_aside
-from unet.weight_files import safetensors_header
+from unet.errors import CheckpointError, DamagedError, UsageError
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of, set_aside
 
 if TYPE_CHECKING:
     from unet.runtime.distributed.process_group import Group
@@ -131,19 +130,19 @@ def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path:
     both = content.get("run_id") and facts.get("run_id")
     names = "run_id" if both else "run_name"
     if facts and content.get(names) != facts.get(names):
-        raise _foreign(path, f"a state of {other}, and the run that goes on is {own}", content)
+        raise _foreign(path, f"a state of {other}, and the run that goes on is {own}")
     for name in ("training", "validation"):
         if facts and sorted(content.get(name, [])) != sorted(facts[name]):
             counts = f"{len(content.get(name, []))} there, {len(facts[name])} here"
             differ = sorted(set(content.get(name, [])) ^ set(facts[name]))[:1]
-            raise _foreign(path, f"saved with other {name} cases ({counts}; for example {differ})", content)
+            raise _foreign(path, f"saved with other {name} cases ({counts}; for example {differ})")
     there, here = content.get("settings", {}), facts.get("settings", {})
     wrong = [key for key in here if key in there and key not in PLACES and there[key] != here[key]]
     if content.get("task") != facts.get("task", content.get("task")):
-        raise _foreign(path, f"of task {content.get('task')}, and the run is of {facts['task']}", content)
+        raise _foreign(path, f"of task {content.get('task')}, and the run is of {facts['task']}")
     if wrong:
         words = ", ".join(f"{key} {there[key]} there, {here[key]} here" for key in wrong[:3])
-        raise _foreign(path, f"saved with other settings ({words})", content)
+        raise _foreign(path, f"saved with other settings ({words})")
 
 
 def _called(about: Mapping[str, Any]) -> str:
@@ -151,7 +150,7 @@ def _called(about: Mapping[str, Any]) -> str:
     return f"{about.get('run_name')!r}" + (f" ({number})" if number else "")
 
 
-def _foreign(path: Path, why: str, content: Mapping[str, Any]) -> CheckpointError:
+def _foreign(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path.absolute()}: {why}.",
         f"Put this run's own state back; or start a new run from these weights: --load {shell_path(path)}"
@@ -175,10 +174,7 @@ def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mappin
         return
 
     def is_best(path: Path) -> bool:
-        try:
-            about = safetensors_header.read(path).facts
-        except UnetError:
-            return False
+        about = metadata_of(path)
         mine = about.get("run_id") == facts.get("run_id") and about.get("run_name") == facts.get("run_name")
         return mine and about.get("epoch") == progress["best_epoch"] and about.get("score") == progress["best_score"]
 

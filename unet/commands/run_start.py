@@ -16,12 +16,11 @@ from unet.commands import predict, predict_outputs, run_resume, setup
 from unet.config import run_files
 from unet.config.resolve import Resolved, dumps
 from unet.config.run_files import DUMP_LIST, DUMPED
-from unet.config.schema import Config, declared_of, resolve_path, weights_to_write
+from unet.config.schema import Config, declared_of, resolve_path, weights_to_read, weights_to_write
 from unet.errors import UnetError, UsageError
 from unet.files import make_folder
-from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of
 from unet.tasks.registry import create
-from unet.weight_files import safetensors_header
 
 if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
@@ -67,7 +66,7 @@ def _places(folder: RunFolder, weights: Path) -> dict[str, str]:
 def require_places(config: Config) -> None:
     """Check early what a run reads and writes besides its folder and weights. Raises UnetError."""
     if config.weights.load and not config.save.resume:
-        setup.read_weights(setup.weights_path(config.weights.load))
+        setup.read_weights(weights_to_read(config.weights.load))
     if config.run.debug_dump:
         require_dump(Path(config.run.debug_dump), config.general.overwrite or bool(config.save.resume))
 
@@ -106,8 +105,7 @@ def hold_output(config: Config, folder: RunFolder) -> None:
         make_folder(output)
     predict_outputs.require_free(create(config), config.replace(inputs=()), folder.earlier)
     make_folder(output.parent)
-    owner = locks.acquire(output.with_name(f".{output.name}.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(output.with_name(f".{output.name}.unet.lock"), folder.path):
         raise UsageError(
             f"--output: another run will write its masks into {output} ({owner}).",
             "Name another --output, or wait for that run.",
@@ -146,8 +144,7 @@ def hold_weights(weights: Path, folder: RunFolder) -> None:
         raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
     make_folder(weights.parent)
     state = CheckpointPaths(weights).state
-    owner = locks.acquire(state.with_name(f".{state.name}.unet.lock"), folder.path)
-    if owner:
+    if owner := locks.acquire(state.with_name(f".{state.name}.unet.lock"), folder.path):
         raise UsageError(
             f"{weights.absolute()} is being written by another run ({owner}).",
             "Give another --weights FILE or --run-name, or wait for that run.",
@@ -193,11 +190,8 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
             f" {', '.join(words[name] for name in words if name in course)}.",
             "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
         )
-    said = [
-        words[name]
-        for name in words
-        if name in FREE - {"max_time"} | set(declared_of(type(resolved.config.task), ("device",)))
-    ]
+    told = FREE - {"max_time"} | set(declared_of(type(resolved.config.task), ("device",)))
+    said = [words[name] for name in words if name in told]
     if said:
         host.notice(f"Changed on resuming: {', '.join(said)}.")
     return {name: entry for name, entry in entries.items() if name not in changed}
@@ -216,15 +210,13 @@ def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]
 
     def taken(path: Path, name: str) -> Path | None:
         """An existing file that must not be replaced, if there is one."""
-        mine = config.general.overwrite and (typed or earlier == path.absolute() or _of_run(path, folder.name))
+        written = metadata_of(path).get("run_name") == folder.name
+        mine = config.general.overwrite and (typed or earlier == path.absolute() or written)
         other = resolve_path(name, "weights")  # reading that name would find this one
         if other != path and other.exists():
             return other
-        there = [
-            item
-            for item in (path, *CheckpointPaths(path).states(), CheckpointPaths(path).weights_before)
-            if item.exists()
-        ]
+        paths = CheckpointPaths(path)
+        there = [item for item in (path, *paths.states(), paths.weights_before) if item.exists()]
         return there[0] if there and not mine else None
 
     own = path.with_name(f"{folder.name}.safetensors")
@@ -245,18 +237,6 @@ def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]
             host.notice(f"Weights are written as safetensors: {path}")
     if not config.weights.weights or path == own != weights_to_write(config.weights.weights[0]):
         sources["weights"] = "run name"
-    kept = (
-        path.name if path == resolve_path(path.name, "weights") else str(path) if len(path.parts) > 1 else f"./{path}"
-    )
+    short = path == resolve_path(path.name, "weights")
+    kept = path.name if short else str(path) if len(path.parts) > 1 else f"./{path}"
     return path, dataclasses.replace(resolved, config=config.replace(weights=(kept,)), sources=sources)
-
-
-def _of_run(path: Path, name: str) -> bool:
-    """Whether a run of this name wrote the weights."""
-    try:
-        return (
-            safetensors_header.kind(path) == "safetensors"
-            and safetensors_header.read(path).facts.get("run_name") == name
-        )
-    except UnetError:
-        return False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import csv
-import io
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,12 +45,7 @@ def full(
     rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
     if not context.group.is_main:
         return records
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    keys = shown(context.task, records)
-    writer.writerow(["case", *keys])
-    writer.writerows([record["case"], *(record[key] for key in keys)] for record in records)
-    folder.write("cases.csv", text.getvalue())
+    folder.write("cases.csv", tables.csv_text(records, ["case", *shown(context.task, records)]))
     chosen = shown_of(rows, [record[best] for record in records])
     name = best.replace("_", " ")
     labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
@@ -115,10 +109,7 @@ def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
 
     keys = shown(task, records)
     columns = [column for column in task.columns if column[0] in keys]
-
-    def row(name: str, values: dict[str, float]) -> list[str]:
-        return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
-
+    row = functools.partial(tables.score_cells, columns)
     rows = [row(record["case"], record) for record in records]
     rows += [
         row("mean", {key: evaluation.mean(records, key) for key in keys}),

@@ -42,7 +42,14 @@ class Context:
 
     def with_config(self, config: Config) -> Context:
         """A copy with other settings, also for the task."""
-        return dataclasses.replace(self, config=config, task=create(config))
+        return dataclasses.replace(self, config=config, task=task_on(self.device, config))
+
+
+def task_on(device: Device, config: Config) -> Task:
+    """The task, which computes on a device."""
+    task = create(config)
+    task.compute = device
+    return task
 
 
 def workload_of(config: Config) -> Workload:
@@ -64,7 +71,7 @@ def assemble(config: Config) -> Context:
             f" works, but"
             " slowly."
         )
-    return Context(config, create(config), device, group, tuple(passed))
+    return Context(config, task_on(device, config), device, group, tuple(passed))
 
 
 def init_distributed(config: Config, device: Device) -> Group:
@@ -75,10 +82,9 @@ def init_distributed(config: Config, device: Device) -> Group:
     if rank.world == 1 or distributed.group().world > 1:
         return distributed.group()
     address, port = launchers.master_address(config.distributed, rank)
-    interface = "lo" if rank.one_node else launchers.interface(address)
+    interface, own = ("lo", None) if rank.one_node else launchers.route(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    own = None if rank.one_node else launchers.own_address(address)
     return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 
@@ -88,11 +94,6 @@ def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] |
     once = context.config if context.group.is_main else context.config.replace(rebuild_cache=False)
     found: list[Any] = context.group.main_first(lambda: context.with_config(once).task.cached_cases(choose))
     return found
-
-
-def weights_path(name: str) -> Path:
-    """The path of weights to read: a bare name means weights/NAME; `X.pt` also finds `X.safetensors`."""
-    return weights_to_read(name)
 
 
 def given_weights(config: Config, command: str) -> list[Path]:
@@ -105,7 +106,7 @@ def given_weights(config: Config, command: str) -> list[Path]:
             f"{command} needs weights, and none were given.",
             "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
         )
-    return [weights_path(name) for name in names]
+    return [weights_to_read(name) for name in names]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -266,7 +267,7 @@ def largest_batch(run: Any) -> int:
             return False
         return True
 
-    low, high = 0, run.config.train.batch_size
+    low, high = 0, run.options.batch_size
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -279,7 +280,6 @@ def explaining_oom(context: Context) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        advice = explain_oom(error, context)
-        if advice:
+        if advice := explain_oom(error, context):
             raise advice from error
         raise

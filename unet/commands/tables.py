@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unet.tasks.base import Column
 
 UNLIMITED = 10_000  # where standard output is no terminal and COLUMNS is not set
 NAME, CELL = 28, 13  # columns of a table where there is room
@@ -68,3 +74,17 @@ def note(words: str) -> list[str]:
     if max(map(len, lines), default=0) <= width():
         return lines
     return textwrap.wrap(" ".join(words.split()), width(), initial_indent="  ", subsequent_indent="  ")
+
+
+def score_cells(columns: Sequence[Column], name: str, values: Mapping[str, float]) -> list[str]:
+    """A row of a table of scores; a dash for NaN."""
+    return [name, *("-" if math.isnan(values[key]) else form.format(values[key]) for key, _, form in columns)]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """The rows as CSV, with these columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

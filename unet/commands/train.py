@@ -17,7 +17,7 @@ from unet import files, host
 from unet.commands import run_end, run_resume, run_start, setup
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, resolve_path
+from unet.config.schema import Config, resolve_path, weights_to_read
 from unet.devices import launchers
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.runtime.callbacks import mlperf_rules
@@ -135,7 +135,7 @@ def _train(
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     folder.write("environment.json", run_folder.environment(context.device.describe()))
-    weights = setup.weights_path(config.weights.weights[0])
+    weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
     log = build_mlperf_log(context, folder, split, goes_on)
     try:
@@ -159,7 +159,7 @@ def run_training(
     from unet.runtime.callbacks.logs import ArgonneCsvLog
 
     if goes_on:
-        weights = setup.weights_path(context.config.weights.weights[0])
+        weights = weights_to_read(context.config.weights.weights[0])
         run_resume.resume(run, folder, CheckpointPaths(weights), checkpoint_metadata(context, folder, split))
     else:
         start_weights(context, run, context.config)
@@ -168,10 +168,9 @@ def run_training(
             callback.init_seconds = time.perf_counter() - began
     folder.status("running")
     context.group.run_on_main(folder.begin)
-    if (
-        context.config.general.overwrite and context.config.save.checkpoints and not goes_on
-    ):  # states of the replaced run must not be resumed
-        context.group.run_on_main(CheckpointPaths(setup.weights_path(context.config.weights.weights[0])).clear)
+    config = context.config
+    if config.general.overwrite and config.save.checkpoints and not goes_on:  # the replaced run must not be resumed
+        context.group.run_on_main(CheckpointPaths(weights_to_read(config.weights.weights[0])).clear)
     if goes_on and (why := trainer.stop_reason(run)):
         folder.say(
             f"nothing is left to train: the run is {run_end.outcome_text(why)}; a higher --epochs or --max-steps goes"
@@ -182,8 +181,7 @@ def run_training(
         with run.stop.listen():
             return trainer.train(run)
     except (RuntimeError, MemoryError) as error:  # a context manager would keep the frames and their tensors alive
-        advice = setup.explain_oom(error, context, run)
-        if advice:
+        if advice := setup.explain_oom(error, context, run):
             raise advice from error
         raise
 
@@ -249,12 +247,13 @@ def build_trainer(
     evaluate = functools.partial(evaluation.score, chosen, score, keep=keep, stop=stop.requested, group=group)
     evaluating = bool(validation) and config.run.mode not in ("train", "train_and_predict")
     run = trainer.Trainer(
-        *(config, task, device, model, network, eval_model, optimizer, scaler, loader),
+        *(config.train, config.save, task, device, model, network, eval_model, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
         callbacks=[*([drawn] if drawn.ids else []), *build_callbacks(context, folder, split, command)],
         group=group,
         averaged=averaged,
+        warmup=config.run.benchmark_warmup or 0,
     )
     group.run_on_main(lambda: write_preview(context, folder, training))
     for line in opening_lines(context, run, training, validation):
@@ -330,8 +329,7 @@ def opening_lines(
 def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:
     """The training and validation cases of a split. Raises UnetError for a case that is not in the cache, or is in
     both."""
-    both = sorted(set(split["train"]) & set(split["validation"]))
-    if both:
+    if both := sorted(set(split["train"]) & set(split["validation"])):
         raise UnetError(
             f"{len(both)} cases are used for training and for validation ({', '.join(both[:3])}), so scores would be"
             f" meaningless.",
@@ -371,9 +369,9 @@ def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, 
     if config.run.debug_dump:
         from unet.runtime.callbacks.debug_dump import DebugDump
 
-        result.append(DebugDump(Path(config.run.debug_dump)))
+        result.append(DebugDump(Path(config.run.debug_dump), config))
     if config.save.checkpoints:
-        weights = setup.weights_path(config.weights.weights[0])
+        weights = weights_to_read(config.weights.weights[0])
         result.append(Checkpoints(CheckpointPaths(weights), checkpoint_metadata(context, folder, split)))
     return result
 
@@ -395,6 +393,6 @@ def start_weights(context: setup.Context, run: Trainer, config: Config) -> None:
     if config.weights.load:
         from unet.runtime.checkpoints import checkpoint
 
-        path = setup.weights_path(config.weights.load)
+        path = weights_to_read(config.weights.load)
         _, own = context.task.convert_checkpoint(context.group.run_on_main(lambda: setup.read_weights(path))[1])
         checkpoint.fit(run.model, own, path)

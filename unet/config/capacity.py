@@ -59,6 +59,5 @@ def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
 
 def require(config: Config, own_memory: bool) -> None:
     """Raise UsageError if the network, or a batch, does not fit into the memory of the machine."""
-    found = too_large(config, own_memory)
-    if found:
+    if found := too_large(config, own_memory):
         raise UsageError("; ".join(found) + ".", "Change the named flags.")

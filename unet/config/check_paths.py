@@ -6,7 +6,6 @@ import difflib
 import errno
 import itertools
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from unet.config.options import flag
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path, shell_path, weights_to_read
 from unet.errors import UsageError
+from unet.files import kind_of
 
 Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
@@ -121,7 +121,7 @@ def writes_masks(command: str, config: Config) -> bool:
 def _kind(path: Path) -> str:
     """The kind of file at a path, as a phrase; empty if there is none."""
     try:
-        mode = path.stat().st_mode
+        return kind_of(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return "a link that leads nowhere" if path.is_symlink() else ""
     except OSError as error:
@@ -130,13 +130,6 @@ def _kind(path: Path) -> str:
         return f"not readable ({error.strerror})"
     except ValueError:
         return "no name of a file"
-    kinds = (
-        (stat.S_ISREG, "a file"),
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((words for test, words in kinds if test(mode)), "a device")
 
 
 def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | None = None) -> Iterator[Fault]:

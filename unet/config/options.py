@@ -114,7 +114,7 @@ def _add(section: Any, name: str, declared: Declared) -> None:
     )
     how: dict[str, Any] = {"metavar": metavar or {int: "N", float: "X"}.get(kind, name.rsplit("_", 1)[-1].upper())}
     if option.positional:
-        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, kind, default))
+        section.add_argument(name, nargs="*", metavar=option.metavar, help=_describe(option, default))
         return
     if kind is bool:
         how = {"action": "store_true"}
@@ -122,10 +122,10 @@ def _add(section: Any, name: str, declared: Declared) -> None:
         how["nargs"] = "+"
     elif option.const is not None:
         how["nargs"] = "?"
-    section.add_argument(flag(name), help=_describe(option, kind, default), **how)
+    section.add_argument(flag(name), help=_describe(option, default), **how)
 
 
-def _describe(option: Option, kind: type, default: Any) -> str:
+def _describe(option: Option, default: Any) -> str:
     text = option.help
     plain = [alias for alias in option.aliases if isinstance(alias, str)]
     switches = [f"{alias[0]} = {alias[1]}" for alias in option.aliases if not isinstance(alias, str)]

@@ -16,7 +16,7 @@ from unet.config.schema import Config, declared_of, places_of, resolve_path, wei
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
-from unet.files import jsonable, misfit, read_json, require_regular
+from unet.files import jsonable, read_json, require_regular, schema_error
 from unet.weight_files import pickles, safetensors_header
 
 SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
@@ -216,17 +216,12 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
     for name in names:
         path = weights_to_read(name)
         try:
-            facts = (
-                safetensors_header.read(path).facts
-                if safetensors_header.kind(path) == "safetensors"
-                else pickles.outline(path)
-            )
-        except (UnetError, pickles.Refused):
+            ours = safetensors_header.kind(path) == "safetensors"
+            facts = safetensors_header.read(path).facts if ours else pickles.structure(path)
+        except (UnetError, pickles.UnsafePickle):
             continue
-        task = (
-            known_task(facts, path, known) if isinstance(facts, dict) and isinstance(facts.get("format"), str) else None
-        )
-        if task:
+        has_format = isinstance(facts, dict) and isinstance(facts.get("format"), str)
+        if has_format and (task := known_task(facts, path, known)):
             return task, f"weights {path.name}"
     return None
 
@@ -308,8 +303,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.absolute()}: {size} bytes are no file of settings (at most {LARGEST}).", SETTINGS)
     if "settings" not in content:
         return dict(content)
-    wrong = misfit(content, CONFIG)
-    if wrong:
+    if wrong := schema_error(content, CONFIG):
         raise UsageError(f"{path.absolute()}: {wrong}: this is no file of settings.", SETTINGS)
     return {
         name: item["value"]

@@ -37,7 +37,7 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """name -> {"value", "source"}, from settings in groups or, as in earlier versions, without."""
     found: dict[str, dict[str, Any]] = {}
     for name, item in settings.items():
-        found |= {name: item} if not files.misfit(item, ENTRY) else item
+        found |= {name: item} if not files.schema_error(item, ENTRY) else item
     return found
 
 

@@ -37,7 +37,6 @@ from unet.config.flags import (
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
-from unet.errors import UsageError
 
 MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
 
@@ -123,13 +122,6 @@ def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None)
     chosen = tuple(Config.GROUPS) if groups is None else groups
     found = {name: item for group in chosen for name, item in fields(Config.GROUPS[group]).items()}
     return found | {name: item for name, item in fields(task).items() if item.option.section in chosen}
-
-
-def require_consistent(config: Config, shaping: bool = True) -> None:
-    """Raise one UsageError that lists all settings that contradict each other."""
-    mistakes = contradictions(config, shaping)
-    if mistakes:
-        raise UsageError("; ".join(mistakes) + ".", MEND)
 
 
 def contradictions(config: Config, shaping: bool = True) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import os
 import re
 import unicodedata
 from typing import Any
+
+from unet.errors import UsageError
 
 NONE, TRUE, FALSE = "none", "true", "false"
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -93,11 +96,8 @@ def _number(name: str, option: Option, kind: type, value: Any) -> Any:
         result = kind(value)
     except (ValueError, OverflowError):
         raise wrong from None
-    if (
-        abs(result) == float("inf")
-        or result != result
-        or (kind is int and isinstance(value, float) and result != value)
-    ):
+    fraction = kind is int and isinstance(value, float) and result != value
+    if fraction or result != result or abs(result) == float("inf"):
         raise wrong
     highest = option.maximum if option.maximum is not None or kind is float else MOST
     for bound, outside, words in (
@@ -170,3 +170,16 @@ def _shown(value: Any, quoted: bool = True) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         text = "so large a number"
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def import_class(label: str, name: str, base: type, hint: str) -> type:
+    """The class `package.module:Class`, a subclass of `base`, that the flag `label` names. Raises UsageError."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the module does at its top
+        words = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(f"{label} {name}: {type(error).__name__}: {words}.", hint) from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{label} {name}: {attribute} is no subclass of {base.__module__}.{base.__name__}.", hint)
+    return found

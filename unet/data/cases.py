@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from unet.errors import DataError
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -20,3 +22,11 @@ class Case:
     cost: int = 1
     spacing: tuple[float, ...] | None = None
     memory: int = 0
+
+
+def require_folder(root: Path, hint: str) -> None:
+    """Raise DataError, with what lies beside it, if the folder of a raw set does not exist."""
+    if not root.is_dir():
+        near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
+        beside = f" (beside it: {', '.join(near)})" if near else ""
+        raise DataError(f"{root.absolute()}: no such folder{beside}.", hint)

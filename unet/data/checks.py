@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from unet import files, host
 from unet.data.cache import cache, integrity
 from unet.data.cache.layout import Layout
-from unet.errors import CacheError, UnetError
+from unet.errors import CacheError, DataError, UnetError
 
 SHOWN = 10
+SplitOf = Callable[[list[str]], Mapping[str, Sequence[str]]]
 
 
 @dataclasses.dataclass
@@ -24,6 +25,21 @@ class Report:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     errors: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def validation_of(self, split_of: SplitOf, ids: list[str]) -> set[str]:
+        """The validation cases of the split of `ids`; a split that cannot be made is an error of the set."""
+        try:
+            return set(split_of(ids)["validation"])
+        except DataError as error:
+            self.errors.append(f"{error.message} {error.hint}")
+            return set()
+
+    def equal(self, words: str, leaks: bool) -> None:
+        """Equal images: a warning, or an error if one trains and the other validates."""
+        if leaks:
+            self.errors.append(f"leakage: {words}; one trains, the other validates")
+        else:
+            self.warnings.append(f"duplicate: {words}")
 
     def text(self, title: str) -> str:
         lines = [title, *(f"  {name:<22} {value}" for name, value in self.facts.items())]

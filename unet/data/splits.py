@@ -75,13 +75,10 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     known, together = set(ids), "\n".join(["", *sorted(ids), ""])
     held = list(dict.fromkeys(_match(name, known, together, path) for name in validation))
     taken = set(held)
-    kept = (
-        list(dict.fromkeys(_match(name, known, together, path) for name in train))
-        if train is not None
-        else [item for item in ids if item not in taken]
-    )
-    both = sorted(taken & set(kept))
-    if both:
+    kept = [item for item in ids if item not in taken]
+    if train is not None:
+        kept = list(dict.fromkeys(_match(name, known, together, path) for name in train))
+    if both := sorted(taken & set(kept)):
         raise DataError(f"{path.absolute()}: {', '.join(both[:3])} in both parts.", "Keep each case in one part.")
     return {"train": sorted(kept), "validation": sorted(held)}
 

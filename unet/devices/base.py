@@ -45,7 +45,8 @@ class Device:
     `name`: torch's device type; `collective`: the backend of the process group; `static_shapes`: every new shape is
     compiled; `has_tf32`, `graphs`, `operator_lists`: support for --precision tf32, --capture, --precision-ops;
     `vendor`: the package that adds the device to torch; `forced`: environment variables that flags override;
-    `visible`: the variable that lists the cards of a process; `own_memory`: it has memory besides the host's.
+    `visible`: the variable that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`:
+    voxels that loss and scores work on at a time.
     """
 
     name = "cpu"
@@ -53,6 +54,7 @@ class Device:
     vendor = "torch"
     static_shapes = False
     own_memory = False
+    chunk = 2**24
     visible = ""
     has_tf32 = graphs = operator_lists = False
     fused: tuple[str, ...] = ()
@@ -149,6 +151,12 @@ class Device:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.name, dtype=self.dtype)
+
+    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Within `autocast`, the context of arithmetic in the tensors' own types, for the loss."""
+        import torch
+
+        return contextlib.nullcontext() if self.dtype == torch.float32 else torch.autocast(self.name, enabled=False)
 
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler: active for fp16, a pass-through otherwise."""
@@ -262,11 +270,6 @@ class Device:
         """Options for the loader: "workers", the number of processes; "multiprocessing_context", how they start;
         "pin_memory", whether batches are put into pinned memory."""
         return {"workers": 0}
-
-    def own_workers(self) -> dict[str, Any]:
-        """Loader options of an accelerator: workers start by forkserver, since forking is unsafe with a card in use."""
-        workers = max(0, min(8, launchers.cores(self.rank) - 1))
-        return {"workers": workers, "multiprocessing_context": "forkserver"}
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The loader's batches, on the device."""

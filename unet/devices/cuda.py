@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet.config.flags import DeviceOptions
-from unet.devices.base import USUAL, Device, Workload
+from unet.devices.accelerator import Accelerator
+from unet.devices.base import USUAL, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,15 +36,15 @@ PEAKS = {  # FLOP/s
 }
 
 
-class CUDA(Device):
+class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    own_memory = has_tf32 = graphs = True
+    has_tf32 = graphs = True
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")
-    forced = Device.forced | {"CUDA_VISIBLE_DEVICES"}
+    forced = Accelerator.forced | {"CUDA_VISIBLE_DEVICES"}
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
@@ -81,12 +82,6 @@ class CUDA(Device):
             return "torch.cuda.is_available() is false; compare the driver's version with torch.version.cuda."
         return None
 
-    @classmethod
-    def cards(cls) -> int | None:
-        import torch
-
-        return torch.cuda.device_count()
-
     def describe(self) -> str:
         import torch
 
@@ -96,16 +91,6 @@ class CUDA(Device):
         import torch
 
         return ("bf16", "fp16") if torch.cuda.get_device_capability() >= (8, 0) else ("fp16",)
-
-    def rng_state(self) -> Tensor | None:
-        import torch
-
-        return torch.cuda.get_rng_state(self.device)
-
-    def set_rng_state(self, state: Tensor) -> None:
-        import torch
-
-        torch.cuda.set_rng_state(state, self.device)
 
     def deterministic(self, on: bool) -> None:
         import torch
@@ -144,7 +129,7 @@ class CUDA(Device):
         return super().parallel_options() | {"device_ids": [self.device.index]}
 
     def loader_options(self) -> dict[str, Any]:
-        return self.own_workers() | {"pin_memory": True}
+        return super().loader_options() | {"pin_memory": True}
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Copies the next batch on a side stream while the current one is processed."""
@@ -167,16 +152,6 @@ class CUDA(Device):
             ahead = coming
         if ahead is not None:
             yield ahead
-
-    def synchronize(self) -> None:
-        import torch
-
-        torch.cuda.synchronize(self.device)
-
-    def memory(self) -> int:
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.device)
 
     def peak_flops(self) -> float | None:
         """Dense tensor-core peak in half precision, by the card's name; half of it for TF32. Source: NVIDIA's data

@@ -17,33 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files
 from unet.config.flags import DeviceOptions
-from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.accelerator import Accelerator
+from unet.devices.base import USUAL, Workload, first_line
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import datetime
 
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from unet.devices.launchers import Rank
 
-LISTS = {
-    "lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST",
-    "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST",
-}
+LISTS = {"lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST"}
 
 
-class HPU(Device):
+class HPU(Accelerator):
     """One Gaudi card; each process has one, which torch calls `hpu`."""
 
     name = "hpu"
-    own_memory = graphs = operator_lists = True
+    graphs = operator_lists = True
     collective = "hccl"
     visible = "HABANA_VISIBLE_MODULES"
     vendor = "habana_frameworks"
     static_shapes = True
-    forced = Device.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
+    forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         super().__init__(options, rank, workload)
@@ -91,24 +89,12 @@ class HPU(Device):
             return "no Gaudi card answers; compare hl-smi, and start the container with the Habana runtime."
         return None
 
-    @classmethod
-    def cards(cls) -> int | None:
-        import torch
-
-        return int(torch.hpu.device_count())  # type: ignore[attr-defined]
-
     def require(self, options: DeviceOptions) -> None:
         super().require(options)
         if options.capture == "on" and not options.use_lazy_mode:
             raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
         if options.precision == "fp16":
             raise DeviceError("--precision fp16: this program uses bf16 on an HPU.", "Type --precision bf16.")
-
-    @property
-    def _api(self) -> Any:
-        import torch
-
-        return torch.hpu  # type: ignore[attr-defined]
 
     def describe(self) -> str:
         mode = "lazy mode" if self.lazy else "eager mode"
@@ -117,13 +103,6 @@ class HPU(Device):
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",)
-
-    def rng_state(self) -> Tensor | None:
-        state: Tensor = self._api.get_rng_state()
-        return state
-
-    def set_rng_state(self, state: Tensor) -> None:
-        self._api.set_rng_state(state)
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
@@ -164,18 +143,9 @@ class HPU(Device):
         )
         return made
 
-    def loader_options(self) -> dict[str, Any]:
-        return self.own_workers()
-
     def flush(self) -> None:
         if self.lazy:
             self._core.mark_step()
-
-    def synchronize(self) -> None:
-        self._api.synchronize()
-
-    def memory(self) -> int:
-        return int(self._api.max_memory_allocated())
 
     def report(self) -> list[str]:
         """Graph compilations and fallbacks to the CPU: both should be few."""
@@ -198,8 +168,7 @@ def write_lists(path: Path) -> dict[str, str]:
             f"--precision-ops {path}: expected lists of operators by precision.",
             'Write for example {"lower": ["conv2d", "matmul"], "fp32": ["mul", "mean"]}.',
         )
-    both = set(lists.get("lower", ())) & set(lists.get("fp32", ()))
-    if both:
+    if both := set(lists.get("lower", ())) & set(lists.get("fp32", ())):
         raise UsageError(
             f"--precision-ops {path}: these operators are in both lists: {', '.join(sorted(both)[:3])}.",
             "Keep each in one list only.",

@@ -276,10 +276,9 @@ def job(rank: Rank, variables: Mapping[str, str]) -> str | None:
 
 def first_node(rank: Rank, variables: Mapping[str, str]) -> str | None:
     """The first host of the job, from SLURM's list or a file of hosts (PBS, Cobalt); None if unknown."""
-    step = (
-        variables.get("SLURM_STEP_NODELIST") if rank.launcher == "SLURM" else None
-    )  # mpirun's own step lacks its node
-    nodes = step or variables.get("SLURM_JOB_NODELIST")
+    nodes = variables.get("SLURM_JOB_NODELIST")
+    if rank.launcher == "SLURM":  # mpirun's own step lacks its node
+        nodes = variables.get("SLURM_STEP_NODELIST") or nodes
     if nodes:
         match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?(,|$)", nodes)
         return match[1] + (match[2] or "") if match else None
@@ -331,18 +330,9 @@ def _variables_of(pid: int) -> dict[str, str]:
     return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
 
 
-def interface(address: str) -> str | None:
-    """The network interface by which this node reaches `address`, or else the world; never the loopback: a node's own
-    name often stands for 127.0.1.1."""
-    return _way(address)[0]
-
-
-def own_address(address: str) -> str | None:
-    """The address of that interface."""
-    return _way(address)[1]
-
-
-def _way(address: str) -> tuple[str | None, str | None]:
+def route(address: str) -> tuple[str | None, str | None]:
+    """(network interface by which this node reaches `address`, or else the world; its address). Never the loopback: a
+    node's own name often resolves to 127.0.1.1."""
     for target in (address, "192.0.2.1"):
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -10,21 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from unet.config.flags import DeviceOptions
-from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.accelerator import Accelerator
+from unet.devices.base import USUAL, Workload, first_line
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from unet.devices.launchers import Rank
 
 
-class MLU(Device):
+class MLU(Accelerator):
     """One MLU card."""
 
     name = "mlu"
-    own_memory = has_tf32 = True
+    has_tf32 = True
     collective = "cncl"
     visible = "MLU_VISIBLE_DEVICES"
     vendor = "torch_mlu"
@@ -60,18 +60,6 @@ class MLU(Device):
             return "no MLU card answers; compare cnmon, and start the container with the cards in it."
         return None
 
-    @classmethod
-    def cards(cls) -> int | None:
-        import torch
-
-        return int(torch.mlu.device_count())  # type: ignore[attr-defined]
-
-    @property
-    def _api(self) -> Any:
-        import torch
-
-        return torch.mlu  # type: ignore[attr-defined]
-
     def require(self, options: DeviceOptions) -> None:
         super().require(options)
         if options.compile:
@@ -87,13 +75,6 @@ class MLU(Device):
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16", "fp16") if self._api.is_bf16_supported() else ("fp16",)
-
-    def rng_state(self) -> Tensor | None:
-        state: Tensor = self._api.get_rng_state()
-        return state
-
-    def set_rng_state(self, state: Tensor) -> None:
-        self._api.set_rng_state(state)
 
     def seed(self, number: int) -> None:
         super().seed(number)
@@ -113,15 +94,6 @@ class MLU(Device):
             else fused.FusedAdam(groups, adam_w_mode=name == "adamw", **how)
         )
         return made
-
-    def loader_options(self) -> dict[str, Any]:
-        return self.own_workers()
-
-    def synchronize(self) -> None:
-        self._api.synchronize()
-
-    def memory(self) -> int:
-        return int(self._api.max_memory_allocated())
 
     def release(self) -> None:
         super().release()

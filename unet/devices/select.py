@@ -6,9 +6,10 @@ import importlib
 import os
 
 from unet.config.flags import DeviceOptions
+from unet.config.values import import_class
 from unet.devices.base import USUAL, Device, Workload
 from unet.devices.launchers import Rank
-from unet.errors import DeviceError, UsageError
+from unet.errors import DeviceError
 
 # name -> module:class; in the order in which --device auto tries them
 DEVICES = {
@@ -72,16 +73,8 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
 def foreign(name: str, options: DeviceOptions, rank: Rank, workload: Workload) -> type[Device]:
     """The device class of --device-module package.module:Class. Raises UsageError if there is no such class,
     DeviceError if it cannot be used."""
-    module, _, attribute = name.partition(":")
     hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
-    try:
-        device = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does at its top
-        words = str(error).splitlines()[0] if str(error) else ""
-        raise UsageError(f"--device-module {name}: {type(error).__name__}: {words}.", hint) from error
-    if not (isinstance(device, type) and issubclass(device, Device)):
-        raise UsageError(f"--device-module {name}: {attribute} is not a subclass of unet.devices.base.Device.", hint)
-    why = usable(device, options, rank, workload)
-    if why:
+    device: type[Device] = import_class("--device-module", name, Device, hint)
+    if why := usable(device, options, rank, workload):
         raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
     return device

@@ -11,7 +11,7 @@ from torch import Tensor
 from unet.errors import CheckpointError
 from unet.models.unet import UNetShape
 
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net|network)\.)+")
 _PUBLISHED = re.compile(r"^(?:encoder|decoder|enc|dec)\d+\.|^bottleneck\.bottleneck(?:conv|norm)|^upconv\d+\.")
 _BLOCK = re.compile(r"^(encoder|enc|decoder|dec)(\d+)\.(?:enc|dec)\d+(conv|norm)([12])\.(.+)$")
 _PART = {("conv", "1"): 0, ("norm", "1"): 1, ("conv", "2"): 3, ("norm", "2"): 4}
@@ -20,13 +20,7 @@ _PART = {("conv", "1"): 0, ("norm", "1"): 1, ("conv", "2"): 3, ("norm", "2"): 4}
 def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
     """Keys without `module.` (data-parallel wrappers), `_orig_mod.` (torch.compile), `model.` and the like (Lightning:
     the attribute that holds the network), however nested."""
-
-    def bare(key: str) -> str:
-        while key.startswith(_PREFIXES):
-            key = key.split(".", 1)[1]
-        return key
-
-    return {bare(key): value for key, value in state.items()}
+    return {_PREFIXES.sub("", key): value for key, value in state.items()}
 
 
 def is_published_lgg(state: Mapping[str, Any]) -> bool:
@@ -38,10 +32,7 @@ def from_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys of brain-segmentation-pytorch (`encoder1.enc1conv1.weight`) or of the Argonne variant
     (`enc1.enc1conv1.weight`) -> keys of `models.unet.UNet`. Raises CheckpointError for a key of neither."""
     levels = sum(1 for key in state if re.match(r"^upconv\d+\.weight$", key))
-    result = {}
-    for key, value in state.items():
-        result[_own_key(key, levels)] = value
-    return result
+    return {_own_key(key, levels): value for key, value in state.items()}
 
 
 def _own_key(key: str, levels: int) -> str:
@@ -64,7 +55,7 @@ def to_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys of `models.unet.UNet` -> the published form, in the published order (encoders, bottleneck, ups and
     decoders).
     """
-    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+    levels = _levels(state)
     names = {_own_key(key, levels): key for key in published_keys(levels)}
     found = {names[key]: value for key, value in state.items()}
     return {key: found[key] for key in published_keys(levels) if key in found}
@@ -130,7 +121,7 @@ def to_mlperf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises CheckpointError for a network without norms, which the reference does not have.
     """
-    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+    levels = _levels(state)
     names = {_own_of_mlperf(key): key for key in mlperf_keys(levels)}
     if unknown := sorted(set(state) - set(names)):
         raise CheckpointError(
@@ -159,10 +150,14 @@ def mlperf_keys(levels: int) -> list[str]:
     return [*keys, "output.conv.weight", "output.conv.bias"]
 
 
+def _levels(state: Mapping[str, Any]) -> int:
+    return sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+
+
 def shape_of(state: Mapping[str, Tensor], task: str, **rest: Any) -> UNetShape:
     """The shape of a network from its weights (own keys); `rest` is what they do not tell: activation, padding, how it
     goes down. Raises CheckpointError where they are no UNet's."""
-    levels = sum(1 for key in state if re.match(r"^ups\.\d+\.conv\.weight$", key))
+    levels = _levels(state)
     try:
         first, head = state["encoders.0.0.weight"], state["head.weight"]
         features = tuple(state[f"encoders.{level}.0.weight"].shape[0] for level in range(levels))

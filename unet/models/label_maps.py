@@ -1,5 +1,4 @@
-"""Label maps of several classes and their scores, from logits, by torch where they lie, in chunks that stay in the
-processor's cache."""
+"""Label maps of several classes and their scores, from logits, on their device, `chunk` voxels at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +8,16 @@ import torch
 from torch import Tensor
 
 from unet.errors import DataError
-
-SMOOTH = 1e-6  # of MLPerf's Dice
-CHUNK, CHUNK_OFF_HOST = 2**18, 2**24  # voxels; on the host three channels of float32 fit into a core's cache
+from unet.models.losses import CHUNK, SMOOTH
 
 
-def label_map(logits: Tensor) -> Tensor:
+def label_map(logits: Tensor, chunk: int = CHUNK) -> Tensor:
     """(K, D, H, W) -> the class of the highest logit (D, H, W) uint8, the lowest class where several are equal.
 
     What argmax says, by comparing channel with channel; torch's argmax takes fifteen times as long on a CPU.
     """
     result = torch.zeros(logits.shape[1:], dtype=torch.uint8, device=logits.device)
-    for rows in _chunks(result):
+    for rows in _chunks(result, chunk):
         highest, label = logits[0, rows], result[rows]
         for number in range(1, len(logits)):
             channel = logits[number, rows]
@@ -29,34 +26,30 @@ def label_map(logits: Tensor) -> Tensor:
     return result
 
 
-def confusion(prediction: Tensor, target: Tensor, classes: int = 3) -> Tensor:
-    """Voxels of each class (rows: target, columns: prediction) of two uint8 label maps: (classes, classes) int64, where
-    the maps lie. Raises DataError for a class that there is not (on the host; a device is not asked).
-    """
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=target.device)
-    for rows in _chunks(target):
-        pairs = (target[rows].clamp(max=classes) * classes + prediction[rows]).flatten()
-        if target.device.type == "cpu":
-            found = torch.bincount(pairs, minlength=len(counts))
-            if len(found) > len(counts):
-                raise DataError(
-                    f"The label map holds a class above {classes - 1} (it goes up to {int(target.max())}).",
-                    "Check the labels: python -m unet check",
-                )
-            counts += found
-        else:  # bincount reads the device for the highest number
-            counts += torch.stack([(pairs == number).sum() for number in range(len(counts))])
-    return counts.view(classes, classes)
+def confusion(prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK) -> Tensor:
+    """Voxels of each class (rows: target, columns: prediction) of two uint8 label maps: (classes, classes) int64, on
+    their device, without reading it. A voxel of a higher class is counted nowhere."""
+    counts = torch.zeros((classes, classes), dtype=torch.int64, device=target.device)
+    numbers = torch.arange(classes, dtype=torch.uint8, device=target.device)[:, None]
+    for rows in _chunks(target, min(chunk, CHUNK)):  # float32 counts exactly up to there
+        true, predicted = ((labels[rows].flatten() == numbers).float() for labels in (target, prediction))
+        counts += (true @ predicted.T).long()
+    return counts
 
 
-def dice_by_class(counts: Tensor) -> list[float]:
-    """MLPerf's Dice of each class, background first, from `confusion`: (2 |p t| + 1e-6) / (|p| + |t| + 1e-6), so 1 for
-    a class that is in neither. The only read from the device."""
-    table = counts.cpu().double()
+def dice_by_class(prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK) -> list[float]:
+    """MLPerf's Dice of each class, background first, of two uint8 label maps: (2 |p t| + 1e-6) / (|p| + |t| + 1e-6), so
+    1 for a class that is in neither. Reads the device once. Raises DataError for a class that there is not."""
+    table = confusion(prediction, target, classes, chunk).cpu().double()
+    if table.sum() != target.numel():
+        raise DataError(
+            f"The label map holds a class above {classes - 1} (it goes up to {int(target.max())}).",
+            "Check the labels: python -m unet check",
+        )
     return ((2 * table.diagonal() + SMOOTH) / (table.sum(0) + table.sum(1) + SMOOTH)).tolist()
 
 
-def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False) -> float:
+def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False, chunk: int = CHUNK) -> float:
     """MLPerf's loss of one case, (1 - mean soft Dice + cross entropy) / 2: logits (K, D, H, W), labels (D, H, W) uint8.
 
     Softmax, cross entropy and the sums of the Dice of each chunk in turn, so nothing of the size of the logits is made;
@@ -65,7 +58,7 @@ def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False)
     first = 0 if include_background else 1
     classes = torch.arange(len(logits), dtype=torch.float32, device=logits.device)[:, None]
     parts = []
-    for rows in _chunks(labels):
+    for rows in _chunks(labels, chunk):
         log_p = torch.log_softmax(logits[:, rows].float().flatten(1), 0)
         truth = labels[rows].flatten().float().repeat(len(logits), 1).eq_(classes)  # in place: 7 times as fast on a CPU
         agreed = (log_p * truth).sum()
@@ -77,8 +70,7 @@ def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False)
     return float((1 - dice.mean() - sums[0] / labels.numel()) / 2)
 
 
-def _chunks(volume: Tensor) -> Iterator[slice]:
-    """Slices along the first axis with about as many voxels as are worked on at a time."""
-    size = CHUNK if volume.device.type == "cpu" else CHUNK_OFF_HOST
+def _chunks(volume: Tensor, size: int) -> Iterator[slice]:
+    """Slices along the first axis with about `size` voxels each."""
     step = max(1, size * len(volume) // max(1, volume.numel()))
     return (slice(first, first + step) for first in range(0, len(volume), step))

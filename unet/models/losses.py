@@ -1,4 +1,4 @@
-"""Losses, in float32 whatever the arithmetic of the network."""
+"""Losses, in float32 whatever the type of the network's outputs; call them outside of autocast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMOOTH = 1e-6
-PIECE = 2**17  # voxels that a processor works on at once: what belongs to them stays in its cache
+CHUNK = 2**24  # voxels that are worked on at a time, where the caller does not say
 
 
 def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -22,14 +22,15 @@ def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) 
     return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
 
 
-def dice_ce_loss(logits: Tensor, labels: Tensor, include_background: bool = False) -> Tensor:
+def dice_ce_loss(logits: Tensor, labels: Tensor, include_background: bool = False, chunk: int = CHUNK) -> Tensor:
     """(mean(1 - dice) + cross-entropy) / 2: logits (N, C, *S), integer labels (N, 1, *S) -> scalar.
 
     dice = (2 sum(p t) + 1e-6) / (sum(p) + sum(t) + 1e-6) of softmax and one-hot labels for every sample and class, sums
     over the voxels, class 0 left out unless `include_background`; cross-entropy is the mean over batch and voxels.
     Source: DiceCELoss of MLPerf Training's U-Net3D. Nothing of the logits' size is kept for the backward pass.
+    A sample is worked on `chunk` voxels at a time. The plain form is `plain_dice_ce`.
     """
-    loss: Tensor = _DiceCE.apply(logits, labels, include_background)
+    loss: Tensor = _DiceCE.apply(logits, labels, include_background, chunk)
     return loss
 
 
@@ -42,14 +43,13 @@ def two_class_losses(logits: Tensor, target: Tensor, cross_entropy: str = "softm
     Medical (softmax), Habana's UNet2D (sigmoid).
     """
     logits, inside = logits.float(), target[:, 0].float()
-    with torch.autocast(logits.device.type, enabled=False):
-        truth = torch.stack((1 - inside, inside), 1)
-        p = logits.softmax(1)
-        both, squares = (p * truth).sum((2, 3)), (p * p + truth * truth).sum((2, 3))
-        dice = 1 - ((2 * both + SMOOTH) / (squares + SMOOTH)).mean()
-        if cross_entropy == "sigmoid":
-            return F.binary_cross_entropy_with_logits(logits, truth), dice
-        return F.cross_entropy(logits, truth), dice
+    truth = torch.stack((1 - inside, inside), 1)
+    p = logits.softmax(1)
+    both, squares = (p * truth).sum((2, 3)), (p * p + truth * truth).sum((2, 3))
+    dice = 1 - ((2 * both + SMOOTH) / (squares + SMOOTH)).mean()
+    if cross_entropy == "sigmoid":
+        return F.binary_cross_entropy_with_logits(logits, truth), dice
+    return F.cross_entropy(logits, truth), dice
 
 
 def plain_dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,56 +64,47 @@ def plain_dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
 
 class _DiceCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, include_background: bool) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, include_background: bool, chunk: int) -> Tensor:
         n, classes = logits.shape[:2]
         sums = logits.new_zeros((4, n, classes), dtype=torch.float32)  # p t, p, t, t log p
-        with torch.autocast(logits.device.type, enabled=False):
-            for sample, _, z, hot in pieces(logits, labels):
-                log_p = torch.log_softmax(z, 0)
-                p = log_p.exp()
-                sums[0, sample] += (p * hot).sum(1)
-                sums[1, sample] += p.sum(1)
-                sums[2, sample] += hot.sum(1)
-                sums[3, sample] += (log_p * hot).sum(1)
-            overlap, predicted, true, log_likelihood = sums
-            counted = sums.new_ones(classes)
-            counted[0] = float(include_background)
-            counted /= n * counted.sum()
-            total = predicted + true + SMOOTH
-            dice = (2 * overlap + SMOOTH) / total
-            voxels = labels.numel()
-            loss = ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * voxels)
+        for sample, _, z, hot in chunks(logits, labels, chunk):
+            log_p = torch.log_softmax(z, 0)
+            p = log_p.exp()
+            sums[0, sample] += (p * hot).sum(1)
+            sums[1, sample] += p.sum(1)
+            sums[2, sample] += hot.sum(1)
+            sums[3, sample] += (log_p * hot).sum(1)
+        overlap, predicted, true, log_likelihood = sums
+        counted = sums.new_ones(classes)
+        counted[0] = float(include_background)
+        counted /= n * counted.sum()
+        total = predicted + true + SMOOTH
+        dice = (2 * overlap + SMOOTH) / total
         # d loss / d p = slope t + shift, and d cross-entropy / d logit = (p - t) / voxels
         ctx.save_for_backward(logits, labels, -counted / total, counted * dice / (2 * total))
-        return loss
+        ctx.chunk = chunk
+        return ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * labels.numel())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, slope, shift = ctx.saved_tensors
         result, each = torch.empty_like(logits.flatten(2)), 1 / (2 * labels.numel())
-        with torch.autocast(logits.device.type, enabled=False):
-            for sample, where, z, hot in pieces(logits, labels):
-                p = torch.softmax(z, 0)
-                by_p = slope[sample][:, None] * hot + shift[sample][:, None]
-                mean = (p * by_p).sum(0)
-                part = p * (by_p - mean) + (p - hot) * each
-                result[sample, :, where] = part * grad
-        return result.view(logits.shape), None, None
+        for sample, where, z, hot in chunks(logits, labels, ctx.chunk):
+            p = torch.softmax(z, 0)
+            by_p = slope[sample][:, None] * hot + shift[sample][:, None]
+            mean = (p * by_p).sum(0)
+            part = p * (by_p - mean) + (p - hot) * each
+            result[sample, :, where] = part * grad
+        return result.view(logits.shape), None, None, None
 
 
-def pieces(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """(sample, its voxels, logits (C, n), one-hot labels (C, n)), both float32; whole samples but on a processor."""
+def chunks(logits: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    """(sample, its voxels, logits (C, n), one-hot labels (C, n)), both float32, of `size` voxels at most."""
     values, truth = logits.flatten(2), labels.flatten(1)
     classes = torch.arange(logits.shape[1], device=labels.device, dtype=labels.dtype)[:, None]
-    whole = values.shape[2]
-    step = PIECE if logits.device.type == "cpu" and not torch.compiler.is_compiling() else whole
     for sample in range(len(values)):
-        for start in range(0, whole, step):
-            where = slice(start, min(whole, start + step))
-            yield (
-                sample,
-                where,
-                values[sample, :, where].float().contiguous(),
-                (truth[sample, where] == classes).float(),
-            )
+        for start in range(0, values.shape[2], size):
+            where = slice(start, min(values.shape[2], start + size))
+            hot = (truth[sample, where] == classes).float()
+            yield sample, where, values[sample, :, where].float().contiguous(), hot

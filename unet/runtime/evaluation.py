@@ -45,8 +45,7 @@ def score(
     stopped = False
     share = balance_by_cost([case.cost for case in cases], group.world)[group.rank]
     for case in host.progress([cases[index] for index in sorted(share)], name=name, unit="case"):
-        stopped = bool(stop and stop())
-        if stopped:
+        if stopped := bool(stop and stop()):
             break
         numbers, arrays = evaluate(case)
         records.append({"case": case.id, **numbers})

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from unet.config.schema import Config
+from unet.config.flags import SaveOptions
+from unet.config.flags_training import TrainOptions
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime import optim
@@ -80,9 +81,10 @@ class Trainer:
     """Everything that the training loop uses. Three forms share the same weights: `network` is trained (compiled,
     captured, wrapped), `eval_model` is used for evaluation, `model` is saved. With --ema `averaged` holds the moving
     average of the weights, which is evaluated and saved as the best. `evaluate` returns a record for each validation
-    case, or None if it was stopped."""
+    case, or None if it was stopped. `warmup`: batches that throughput leaves out."""
 
-    config: Config
+    options: TrainOptions
+    saving: SaveOptions
     task: TrainTask
     device: Device
     model: nn.Module
@@ -97,12 +99,13 @@ class Trainer:
     progress: Progress = dataclasses.field(default_factory=Progress)
     group: Group = dataclasses.field(default_factory=Group)
     averaged: AveragedModel | None = None
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
-        self.losses = Losses(self.config.train.nonfinite_limit, self.loader.names, self.group)
-        self.gradients = Gradients(self.config.train, self.optimizer, self.device)
-        self.clock = Clock(self.progress, self.device, self.group, self.config.run.benchmark_warmup or 0)
+        self.losses = Losses(self.options.nonfinite_limit, self.loader.names, self.group)
+        self.gradients = Gradients(self.options, self.optimizer, self.device)
+        self.clock = Clock(self.progress, self.device, self.group, self.warmup)
 
     @property
     def best_model(self) -> nn.Module:
@@ -111,7 +114,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.loader) // self.config.train.accumulate
+        return len(self.loader) // self.options.accumulate
 
     @property
     def samples_per_epoch(self) -> int:
@@ -120,7 +123,7 @@ class Trainer:
 
     @property
     def samples_per_step(self) -> int:
-        return self.config.train.accumulate * self.config.train.batch_size * self.group.world
+        return self.options.accumulate * self.options.batch_size * self.group.world
 
     @property
     def schedule(self) -> tuple[int, int]:
@@ -136,22 +139,21 @@ class Trainer:
         """Steps before the current one, counted in epochs of this run: after a resume with another number of ranks an
         epoch has another number of steps, and the learning rate follows the epochs."""
         progress = self.progress
-        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.config.train.accumulate
+        return (progress.epoch - 1) * self.steps_per_epoch + (progress.batch - 1) // self.options.accumulate
 
     @property
     def epochs(self) -> int:
         """Number of the last epoch: from --epochs, or the one in which --max-steps is reached."""
-        most = self.config.train.max_steps
-        return min(self.config.train.epochs, -(-most // self.steps_per_epoch)) if most else self.config.train.epochs
+        most = self.options.max_steps
+        return min(self.options.epochs, -(-most // self.steps_per_epoch)) if most else self.options.epochs
 
     @property
     def out_of_steps(self) -> bool:
-        return self.config.train.max_steps is not None and self.progress.step >= self.config.train.max_steps
+        return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
 
     def emit(self, event: str, **values: Any) -> None:
         for callback in self.callbacks:
-            handler = getattr(callback, event, None)
-            if handler:
+            if handler := getattr(callback, event, None):
                 handler(self, **values)
 
 
@@ -163,7 +165,7 @@ def train(run: Trainer) -> str:
     """
     if not run.steps_per_epoch:
         raise UnetError(
-            f"--accumulate {run.config.train.accumulate} is more than the {len(run.loader)} batches per epoch.",
+            f"--accumulate {run.options.accumulate} is more than the {len(run.loader)} batches per epoch.",
             f"Type --accumulate {max(1, len(run.loader))} or less, or a smaller --batch-size.",
         )
     try:
@@ -199,16 +201,16 @@ def train_epochs(run: Trainer) -> str:
 
 def stop_reason(run: Trainer, score: float | None = None) -> str:
     """Why training ends after an epoch with this score; empty if it continues."""
-    progress, config = run.progress, run.config
+    progress, options = run.progress, run.options
     if progress.reached:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and config.train.patience and progress.evals_since_best >= config.train.patience:
+    if score is not None and options.patience and progress.evals_since_best >= options.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
-    return "epochs" if progress.epoch > config.train.epochs else ""
+    return "epochs" if progress.epoch > options.epochs else ""
 
 
 def diverged(run: Trainer, score: float) -> bool:
@@ -224,23 +226,23 @@ def diverged(run: Trainer, score: float) -> bool:
 
 def save_is_due(run: Trainer) -> bool:
     """Whether the last save is at least --save-minutes ago, by the clock of rank 0."""
-    limit = 60 * run.config.save.save_minutes
+    limit = 60 * run.saving.save_minutes
     return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
 
 
 def train_epoch(run: Trainer) -> bool:
     """Train the rest of the current epoch. Returns False if a stop was requested before its end."""
-    config, device, progress = run.config, run.device, run.progress
-    last = run.steps_per_epoch * config.train.accumulate
+    options, device, progress = run.options, run.device, run.progress
+    last = run.steps_per_epoch * options.accumulate
     run.training = True
     run.network.train()
     run.clock.start()
     for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
-        steps = (progress.batch + 1) % config.train.accumulate == 0
+        steps = (progress.batch + 1) % options.accumulate == 0
         with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
                 losses = run.task.training_step(run.network, batch)
-            run.scaler.scale(run.gradients.prepare(losses["loss"] / config.train.accumulate)).backward()
+            run.scaler.scale(run.gradients.prepare(losses["loss"] / options.accumulate)).backward()
         device.flush()
         run.losses.add(progress.step, losses, batch["index"])
         progress.batch += 1
@@ -251,10 +253,10 @@ def train_epoch(run: Trainer) -> bool:
         progress.step += 1
         run.stop.made_progress = True
         run.emit("on_step_end")
-        due = config.save.checkpoint_every and progress.step % config.save.checkpoint_every == 0
+        due = run.saving.checkpoint_every and progress.step % run.saving.checkpoint_every == 0
         ending = progress.batch == last or run.out_of_steps
         stopping = run.group.any_rank(run.stop.requested()) and not ending
-        if ending or stopping or due or progress.step % config.train.log_every == 0:
+        if ending or stopping or due or progress.step % options.log_every == 0:
             log(run)
         if ending or stopping:
             return not stopping
@@ -276,7 +278,7 @@ def optimizer_step(run: Trainer) -> None:
     """Set the rate, clip, step or skip, zero gradients, average weights; reads nothing from the device (except the loss
     scaler of fp16)."""
     progress = run.progress
-    rate = optim.learning_rate(run.config.train, progress.epoch, progress.step, run.steps_per_epoch, run.position)
+    rate = optim.learning_rate(run.options, progress.epoch, progress.step, run.steps_per_epoch, run.position)
     optim.set_rate(run.optimizer, rate)
     run.gradients.step(run.scaler, progress.step)
     if run.averaged is not None:
@@ -287,7 +289,7 @@ def log(run: Trainer) -> None:
     """Read the losses since the last log line: the only place where training reads from the device."""
     values, norms = run.losses.read(run.gradients.pending)
     gradients = run.gradients.read(norms, run.progress.step)
-    batches = run.config.train.accumulate
+    batches = run.options.accumulate
     finite = [value for value in values if math.isfinite(value)]
     run.progress.loss_sum += math.fsum(finite)
     run.progress.loss_count += len(finite)
@@ -334,7 +336,7 @@ def evaluate_epoch(run: Trainer) -> dict[str, Any] | None:
 
 def target_reached(run: Trainer) -> bool:
     """Whether the best score so far reaches the target."""
-    target, best = run.config.train.target, run.progress.best_score
+    target, best = run.options.target, run.progress.best_score
     sign = run.task.metric.sign
     return target is not None and best is not None and sign * best >= sign * target
 
@@ -343,7 +345,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
     """Add the epoch to the history, compare its score with the best and the target, and advance to the next epoch if it
     is complete. Returns (its row of the history, whether its score is the best so far).
     """
-    progress, config = run.progress, run.config
+    progress, options = run.progress, run.options
     before = sum(row["train_seconds"] for row in progress.history)
     row = {
         "epoch": progress.epoch,
@@ -362,8 +364,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    epoch_is_complete = progress.batch >= run.steps_per_epoch * config.train.accumulate
-    if epoch_is_complete:
+    if progress.batch >= run.steps_per_epoch * options.accumulate:  # the epoch is complete
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}
     return row, better

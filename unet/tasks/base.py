@@ -6,6 +6,7 @@ import; methods import what they need.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,20 @@ class MLPerfBenchmark:
     initialized_layers: Sequence[str]
 
 
+class Compute(Protocol):
+    """What loss and scores need of a device. `chunk`: voxels to work on at a time."""
+
+    chunk: int = 2**24
+
+    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Within autocast, the context of arithmetic in the tensors' own types."""
+        return contextlib.nullcontext()
+
+
+class NoDevice(Compute):
+    """Before a command has chosen the device."""
+
+
 class Task:
     """One system: a subclass, in a folder of `unet.tasks` or in a package of the user's own.
 
@@ -112,7 +127,8 @@ class Task:
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
     what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
     processes share, and its epochs are pieces of them. `terms`: those of the loss that the line of an epoch shows;
-    none named: all. `curves`: title -> how the names of the terms begin that terms.png draws under it.
+    none named: all. `curves`: title -> how the names of the terms begin that terms.png draws under it. `compute`: the
+    device, once a command has chosen it.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -129,6 +145,7 @@ class Task:
     terms: ClassVar[tuple[str, ...]] = ()
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    compute: Compute = NoDevice()
     settings: TaskSettings  # a subclass says that they are its own
 
     def __init__(self, config: Config) -> None:

@@ -1,7 +1,12 @@
 """The tasks by name: their settings before anything is imported, and the task itself when a command runs. No torch.
 
-A folder of `unet.tasks` with `settings.py` (its class `Settings`) and `task.py` (its name `TASK`: the class) is a
-built-in task.
+A built-in task is a folder `unet/tasks/<name>/` and no line elsewhere. The folder is found by its `task.py`:
+
+    __init__.py   empty
+    settings.py   the class `Settings(TaskSettings)`, with `name: ClassVar[str] = "<name>"`: the name of the folder
+    task.py       the class of the task, with `Settings` of settings.py, and at the module's end `TASK = <the class>`
+
+Neither module imports torch at its top. `settings_of` imports settings.py alone, `task_class` imports task.py.
 """
 
 from __future__ import annotations
@@ -12,15 +17,25 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unet.config.resolve import default_task
 from unet.config.task_settings import TaskSettings
+from unet.config.values import import_class
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
     from unet.config.schema import Config
     from unet.tasks.base import Task
 
-BUILT_IN: tuple[str, ...] = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/settings.py")))
 HINT = "Give --task package.module:Class, a subclass of unet.tasks.base.Task on the Python path."
+
+
+def built_in() -> tuple[str, ...]:
+    """The tasks of this package, the default task first, the others in the order of the alphabet."""
+    names = (path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
+    return tuple(sorted(names, key=lambda name: (name != default_task(), name)))
+
+
+BUILT_IN = built_in()
 
 
 @functools.cache
@@ -39,16 +54,9 @@ def task_class(name: str) -> type[Task]:
     if name in BUILT_IN:
         found: type[Task] = importlib.import_module(f"unet.tasks.{name}.task").TASK
         return found
-    module, _, attribute = name.partition(":")
     from unet.tasks.base import Task
 
-    try:
-        own = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does at its top
-        words = str(error).splitlines()[0] if str(error) else ""
-        raise UsageError(f"--task {name}: {type(error).__name__}: {words}.", HINT) from error
-    if not (isinstance(own, type) and issubclass(own, Task)):
-        raise UsageError(f"--task {name}: {attribute} is no subclass of unet.tasks.base.Task.", HINT)
+    own = import_class("--task", name, Task, HINT)
     require_complete(name, own)
     return own
 

@@ -35,7 +35,9 @@ class SegmentationTask(CachedTask):
             )
 
     def training_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.loss(model(batch["image"]), batch)
+        outputs = model(batch["image"])
+        with self.compute.full_precision():
+            return self.loss(outputs, batch)
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of the network's outputs: scalar tensors, "loss" among them."""

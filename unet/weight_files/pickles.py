@@ -1,8 +1,8 @@
-"""What is in a torch checkpoint (a pickle), read from its opcodes without running any of it. No torch.
+"""The structure of a torch checkpoint (a pickle), from its opcodes, without executing them. No torch.
 
-Versions of torch before 2.10 can be made to run code, or to write where they must not, by a crafted file even with
-`weights_only=True` (CVE-2025-32434, CVE-2026-24747). So the opcodes are followed here first, on plain values: a short
-list of opcodes and of names, and every tensor within its storage. What passes is a tree of dicts, lists and numbers.
+Before torch 2.10 a crafted file can run code or write out of bounds even with `weights_only=True` (CVE-2025-32434,
+CVE-2026-24747). So the opcodes are interpreted here first, with plain values: only the opcodes and names listed below,
+and every tensor within its storage. The result is a tree of dicts, lists and numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTHS = {  # types of storages by the bytes of an element
 }
 STORAGES = {name: width for width, names in WIDTHS.items() for name in names}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-MAKERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 NAMES = {
@@ -39,20 +39,20 @@ NAMES = {
 MARK = object()
 
 
-class Refused(Exception):
-    """A pickle with something that is not on the list."""
+class UnsafePickle(Exception):
+    """A pickle with an opcode, a name or a value that is not allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A global that the pickle names (it is not imported)."""
+    """A global of the pickle (it is not imported)."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """The bytes of a tensor in the file: `key` names them, `numel` elements of `size` bytes."""
+    """A storage in the file: its `key`, `numel` elements of `size` bytes."""
 
     key: str
     numel: int
@@ -67,134 +67,133 @@ class Tensor:
 
 
 class Reader:
-    """Follows the opcodes of one pickle. `stored(key)` is the number of bytes that the file has for a storage, None
-    where that is checked later."""
+    """Interprets one pickle. `stored_bytes(key)`: the size of a storage in the file; None if it is checked later."""
 
-    def __init__(self, stored: Callable[[str], int | None]) -> None:
-        self.stored, self.stack, self.memo = stored, list[Any](), dict[int, Any]()
+    def __init__(self, stored_bytes: Callable[[str], int | None]) -> None:
+        self.stored_bytes, self.stack, self.memo = stored_bytes, list[Any](), dict[int, Any]()
         self.storages: dict[str, Storage] = {}
 
     def read(self, stream: BinaryIO) -> Any:
-        """The tree. Raises Refused."""
+        """The tree. Raises UnsafePickle."""
         try:
             for opcode, value, _ in pickletools.genops(stream):
                 if opcode.name == "STOP":
                     return self.stack.pop()
-                self.follow(opcode.name, value)
+                self.execute(opcode.name, value)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-            raise Refused(f"a pickle that is damaged ({str(error)[:60] or type(error).__name__})") from error
-        raise Refused("a pickle without an end")
+            raise UnsafePickle(f"a pickle that is damaged ({str(error)[:60] or type(error).__name__})") from error
+        raise UnsafePickle("a pickle without an end")
 
-    def follow(self, name: str, value: Any) -> None:
+    def execute(self, name: str, value: Any) -> None:
         stack = self.stack
         if name in VALUES:
             stack.append(value)
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
-        elif name in MAKERS:
-            stack.append(MAKERS[name]())
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
         elif name == "MARK":
             stack.append(MARK)
         elif name in TUPLES:
             stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
         elif name == "TUPLE":
-            stack.append(tuple(self.since_mark()))
+            stack.append(tuple(self.pop_mark()))
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[value] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[value])
         elif name in ("APPEND", "APPENDS"):
-            items = self.since_mark() if name == "APPENDS" else [stack.pop()]
-            self.a(stack[-1], list).extend(items)
+            items = self.pop_mark() if name == "APPENDS" else [stack.pop()]
+            self.require(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = self.since_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
+            items = self.pop_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
             if len(items) % 2:
-                raise Refused("a pickle with half an entry")
-            self.a(stack[-1], dict).update(zip(map(self.key, items[::2]), items[1::2], strict=True))
+                raise UnsafePickle("a pickle with half an entry")
+            self.require(stack[-1], dict).update(zip(map(self.require_key, items[::2]), items[1::2], strict=True))
         elif name == "GLOBAL":
             if value not in NAMES:
-                raise Refused(f"the object {str(value).replace(' ', '.')[:80]}")
+                raise UnsafePickle(f"the object {str(value).replace(' ', '.')[:80]}")
             stack.append(Name(value))
         elif name == "BINPERSID":
             stack.append(self.storage(stack.pop()))
         elif name == "REDUCE":
-            arguments = self.a(stack.pop(), tuple)
-            stack.append(self.call(self.a(stack.pop(), Name).name, arguments))
+            arguments = self.require(stack.pop(), tuple)
+            stack.append(self.call(self.require(stack.pop(), Name).name, arguments))
         elif name == "BUILD":  # an OrderedDict's attributes: the versions that a state dict carries
-            self.a(stack.pop(), dict)
-            self.a(stack[-1], dict)
+            self.require(stack.pop(), dict)
+            self.require(stack[-1], dict)
         elif name != "PROTO":
-            raise Refused(f"the pickle instruction {name}")
+            raise UnsafePickle(f"the pickle instruction {name}")
 
-    def since_mark(self) -> list[Any]:
+    def pop_mark(self) -> list[Any]:
         at = len(self.stack) - 1 - self.stack[::-1].index(MARK)
         items = self.stack[at + 1 :]
         del self.stack[at:]
         return items
 
     @staticmethod
-    def a(value: Any, kind: type) -> Any:
+    def require(value: Any, kind: type) -> Any:
         if type(value) is not kind:
-            raise Refused(f"{type(value).__name__} where {kind.__name__} belongs")
+            raise UnsafePickle(f"{type(value).__name__} where {kind.__name__} belongs")
         return value
 
     @staticmethod
-    def key(value: Any) -> Any:
+    def require_key(value: Any) -> Any:
         if not isinstance(value, str | int | float | None):
-            raise Refused(f"{type(value).__name__} as a name")
+            raise UnsafePickle(f"{type(value).__name__} as a name")
         return value
 
-    def storage(self, about: Any) -> Storage:
-        """("storage", its type, key, device, elements[, None])."""
+    def storage(self, entry: Any) -> Storage:
+        """From ("storage", type, key, device, elements[, None])."""
         if (
-            type(about) is not tuple
-            or len(about) not in (5, 6)
-            or about[0] != "storage"
-            or about[5:] not in ((), (None,))
+            type(entry) is not tuple
+            or len(entry) not in (5, 6)
+            or entry[0] != "storage"
+            or entry[5:] not in ((), (None,))
         ):
-            raise Refused("a storage of an unknown form")
-        kind, key, device, numel = self.a(about[1], Name).name.removeprefix("torch "), *about[2:5]
-        if kind not in STORAGES or not isinstance(key, str) or not isinstance(device, str) or not whole(numel):
-            raise Refused("a storage of an unknown form")
+            raise UnsafePickle("a storage of an unknown form")
+        kind, key, device, numel = self.require(entry[1], Name).name.removeprefix("torch "), *entry[2:5]
+        if kind not in STORAGES or not isinstance(key, str) or not isinstance(device, str) or not is_size(numel):
+            raise UnsafePickle("a storage of an unknown form")
         found = Storage(key, numel, STORAGES[kind])
-        there = self.stored(key)
+        there = self.stored_bytes(key)
         if self.storages.setdefault(key, found) != found or there not in (None, numel * found.size):
-            raise Refused(f"a storage of {numel * found.size} bytes where the file has {there}")
+            raise UnsafePickle(f"a storage of {numel * found.size} bytes where the file has {there}")
         return found
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """What one of NAMES makes of its arguments."""
+        """The result of calling one of NAMES."""
         if name == "collections OrderedDict" and not arguments:
             return {}
         if name == "torch Size" and len(arguments) == 1:
-            return tuple(map(self.count, arguments[0]))
+            return tuple(map(self.require_size, arguments[0]))
         if name == "torch._utils _rebuild_parameter" and len(arguments) == 3:
-            return self.a(arguments[0], Tensor)
+            return self.require(arguments[0], Tensor)
         if name == "torch._utils _rebuild_tensor_v2" and len(arguments) in (6, 7):
-            storage, offset, shape, steps = self.a(arguments[0], Storage), *arguments[1:4]
-            shape, steps = (tuple(map(self.count, self.a(item, tuple))) for item in (shape, steps))
+            storage, offset, shape, steps = self.require(arguments[0], Storage), *arguments[1:4]
+            shape, steps = (tuple(map(self.require_size, self.require(item, tuple))) for item in (shape, steps))
             last = sum((side - 1) * step for side, step in zip(shape, steps, strict=True))
-            if math.prod(shape) and self.count(offset) + last >= storage.numel:
-                raise Refused("a tensor outside its storage")
+            if math.prod(shape) and self.require_size(offset) + last >= storage.numel:
+                raise UnsafePickle("a tensor outside its storage")
             if arguments[4] not in (True, False) or arguments[5] != {} or arguments[6:] not in ((), (None,), ({},)):
-                raise Refused("a tensor of an unknown form")
+                raise UnsafePickle("a tensor of an unknown form")
             return Tensor(shape)
-        raise Refused(f"a call of {name.replace(' ', '.')}")
+        raise UnsafePickle(f"a call of {name.replace(' ', '.')}")
 
     @staticmethod
-    def count(value: Any) -> int:
-        if not whole(value):
-            raise Refused("a size that is no whole number")
+    def require_size(value: Any) -> int:
+        if not is_size(value):
+            raise UnsafePickle("a size that is no whole number")
         return int(value)
 
 
-def whole(value: Any) -> bool:
+def is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-def outline(path: Path) -> Any:
-    """The tree of a torch checkpoint, its tensors as shapes. Raises Refused for anything that is not on the list,
-    StorageError where the file cannot be read."""
+def structure(path: Path) -> Any:
+    """The tree of a torch checkpoint, with shapes in place of tensors. Raises UnsafePickle for anything that is not
+    allowed, StorageError if the file cannot be read."""
     try:
         with open(require_regular(path), "rb") as stream:
             if stream.read(4) == b"PK\x03\x04":
@@ -202,48 +201,48 @@ def outline(path: Path) -> Any:
             stream.seek(0)
             return _legacy(stream)
     except zipfile.BadZipFile as error:
-        raise Refused(f"a zip file that is damaged ({error})") from error
+        raise UnsafePickle(f"a zip file that is damaged ({error})") from error
     except OSError as error:
         raise explain(error, path) from error
 
 
 def _zipped(stream: BinaryIO) -> Any:
-    """torch's form since 1.6: archive/data.pkl and archive/data/<key>."""
+    """torch's format since 1.6: archive/data.pkl and archive/data/<key>."""
     with zipfile.ZipFile(stream) as archive:
         items = {item.filename: item for item in archive.infolist()}
         tops = {name.split("/")[0] for name in items}
         if len(items) != len(archive.infolist()) or len(tops) != 1 or min(i.header_offset for i in items.values()):
-            raise Refused("an archive of an unknown form")
+            raise UnsafePickle("an archive of an unknown form")
         top = tops.pop()
         if f"{top}/constants.pkl" in items or any(name.startswith(f"{top}/code/") for name in items):
-            raise Refused("a TorchScript program")
+            raise UnsafePickle("a TorchScript program")
         if f"{top}/data.pkl" not in items or any(item.compress_type for item in items.values()):
-            raise Refused("an archive of an unknown form")
+            raise UnsafePickle("an archive of an unknown form")
 
-        def stored(key: str) -> int:
+        def stored_bytes(key: str) -> int:
             item = items.get(f"{top}/data/{key}")
             return -1 if item is None else item.file_size
 
         with archive.open(f"{top}/data.pkl") as content:
-            return Reader(stored).read(content)  # type: ignore[arg-type]
+            return Reader(stored_bytes).read(content)  # type: ignore[arg-type]
 
 
 def _legacy(stream: BinaryIO) -> Any:
-    """torch's form before 1.6: a number, a version, sizes of types, the tree, the keys, each storage's elements."""
+    """torch's format before 1.6: magic number, version, sizes of types, tree, keys, storages."""
     if stream.read(len(LEGACY)) != LEGACY:
-        raise Refused("a pickle that torch did not write")
+        raise UnsafePickle("a pickle that torch did not write")
     plain = [Reader(lambda key: -1).read(stream) for _ in range(2)]
     if plain[0] != 1001:
-        raise Refused("a pickle of an unknown version of torch")
+        raise UnsafePickle("a pickle of an unknown version of torch")
     reader = Reader(lambda key: None)
     tree, keys = reader.read(stream), Reader(lambda key: -1).read(stream)
     if type(keys) is not list or set(keys) != set(reader.storages) or len(keys) != len(reader.storages):
-        raise Refused("other storages than its tensors need")
+        raise UnsafePickle("other storages than its tensors need")
     for key in keys:
         storage = reader.storages[key]
         there = int.from_bytes(stream.read(8), "little")
         if there != storage.numel or len(stream.read(there * storage.size)) != there * storage.size:
-            raise Refused("a storage of another size than its tensors need")
+            raise UnsafePickle("a storage of another size than its tensors need")
     if stream.read(1):
-        raise Refused("more than a checkpoint")
+        raise UnsafePickle("more than a checkpoint")
     return tree

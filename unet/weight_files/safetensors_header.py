@@ -1,8 +1,8 @@
-"""The header of a safetensors file: names, types and sizes of its tensors, and the facts that this program writes with
-them. No torch: the command line reads the task of weights before torch is imported.
+"""The header of a safetensors file: names, types and sizes of its tensors, and this program's metadata. No torch: the
+command line reads the task of weights before torch is imported.
 
-The file is 8 bytes (length of the header, little endian), the header (JSON), and the tensors' bytes one after another.
-Our facts are one JSON text in the header's `__metadata__`, beside a digest of the whole content.
+The file is 8 bytes (length of the header, little endian), the header (JSON), and the tensors' bytes in sequence.
+This program's metadata ("facts") is one JSON text in the header's `__metadata__`, beside a digest of the content.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unet.errors import CheckpointError, DamagedError
-from unet.files import explain, misfit, require_regular
+from unet.files import explain, require_regular, schema_error
 
-LONGEST = 100_000_000  # bytes of a header: what the safetensors library allows
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 WIDTHS = {  # types of elements by their bytes
     8: ("F64", "I64", "U64", "C64"),
     4: ("F32", "I32", "U32"),
@@ -27,9 +27,9 @@ WIDTHS = {  # types of elements by their bytes
     1: ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"),
 }
 SIZES = {name: width for width, names in WIDTHS.items() for name in names}
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch's form before 1.6: a number
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of torch's format before 1.6, as a pickle
 TENSOR = {"dtype": str, "shape": [int], "data_offsets": [int]}
-FACTS = {  # of weights and states; `content` is how a state's values hang together
+FACTS = {  # the metadata of weights and states
     "format": str,
     "task?": str,
     "run_name?": str,
@@ -46,8 +46,8 @@ FACTS = {  # of weights and states; `content` is how a state's values hang toget
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What stands before the tensors. `table` is name -> {"dtype", "shape", "data_offsets"}; `facts` are empty for
-    another program's file; `start` is the first byte of the tensors."""
+    """`table`: name -> {"dtype", "shape", "data_offsets"}; `facts`: this program's metadata, empty in another program's
+    file; `start`: offset of the tensors' first byte."""
 
     table: Mapping[str, Any]
     facts: Mapping[str, Any]
@@ -61,8 +61,8 @@ def damaged(path: Path, why: str) -> DamagedError:
 
 
 def kind(path: Path) -> str:
-    """What a file holds, by its first bytes: "safetensors", "zip" or "pickle" (torch's two forms). Raises DamagedError
-    for anything else, StorageError for what is no regular file."""
+    """The format of a file, by its first bytes: "safetensors", "zip" or "pickle" (torch's two). Raises DamagedError for
+    another format, StorageError if it is no regular file."""
     try:
         with open(require_regular(path), "rb") as stream:
             first, size = stream.read(16), os.fstat(stream.fileno()).st_size
@@ -81,7 +81,7 @@ def kind(path: Path) -> str:
 
 
 def read(path: Path) -> Header:
-    """The header of a safetensors file, checked against the size of the file. Raises DamagedError."""
+    """The header of a safetensors file, checked against the file's size. Raises DamagedError."""
     try:
         with open(require_regular(path), "rb") as stream:
             return parse(path, stream, os.fstat(stream.fileno()).st_size)
@@ -92,58 +92,59 @@ def read(path: Path) -> Header:
 def parse(path: Path, stream: BinaryIO, size: int) -> Header:
     """The header at the beginning of `stream`, of a file of `size` bytes. Raises DamagedError."""
     length = int.from_bytes(stream.read(8), "little")
-    if length > min(LONGEST, size - 8):
+    if length > min(MAX_HEADER, size - 8):
         raise damaged(path, f"cut short, or damaged (a header of {length} bytes in a file of {size})")
     try:
-        content = json.loads(stream.read(length).decode(), object_pairs_hook=_once)
+        content = json.loads(stream.read(length).decode(), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"damaged (its header is not valid JSON: {str(error)[:80]})") from error
     about = content.pop("__metadata__", {}) if isinstance(content, dict) else {}
-    wrong = misfit(content, {str: TENSOR}, "its header") or misfit(about, {str: str}, "its header's metadata")
-    wrong = wrong or _wrong_sizes(content, size - 8 - length)
-    if wrong:
+    wrong = schema_error(content, {str: TENSOR}, "its header") or schema_error(
+        about, {str: str}, "its header's metadata"
+    )
+    if wrong := wrong or _offset_error(content, size - 8 - length):
         raise damaged(path, f"cut short, or damaged ({wrong})")
     text, facts = about.get("facts", ""), {}
     if text:
         try:
-            facts = json.loads(text, object_pairs_hook=_once)
+            facts = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             raise damaged(path, f"damaged (its facts are not valid JSON: {str(error)[:80]})") from error
     require_facts(facts, path)
     return Header(content, facts, about.get("digest"), text, 8 + length)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
-def _wrong_sizes(table: Mapping[str, Any], room: int) -> str:
-    """What is wrong with the places of the tensors in `room` bytes; empty where they fill it exactly."""
+def _offset_error(table: Mapping[str, Any], room: int) -> str:
+    """What is wrong with the tensors' offsets in `room` bytes, which they must fill exactly; empty if nothing."""
     end = 0
     for name, about in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
-        size, shape, places = SIZES.get(about["dtype"]), about["shape"], about["data_offsets"]
+        size, shape, offsets = SIZES.get(about["dtype"]), about["shape"], about["data_offsets"]
         if size is None:
             return f"{name} has the unknown type {about['dtype'][:20]!r}"
         if min(shape, default=0) < 0 or len(shape) > 64:
             return f"{name} has the shape {shape[:8]}"
-        if len(places) != 2 or places[0] != end or places[1] - end != size * math.prod(shape):
-            return f"{name}, {about['dtype']} {shape}, does not lie in the bytes {places}"
-        end = places[1]
+        if len(offsets) != 2 or offsets[0] != end or offsets[1] - end != size * math.prod(shape):
+            return f"{name}, {about['dtype']} {shape}, does not match its offsets {offsets}"
+        end = offsets[1]
     return f"its tensors take {end} bytes, and {room} are there" if end != room else ""
 
 
 def require_facts(facts: Any, path: Path) -> None:
-    """Raise CheckpointError where facts (of any version of this program; empty for others') have not their types."""
-    wrong = misfit(facts, FACTS, "its list of facts") if facts else ""
+    """Raise CheckpointError if metadata (of any version of this program) have wrong types."""
+    wrong = schema_error(facts, FACTS, "its list of facts") if facts else ""
     if wrong:
         raise CheckpointError(f"{path.absolute()}: {wrong}.", "Give weights that `python -m unet train` wrote.")
 
 
 def content_digest(text: str, table: Mapping[str, Any], pieces: Iterable[Any]) -> str:
-    """Thirty-two hex digits over the facts (as text), the table and the bytes of the tensors."""
+    """Thirty-two hex digits of BLAKE2b over the metadata (as text), the table and the tensors' bytes."""
     total = hashlib.blake2b(digest_size=16)
     total.update(text.encode() + b"\0" + json.dumps(table, sort_keys=True).encode() + b"\0")
     for piece in pieces:

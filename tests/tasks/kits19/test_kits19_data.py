@@ -67,6 +67,11 @@ def save(path: Path, array: np.ndarray, spacing: Any = (3.0, 0.8, 0.9), affine: 
     return path
 
 
+def geometry_of(plain: dict[str, Any]) -> grids.Geometry:
+    """The geometry that a manifest has as JSON."""
+    return grids.Geometry(**{name: tuple(value) for name, value in plain.items()})
+
+
 def make_case(root: Path, name: str = "case_00001", seed: int = 1, **how: Any) -> Path:
     image, label = scan(seed)
     save(root / name / "imaging.nii.gz", image, **how)
@@ -340,7 +345,7 @@ def test_flipped_and_swapped_copies_are_one_scan(spacing: tuple[float, ...], tmp
             mask = grids.restore(logits, how)
             world = nib.Nifti1Image(mask, own)
         assert np.array_equal(volume, first), name
-        found = grids.restore(logits, grids.Geometry.of(json.loads(json.dumps(how.plain()))))
+        found = grids.restore(logits, geometry_of(json.loads(json.dumps(dataclasses.asdict(how)))))
         assert found.shape == array.shape, name
         back = nib.as_closest_canonical(nib.Nifti1Image(found, own))
         assert np.array_equal(np.asarray(back.dataobj), np.asarray(nib.as_closest_canonical(world).dataobj)), name
@@ -584,7 +589,7 @@ def test_the_cache_has_mlperfs_names(built: Path, tmp_path: Path) -> None:
         assert case.cost == 1
         assert case.facts["boxes"] == boxes.components(mask[0])
         assert case.foreground == ((mask == 1).sum(), (mask == 2).sum())
-        how = grids.Geometry.of(case.facts["geometry"])
+        how = geometry_of(case.facts["geometry"])
         assert how.raw == (12, 40, 36)
     cases = kits19.index(tmp_path / "raw", settings())
     assert cache.build(built, kits19.LAYOUT, cases, prepare, wanted())["kept"] == 2

@@ -170,17 +170,16 @@ def plain_loss(logits: Tensor, labels: Tensor, include_background: bool) -> Tens
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("order", [torch.contiguous_format, LAST])
 def test_dice_ce_is_its_formula_and_so_is_its_gradient(
-    kind: torch.dtype, background: bool, order: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    kind: torch.dtype, background: bool, order: torch.memory_format
 ) -> None:
-    """Also where a volume is worked on in pieces, a class is missing, and the logits are bfloat16."""
-    monkeypatch.setattr(losses, "PIECE", 100)
+    """Also where a volume is worked on in chunks, a class is missing, and the logits are bfloat16."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 3, 5, 6, 7, generator=generator).contiguous(memory_format=order).requires_grad_()
     labels = torch.randint(0, 3, (2, 1, 5, 6, 7), generator=generator).to(kind)
     labels[1][labels[1] == 2] = 0
     expected = plain_loss(logits.double(), labels, background)
     (slope,) = torch.autograd.grad(expected, logits)
-    loss = losses.dice_ce_loss(logits, labels, background)
+    loss = losses.dice_ce_loss(logits, labels, background, 100)
     (found,) = torch.autograd.grad(3 * loss, logits)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
     if not background:
@@ -188,7 +187,7 @@ def test_dice_ce_is_its_formula_and_so_is_its_gradient(
     torch.testing.assert_close(found, 3 * slope, rtol=1e-4, atol=1e-9)
     half = logits.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses.dice_ce_loss(half, labels, background)
+        loss = losses.dice_ce_loss(half, labels, background, 100)
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(
         float(plain_loss(half.double(), labels, background).detach()), rel=1e-6

@@ -240,8 +240,7 @@ def missing_of(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _require_whole(folder: Path, layout: Layout, records: Mapping[str, Any], again: str) -> None:
-    wrong = integrity.damaged(folder, layout, records)
-    if wrong:
+    if wrong := integrity.damaged(folder, layout, records):
         case = next(iter(wrong))
         more = f"; {len(wrong)} of {len(records)} cases are damaged ({', '.join(list(wrong)[:3])})"
         raise CacheError(
@@ -277,7 +276,7 @@ def ensure(
         return [case for case in cases if case.id in ids]
     if found is not None:
         require_same(folder, found, wanted)
-        if not raw.is_dir() or files.real(raw) == files.real(folder):
+        if not raw.is_dir() or files.real_path(raw) == files.real_path(folder):
             chosen = choose(sorted([*found["cases"], *missing_of(found)])) if choose else None
             return open_cache(folder, layout, wanted, chosen, found, again)
     indexed = index()
@@ -287,8 +286,7 @@ def ensure(
         require_same_set(folder, found["cases"], indexed)
         stale = set(outdated(folder, layout, found["cases"], asked))
         gone = set(found["cases"]) - {case.id for case in indexed} if chosen is None else set()
-        changed = sorted((stale & set(found["cases"])) | gone)
-        if changed:
+        if changed := sorted((stale & set(found["cases"])) | gone):
             raise CacheError(
                 f"{folder.absolute()}: {len(changed)} cases changed since the cache was made"
                 f" ({', '.join(changed[:3])}).",

@@ -81,8 +81,7 @@ def report(
     records = manifest["cases"]
     wrong = damaged(folder, layout, records, always=True)
     errors += [f"{folder}: {words}; make it again with preprocess" for words in wrong.values()]
-    bare = sum("arrays" not in record for record in records.values())
-    if bare:
+    if bare := sum("arrays" not in record for record in records.values()):
         warnings.append(f"{bare} of {len(records)} cases have no digests (an earlier version); preprocess makes them")
     return wrong
 
@@ -149,7 +148,7 @@ def _place(folder: Path) -> Path | None:
         own = files.make_folder((Path(home) if home else Path.home() / ".cache") / "unet")
     except (UnetError, RuntimeError):
         return None
-    return own / f"{files.fingerprint([socket.gethostname(), str(files.real(folder))])}{NOTED}"
+    return own / f"{files.fingerprint([socket.gethostname(), str(files.real_path(folder))])}{NOTED}"
 
 
 def _read(place: Path | None) -> dict[str, State]:

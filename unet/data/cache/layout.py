@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import CacheError
-from unet.files import inside
+from unet.files import path_inside
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -28,9 +28,10 @@ class Layout:
     `image`, `mask`: what follows the case's id in the names of its files. `version`: of the code that makes the arrays.
     `cost` of an image's shape: what scoring it takes, in slices or windows.
     `require(image's path, image, mask, settings)`: raise CacheError unless the arrays of another program fit. `facts`
-    of a mask, as the manifest has them, in the form of `schema` (see `files.misfit`); `counted` of an image's shape:
-    how many numbers `foreground` among them holds; `possible(shape, facts)`: whether facts can be true. `needed`: what
-    else of a record a run needs; `kept`: the file beside such a cache that keeps the facts, where they are costly.
+    of a mask, as the manifest has them, in the form of `schema` (see `files.schema_error`); `counted` of an image's
+    shape: how many numbers `foreground` among them holds; `possible(shape, facts)`: whether facts can be
+    true. `needed`: what else of a record a run needs; `kept`: the file beside such a cache that keeps the facts, where
+    they are costly.
     """
 
     task: str
@@ -53,7 +54,7 @@ class Layout:
                 f"{folder.absolute()}: {case!r} is not the name of a case.",
                 "The list of its files was changed or damaged: restore it, or use another folder.",
             )
-        return inside(folder, case + self.image), inside(folder, case + self.mask)
+        return path_inside(folder, case + self.image), path_inside(folder, case + self.mask)
 
     def ids(self, folder: Path) -> list[str]:
         """The cases whose images lie in a folder, sorted."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 import os
@@ -59,7 +58,9 @@ def read_manifest(folder: Path, layout: Layout) -> dict[str, Any] | None:
             f"Name another --cache, or type --task {found['task'][:40]}.",
         )
     record = {**RECORD, **FACTS, **layout.schema}
-    wrong = next((words for name, item in found["cases"].items() if (words := files.misfit(item, record, name))), "")
+    wrong = next(
+        (words for name, item in found["cases"].items() if (words := files.schema_error(item, record, name))), ""
+    )
     if wrong:
         raise CacheError(f"{path.absolute()}: {wrong}. This is not the manifest of a cache.", AGAIN)
     require_names(folder, layout, [*found["cases"], *found.get("missing", ())])
@@ -113,27 +114,13 @@ def set_aside(folder: Path, layout: Layout) -> None:
     with contextlib.suppress(UnetError):
         if read_manifest(folder, layout) is not None or not os.path.lexists(path):
             return
-    number = 1
-    while os.path.lexists(other := path.with_name(f"{MANIFEST}.{number}")):
-        number += 1
-    try:
-        path.rename(other)
-    except OSError as error:
-        raise files.explain(error, path) from error
+    other = files.set_aside(path, "")
     host.notice(f"{path}: is no manifest of a cache of {layout.task}; kept as {other.name}")
 
 
 def keep_foreign(paths: Sequence[Path]) -> None:
     """Give arrays that lie where others are about to be written, and that no manifest names, another name."""
-    kept = []
-    for path in (path for path in paths if os.path.lexists(path)):
-        names = (path.with_name(f"{path.name}.replaced-{number}") for number in itertools.count(1))
-        other = next(name for name in names if not os.path.lexists(name))
-        try:
-            path.rename(other)
-        except OSError as error:
-            raise files.explain(error, path) from error
-        kept.append(other)
+    kept = [files.set_aside(path, "replaced-") for path in paths if os.path.lexists(path)]
     if kept:
         host.notice(
             f"{kept[0].parent}: {host.counted(len(kept), 'array')} that no {MANIFEST} names ({kept[0].name}, ...) were"
@@ -180,10 +167,8 @@ def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layo
     if isinstance(known, dict):
         before = stamp_of_before(case)
         whole = len(before) == len(case.images) + len(case.labels)  # one of two files of one name was not noted
-        same, sizes = (
-            whole and known == before,
-            {n: i[:1] for n, i in known.items()} == {n: i[:1] for n, i in before.items()},
-        )
+        same = whole and known == before
+        sizes = {name: item[0] for name, item in known.items()} == {name: item[0] for name, item in before.items()}
     else:
         now = stamp(case)
         same, sizes = known == now, known[:1] == now[:1]

@@ -66,7 +66,7 @@ def read_stack(path: Path, page: int | None = None) -> NDArray[np.uint8]:
     with _opened(path) as (kind, load):
         if kind.dtype != np.uint8:
             raise DataError(
-                f"{path}: is {words(kind.shape)} of {kind.values}; grey values of 8 bits are expected.", GREY
+                f"{path}: is {words(kind.shape)} of {values_of(kind)}; grey values of 8 bits are expected.", GREY
             )
         images = _one_channel(_shown(load(page), kind, path))
         if images is None:
@@ -155,9 +155,9 @@ def words(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def values_of(array: Array) -> str:
-    """The kind of an array's values, in words."""
-    return "1-bit values" if array.dtype == bool else f"{array.dtype} values"
+def values_of(of: Array | Kind) -> str:
+    """The kind of values, in words."""
+    return "1-bit values" if of.dtype == bool else f"{of.dtype} values"
 
 
 @functools.cache

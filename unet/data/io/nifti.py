@@ -84,8 +84,7 @@ def values(head: Header, background: float = 0.0) -> Iterator[Array]:
         with np.errstate(over="ignore", invalid="ignore"):
             doubtful = block.dtype.kind == "f" and not math.isfinite(block.sum(dtype=np.float32))
         if doubtful and not np.isfinite(block).all():
-            infinite = int(np.isinf(block).sum())
-            if infinite:
+            if infinite := int(np.isinf(block).sum()):
                 raise _no_numbers(head, infinite)
             gaps = np.isnan(block)
             count += int(gaps.sum())
@@ -104,7 +103,7 @@ def _no_numbers(head: Header, count: int) -> DataError:
     return DataError(
         f"{head.path}: {count} voxels or more are NaN or infinite; only NaN that reaches the border of the volume is"
         " taken as background.",
-        "Mend the volume, or remove it.",
+        "Repair the volume, or remove it.",
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from unet.config.schema import shell_path
+from unet.data.cases import require_folder
 from unet.data.io import nifti
 from unet.errors import DataError, StorageError
 from unet.files import require_regular
@@ -72,12 +73,7 @@ def find(root: Path, tests: bool = False) -> dict[str, Found]:
 
     Raises DataError where there is no such folder, or no NIfTI file where one is looked for.
     """
-    if not root.is_dir():
-        near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
-        raise DataError(
-            f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
-            "Give the raw set with --data PATH.",
-        )
+    require_folder(root, "Give the raw set with --data PATH.")
     result: dict[str, Found] = {}
     folders = [item for item in sorted(root.iterdir()) if item.is_dir() and not item.name.startswith(".")]
     sides = IMAGES + LABELS + (TESTS if tests else ())

@@ -1,11 +1,12 @@
 """What a NIfTI file says of its voxels: sizes, type, spacing, orientation, scaling; each checked before it is believed.
 No torch.
 
-nibabel understands the headers; it is not asked to mend them: its own loader would make 1 of a spacing of 0.
+nibabel understands the headers; it does not correct them: its own loader would make 1 of a spacing of 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import zlib
@@ -119,14 +120,11 @@ def raw_header(path: Path) -> Any:
 
 
 def _start(path: Path) -> bytes:
-    stream = Unpacked(path)
-    try:
+    with contextlib.closing(Unpacked(path)) as stream:
         found = b""
         while len(found) < 540 and (piece := stream.read(540 - len(found))):
             found += piece
         return found
-    finally:
-        stream.close()
 
 
 def dimensions(raw: Any) -> list[int]:
@@ -258,10 +256,10 @@ def _form(path: Path, raw: Any, name: str) -> tuple[Array, tuple[str, str, str]]
         affine = np.asarray(getattr(raw, f"get_{name}")(), np.float64)
         codes: Any = aff2axcodes(affine) if np.isfinite(affine).all() else (None,)
     except Exception as error:  # a quaternion longer than 1, a singular matrix
-        raise DataError(f"{path}: its orientation ({name}) cannot be read ({error}).", "Mend its affine.") from error
+        raise DataError(f"{path}: its orientation ({name}) cannot be read ({error}).", "Correct its affine.") from error
     if None in codes or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise DataError(
-            f"{path}: its affine ({name}) maps the grid to no volume.", "Mend its affine, or remove the case."
+            f"{path}: its affine ({name}) maps the grid to no volume.", "Correct its affine, or remove the case."
         )
     return affine, codes
 

@@ -54,10 +54,6 @@ class Kind:
         _, height, width, _ = self.shape
         return (width, height) if self.orientation > 4 else (height, width)
 
-    @property
-    def values(self) -> str:
-        return "1-bit values" if self.dtype == bool else f"{self.dtype} values"
-
     def inverted(self, array: Array) -> Array:
         """White for black."""
         if array.dtype == bool:
@@ -145,10 +141,7 @@ def _require_all_pieces(path: Path, pages: Iterable[Any]) -> None:
     for page in pages:
         wanted, found = math.prod(page.chunked), sum(1 for size in page.databytecounts if size)
         if found < wanted and not page.is_contiguous:
-            raise DataError(
-                f"{path}: page {page.index} has {found} of {wanted} strips or tiles.",
-                COPY,
-            )
+            raise DataError(f"{path}: page {page.index} has {found} of {wanted} strips or tiles.", COPY)
 
 
 def _kind(path: Path, series: Any) -> Kind:

@@ -46,7 +46,7 @@ class Volumes:
             require_memory(self.cases, shared)
             self._whole = self._read(shared)
         elif where == "device":
-            keep = place or _itself
+            keep = place or (lambda tensor: tensor)
             self._placed = [
                 (keep(torch.from_numpy(np.array(image))), keep(torch.from_numpy(np.array(mask))))
                 for image, mask in (case.arrays() for case in host.progress(self.cases, name="to device", unit="case"))
@@ -89,10 +89,6 @@ class Volumes:
             torch.from_numpy(np.array(image_map[place][mirrored], np.float32, order="C")),
             torch.from_numpy(np.array(mask_map[place][mirrored], np.uint8, order="C")),
         )
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def require_memory(cases: Sequence[CachedCase], shared: bool) -> None:

@@ -41,8 +41,7 @@ def place(case: str, scan: nifti.Header, label: nifti.Header, how: grids.Geometr
             f"{label.path}: the label is {_axes(label)}, its image {_axes(scan)}: they are of two grids.",
             "Copy the case's files again, save the label on its scan's grid, or remove the case.",
         )
-    words = misfit(scan, label, how, own)
-    if words:
+    if words := grid_mismatch(scan, label, how, own):
         stored = label.shape == scan.shape
         first = f"If their voxels fit as they are stored, type --label-geometry {AS_STORED}; else " if stored else ""
         rest = "save the label with the header of its scan, or remove the case."
@@ -64,7 +63,7 @@ def describe(head: nifti.Header) -> str:
     return f"{times(head.spacing)} mm, {axes} (sform {head.forms[0]}, qform {head.forms[1]})"
 
 
-def misfit(scan: nifti.Header, label: nifti.Header, how: grids.Geometry, own: grids.Geometry) -> str:
+def grid_mismatch(scan: nifti.Header, label: nifti.Header, how: grids.Geometry, own: grids.Geometry) -> str:
     """Why two headers of equally many voxels do not describe one grid, in words; "" where they do."""
     if (scan.codes is None) != (label.codes is None):
         return "only one of them names an orientation"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet.data.io import nifti
+from unet.data.io.nifti_header import times
 from unet.data.preprocessing import resample
 from unet.errors import DataError
 
@@ -47,14 +48,6 @@ class Geometry:
     before: Triple
     size: Triple
 
-    def plain(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Geometry:
-        """The geometry that `plain` was made from, also where it went through JSON."""
-        return cls(**{field.name: tuple(plain[field.name]) for field in dataclasses.fields(cls)})
-
     @property
     def turned(self) -> Triple:
         """Voxels of (D, H, W) before resampling."""
@@ -75,33 +68,25 @@ def geometry(head: nifti.Header, spacing: Iterable[float], pad_to: Iterable[int]
     """
     order, flips = turn(head)
     mm = tuple(head.spacing[axis] for axis in order)
-    counts = [
-        max(1, int(own / target * head.shape[axis])) for own, target, axis in zip(mm, spacing, order, strict=True)
-    ]
-    if any(
-        head.shape[axis] > 1 and int(own / target * head.shape[axis]) < 1
-        for own, target, axis in zip(mm, spacing, order, strict=True)
-    ):
+    whole = [int(own / target * head.shape[axis]) for own, target, axis in zip(mm, spacing, order, strict=True)]
+    counts = [max(1, count) for count in whole]
+    if any(head.shape[axis] > 1 and count < 1 for axis, count in zip(order, whole, strict=True)):
         raise DataError(
-            f"{head.path}: {_x(head.shape)} voxels of {_x(head.spacing)} mm are less than one voxel of {_x(spacing)} mm"
-            " along an axis.",
-            "Mend the spacing in its header, type a finer --spacing, or remove the case.",
+            f"{head.path}: {times(head.shape)} voxels of {times(head.spacing)} mm are less than one voxel of"
+            f" {times(spacing)} mm along an axis.",
+            "Correct the spacing in its header, type a finer --spacing, or remove the case.",
         )
     padding = [max(0, least - count) for least, count in zip(pad_to, counts, strict=True)]
     size = [count + pad for count, pad in zip(counts, padding, strict=True)]
     longest = max(count * mm for count, mm in zip(head.shape, head.spacing, strict=True))
     if math.prod(size) > nifti.LARGEST or longest > LONGEST:
         raise DataError(
-            f"{head.path}: its {_x(head.shape)} voxels of {_x(head.spacing)} mm, {longest / 1000:.3g} m long,"
-            f" would become {_x(size)}.",
-            "Mend the spacing in its header, or remove the case.",
+            f"{head.path}: its {times(head.shape)} voxels of {times(head.spacing)} mm, {longest / 1000:.3g} m long,"
+            f" would become {times(size)}.",
+            "Correct the spacing in its header, or remove the case.",
         )
     before = tuple(pad // 2 for pad in padding)
     return Geometry(head.shape, order, flips, mm, tuple(counts), before, tuple(size))  # type: ignore[arg-type]
-
-
-def _x(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:.4g}" if isinstance(number, float) else str(number) for number in numbers)
 
 
 def turn(head: nifti.Header, like: nifti.Header | None = None) -> tuple[Triple, tuple[bool, bool, bool]]:
@@ -143,7 +128,7 @@ def remarks(head: nifti.Header) -> list[tuple[str, str]]:
     words = remark(head)
     found = [("axes", words)] if words else []
     if not all(FINEST <= mm <= COARSEST for mm in head.spacing):
-        found.append(("spacing", f"{head.path}: a spacing of {_x(head.spacing)} mm is strange"))
+        found.append(("spacing", f"{head.path}: a spacing of {times(head.spacing)} mm is strange"))
     return found + [("header", note) for note in head.notes]
 
 
@@ -177,8 +162,8 @@ def _require_plausible(head: nifti.Header) -> None:
     even = [pair for pair in pairs if math.isclose(head.spacing[pair[0]], head.spacing[pair[1]], rel_tol=0.01)]
     if len(square) == len(even) == 1 and square != even and max(extents) > THIN * min(extents):
         raise DataError(
-            f"{head.path}: wrong axis order: {_x(head.shape)} voxels of {_x(head.spacing)} mm would be"
-            f" {_x(round(item) for item in extents)} mm.",
+            f"{head.path}: wrong axis order: {times(head.shape)} voxels of {times(head.spacing)} mm would be"
+            f" {times(round(item) for item in extents)} mm.",
             "Bring its spacing and affine into the order of its axes, or remove the case.",
         )
 

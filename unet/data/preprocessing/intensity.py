@@ -80,8 +80,7 @@ class CtWindow:
 
     def require(self, path: Path) -> None:
         """Raise DataError where the volume that was seen is no CT in Hounsfield units."""
-        words = self.fault()
-        if words:
+        if words := self.fault():
             raise DataError(
                 f"{path}: is no CT in Hounsfield units: {words}; every voxel would become nearly the same grey value.",
                 "Give CT (air -1000, water 0); values that were stored otherwise (MRI, an offset of 1024, a scale of 0"

@@ -36,9 +36,6 @@ class Geometry:
     before: tuple[int, int]
     size: int
 
-    def plain(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 @dataclasses.dataclass(frozen=True)
 class Intensity:

@@ -96,7 +96,7 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
     run.progress.load_state(content["progress"])
     run.ranks_before = ranks = content.get("ranks", 1)
     if ranks != run.group.world:  # the same samples, counted in batches of the current number of ranks
-        group = run.config.train.accumulate
+        group = run.options.accumulate
         done = run.progress.batch * ranks // run.group.world // group * group
         run.progress.batch = min(done, run.steps_per_epoch * group)
         count = max(1, round(run.progress.loss_count * ranks / run.group.world))
@@ -108,7 +108,7 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
     if run.task.by_steps:  # epochs may have another length now
         if ranks != run.group.world:
             run.progress.step = run.progress.step * ranks // run.group.world
-        done, run.progress.batch = divmod(run.progress.step * run.config.train.accumulate, len(run.loader))
+        done, run.progress.batch = divmod(run.progress.step * run.options.accumulate, len(run.loader))
         run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # --target may have changed
 

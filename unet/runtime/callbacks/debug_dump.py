@@ -12,6 +12,7 @@ import torch
 
 from unet import files, host
 from unet.config.run_files import DUMP_LIST, DUMPED
+from unet.config.schema import Config
 from unet.runtime.trainer import Trainer
 
 TRACED = 3  # steps of the profiler's trace, after one that warms up
@@ -22,14 +23,14 @@ class DebugDump:
     layer), trace.json (three steps by torch's profiler; open it at chrome://tracing or in Perfetto); dump.json lists
     them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.steps = folder, 0
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config, self.steps = folder, config, 0
         self.profiler: Any = None
         files.make_folder(folder)
 
     def on_train_start(self, run: Trainer) -> None:
         files.write_json(self.folder / DUMP_LIST, {"files": [DUMP_LIST, *DUMPED]})
-        settings = {name: files.jsonable(value) for name, value in sorted(run.config.items())}
+        settings = {name: files.jsonable(value) for name, value in sorted(self.config.items())}
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
         batch = next(run.loader.epoch(run.progress.epoch, run.progress.batch))
         with files.atomic(self.folder / "batch.npz") as stream:

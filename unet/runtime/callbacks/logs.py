@@ -22,7 +22,7 @@ class ProgressBar:
 
     def on_epoch_start(self, run: Trainer) -> None:
         name = f"epoch {run.progress.epoch}/{run.epochs}"
-        done = run.progress.batch // run.config.train.accumulate  # of a resumed epoch
+        done = run.progress.batch // run.options.accumulate  # of a resumed epoch
         self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step", initial=done)
 
     def on_step_end(self, run: Trainer) -> None:

@@ -252,7 +252,7 @@ def warm_up(
     shape = (config.train.batch_size, *task.input_shape()[1:])
     made = SyntheticLoader(shape, CLASSES, config.mlperf.mlperf_warmup * config.train.accumulate)
     run = trainer.Trainer(
-        *(calm, task, device, model, network, eval_model, optimizer, scaler, made),
+        *(calm.train, calm.save, task, device, model, network, eval_model, optimizer, scaler, made),
         evaluate=None,
         stop=Stop(),
         group=group,

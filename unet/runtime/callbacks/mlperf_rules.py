@@ -47,11 +47,8 @@ def require(config: Config, world: int, task: MLPerfTask) -> None:
     if config.mlperf.mlperf_division == "closed" and not config.mlperf.mlperf_rehearsal:
         mistakes += not_closed(config, world, task)
     if mistakes:
-        hint = (
-            f"Change or leave out the named flags. {REHEARSE}"
-            if config.mlperf.mlperf_division == "closed"
-            else "Change this setting."
-        )
+        closed = config.mlperf.mlperf_division == "closed"
+        hint = f"Change or leave out the named flags. {REHEARSE}" if closed else "Change this setting."
         raise UsageError(f"--mlperf-division {config.mlperf.mlperf_division}: {'; '.join(mistakes)}.", hint)
     if config.mlperf.mlperf_rehearsal:
         host.notice("This is a rehearsal: its MLPerf log says so (submission_org REHEARSAL) and is no submission.")
@@ -81,11 +78,9 @@ def not_closed(config: Config, world: int, task: MLPerfTask) -> list[str]:
     for name, what in (("mlperf_org", "who submits"), ("mlperf_platform", "on which system")):
         if not config.get(name):
             found.append(f"{flag(name)} is missing ({what})")
-    if not resolve_path(config.data.cache, "data").is_dir():
-        found.append(
-            f"the cache {resolve_path(config.data.cache, 'data').absolute()} does not exist: run `python -m unet"
-            f" preprocess` first"
-        )
+    cache = resolve_path(config.data.cache, "data").absolute()
+    if not cache.is_dir():
+        found.append(f"the cache {cache} does not exist: run `python -m unet preprocess` first")
     return found
 
 
@@ -149,11 +144,8 @@ def clear_caches(folder: Path, system: bool, proc: Path = PROC) -> float | None:
 
 def forget(path: Path) -> None:
     """Ask the kernel to drop a file's pages."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident(path: Path) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.errors import CheckpointError, DamagedError, StorageError
-from unet.files import explain, misfit
+from unet.files import explain, schema_error
 from unet.runtime.checkpoints import nested, tensor_files
 from unet.runtime.progress import wrong_progress
 from unet.weight_files import pickles, safetensors_header
@@ -97,7 +97,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
         return {**{name: value for name, value in facts.items() if name != "content"}, **content}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise safetensors_header.damaged(
-            path, f"not a state ({type(error).__name__} in how its tensors hang together)"
+            path, f"not a state ({type(error).__name__} in the structure of its tensors)"
         ) from error
 
 
@@ -120,9 +120,9 @@ def _torch_file(path: Path, kind: str, version: str = torch.__version__) -> dict
         )
     try:
         if not is_safe(version):
-            pickles.outline(path)
+            pickles.structure(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickles.Refused as error:
+    except pickles.UnsafePickle as error:
         raise CheckpointError(
             f"{path.absolute()}: holds {error}; it was not opened, since torch {version} has known holes.",
             f"On a machine with torch 2.10 or later type: {conversion(path)}",
@@ -152,8 +152,7 @@ def require_state(content: Mapping[str, Any], path: Path) -> None:
             "Give the state file or the run's folder with --resume; weights alone: --load FILE.",
         )
     weights_of({"model": content.get("model")}, path)
-    wrong = misfit(content, STATE_PARTS, "the state") or wrong_progress(content["progress"])
-    if wrong:
+    if wrong := schema_error(content, STATE_PARTS, "the state") or wrong_progress(content["progress"]):
         raise CheckpointError(
             f"{path.absolute()}: {wrong}.",
             "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from unet import host
+from unet import files, host
 from unet.errors import UnetError
 from unet.weight_files import safetensors_header
 
@@ -54,23 +55,21 @@ class CheckpointPaths:
         weights = (self.weights,) if also_weights else ()
         for path in (self.state, self.state_before, self.earlier_state, self.weights_before, *weights):
             if path.exists():
-                path.unlink() if written_here(path) else set_aside(path, "replaced")
-        if self.weights.exists() and not written_here(self.weights):
+                path.unlink() if metadata_of(path) else set_aside(path, "replaced")
+        if self.weights.exists() and not metadata_of(self.weights):
             set_aside(self.weights, "replaced")
 
 
-def written_here(path: Path) -> bool:
-    """Whether the metadata of a file say that this program wrote it."""
+def metadata_of(path: Path) -> Mapping[str, Any]:
+    """The metadata that this program wrote with weights; empty for any other file."""
     try:
-        return safetensors_header.kind(path) == "safetensors" and bool(safetensors_header.read(path).facts)
+        return safetensors_header.read(path).facts if safetensors_header.kind(path) == "safetensors" else {}
     except UnetError:
-        return False
+        return {}
 
 
 def set_aside(path: Path, why: str) -> Path:
     """Rename a file to `<its name>.<why>-<number>`, with a notice."""
-    names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
-    new = next(name for name in names if not name.exists())
-    path.rename(new)
+    new = files.set_aside(path, f"{why}-")
     host.notice(f"{path} was set aside as {new.name}")
     return new

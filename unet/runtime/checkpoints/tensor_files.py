@@ -16,13 +16,7 @@ from torch import Tensor
 from unet.files import atomic, explain
 from unet.weight_files import safetensors_header
 
-TYPES = dict(
-    zip(
-        (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
-        ("F64", "F32", "F16", "BF16", "BOOL"),
-        strict=True,
-    )
-)
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
 TYPES |= {getattr(torch, f"int{bits}"): f"I{bits}" for bits in (8, 16, 32, 64)} | {torch.uint8: "U8"}
 
 

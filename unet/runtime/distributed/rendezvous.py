@@ -124,8 +124,7 @@ class Meeting:
         Raises UnetError where there is none."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            known = token or _read(path)
-            if known:
+            if known := token or _read(path):
                 line = Line(store, known)
                 if line.read(HELLO) is not None:
                     return line

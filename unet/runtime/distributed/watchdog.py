@@ -72,11 +72,8 @@ class Watchdog(threading.Thread):
             except (RuntimeError, OSError) as error:  # the store is gone, and with it the process that held it
                 if self.quiet.is_set() or self.clean_exit:
                     return
-                found = (
-                    self.gone()
-                    or f"Rank 0, or the launcher that held the meeting place, is gone ({first_line(error)})."
-                )
-                rank0_lost = True
+                words = f"Rank 0, or the launcher that held the meeting place, is gone ({first_line(error)})."
+                found, rank0_lost = self.gone() or words, True
             if found:
                 self.abort_run(found, rank0_lost)
                 return
@@ -87,9 +84,7 @@ class Watchdog(threading.Thread):
         late = 0
         while not self.quiet.wait(pause) and not self.aborting.is_set():
             late = late + 1 if time.monotonic() - self.round_at > self.timeout else 0
-            if (
-                late > 2 and not self.clean_exit
-            ):  # three times: after a pause of this process the main watch loop runs first
+            if late > 2 and not self.clean_exit:  # three times: after a pause of this process the main loop runs first
                 words = f"does not answer for {self.timeout:.0f} s (--dist-timeout)."
                 self.abort_run(f"Rank 0, or the launcher that holds the meeting place, {words}", True)
 
@@ -102,14 +97,12 @@ class Watchdog(threading.Thread):
 
     def watch(self) -> tuple[str | None, bool]:
         """(failure message or None, whether rank 0 is lost and cannot report it)."""
-        failure = self.read("failure")
-        if failure:
+        if failure := self.read("failure"):
             return failure, False
         watched = [rank for rank in range(self.world) if rank != self.rank] if self.rank == 0 else [0]
         now = time.monotonic()
         for rank in watched:
-            left = self.read(f"left/{rank}")
-            if left:
+            if left := self.read(f"left/{rank}"):
                 return f"{self.who(rank)} ended with an error: {left}", False
             if left is not None:
                 self.peers.pop(rank, None)
@@ -128,7 +121,7 @@ class Watchdog(threading.Thread):
     def gone(self) -> str | None:
         """A message if a watched process on this machine has ended."""
         for rank, peer in self.peers.items():
-            if rank != self.rank and peer.machine == _machine() and peer.pid and not files.alive(peer.pid):
+            if rank != self.rank and peer.machine == _machine() and peer.pid and not files.process_alive(peer.pid):
                 with contextlib.suppress(RuntimeError, OSError):
                     if self.read(f"left/{rank}") is not None:  # it left in order just before
                         continue

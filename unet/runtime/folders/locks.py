@@ -26,14 +26,13 @@ def acquire(path: Path, run: Path) -> str:
     Returns "" if this process now holds the lock, else a description of its owner. The file is locked by flock, so the
     kernel frees it when its owner dies, and it names its owner. Raises UnetError if it cannot be created.
     """
-    key = files.real(path.parent) / path.name
+    key = files.real_path(path.parent) / path.name
     while key not in _held:
         try:
             descriptor = os.open(key, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise files.explain(error, path) from error
-        owner = _lock(descriptor, key)
-        if owner:
+        if owner := _lock(descriptor, key):
             os.close(descriptor)
             return owner
         if not _is_at(descriptor, key):  # its owner removed it after we opened it and before we locked it
@@ -62,13 +61,13 @@ def _lock(descriptor: int, path: Path) -> str:
             raise files.explain(error, path) from error
         owner = _owner(path)
         here = owner.get("host") == socket.gethostname() and owner.get("pid") != os.getpid()
-        return in_words(owner) if here and files.alive(owner["pid"]) else ""
+        return in_words(owner) if here and files.process_alive(owner["pid"]) else ""
     return ""
 
 
 def holder(path: Path) -> str:
     """A description of the other process that holds a lock; "" if there is none."""
-    key = files.real(path.parent) / path.name
+    key = files.real_path(path.parent) / path.name
     if key in _held or not key.exists():
         return ""
     try:
@@ -95,7 +94,7 @@ def _owner(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if not files.misfit(found, OWNER) else {}
+    return found if not files.schema_error(found, OWNER) else {}
 
 
 def in_words(owner: Mapping[str, Any]) -> str:
@@ -110,7 +109,7 @@ def in_words(owner: Mapping[str, Any]) -> str:
 
 def release(path: Path) -> None:
     """Release a lock and remove its file."""
-    key = files.real(path.parent) / path.name
+    key = files.real_path(path.parent) / path.name
     descriptor = _held.pop(key, None)
     if descriptor is not None:
         with contextlib.suppress(OSError):

@@ -82,7 +82,7 @@ class OutputFolder:
             found = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        if files.misfit(found, LINE):
+        if files.schema_error(found, LINE):
             return False
         made = Made(**{field.name: found[field.name] for field in dataclasses.fields(Made)})
         self.records.update({name: (digest, made) for name, digest in found["files"].items()})
@@ -114,8 +114,7 @@ class OutputFolder:
         try:
             with open(path, "a+b") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
-                end = stream.seek(0, os.SEEK_END)
-                if end:
+                if end := stream.seek(0, os.SEEK_END):
                     stream.seek(end - 1)
                     line = line if stream.read(1) == b"\n" else "\n" + line
                 stream.write(line.encode())

@@ -67,7 +67,7 @@ class Contents:
         listed = self.listed()
         for name in sorted(self.entries(), key=lambda name: name == MANIFEST_NAME):  # the list last
             if self._is_ours(name, listed):
-                path = files.inside(self.path, name)
+                path = files.path_inside(self.path, name)
                 try:
                     path.unlink()
                 except OSError as error:
@@ -94,7 +94,7 @@ class Contents:
             return False
         try:
             if name in JSON_KINDS:
-                return not files.misfit(files.read_json(path), JSON_KINDS[name])
+                return not files.schema_error(files.read_json(path), JSON_KINDS[name])
             if name == "metrics.jsonl":
                 rows = read_lines(path)
                 return not path.stat().st_size or bool(rows and "event" in rows[0])

@@ -77,8 +77,7 @@ class RunFolder:
 
     def take(self) -> None:
         """Lock the name of this run. Raises UsageError while another process holds it."""
-        owner = locks.acquire(self.lock, self.path)
-        if owner:
+        if owner := locks.acquire(self.lock, self.path):
             raise self._running(owner)
         self.require_stopped()
 
@@ -103,8 +102,7 @@ class RunFolder:
     def _require_replaceable(self, kind: str, overwrite: bool) -> None:
         status, place = read_status(self.path), self.path.absolute()
         files.remove_leftovers(self.path)
-        strange = self.contents.strange()
-        if strange:
+        if strange := self.contents.strange():
             raise UsageError(f"{place} holds more than a run ({strange[0]}); it is not replaced.", OTHER_NAME)
         made_elsewhere = self.contents.listed() is None and any(self.path.iterdir())
         if made_elsewhere or any((self / name).exists() for name in RESULTS):
@@ -113,12 +111,10 @@ class RunFolder:
             if before != kind:
                 raise UsageError(words, OTHER_NAME)
             if not overwrite:
-                go_on = (
-                    f"Go on with it: --resume --run-name {shlex.quote(self.name)}; start"
-                    if kind == "train"
-                    else "Start"
-                )
-                raise UsageError(words, f"{go_on} anew: --overwrite; or give another --run-name.")
+                start = "Start"
+                if kind == "train":
+                    start = f"Go on with it: --resume --run-name {shlex.quote(self.name)}; start"
+                raise UsageError(words, f"{start} anew: --overwrite; or give another --run-name.")
 
     def remove(self, kind: str) -> None:
         """Remove the files of a run before it is started again. Raises UsageError as `create` does."""
@@ -141,9 +137,8 @@ class RunFolder:
         files.make_folder(self.path)
         self.contents.clear()
         if self._replaces and "weights" in (self._status or {}):
-            CheckpointPaths(
-                Path((self._status or {})["weights"])
-            ).clear()  # the new run must not go on from states before it
+            weights = Path((self._status or {})["weights"])
+            CheckpointPaths(weights).clear()  # the new run must not go on from states before it
         self.own(*(name for name, _, _ in waiting))
         for name, text, added in waiting:
             self._put(name, text, added)
@@ -188,11 +183,7 @@ class RunFolder:
         if self._waiting is not None:
             self._waiting.append((name, text, added))
             return
-        path = self.place(name)
-        if not added:
-            files.write_text(path, text)
-            return
-        files.append_line(path, text)
+        (files.append_line if added else files.write_text)(self.place(name), text)
 
     def keep_lines(self, name: str, count: int) -> None:
         """Truncate a log to its first `count` lines: the rest was written after the state that is resumed."""
@@ -234,7 +225,7 @@ def is_running(status: Mapping[str, Any]) -> bool:
     """Whether the process that wrote a status is alive on this host (and is this program: process ids are reused)."""
     pid = status.get("pid")
     here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
-    if not here or not pid or not files.alive(pid):
+    if not here or not pid or not files.process_alive(pid):
         return False
     try:
         return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -264,22 +255,8 @@ def versions() -> dict[str, str]:
 def environment(device: str) -> dict[str, Any]:
     """Versions, machine and device, for environment.json."""
     total, available = host.memory()
-    relevant: tuple[str, ...] = (
-        "CUDA_",
-        "OMP_",
-        "GOMP_",
-        "KMP_",
-        "MKL_",
-        "PT_HPU_",
-        "HLS_",
-        "HABANA_",
-        "MLU_",
-        "TORCH",
-        "NCCL_",
-        "CN",
-        "GLOO_",
-    )
-    relevant += ("SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE")
+    relevant = ["CUDA_", "OMP_", "GOMP_", "KMP_", "MKL_", "PT_HPU_", "HLS_", "HABANA_", "MLU_", "TORCH", "NCCL_"]
+    relevant += ["CN", "GLOO_", "SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE"]
     return {
         "unet": unet.__version__,
         "python": sys.version.split()[0],
@@ -289,5 +266,5 @@ def environment(device: str) -> dict[str, Any]:
         "cores": host.cores(),
         "memory_bytes": total,
         "memory_available_bytes": available,
-        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(relevant)},
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(tuple(relevant))},
     }

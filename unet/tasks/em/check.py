@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet import files
-from unet.data.checks import Report
+from unet.data.checks import Report, SplitOf
 from unet.data.preprocessing import masks
-from unet.errors import DataError, UnetError
+from unet.errors import UnetError
 from unet.tasks.em import dataset
 from unet.tasks.em.synthetic import RECORD
 
 PALE = 0.02  # of the range of values: a slice with less contrast is empty
 
 
-def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]) -> Report:
+def raw(root: Path, split_of: SplitOf) -> Report:
     """A raw set: stacks that belong together, two-valued labels, empty and equal slices (leakage of the split that
     `split_of(ids)` makes)."""
     report = Report()
@@ -30,11 +30,7 @@ def raw(root: Path, split_of: Callable[[list[str]], Mapping[str, Sequence[str]]]
     except UnetError as error:
         report.errors.append(error.message)
         return report
-    try:
-        held = set(split_of([case.id for case in cases])["validation"])
-    except DataError as error:
-        report.errors.append(error.message)
-        held = set()
+    held = report.validation_of(split_of, [case.id for case in cases])
     if levels.noise:
         report.warnings.append(f"{truth.name}: {levels.told}")
     report.warnings += masks.crowded("membrane", 1 - float(labels.mean()))
@@ -70,8 +66,4 @@ def slices(
             report.warnings.append(f"{name}: its label is {'all cell' if label.any() else 'all membrane'}")
         twin = seen.setdefault(files.digest(np.ascontiguousarray(image).tobytes()), name)
         if twin != name:
-            leaks = (twin in held) != (name in held)
-            words = f"{twin} and {name} are the same image"
-            (report.errors if leaks else report.warnings).append(
-                f"leakage: {words}; one trains, the other validates" if leaks else f"duplicate: {words}"
-            )
+            report.equal(f"{twin} and {name} are the same image", (twin in held) != (name in held))

@@ -26,7 +26,7 @@ from unet.data.context import margin
 from unet.data.io.images import irregular, read_labels, read_stack, stack_shape, words
 from unet.data.preprocessing import masks
 from unet.errors import CacheError, DataError
-from unet.files import real
+from unet.files import real_path
 
 VERSION = 1
 TIFF, SLICES = (".tif", ".tiff"), (".png", ".tif", ".tiff")
@@ -80,8 +80,7 @@ def shape_of(path: Path) -> tuple[int, int, int]:
     if not path.is_dir():
         return stack_shape(path)
     paths = slices_in(path)
-    wrong = irregular(paths)
-    if wrong:
+    if wrong := irregular(paths):
         raise DataError(f"{wrong[0]} ({len(wrong)} of {len(paths)} slices).", "Copy the slices again.")
     sizes: list[tuple[int, int]] = []
     for item in paths:
@@ -225,7 +224,7 @@ def inputs(paths: Sequence[Path]) -> dict[Path, list[Path]]:
         elif path.is_file() and path.suffix.lower() not in SLICES:
             raise DataError(f"{path.absolute()}: is neither TIFF nor PNG.", "Give 8-bit grey TIFF or PNG images.")
         name = Path(
-            (real(stack).name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume")
+            (real_path(stack).name if stack.is_dir() else stack.stem).removesuffix("-volume").removesuffix("_volume")
         )
         if name in found and found[name] != [stack]:
             raise DataError(

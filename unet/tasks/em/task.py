@@ -3,6 +3,7 @@ of NVIDIA and Habana, trained by steps, scored in five folds."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.config.schema import Config, resolve_path
+from unet.config.task_settings import unet_widths
 from unet.data import drawing, splits
 from unet.data.cases import Case
 from unet.data.checks import Report
@@ -140,12 +142,9 @@ class EM(SegmentationTask):
         """The benchmark's network, 34,512,258 parameters with the default settings; Glorot-uniform weights."""
         from unet.models.unet import UNet, UNetShape, glorot
 
-        features = tuple(self.config.network.width * 2**level for level in range(self.config.network.layers))
-        bottleneck, norm = self.config.network.width * 2**self.config.network.layers, self.settings.normalization
-        shape = UNetShape(
-            inputs=1, outputs=2, features=features, bottleneck=bottleneck, norm=norm, up_kernel=3, **self.fixed_shape()
-        )
-        return glorot(UNet(shape))
+        *features, bottleneck = unet_widths(self.config.network.width, self.config.network.layers)
+        shape = UNetShape(2, 1, 2, tuple(features), bottleneck, self.settings.normalization, up_kernel=3)
+        return glorot(UNet(dataclasses.replace(shape, **self.fixed_shape())))
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import two_class_losses

@@ -17,10 +17,11 @@ import numpy as np
 
 from unet import files, host, windows
 from unet.data.cache import cache, integrity
-from unet.data.checks import Report
+from unet.data.checks import Report, SplitOf
 from unet.data.checksums import SHOWN, some, verify
 from unet.data.io import nifti
 from unet.data.io.arrays import open_npy
+from unet.data.io.nifti_header import times
 from unet.data.preprocessing import alignment, grids
 from unet.data.preprocessing.intensity import AIR, CtWindow
 from unet.data.splits import number_of
@@ -32,7 +33,6 @@ NAMES = ("kidney", "tumour")
 MOST = 0.5  # share of the voxels of a set above which a class is suspected to be inverted
 RANGE = (-2.3408, 2.6399)  # of clipped, scaled Hounsfield units
 BLOCK = 2**22  # voxels of a cached volume looked at a time
-SplitOf = Callable[[list[str]], Mapping[str, Sequence[str]]]
 
 
 @dataclasses.dataclass
@@ -74,9 +74,10 @@ def raw(path: Path, split_of: SplitOf, checksums: Path | None = None, label_geom
     if empty:
         report.errors.append(f"{len(empty)} case folders hold no NIfTI file: {some(empty)}")
     _equal(seen, split_of, report)
+    types = (item.label_type for item in seen if item.label_type)
     report.facts = _facts(seen, report) | {
         "spacing": " x ".join(_median(item.spacing for item in seen if item.spacing)) + " mm (median)",
-        "label types": ", ".join(f"{name} {n}" for name, n in sorted(_types(seen).items())),
+        "label types": ", ".join(f"{name} {n}" for name, n in sorted(Counter(types).items())),
     }
     if bare:
         report.facts["without labels"] = f"{len(bare)} ({some(bare)}); left out"
@@ -192,10 +193,6 @@ def _codes(codes: Sequence[str] | None) -> str:
     return ", ".join(codes) if codes else "none"
 
 
-def _types(seen: Sequence[Seen]) -> Counter[str]:
-    return Counter(item.label_type for item in seen if item.label_type)
-
-
 def _look(item: tuple[str, dataset.Found], geometry: str = alignment.HEADER) -> Seen:
     """In a worker: one raw case; `geometry` as in `alignment.place`."""
     name, found = item
@@ -293,21 +290,13 @@ def _absent(seen: Seen) -> None:
 
 def _equal(seen: Sequence[Seen], split_of: SplitOf, report: Report) -> None:
     """Equal images of two cases: a warning, and an error where one trains and the other validates."""
-    validation: set[str] = set()
-    try:
-        validation = set(split_of([item.id for item in seen])["validation"])
-    except DataError as error:
-        report.errors.append(f"{error.message} {error.hint}")
+    validation = report.validation_of(split_of, [item.id for item in seen])
     owners: dict[str, str] = {}
     for item in seen:
         twin = owners.setdefault(item.digest, item.id) if item.digest else item.id
-        if twin == item.id:
-            continue
-        words = f"{twin} and {item.id} hold the same image"
-        if (twin in validation) != (item.id in validation):
-            report.errors.append(f"leakage: {words}; one trains, the other validates")
-        else:
-            report.warnings.append(f"duplicate: {words}")
+        if twin != item.id:
+            leaks = (twin in validation) != (item.id in validation)
+            report.equal(f"{twin} and {item.id} hold the same image", leaks)
 
 
 def _against_list(path: Path, seen: Sequence[Seen], bare: Sequence[str], report: Report) -> None:
@@ -328,7 +317,7 @@ def _against_list(path: Path, seen: Sequence[Seen], bare: Sequence[str], report:
     for item in seen:
         wanted = spacings.get(item.id)
         if wanted and item.spacing and not np.allclose(item.spacing, wanted, rtol=1e-3):
-            other.append(f"{item.id} ({_x(item.spacing)}, listed {_x(wanted)})")
+            other.append(f"{item.id} ({times(item.spacing)}, listed {times(wanted)})")
     if other:
         report.warnings.append(f"{len(other)} cases have another spacing than {path.name} tells: {some(other)}")
     report.facts[path.name] = f"{len(listed)} cases, {len(here & set(listed))} of them here"
@@ -337,10 +326,6 @@ def _against_list(path: Path, seen: Sequence[Seen], bare: Sequence[str], report:
 def _listed_spacing(item: Mapping[str, Any]) -> tuple[float, ...] | None:
     found = item.get("voxel_spacing")
     return tuple(float(found[f"{axis}_spacing"]) for axis in "zyx") if found else None
-
-
-def _x(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
 
 
 def _look_cached(folder: Path, item: tuple[str, Mapping[str, Any] | None]) -> Seen:

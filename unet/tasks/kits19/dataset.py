@@ -63,9 +63,9 @@ def _read_case(name: str, found: Found, settings: Settings) -> tuple[Case, list[
             names = ", ".join(path.name for path in files[:3])
             faults.append(DataError(f"{name}: {len(files)} files for its {kind}: {names}; one is expected", MISSING))
     if not name.isprintable() or "\\" in name:
-        mend = "Give the case a name of letters, digits, - and _"
+        hint = "Give the case a name of letters, digits, - and _"
         faults.append(
-            DataError(f"{name!r} in {(found.images or found.labels)[0].parent.parent}: no name for a case", mend)
+            DataError(f"{name!r} in {(found.images or found.labels)[0].parent.parent}: no name for a case", hint)
         )
     if faults:
         return case, faults, []
@@ -105,10 +105,10 @@ def index(root: Path, settings: Settings) -> list[Case]:
         words = [fault.message.rstrip(".") for fault in faults]
         shown = 1 if len(max(words, default="", key=len)) > LONG else 2
         more = f" (and {len(faults) - shown} more)" if len(faults) > shown else ""
-        mend = (faults[0].hint if faults else MISSING).rstrip(".")
+        hint = (faults[0].hint if faults else MISSING).rstrip(".")
         raise DataError(
             "; ".join(words[:shown]) + more + "." if faults else f"{root.absolute()}: holds no case with a label.",
-            f"{mend}; all faults: python -m unet check --task kits19 --data {shell_path(root)}",
+            f"{hint}; all faults: python -m unet check --task kits19 --data {shell_path(root)}",
         )
     return cases
 
@@ -143,7 +143,7 @@ def require_memory(head: nifti.Header, how: grids.Geometry, needed: int) -> None
         raise DataError(
             f"{head.path}: its {times(head.shape)} voxels of {times(head.spacing)} mm become {times(how.size)}, which"
             f" takes {host.format_bytes(needed)} of memory; this machine has {host.format_bytes(total)}.",
-            "Mend the spacing in its header, type a coarser --spacing, or remove the case.",
+            "Correct the spacing in its header, type a coarser --spacing, or remove the case.",
         )
 
 

@@ -21,23 +21,15 @@ def organs(prediction: Labels, target: Labels) -> Iterator[tuple[str, Mask, Mask
     yield "tumour", prediction == 2, target == 2
 
 
-def kits(prediction: Labels, target: Labels) -> dict[str, float]:
-    """KiTS19's own Dice of two label maps by integer counts: kits_kidney (kidney and tumour together), kits_tumour; 1
-    for what is in neither. Meant for the scan's own grid.
-
-    Source: evaluation of the KiTS19 challenge (Heller et al., Med Image Anal 2021).
-    """
-    return {f"kits_{name}": dice(own, true) for name, own, true in organs(prediction, target)}
-
-
 def full_scores(
     prediction: Labels, target: Labels, spacing: Sequence[float], tolerance: float = 1.0
 ) -> dict[str, float]:
     """Scores of two label maps on the scan's own grid, `spacing` and `tolerance` in mm: kits_kidney, kits_tumour,
     hd95_kidney, hd95_tumour (mm), surface_kidney, surface_tumour.
 
-    In all of them the kidney is kidney and tumour together. Where something is in neither map its hd95 is 0 and its
-    surface Dice 1, where it is in one of them NaN and 0.
+    In all of them the kidney is kidney and tumour together. Where something is in neither map its Dice is 1, its hd95 0
+    and its surface Dice 1, where it is in one of them 0, NaN and 0. Source of kits_*: evaluation of the KiTS19
+    challenge (Heller et al., Med Image Anal 2021).
     """
     order = np.argsort(target.strides, kind="stable")[::-1]  # NIfTI arrays lie the other way round in memory
     prediction, target, spacing = prediction.transpose(order), target.transpose(order), [spacing[i] for i in order]

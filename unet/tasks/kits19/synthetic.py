@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from unet import host
 from unet.data.io import nifti
-from unet.errors import DataError, UnetError
-from unet.files import atomic, digest, inside, make_folder, read_json, real, remove_leftovers, write_json
+from unet.errors import DataError
+from unet.files import atomic, digest, make_folder, path_inside, read_json, real_path, remove_leftovers, write_json
 from unet.tasks.kits19.anatomy import DEPTH, Body, Painter, draw_kidneys, paint
 
 Array = NDArray[Any]
@@ -143,7 +143,7 @@ def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, la
                 "Ask for one case or more of larger sides, 64 for example.",
             )
         return {**base, "cases": cases, "shape": list(shape)}
-    if real(folder) == real(labels):
+    if real_path(folder) == real_path(labels):
         raise DataError(
             f"{folder.absolute()}: made images would lie among the real labels.", "Name another folder with --data."
         )
@@ -152,24 +152,13 @@ def _wanted(folder: Path, cases: int | None, shape: Sequence[int], seed: int, la
     return {**base, "cases": len(numbers), "labels": content}
 
 
-def _make(work: Callable[[int], None], numbers: Sequence[int]) -> None:
-    try:
-        for _, future in host.process_map(work, numbers, "making cases", "case"):
-            future.result()
-    except host.ProcessLost as error:
-        raise UnetError(
-            f"A process that makes cases has died: {error.message}",
-            "Free some memory, then type the command again: it goes on where it stopped.",
-        ) from error
-
-
 def _targets(folder: Path, record: Any) -> set[str]:
     """The case folders that a record names. Raises UnetError for a name that leads out of the set."""
     if not isinstance(record, dict):
         return set()
     if "labels" not in record:
         return set(map(NAME.format, range(min(record.get("cases", 0), MOST))))
-    return {inside(folder, name).name for name in record["labels"]}
+    return {path_inside(folder, name).name for name in record["labels"]}
 
 
 def write_set(
@@ -213,7 +202,7 @@ def write_set(
             work = functools.partial(_make_phantom, folder, seed, tuple(shape))
         else:
             work = functools.partial(_make_painted, folder, seed, labels)
-        _make(work, [int(name[-5:]) for name in missing])
+        host.run_all(work, [int(name[-5:]) for name in missing], "making cases", "case")
         write_json(record, wanted)
         begun.unlink()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet import host, windows
 from unet.config.schema import resolve_path
+from unet.config.task_settings import unet_widths
 from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids
@@ -151,14 +152,8 @@ class KiTS19(SegmentationTask):
         workers, options = self.loader_workers(options)
         volumes = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
         crops = EpochCrops(
-            *(
-                volumes,
-                self.settings.patch,
-                self.config.train.batch_size,
-                self.config.general.seed,
-                self.settings.oversampling,
-                change,
-            ),
+            *(volumes, self.settings.patch, self.config.train.batch_size),
+            *(self.config.general.seed, self.settings.oversampling, change),
             last_offset=self.settings.last_offset,
             shard=shard,
         )
@@ -168,17 +163,15 @@ class KiTS19(SegmentationTask):
         """The reference's network, 31,190,243 parameters with the default settings."""
         from unet.models.unet import UNet, UNetShape
 
-        widths = [
-            min(self.config.network.width * 2**level, 10 * self.config.network.width)
-            for level in range(self.config.network.layers + 1)
-        ]
+        width = self.config.network.width
+        *features, bottleneck = unet_widths(width, self.config.network.layers, 10 * width)
         return UNet(
             UNetShape(
                 dims=3,
                 inputs=1,
                 outputs=CLASSES,
-                features=tuple(widths[:-1]),
-                bottleneck=widths[-1],
+                features=tuple(features),
+                bottleneck=bottleneck,
                 norm=self.settings.normalization,
                 activation=self.settings.activation,
                 down="stride",
@@ -188,7 +181,8 @@ class KiTS19(SegmentationTask):
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from unet.models.losses import dice_ce_loss
 
-        return {"loss": dice_ce_loss(outputs, batch["mask"], self.settings.include_background)}
+        background = self.settings.include_background
+        return {"loss": dice_ce_loss(outputs, batch["mask"], background, self.compute.chunk)}
 
     def reference_step(self) -> tuple[nn.Module, Step]:
         """The reference's step: the plain network, and the loss from one-hot labels."""
@@ -210,11 +204,12 @@ class KiTS19(SegmentationTask):
         plan = self.plan(image.shape[1:], self.settings.eval_region)
         logits = self.logits(image, plan, predictor)
         image, target = image[0][plan.crop], tensor(mask[0][plan.crop]).to(logits.device)
-        prediction = label_maps.label_map(logits)
-        _, kidney, tumour = label_maps.dice_by_class(label_maps.confusion(prediction, target, CLASSES))
+        chunk = self.compute.chunk
+        prediction = label_maps.label_map(logits, chunk)
+        _, kidney, tumour = label_maps.dice_by_class(prediction, target, CLASSES, chunk)
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
         if self.settings.eval_loss:
-            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background)
+            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background, chunk)
         if full:
             numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}
@@ -231,7 +226,7 @@ class KiTS19(SegmentationTask):
         found = self.truth(case)
         if found is None:
             target, spacing = case.arrays()[1][0], self.settings.spacing
-            prediction = label_maps.label_map(logits).cpu().numpy()
+            prediction = label_maps.label_map(logits, self.compute.chunk).cpu().numpy()
         else:
             target, geometry = found
             spacing = geometry.spacing
@@ -300,7 +295,7 @@ class KiTS19(SegmentationTask):
                     yield Output(image, name, grids.restore_scores(scores, geometry), "nifti")
             mask = grids.restore(logits.numpy(), geometry)
             if options.overlay:
-                labels = label_maps.label_map(logits).numpy()[geometry.inner]
+                labels = label_maps.label_map(logits, self.compute.chunk).numpy()[geometry.inner]
                 yield Output(image, "overlay", figure.overlay(volume[0][geometry.inner], labels), "png")
             yield Output(image, "mask", mask, "nifti")
 

@@ -119,17 +119,10 @@ def _compare(folder: Path, images: Mapping[Path, Any], truths: Mapping[Path, Any
 
 def _duplicates(leaks: Sequence[tuple[str, str, str, str]], ids: list[str], split_of: Any, report: Report) -> None:
     """Equal slices of two patients: a warning, and an error where one trains and the other validates."""
-    try:
-        validation = set(split_of(ids)["validation"])
-    except DataError as error:
-        report.errors.append(error.message)
-        validation = set()
+    validation = report.validation_of(split_of, ids)
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for first, name, second, other in leaks:
         pairs.setdefault((first, second), []).append((name, other))
     for (first, second), names in pairs.items():
         words = f"{first} and {second} share {len(names)} equal slices ({names[0][0]} = {names[0][1]})"
-        if (first in validation) != (second in validation):
-            report.errors.append(f"leakage: {words}; one trains, the other validates")
-        else:
-            report.warnings.append(f"duplicate: {words}")
+        report.equal(words, (first in validation) != (second in validation))

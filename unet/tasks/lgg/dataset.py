@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unet.config.schema import shell_path
 from unet.data.cache.layout import flags, slice_layout
-from unet.data.cases import Case
+from unet.data.cases import Case, require_folder
 from unet.data.io.images import irregular, read_mask, read_rgb, words
 from unet.data.preprocessing import slice_geometry
 from unet.data.preprocessing.masks import Levels, binary
@@ -64,22 +64,14 @@ def patient_folders(root: Path) -> list[Path]:
 
     Raises DataError where there are none, and says where they are if one level away.
     """
-    if not root.is_dir():
-        near = sorted(item.name for item in root.parent.iterdir() if item.is_dir())[:5] if root.parent.is_dir() else []
-        raise DataError(
-            f"{root.absolute()}: no such folder" + (f" (beside it: {', '.join(near)})." if near else "."),
-            "Give the raw set with --data PATH, or use synthetic data with --synth-data.",
-        )
+    require_folder(root, "Give the raw set with --data PATH, or use synthetic data with --synth-data.")
     found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(_is_slice, folder.iterdir()))]
     if not found:
         deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
             root.parent for _ in filter(is_image, root.iterdir())
         }
-        where = (
-            f"--data {shell_path(min(deeper))}"
-            if deeper
-            else "--data PATH, a folder of patient folders with .tif slices"
-        )
+        below = f"--data {shell_path(min(deeper))}" if deeper else ""
+        where = below or "--data PATH, a folder of patient folders with .tif slices"
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
 
@@ -206,8 +198,7 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
         if path.is_dir():
             own = [item for item in path.iterdir() if is_image(item)]
             for folder in [path] if own else patient_folders(path):
-                found = set(filter(is_image, folder.iterdir()))
-                if found:
+                if found := set(filter(is_image, folder.iterdir())):
                     groups.setdefault(folder, set()).update(found)
         elif path.suffix.lower() in SUFFIXES and (path.exists() or path.is_symlink()):
             require_regular(path)

@@ -7,7 +7,6 @@ bright as the tumour, so no threshold finds it; a network with some context lear
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import host
-from unet.errors import DataError, UnetError
+from unet.errors import DataError
 from unet.files import atomic, make_folder, read_json, remove_leftovers, write_json
 
 Array = NDArray[Any]
@@ -199,17 +198,6 @@ def _write_patient(folder: Path, seed: int, slices: int, side: int, index: int) 
             tifffile.imwrite(stream, array, photometric="rgb" if array.ndim == 3 else "minisblack", metadata=None)
 
 
-def _write_patients(work: Callable[[int], None], indexes: Sequence[int]) -> None:
-    try:
-        for _, future in host.process_map(work, indexes, "making patients", "patient"):
-            future.result()
-    except host.ProcessLost as error:
-        raise UnetError(
-            f"A process that makes patients has died: {error.message}",
-            "Free some memory, then type the command again: it goes on where it stopped.",
-        ) from error
-
-
 RECORD = {"patients": int}  # what phantom.json must say
 MOST = 100_000  # patients of a made set: a larger number is a damaged one
 
@@ -250,6 +238,7 @@ def write_set(folder: Path, patients: int, slices: int, side: int, seed: int, ov
     ]
     if missing or not record.exists():
         write_json(begun, wanted)
-        _write_patients(functools.partial(_write_patient, folder, seed, slices, side), missing)
+        work = functools.partial(_write_patient, folder, seed, slices, side)
+        host.run_all(work, missing, "making patients", "patient")
         write_json(record, wanted)
         begun.unlink()
