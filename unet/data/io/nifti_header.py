@@ -36,7 +36,8 @@ class Header:
     fastest), `codes` the world direction that each axis runs to (R, L, A, P, S, I), None where the file names no
     orientation; `affine` from voxels to mm; `forms` the codes of sform and qform; `slope` and `intercept` None where
     values are stored as they are; `raw` nibabel's header. `notes`: what was odd and how it was taken, in words; reading
-    the voxels adds to it."""
+    the voxels adds to it. `offset` and `rest`: bytes in front of the volume's voxels, and those of volumes that
+    follow."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -50,6 +51,7 @@ class Header:
     intercept: float | None
     raw: Any
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    rest: int = 0
 
 
 def is_nifti(path: Path) -> bool:
@@ -69,19 +71,21 @@ def times(numbers: Iterable[float]) -> str:
     return " x ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in numbers)
 
 
-def read_header(path: Path, grid: bool = True) -> Header:
+def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Header:
     """The header of a .nii or .nii.gz file of one volume. `grid` false: its spacing and orientation are not looked at
-    (1 mm, no orientation).
+    (1 mm, no orientation). `volume`: the one to read, from 0, of a file that may hold several.
 
-    Raises DataError for a file that is damaged or no regular file, more than three dimensions, complex or colour
-    voxels, a scaling that is none, a spacing below 0.01 or above 1000 mm, an affine that fits no grid or another
-    spacing, or a size that cannot be.
+    Raises DataError for a file that is damaged or no regular file, more than three dimensions (unless a volume is
+    chosen, which must be there), complex or colour voxels, a scaling that is none, a spacing below 0.01 or above
+    1000 mm, an affine that fits no grid or another spacing, or a size that cannot be.
     """
     raw = raw_header(path)
-    size, dtype, offset = shape_of(path, raw), _dtype(path, raw), _offset(path, raw)
-    claimed = offset + math.prod(size) * dtype.itemsize
+    size, dtype, offset = shape_of(path, raw, volume), _dtype(path, raw), _offset(path, raw)
+    count, bulk = volumes_of(raw), math.prod(size) * dtype.itemsize
+    claimed = offset + count * bulk
     if claimed > path.stat().st_size * (DENSEST if is_packed(path) else 1):
-        raise cut(path, f"its header tells of {times(size)} {dtype.name} voxels, {claimed} bytes")
+        words = times(size) if count == 1 else f"{count} x {times(size)}"
+        raise cut(path, f"its header tells of {words} {dtype.name} voxels, {claimed} bytes")
     slope, intercept = _scaling(path, raw)
     forms = max(0, int(raw["sform_code"])), max(0, int(raw["qform_code"]))
     notes: list[str] = []
@@ -90,7 +94,8 @@ def read_header(path: Path, grid: bool = True) -> Header:
         spacing, unit = _spacing(path, raw)
         affine, codes = _orientation(path, raw, notes)
         affine[:3] *= unit
-    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes)
+    offset, rest = offset + (volume or 0) * bulk, (count - 1 - (volume or 0)) * bulk
+    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes, rest)
 
 
 def raw_header(path: Path) -> Any:
@@ -126,17 +131,34 @@ def _start(path: Path) -> bytes:
         stream.close()
 
 
-def shape_of(path: Path, raw: Any) -> tuple[int, int, int]:
-    """Voxels along the three axes. Raises DataError where there are more axes, or a size that cannot be."""
-    dims = [int(item) for item in raw["dim"]]
-    count = dims[0]
-    shape = dims[1 : count + 1] if 0 < count < 8 else []
-    words = times(shape) or f"{count} dimensions"
-    if len(shape) < 3 or any(item != 1 for item in shape[3:]):
+def shape_of(path: Path, raw: Any, volume: int | None = None) -> tuple[int, int, int]:
+    """Voxels along the three axes of the file's volume, or of its volume number `volume`. Raises DataError where there
+    are more axes and no volume is chosen, one that is not there, or a size that cannot be."""
+    shape = _sides(raw)
+    words = times(shape) or f"{int(raw['dim'][0])} dimensions"
+    if len(shape) < 3 or (volume is None and any(item != 1 for item in shape[3:])):
         raise DataError(f"{path}: is {words}; one volume of three dimensions is expected.", "Give one volume a file.")
-    if min(shape) < 1 or math.prod(shape) > LARGEST:
+    if min(shape) < 1 or math.prod(shape[:3]) > LARGEST:
         raise DataError(f"{path}: is {words} voxels: no volume, or more than {LARGEST}.", AGAIN)
+    count = math.prod(shape[3:])
+    if volume is not None and not 0 <= volume < count:
+        held = f"it is {words}: volumes 0 to {count - 1}" if count > 1 else f"it holds one, {words}"
+        raise DataError(
+            f"{path}: has no volume {volume}; {held}.", f"Give one from 0 to {count - 1}, or remove the file."
+        )
     return shape[0], shape[1], shape[2]
+
+
+def volumes_of(raw: Any) -> int:
+    """How many volumes of three dimensions a file holds, by nibabel's header `raw`; 0 where its sizes cannot be."""
+    shape = _sides(raw)
+    return math.prod(shape[3:]) if len(shape) >= 3 and min(shape) > 0 else 0
+
+
+def _sides(raw: Any) -> list[int]:
+    """The sizes that a header tells of, [] where their number cannot be."""
+    dims = [int(item) for item in raw["dim"]]
+    return dims[1 : dims[0] + 1] if 0 < dims[0] < 8 else []
 
 
 def _dtype(path: Path, raw: Any) -> np.dtype[Any]:
