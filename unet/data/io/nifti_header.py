@@ -134,7 +134,7 @@ def _start(path: Path) -> bytes:
 def shape_of(path: Path, raw: Any, volume: int | None = None) -> tuple[int, int, int]:
     """Voxels along the three axes of the file's volume, or of its volume number `volume`. Raises DataError where there
     are more axes and no volume is chosen, one that is not there, or a size that cannot be."""
-    shape = _sides(raw)
+    shape = sides_of(raw)
     words = times(shape) or f"{int(raw['dim'][0])} dimensions"
     if len(shape) < 3 or (volume is None and any(item != 1 for item in shape[3:])):
         raise DataError(f"{path}: is {words}; one volume of three dimensions is expected.", "Give one volume a file.")
@@ -151,11 +151,11 @@ def shape_of(path: Path, raw: Any, volume: int | None = None) -> tuple[int, int,
 
 def volumes_of(raw: Any) -> int:
     """How many volumes of three dimensions a file holds, by nibabel's header `raw`; 0 where its sizes cannot be."""
-    shape = _sides(raw)
+    shape = sides_of(raw)
     return math.prod(shape[3:]) if len(shape) >= 3 and min(shape) > 0 else 0
 
 
-def _sides(raw: Any) -> list[int]:
+def sides_of(raw: Any) -> list[int]:
     """The sizes that a header tells of, [] where their number cannot be."""
     dims = [int(item) for item in raw["dim"]]
     return dims[1 : dims[0] + 1] if 0 < dims[0] < 8 else []
