@@ -1,6 +1,7 @@
 """Volumes to another number of voxels by the area that each covers, and back between centres. NumPy, no torch.
 
-Both are separable, and computed in double precision: the result does not depend on how the input lies in memory.
+Both are separable and made of sums in a fixed order, so the result is the same on every machine, however the input
+lies in memory; areas are summed in double precision.
 """
 
 from __future__ import annotations
@@ -16,28 +17,36 @@ Array = NDArray[Any]
 SLAB = 2**22  # voxels of the input that are held in double precision at a time
 
 
-def weights(size: int, target: int) -> Array:
-    """(target, size) float64: row i is the mean over the voxels floor(i size / target) to
-    ceil((i + 1) size / target) - 1, the bins of adaptive average pooling (`torch.nn.AdaptiveAvgPool3d`); they share a
-    voxel at their ends where the sizes do not divide."""
-    result = np.zeros((target, size))
-    for row in range(target):
-        first, end = row * size // target, -((row + 1) * size // -target)
-        result[row, first:end] = 1 / (end - first)
-    return result
+def bins(size: int, target: int) -> tuple[Array, Array]:
+    """(first, end) of each bin: floor(i size / target) to ceil((i + 1) size / target), the bins of adaptive average
+    pooling (`torch.nn.AdaptiveAvgPool3d`); neighbours share a voxel where the sizes do not divide."""
+    number = np.arange(target)
+    return number * size // target, -((number + 1) * size // -target)
+
+
+def means(array: Array, axis: int, target: int) -> Array:
+    """The means over the bins of one axis, which becomes `target` long."""
+    size = array.shape[axis]
+    if size == target:
+        return array
+    first, end = bins(size, target)
+    if target > size:  # several bins end with the axis; `reduceat` takes no index behind it
+        array = np.concatenate([array, np.zeros_like(array.take([0], axis))], axis)
+    ends = np.stack([first, end], 1).ravel()[:-1]  # sums from first to end, from end to the next first, ...
+    sums = np.add.reduceat(array, ends, axis).take(np.arange(0, 2 * target, 2), axis)
+    count: Array = (end - first).reshape(-1, *(1,) * (array.ndim - 1 - axis))
+    return sums / count
 
 
 def area(volume: Array, size: Sequence[int]) -> Array:
     """A volume (D, H, W) -> float64 of `size`, each voxel the mean of those that it covers: `interpolate(mode="area")`
-    of torch. A block of planes along D is in double precision at a time."""
-    depth, height, width = (weights(old, new) for old, new in zip(volume.shape, size, strict=True))
-    result = np.zeros(tuple(size))
+    of torch. No more than a block of planes along D is in double precision at a time."""
+    planes = np.empty((len(volume), size[1], size[2]))
     step = max(1, SLAB // math.prod(volume.shape[1:]))
     for first in range(0, len(volume), step):
         slab = np.ascontiguousarray(volume[first : first + step], np.float64)
-        planes = np.matmul(height, np.matmul(slab, width.T))  # (planes, H', W')
-        result += np.tensordot(depth[:, first : first + step], planes, 1)
-    return result
+        planes[first : first + step] = means(means(slab, 1, size[1]), 2, size[2])
+    return means(planes, 0, size[0])
 
 
 def linear(volume: Array, size: Sequence[int]) -> Array:

@@ -132,13 +132,17 @@ def fill(head: nifti.Header, volume: Array) -> Array:
 def of_file(head: nifti.Header, resolution: int, bottom: float = -1.0) -> tuple[Array, Grid]:
     """The volume of a file -> (its cube (r, r, r) float32, the way back); what was odd about its voxels is added to
     `head.notes`. Raises DataError for one without contrast, of NaN, or that cannot be read."""
+    return of_volume(head, fill(head, nifti.read_volume(head, None)), resolution, bottom)
+
+
+def of_volume(head: nifti.Header, volume: Array, resolution: int, bottom: float = -1.0) -> tuple[Array, Grid]:
+    """As `of_file`, of the voxels that were read, axes as stored and without NaN."""
     order, flips = turn(head)
     grid = Grid(head.shape, order, flips, 0.0, 1.0, bottom)
-    volume = grids.turned(fill(head, nifti.read_volume(head, None)), grid)
-    image, low, high = cube(volume, resolution, bottom)
+    image, low, high = cube(grids.turned(volume, grid), resolution, bottom)
     if low == high:
         raise DataError(
-            f"{head.path}: at {times(image.shape)}, 99.9 % of its voxels are {low:.6g}: there is no brain in it.",
+            f"{head.path}: 99.9 % of its voxels at {times(image.shape)} are {low:.6g}: there is no brain in it.",
             REMOVE,
         )
     return image, dataclasses.replace(grid, low=low, high=high)

@@ -17,6 +17,7 @@ from unet.data.cache.layout import Layout, require_values
 from unet.data.cases import Case
 from unet.data.io import nifti
 from unet.data.io.nifti_header import raw_header, sides_of, times, volumes_of
+from unet.data.preprocessing import area
 from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.brains import cube
 from unet.tasks.brains.cube import Grid, restore, restore_deviation
@@ -68,8 +69,9 @@ def open_header(path: Path, settings: Settings) -> nifti.Header:
 
 def memory(head: nifti.Header, resolution: int) -> int:
     """About how many bytes preparing a case takes at its peak: the volume, where it is NaN, a block of it in double
-    precision, and the cube."""
-    return BASE + 8 * math.prod(head.shape) + 200_000_000 + 40 * resolution**3
+    precision, its planes at the size of the cube, and the cube."""
+    planes = 8 * max(head.shape) * resolution**2
+    return BASE + 8 * math.prod(head.shape) + 32 * area.SLAB + planes + 40 * resolution**3
 
 
 def require_memory(head: nifti.Header, needed: int) -> None:

@@ -19,7 +19,7 @@ from unet.config.schema import shell_path
 from unet.data import splits
 from unet.data.io import nifti
 from unet.errors import DataError, StorageError
-from unet.files import require_regular
+from unet.files import explain, require_regular
 from unet.host import counted
 from unet.tasks.brains.settings import Settings
 
@@ -55,12 +55,16 @@ def every(root: Path, recursive: bool) -> list[Path]:
         raise DataError(f"{root.absolute()}: {what}{beside}.", GIVE)
     found: list[Path] = []
     seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         below[:] = [name for name in below if not name.startswith(".")] if recursive and real not in seen else []
         found += [Path(folder, name) for name in names if nifti.is_nifti(Path(name))] if real not in seen else []
         seen.add(real)
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise explain(error) from error
 
 
 def find(root: Path, settings: Settings) -> list[Path]:
@@ -71,7 +75,7 @@ def find(root: Path, settings: Settings) -> list[Path]:
     files of one case.
     """
     there = every(root, settings.recursive)
-    matching = [path for path in there if fnmatch.fnmatchcase(path.name, settings.pattern)]
+    matching = [path for path in there if fnmatch.fnmatchcase(_usual(path), settings.pattern)]
     found = [path for path in matching if not is_lesion(path)]
     if not found:
         raise _nothing(root, settings, there, matching)
@@ -84,6 +88,12 @@ def find(root: Path, settings: Settings) -> list[Path]:
                 f"Remove or rename one of them, or choose one kind with --pattern '*{SUFFIXES[0]}'.",
             )
     return found
+
+
+def _usual(path: Path) -> str:
+    """The name of a file, with .nii.gz or .nii in small letters."""
+    stem = nifti.stem(path)
+    return stem + path.name[len(stem) :].lower()
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -142,9 +152,7 @@ def inputs(paths: Iterable[Path], settings: Settings) -> dict[str, Path]:
                 )
     if not result:
         raise DataError(
-            f"No volume among the paths: {given[0] if given else 'none was given'} is the mask of a lesion."
-            if given
-            else "No volume was given.",
+            f"No volume among the paths: {given[0]} is the mask of a lesion." if given else "No volume was given.",
             "Give NIfTI volumes, or folders of them.",
         )
     for volume in result.values():
