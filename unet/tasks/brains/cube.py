@@ -19,6 +19,7 @@ from unet.data.io import nifti
 from unet.data.io.nifti_header import times
 from unet.data.preprocessing import alignment, area, grids
 from unet.errors import DataError
+from unet.host import counted
 
 Array = NDArray[Any]
 FRAME = ("R", "A", "S")
@@ -118,10 +119,10 @@ def fill(head: nifti.Header, volume: Array) -> Array:
         raise DataError(f"{head.path}: all of its {times(volume.shape)} voxels are NaN.", REMOVE)
     low, high = float(finite.min()), float(finite.max())
     if low == high:
-        which = (
-            f"all but {count} NaN of its {times(volume.shape)} voxels" if count else f"all {times(head.shape)} voxels"
+        which = f" that are not NaN ({count} are)" if count else ""
+        raise DataError(
+            f"{head.path}: all of its {times(volume.shape)} voxels{which} are {low:g}: there is no brain in it.", REMOVE
         )
-        raise DataError(f"{head.path}: {which} are {low:g}: there is no brain in it.", REMOVE)
     if count:
         background = min(0.0, float(np.percentile(finite, PERCENTILES[0]))) if low < 0 else 0.0
         volume[gaps] = background
@@ -183,6 +184,6 @@ def lesions(path: Path, head: nifti.Header, grid: Grid, size: Sequence[int]) -> 
     found = area.area(inside, size) >= 0.5 - 1e-9
     if not found.any():
         count = int(np.count_nonzero(inside))
-        told = f"its lesion of {count} voxels is lost at {times(size)}" if count else "holds no lesion"
+        told = f"its lesion of {counted(count, 'voxel')} is lost at {times(size)}" if count else "holds no lesion"
         odd.append(["lesions", f"{path}: {told}"])
     return found, odd
