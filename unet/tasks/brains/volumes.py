@@ -167,8 +167,9 @@ def split(ids: Sequence[str], fraction: float) -> splits.Split:
     """{"train": ids, "validation": ids}: of the sorted ids the first floor(n * fraction) train, as in
     3d_very_deep_vae, and the others validate.
 
-    At least one trains, and at least one validates where `fraction` is below 1 (the reference fails where none is
-    left); 1 leaves none to validate. Raises DataError for no volume, and for a single one where one is to validate.
+    At least one trains, and at least one validates where `fraction` is below 1 (the reference fails without one); 1
+    leaves none to validate. The share is taken as typed: 0.29 of 100 is 29. Raises DataError for no volume, and for a
+    single one where one is to validate.
     """
     ordered = sorted(ids)
     if not ordered:
@@ -181,5 +182,5 @@ def split(ids: Sequence[str], fraction: float) -> splits.Split:
             " validate.",
             "Add volumes, or type --split none to train on all of them without validation.",
         )
-    count = min(max(1, floor(len(ordered) * Fraction(str(fraction)))), len(ordered) - 1)
+    count = max(1, floor(len(ordered) * Fraction(str(fraction))))
     return {"train": ordered[:count], "validation": ordered[count:]}
