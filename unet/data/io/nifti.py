@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.data.io.gzipped import Unpacked
-from unet.data.io.nifti_header import LARGEST, Header, is_nifti, raw_header, read_header, shape_of, stem, volumes
+from unet.data.io.nifti_header import LARGEST, Header, is_nifti, raw_header, read_header, shape_of, stem, volumes_of
 from unet.errors import DataError
 from unet.files import atomic
 
@@ -55,7 +55,7 @@ def _blocks(head: Header) -> Generator[Array, None, None]:
             block = np.empty((min(planes, deep - first), high, wide), head.dtype)
             stream.fill(block.data.cast("B"))
             yield block
-        stream.skip(head.following)
+        stream.skip(head.rest)
         stream.finish(max(4096, wide * high * head.dtype.itemsize))
     finally:
         stream.close()
@@ -72,9 +72,10 @@ def _scaled(head: Header, block: Array) -> Array:
     return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
 
 
-def values(head: Header, background: float = 0.0) -> Iterator[Array]:
-    """The voxels as numbers, in blocks (planes, shape[1], shape[0]). NaN becomes `background` (which may be NaN) where
-    it reaches the border of the volume (SPM and others write it outside of the body), with a note in `head.notes`.
+def values(head: Header, background: float | None = 0.0) -> Iterator[Array]:
+    """The voxels as numbers, in blocks (planes, shape[1], shape[0]). NaN becomes `background` where it reaches the
+    border of the volume (SPM and others write it outside of the body), with a note in `head.notes`; where `background`
+    is None it stays, for the caller to fill and to note.
 
     Raises DataError for infinite values, for NaN that is only inside, and as `blocks` does.
     """
@@ -89,14 +90,19 @@ def values(head: Header, background: float = 0.0) -> Iterator[Array]:
             gaps = np.isnan(block)
             count += int(gaps.sum())
             outside = outside or _at_border(gaps, first, head.shape[2])
-            block = np.where(gaps, block.dtype.type(background), block)
+            if background is not None:
+                block = np.where(gaps, block.dtype.type(background), block)
         first += len(block)
         yield block
     if count and not outside:
         raise _no_numbers(head, count)
-    if count:
-        value = "" if math.isnan(background) else f" ({background:g})"
-        head.notes.append(f"{head.path}: {count} voxels are NaN; they are taken as background{value}")
+    if count and background is not None:
+        head.notes.append(nan_note(head.path, count, background))
+
+
+def nan_note(path: Path, count: int, background: float) -> str:
+    """How NaN at the border of a volume was taken, in words."""
+    return f"{path}: {count} voxels are NaN; they are taken as background ({background:g})"
 
 
 def _no_numbers(head: Header, count: int) -> DataError:
@@ -168,8 +174,8 @@ def read_image(path: Path) -> Array:
     return read_volume(read_header(path))
 
 
-def read_volume(head: Header, background: float = 0.0) -> Array:
-    """The whole volume of a header as float32, axes as stored; `background` as in `values`."""
+def read_volume(head: Header, background: float | None = 0.0) -> Array:
+    """The whole volume of a header as float32, axes as stored; `background` and errors as in `values`."""
     return _whole(head, functools.partial(values, background=background), np.float32)
 
 
@@ -189,13 +195,14 @@ def _whole(head: Header, convert: Callable[[Header], Iterator[Array]], dtype: An
 
 def write_like(path: Path, array: Array, like: Path) -> None:
     """Write a volume (uint8 mask or float32), axes as stored, on the grid of `like`: its shape, affine with the codes,
-    spacing and units, byte for byte. Atomic; packed where the name ends in .gz."""
+    spacing and units, byte for byte; of a file of several volumes, that of one. Atomic; packed where the name ends in
+    .gz."""
     raw = raw_header(like).copy()
-    shape = shape_of(like, raw, volume=0)
-    if volumes(raw) > 1:
-        raw.set_data_shape(shape)
+    shape = shape_of(like, raw, 0)
     if array.shape != shape:
         raise DataError(f"{path}: a volume of {array.shape} does not fit {like.name}, {shape}.", "Report this.")
+    if volumes_of(raw) > 1:
+        raw["dim"][0], raw["dim"][4:], raw["pixdim"][4:] = 3, 1, 0
     raw.set_data_dtype(array.dtype)
     raw["vox_offset"], raw["magic"] = raw.single_vox_offset, raw.single_magic
     raw["cal_min"] = raw["cal_max"] = 0

@@ -37,7 +37,8 @@ class Header:
     fastest), `codes` the world direction that each axis runs to (R, L, A, P, S, I), None where the file names no
     orientation; `affine` from voxels to mm; `forms` the codes of sform and qform; `slope` and `intercept` None where
     values are stored as they are; `raw` nibabel's header. `notes`: what was odd and how it was taken, in words; reading
-    the voxels adds to it. `offset` and `following`: bytes before the voxels, and of the volumes after them."""
+    the voxels adds to it. `offset` and `rest`: bytes in front of the volume's voxels, and those of volumes that
+    follow."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -51,7 +52,7 @@ class Header:
     intercept: float | None
     raw: Any
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
-    following: int = 0
+    rest: int = 0
 
 
 def is_nifti(path: Path) -> bool:
@@ -73,19 +74,19 @@ def times(numbers: Iterable[float]) -> str:
 
 def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Header:
     """The header of a .nii or .nii.gz file of one volume. `grid` false: its spacing and orientation are not looked at
-    (1 mm, no orientation). `volume`: the header of this volume, from 0, of a file that may hold several.
+    (1 mm, no orientation). `volume`: the one to read, from 0, of a file that may hold several.
 
-    Raises DataError for a file that is damaged or no regular file, more than one volume where none is named, complex
-    or colour voxels, a scaling that is none, a spacing below 0.01 or above 1000 mm, an affine that fits no grid or
-    another spacing, or a size that cannot be.
+    Raises DataError for a file that is damaged or no regular file, more than three dimensions (unless a volume is
+    chosen, which must be there), complex or colour voxels, a scaling that is none, a spacing below 0.01 or above
+    1000 mm, an affine that fits no grid or another spacing, or a size that cannot be.
     """
     raw = raw_header(path)
     size, dtype, offset = shape_of(path, raw, volume), _dtype(path, raw), _offset(path, raw)
-    whole = math.prod(size) * dtype.itemsize
-    claimed, offset = offset + volumes(raw) * whole, offset + (volume or 0) * whole
-    following = claimed - offset - whole
+    count, bulk = volumes_of(raw), math.prod(size) * dtype.itemsize
+    claimed = offset + count * bulk
     if claimed > path.stat().st_size * (DENSEST if is_packed(path) else 1):
-        raise cut(path, f"its header tells of {times(size)} {dtype.name} voxels, {claimed} bytes")
+        words = times(size) if count == 1 else f"{count} x {times(size)}"
+        raise cut(path, f"its header tells of {words} {dtype.name} voxels, {claimed} bytes")
     slope, intercept = _scaling(path, raw)
     forms = max(0, int(raw["sform_code"])), max(0, int(raw["qform_code"]))
     notes: list[str] = []
@@ -94,7 +95,8 @@ def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Hea
         spacing, unit = _spacing(path, raw)
         affine, codes = _orientation(path, raw, notes)
         affine[:3] *= unit
-    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes, following)
+    offset, rest = offset + (volume or 0) * bulk, (count - 1 - (volume or 0)) * bulk
+    return Header(path, size, spacing, codes, affine, forms, dtype, offset, slope, intercept, raw, notes, rest)
 
 
 def raw_header(path: Path) -> Any:
@@ -127,32 +129,34 @@ def _start(path: Path) -> bytes:
         return found
 
 
-def dimensions(raw: Any) -> list[int]:
-    """The sizes along all axes that the header names; none where their count cannot be."""
-    dims = [int(item) for item in raw["dim"]]
-    return dims[1 : dims[0] + 1] if 0 < dims[0] < 8 else []
-
-
-def volumes(raw: Any) -> int:
-    """How many volumes the file holds."""
-    return math.prod(dimensions(raw)[3:])
-
-
 def shape_of(path: Path, raw: Any, volume: int | None = None) -> tuple[int, int, int]:
-    """Voxels along the three axes. Raises DataError where there are more axes, unless a `volume` is named, or a size
-    that cannot be."""
-    shape = dimensions(raw)
+    """Voxels along the three axes of the file's volume, or of its volume number `volume`. Raises DataError where there
+    are more axes and no volume is chosen, one that is not there, or a size that cannot be."""
+    shape = sides_of(raw)
     words = times(shape) or f"{int(raw['dim'][0])} dimensions"
     if len(shape) < 3 or (volume is None and any(item != 1 for item in shape[3:])):
         raise DataError(f"{path}: is {words}; one volume of three dimensions is expected.", "Give one volume a file.")
-    if volume is not None and volume >= volumes(raw):
-        raise DataError(
-            f"{path}: holds {volumes(raw)} volumes; --volume {volume} is asked.",
-            f"Type --volume N with N from 0 to {volumes(raw) - 1}, or leave it out where a file holds one volume.",
-        )
-    if min(shape) < 1 or math.prod(shape) > LARGEST:
+    if min(shape) < 1 or math.prod(shape[:3]) > LARGEST:
         raise DataError(f"{path}: is {words} voxels: no volume, or more than {LARGEST}.", AGAIN)
+    count = math.prod(shape[3:])
+    if volume is not None and not 0 <= volume < count:
+        held = f"it is {words}: volumes 0 to {count - 1}" if count > 1 else f"it holds one, {words}"
+        raise DataError(
+            f"{path}: has no volume {volume}; {held}.", f"Give one from 0 to {count - 1}, or remove the file."
+        )
     return shape[0], shape[1], shape[2]
+
+
+def volumes_of(raw: Any) -> int:
+    """How many volumes of three dimensions a file holds, by nibabel's header `raw`; 0 where its sizes cannot be."""
+    shape = sides_of(raw)
+    return math.prod(shape[3:]) if len(shape) >= 3 and min(shape) > 0 else 0
+
+
+def sides_of(raw: Any) -> list[int]:
+    """The sizes that a header tells of, [] where their number cannot be."""
+    dims = [int(item) for item in raw["dim"]]
+    return dims[1 : dims[0] + 1] if 0 < dims[0] < 8 else []
 
 
 def _dtype(path: Path, raw: Any) -> np.dtype[Any]:

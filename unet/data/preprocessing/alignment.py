@@ -63,7 +63,7 @@ def describe(head: nifti.Header) -> str:
     return f"{times(head.spacing)} mm, {axes} (sform {head.forms[0]}, qform {head.forms[1]})"
 
 
-def grid_mismatch(scan: nifti.Header, label: nifti.Header, how: grids.Geometry, own: grids.Geometry) -> str:
+def grid_mismatch(scan: nifti.Header, label: nifti.Header, how: grids.Turn, own: grids.Turn) -> str:
     """Why two headers of equally many voxels do not describe one grid, in words; "" where they do."""
     if (scan.codes is None) != (label.codes is None):
         return "only one of them names an orientation"
@@ -73,8 +73,8 @@ def grid_mismatch(scan: nifti.Header, label: nifti.Header, how: grids.Geometry, 
     return f"their corners are up to {float(np.linalg.norm(apart, axis=1).max()):.3g} mm apart"
 
 
-def _corners(head: nifti.Header, how: grids.Geometry) -> Array:
-    """(8, 3) the corner voxels of (D, H, W) in mm."""
+def _corners(head: nifti.Header, how: grids.Turn) -> Array:
+    """(8, 3) the corner voxels in mm, in the order of the network's axes."""
     points = []
     for ends in itertools.product((0, 1), repeat=3):
         index = np.ones(4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from unet.errors import DataError
 
 Array = NDArray[Any]
 Triple = tuple[int, int, int]
+Triplet = tuple[str, str, str]
 WORLD = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 AXIAL = ("I", "P", "L")
 TURNED = {0: ("R", "A", "S"), 1: ("P", "I", "L")}  # by the world axis (R-L, A-P) that the thick slices follow
@@ -29,6 +30,16 @@ THIN = 8.0
 LONGEST = 5000.0  # mm; nobody is as long
 FINEST, COARSEST = 0.3, 10.0  # mm; KiTS19: 0.4 to 5
 PLANES = 32
+
+
+class Turn(Protocol):
+    """How axes as stored lie in the order of the network: the stored axis of each, and which of them run backwards."""
+
+    @property
+    def order(self) -> Triple: ...
+
+    @property
+    def flips(self) -> tuple[bool, bool, bool]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +114,11 @@ def turn(head: nifti.Header, like: nifti.Header | None = None) -> tuple[Triple, 
     codes = _codes(head)
     if codes is None:
         return (0, 1, 2), (False, False, False)
-    target = _target(like or head)
+    return axes_to(_target(like or head), codes)
+
+
+def axes_to(target: Triplet, codes: Triplet) -> tuple[Triple, tuple[bool, bool, bool]]:
+    """(the stored axis of each axis of `target`, whether it runs backwards), where the stored ones run to `codes`."""
     world = [WORLD[code][0] for code in codes]
     order = tuple(world.index(WORLD[code][0]) for code in target)
     flips = tuple(codes[axis] != code for axis, code in zip(order, target, strict=True))
@@ -188,7 +203,7 @@ def planes(blocks: Iterator[Array], how: Geometry) -> Iterator[Array]:
             yield whole[first : first + PLANES]
 
 
-def _backwards(how: Geometry) -> tuple[slice, ...]:
+def _backwards(how: Turn) -> tuple[slice, ...]:
     return tuple(slice(None, None, -1 if flip else 1) for flip in how.flips)
 
 
@@ -253,11 +268,11 @@ def restore_scores(volume: Array, how: Geometry) -> Array:
     return stored(result, how)
 
 
-def stored(volume: Array, how: Geometry) -> Array:
-    """A volume (D, H, W) on the scan's turned grid -> the axes as stored (a view)."""
+def stored(volume: Array, how: Turn) -> Array:
+    """A volume whose axes are in the order of the network, on the scan's grid -> the axes as stored (a view)."""
     return volume[_backwards(how)].transpose(np.argsort(how.order))
 
 
-def turned(volume: Array, how: Geometry) -> Array:
-    """A volume with axes as stored -> (D, H, W) on the scan's grid (a view): the inverse of `stored`."""
+def turned(volume: Array, how: Turn) -> Array:
+    """A volume with axes as stored -> in the order of the network (a view): the inverse of `stored`."""
     return volume.transpose(how.order)[_backwards(how)]

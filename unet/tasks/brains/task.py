@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unet import host
 from unet.data import checks, splits
 from unet.data.cases import Case
+from unet.errors import CheckpointError
 from unet.tasks.base import Column, Metric, Predictor, Step
 from unet.tasks.brains import dataset, figure
 from unet.tasks.brains.settings import Settings as OwnSettings
@@ -87,12 +87,7 @@ class Brains(CachedTask):
         return dataset.index(root, self.settings)
 
     def cache_settings(self) -> dict[str, Any]:
-        """What decides the content of the cache."""
-        made = self.settings
-        found: dict[str, Any] = {"resolution": made.resolution}
-        if made.output_activation == "sigmoid":
-            found["output_activation"] = made.output_activation
-        return found | ({"volume": made.volume} if made.volume is not None else {})
+        return dataset.cache_settings(self.settings)
 
     def preprocess(self, case: Case) -> dict[str, Any]:
         return dataset.prepare(case, self.settings)
@@ -206,7 +201,7 @@ class Brains(CachedTask):
         from unet.models.convert import strip_prefixes
 
         own = strip_prefixes(state)
-        dataset.require_levels(own, self.settings.resolution)
+        require_levels(own, self.settings.resolution)
         return self.build_model(), own
 
     # Scoring and prediction.
@@ -285,7 +280,7 @@ class Brains(CachedTask):
     @property
     def low(self) -> float:
         """The background of a volume."""
-        return 0.0 if self.settings.output_activation == "sigmoid" else -1.0
+        return dataset.bottom(self.settings)
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return {Path(name): [image] for name, image in dataset.inputs(paths, self.settings).items()}
@@ -314,11 +309,9 @@ class Brains(CachedTask):
         from unet.data.io.outputs import Output
 
         for image in images:
-            volume, grid, remarks = dataset.prepare_image(image, self.settings)
-            for _, words in remarks:
-                host.notice(words)
+            volume, grid = dataset.prepare_image(image, self.settings)
             x = torch.from_numpy(volume)[None]
-            key = key_of(dataset.content_key(volume))
+            key = zlib.crc32(volume.tobytes())
             mean, std, _ = mixture(self.decoded(predictor, x, key))
             arrays = {"image": volume[0], "mean": mean[0, 0].numpy(), "std": std[0, 0].numpy()}
             if options.overlay:
@@ -326,11 +319,9 @@ class Brains(CachedTask):
                 page = figure.page(arrays, residual(arrays), by_level, self.low)
                 yield Output(image, "overlay", page, "png")
             if self.settings.residual:
-                yield Output(image, "residual", dataset.restore(residual(arrays), grid), "nifti")
-            yield Output(image, "std", dataset.restore(arrays["std"], grid, scale=True), "nifti")
-            yield Output(
-                image, "reconstruction", dataset.restore(arrays["mean"], grid, scale=True, shift=True), "nifti"
-            )
+                yield Output(image, "residual", dataset.restore(residual(arrays), grid, values=False), "nifti")
+            yield Output(image, "std", dataset.restore_deviation(arrays["std"], grid), "nifti")
+            yield Output(image, "reconstruction", dataset.restore(arrays["mean"], grid), "nifti")
 
     def by_level(self, predictor: Predictor, volume: Tensor, key: int) -> dict[int, Any]:
         """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, by the first
@@ -373,10 +364,12 @@ class Brains(CachedTask):
     def check_raw(self, path: Path) -> checks.Report:
         from unet.tasks.brains import check
 
-        return check.raw(path, self.settings)
+        return check.raw(path, self.settings, self.split)
 
     def check_cache(self, path: Path) -> checks.Report:
-        return checks.cached(path, self.layout, self.manifest(), "brain", "volumes")
+        from unet.tasks.brains import check
+
+        return check.cached(path, self.settings)
 
 
 PICTURED = 16  # samples that the picture shows
@@ -408,3 +401,14 @@ def residual(arrays: Mapping[str, Any]) -> Any:
 def key_of(case: str) -> int:
     """A number for a case's noise: the same on every rank and device."""
     return zlib.crc32(case.encode())
+
+
+def require_levels(state: Mapping[str, Any], resolution: int) -> None:
+    """Raise CheckpointError where weights are of a network for another resolution."""
+    levels = [name.split(".")[1] for name in state if name.startswith("encoder.")]
+    side = 1 << max((int(level) for level in levels if level.isdigit()), default=0)
+    if levels and side != resolution:
+        raise CheckpointError(
+            f"These weights are of a network for {side}^3 voxels; --resolution {resolution} is asked.",
+            f"Type --resolution {side} or leave it out, or give other weights.",
+        )
