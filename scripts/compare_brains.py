@@ -330,6 +330,7 @@ def show(table: Comparison) -> None:
 
 
 def run(path: Path, name: str | None) -> int:
+    torch.set_num_threads(1)  # most of these convolutions are too small for more, and other work would halt them
     records, outside, rows = read(path), list[str](), 0
     if name is not None and name not in records:
         raise UsageError(f"{path} has no configuration {name!r}", f"it has: {', '.join(records)}")

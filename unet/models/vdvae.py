@@ -228,7 +228,7 @@ class VDVAE(nn.Module):
 
     def decode(self, laterals: Sequence[Tensor | None], noise: Noise, temperature: float = 1.0) -> Output:
         """From the top down. Where a level's lateral is None, its latents come from the prior; where a latent's noise
-        is None, it is the mean."""
+        is None, it is the mean (the first latent has a lateral or noise: they say how many volumes)."""
         x, level, divergences, rest = None, self.shape.levels, [], iter(noise)
         for layer in self.decoder:
             if layer.level != level:
@@ -246,8 +246,8 @@ class VDVAE(nn.Module):
         return self.decode([None] * (self.shape.levels + 1), noise, temperature)
 
     def reconstruct(self, x: Tensor, noise: Noise, side: int) -> Output:
-        """A reconstruction from the latents of at most `side` voxels a side; the finer ones are the mean of their
-        prior."""
+        """A reconstruction from the latents of at most `side` voxels a side, from 1 on; the finer ones are the mean of
+        their prior."""
         laterals: list[Tensor | None] = list(self.encode(x))
         kept, rest = [], iter(noise)
         for layer in self.decoder:
