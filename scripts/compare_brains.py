@@ -37,24 +37,47 @@ from unet.errors import UsageError
 from unet.models import gaussians
 from unet.models.vdvae import VDVAE, Output
 
-FLOOR = 1e-5  # of a prior's variance in the reference program alone
-NOTES = {"relative_difference_of_fp32_worst", "relative_difference_of_fp32_gradient_norms_worst"}
+FLOOR = float(np.float32(1e-5))  # of a prior's variance in the reference program alone; it rounds it so
+LOSSES = "losses_before_step_1_2_3_and_after_step_3"
+NOTES = {  # how far the reference program's own float32 run is from its float64 run
+    "relative_difference_of_fp32_worst",
+    "relative_difference_of_fp32_gradient_norms_worst",
+}
 
 
 class Tolerance(NamedTuple):
-    """Largest relative differences: of a loss, of other values and norms, of sums over a tensor's elements (rounding
-    grows with their number), of arrays that the file rounds to float32."""
+    """Largest relative differences: of a loss; of other values and norms; of norms and sums after steps; of arrays that
+    the file rounds to float32.
+
+    The rounding of a sum grows with the number of its elements. In float32 Adamax, which divides by the size of the
+    gradient, may move an element either way whose gradient is as small as its rounding.
+    """
 
     loss: float
     value: float
-    total: float
+    steps: float
     array: float
 
 
 TOLERANCES = {
     torch.float64: Tolerance(1e-10, 1e-10, 1e-9, 1e-6),
-    torch.float32: Tolerance(1e-5, 1e-4, 1e-4, 1e-4),
+    torch.float32: Tolerance(1e-5, 1e-4, 1e-2, 1e-4),
 }
+
+
+def tolerance_of(record: Mapping[str, Any], dtype: torch.dtype) -> Tolerance:
+    """In float32 at least four times what the file says of the reference program's own float32 run: a network whose
+    deviations are near their bounds rounds more."""
+    own = TOLERANCES[dtype]
+    if dtype == torch.float64:
+        return own
+    value = max(own.value, *(4 * float(record.get(key, 0.0)) for key in NOTES))
+    pairs = [(record.get("fp32_loss", 0.0), record.get("loss", 0.0))]
+    for key, steps in record.items():
+        if key.startswith("training_clip_"):
+            pairs += zip(steps.get("fp32_losses", ()), steps.get(LOSSES, ()), strict=False)
+    far = max(abs(a - b) / abs(b) if a and b else 0.0 for a, b in pairs)
+    return own._replace(value=value, loss=max(own.loss, 4 * far))
 
 
 class Row(NamedTuple):
@@ -74,8 +97,8 @@ class Row(NamedTuple):
 class Comparison:
     """The rows of one configuration at one precision."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.tolerance = dtype, TOLERANCES[dtype]
+    def __init__(self, dtype: torch.dtype, record: Mapping[str, Any] | None = None) -> None:
+        self.dtype, self.tolerance = dtype, tolerance_of(record or {}, dtype)
         self.rows: dict[str, Row] = {}
         self.floored = 0
 
@@ -167,7 +190,7 @@ def captured(model: VDVAE, found: dict[str, Tensor]) -> Iterator[None]:
 
 def compare(record: Mapping[str, Any], dtype: torch.dtype, arrays: Mapping[str, Any] | None = None) -> Comparison:
     """Every section of a configuration that the file has; raises UsageError where it has another layout."""
-    table, drawn = Comparison(dtype), draw(record, dtype)
+    table, drawn = Comparison(dtype, record), draw(record, dtype)
     try:
         compare_draws(table, drawn, record)
         with reference_floor(table):
@@ -263,19 +286,20 @@ def compare_training(table: Comparison, drawn: Drawn, record: Mapping[str, Any])
         if not (named := re.fullmatch(r"training_clip_(.+)", key)):
             continue
         expected, factor = record[key], record["configuration"].get("l2_reg_coeff", 1e-4)
-        expected_losses = expected["losses_before_step_1_2_3_and_after_step_3"]
+        expected_losses = expected[LOSSES]
         rate = record["configuration"].get("learning_rate", 1e-3)
         losses, norms, model = train(drawn, float(named[1]), len(expected_losses) - 1, rate, factor)
         table.add(f"{key} losses", "", losses, expected_losses, table.tolerance.loss)
         if table.dtype == torch.float32 and "fp32_losses" in expected:
             table.add(f"{key} fp32_losses", "", losses, expected["fp32_losses"], table.tolerance.loss)
         if "gradient_norms_encoder_decoder_head" in expected:
-            table.add(f"{key} norms", "", norms, expected["gradient_norms_encoder_decoder_head"])
+            expected_norms = expected["gradient_norms_encoder_decoder_head"]
+            table.add(f"{key} norms", "", norms, expected_norms, table.tolerance.steps)
         sums = expected.get("sum_of_each_parameter_after_3_steps", {})
         for name, parameter in model.named_parameters():
             if name in sums:
                 own, floor = float(parameter.detach().sum()), float(parameter.detach().abs().sum())
-                table.add(f"{key} sums", name, own, sums[name], table.tolerance.total, floor)
+                table.add(f"{key} sums", name, own, sums[name], table.tolerance.steps, floor)
 
 
 def compare_generated(table: Comparison, drawn: Drawn, record: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -326,7 +350,9 @@ def show(table: Comparison) -> None:
         outside = "" if row.within else f"  NOT WITHIN{' (' + row.where.strip() + ')' if row.where.strip() else ''}"
         print(f"  {row.section:{width}}  {row.values:6}  {row.difference:10.1e}  {row.tolerance:9.0e}{outside}")
     if table.floored:
-        print(f"  {table.floored} prior variances below {FLOOR}: KL with the reference program's floor, not our own")
+        print(
+            f"  {table.floored} prior variances below {FLOOR:.0e}: KL with the reference program's floor, not our own"
+        )
 
 
 def run(path: Path, name: str | None) -> int:
