@@ -192,6 +192,7 @@ class Layer(nn.Module):
             mean, std, _ = self.posterior(torch.cat((lateral, x), 1))
             z = gaussians.sample(mean, std, noise, temperature)
             kl = gaussians.per_case(gaussians.kl(mean, std, prior_mean, prior_std))
+        assert self.prior.skip is not None
         return self.latent(z) + self.prior.skip(features) + (x if self.skip is None else self.skip(x)), kl
 
 
@@ -221,21 +222,28 @@ class VDVAE(nn.Module):
     def encode(self, x: Tensor) -> list[Tensor]:
         """The laterals, fine to coarse: (N, channels, D, H, W) of each level."""
         laterals = []
-        for level, (first, second) in enumerate(self.encoder):
-            x = self._run(second, self._run(first, x[:, :, ::2, ::2, ::2] if level else x))
+        for level, blocks in enumerate(self.encoder):
+            assert isinstance(blocks, nn.ModuleList)
+            x = x[:, :, ::2, ::2, ::2] if level else x
+            for block in blocks:
+                x = self._run(block, x)
             laterals.append(x)
         return laterals
 
     def decode(self, laterals: Sequence[Tensor | None], noise: Noise, temperature: float = 1.0) -> Output:
         """From the top down. Where a level's lateral is None, its latents come from the prior; where a latent's noise
         is None, it is the mean (the first latent has a lateral or noise: they say how many volumes)."""
-        x, level, divergences, rest = None, self.shape.levels, [], iter(noise)
+        x: Tensor | None = None
+        level, divergences, rest = self.shape.levels, list[Tensor](), iter(noise)
         for layer in self.decoder:
+            assert isinstance(layer, Layer)
             if layer.level != level:
+                assert x is not None
                 x, level = F.interpolate(x, scale_factor=2, mode="nearest"), layer.level
             epsilon = next(rest) if layer.has_latent else None
             x, kl = self._run(layer, x, laterals[level], epsilon, temperature)
             divergences += [] if kl is None else [kl]
+        assert x is not None
         low, high = self.shape.output_clamp
         mean, std = at_least_float32(apply(self.head, x)).chunk(2, 1)
         mean = mean.tanh() if self.shape.output_activation == "tanh" else mean.sigmoid()
@@ -251,6 +259,7 @@ class VDVAE(nn.Module):
         laterals: list[Tensor | None] = list(self.encode(x))
         kept, rest = [], iter(noise)
         for layer in self.decoder:
+            assert isinstance(layer, Layer)
             if layer.has_latent:
                 epsilon, fits = next(rest), self.shape.side >> layer.level <= side
                 kept.append(epsilon if fits else None)
