@@ -24,6 +24,11 @@ def kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tens
     return 0.5 * (ratio**2 + ((mean - prior_mean) / prior_std) ** 2 - 1) - ratio.log()
 
 
+def kl_to_standard(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, 1)) of each element, in nats (Kingma and Welling, ICLR 2014, appendix B)."""
+    return 0.5 * (std**2 + mean**2 - 1) - std.log()
+
+
 def sample(mean: Tensor, std: Tensor, noise: Tensor | None, temperature: float = 1.0) -> Tensor:
     """mean + temperature std noise: the noise is scaled, not the mean. Without noise the mean."""
     if noise is None:

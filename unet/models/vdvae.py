@@ -192,8 +192,10 @@ class Layer(nn.Module):
             return self.latent(how.temperature * noise), noise.new_zeros(len(noise))
         mean, std, _ = self.posterior(lateral)
         z = gaussians.sample(mean, std, noise, how.temperature)
-        prior = torch.zeros_like(mean), torch.ones_like(std)
-        return self.latent(z), self._kl(z, (mean, std), prior, how)
+        if how.sampled_kl:
+            prior = torch.zeros_like(mean), torch.ones_like(std)
+            return self.latent(z), self._kl(z, (mean, std), prior, how)
+        return self.latent(z), gaussians.per_case(gaussians.kl_to_standard(mean, std))
 
     def _latent(self, x: Tensor, lateral: Tensor | None, noise: Tensor | None, how: Drawing) -> tuple[Tensor, Tensor]:
         """The stream (N, O, D, H, W) after a latent and its KL (N,)."""
@@ -255,11 +257,12 @@ class VDVAE(nn.Module):
 
     def decode(self, laterals: Sequence[Tensor | None], noise: Noise, how: Drawing = Drawing()) -> Output:  # noqa: B008
         """From the top down. Where a level's lateral is None, its latents come from the prior; where a latent's noise
-        is None, it is the mean."""
+        is None, it is the mean (the first latent has a lateral or noise: they say how many volumes)."""
         x: Any = None
         level, divergences, rest = self.shape.levels, [], iter(noise)
         for layer in self.layers:
             if layer.level != level:
+                assert x is not None
                 x, level = F.interpolate(x, scale_factor=2, mode="nearest"), layer.level
             epsilon = next(rest) if layer.has_latent else None
             x, kl = self._run(layer, x, laterals[level], epsilon, how)
@@ -273,8 +276,8 @@ class VDVAE(nn.Module):
         return self.decode([None] * (self.shape.levels + 1), noise, Drawing(temperature))
 
     def reconstruct(self, x: Tensor, noise: Noise, side: int) -> Output:
-        """A reconstruction from the latents of at most `side` voxels a side; the finer ones are the mean of their
-        prior."""
+        """A reconstruction from the latents of at most `side` voxels a side, from 1 on; the finer ones are the mean of
+        their prior."""
         laterals: list[Tensor | None] = list(self.encode(x))
         finer = [level for level in range(self.shape.levels + 1) if self.shape.side >> level > side]
         for level in finer:
