@@ -56,7 +56,7 @@ COMMANDS = {
     ),
     "sample": Command(
         "draw samples of a generative network",
-        "--weights brains.safetensors --count 8 --temperature 0.8",
+        "--weights NAME.safetensors --count 8 --temperature 0.8",
         ("sample", "predict", "general", *APPLYING),
     ),
     "preprocess": Command(

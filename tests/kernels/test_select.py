@@ -169,7 +169,7 @@ def test_the_processor_takes_winograd_where_it_pays(monkeypatch: pytest.MonkeyPa
     """By the layout: the first convolution has one channel and stays torch's, like those that are strided or small."""
     sizes: list[tuple[int, ...]] = []
     conv = winograd.conv
-    monkeypatch.setattr(winograd, "conv", lambda x, weight: sizes.append(tuple(x.shape)) or conv(x, weight))
+    monkeypatch.setattr(winograd, "conv", lambda x, *rest: sizes.append(tuple(x.shape)) or conv(x, *rest))
     image = torch.randn(1, 1, 16, 16, 16)
     for layout, expected in (("auto", [(1, 8, 16, 16, 16), (1, 16, 16, 16, 16), (1, 8, 16, 16, 16)]), ("NCDHW", [])):
         sizes.clear()

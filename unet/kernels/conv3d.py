@@ -11,6 +11,7 @@ from unet.kernels import winograd
 from unet.kernels.norms import channel_last
 
 FEW = 64  # voxels
+WIDE = 8  # channels, from which on a product of matrices pays
 
 
 class Conv3d(nn.Conv3d):
@@ -55,7 +56,8 @@ class WinogradConv3d(Conv3d):
 def faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
     """The class that computes what this plain layer computes, faster."""
     usual = layer.stride == layer.dilation == (1, 1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    if usual and layer.kernel_size == (1, 1, 1) and layer.padding == (0, 0, 0):
+    wide = min(layer.in_channels, layer.out_channels) >= WIDE
+    if usual and wide and layer.kernel_size == (1, 1, 1) and layer.padding == (0, 0, 0):
         return PointwiseConv3d
     return WinogradConv3d if usual and layer.kernel_size == (3, 3, 3) and layer.padding == (1, 1, 1) else Conv3d
 

@@ -111,12 +111,46 @@ def require_memory(cases: Sequence[CachedCase], shared: bool) -> None:
         )
 
 
-class EpochCrops(Dataset[Batch]):
+class EpochCases(Dataset[Batch]):
+    """What batches of whole volumes and of crops share.
+
+    An epoch takes every case once, in an order drawn anew; its last short batch is dropped. Raises DataError, with
+    `note` in it, where the set does not fill one batch on each process.
+    """
+
+    def __init__(
+        self, volumes: Volumes, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1), note: str = ""
+    ) -> None:
+        self.volumes, self.batch_size, self.seed, self.shard = volumes, batch_size, seed, shard
+        count, (_, world) = len(volumes.cases), shard
+        self.batches = count // (batch_size * world)
+        if not self.batches:
+            raise DataError(
+                f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
+                f" training set of {host.counted(count, 'volume')}{note}.",
+                f"Type --batch-size {max(1, count // world)} or less{' on fewer processes' if world > count else ''}.",
+            )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def name(self, index: int) -> str:
+        return self.volumes.cases[index].id
+
+    def drawn(self, epoch: int, number: int) -> Tensor:
+        """The cases of a batch, by their number: the ranks' shares of an epoch do not overlap."""
+        rank, world = self.shard
+        order = torch.randperm(len(self.volumes.cases), generator=generator(self.seed, epoch))
+        first = (number * world + rank) * self.batch_size
+        return order[first : first + self.batch_size]
+
+
+class EpochCrops(EpochCases):
     """Map-style data set whose item (epoch, batch) is a whole batch: {"image" (N, 1, D, H, W) float32, "mask" the same
     as uint8, "index" (N,)}.
 
-    An epoch is one crop of every case, in an order drawn anew; its last short batch is dropped. Raises DataError where
-    the set does not fill one batch, or a volume is smaller than the crop.
+    An epoch is one crop of every case. Raises DataError where the set does not fill one batch, or a volume is smaller
+    than the crop.
     """
 
     def __init__(
@@ -130,16 +164,9 @@ class EpochCrops(Dataset[Batch]):
         last_offset: bool = True,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.volumes, self.patch, self.batch_size, self.seed = volumes, tuple(patch), batch_size, seed
-        self.oversampling, self.change, self.last_offset, self.shard = oversampling, change, last_offset, shard
-        count, (_, world) = len(volumes.cases), shard
-        self.batches = count // (batch_size * world)
-        if not self.batches:
-            raise DataError(
-                f"A batch of {batch_size}{f' on each of {world} processes' if world > 1 else ''} is larger than the"
-                f" training set of {count} volumes (one crop of each makes an epoch).",
-                f"Type --batch-size {max(1, count // world)} or less{' on fewer processes' if world > count else ''}.",
-            )
+        super().__init__(volumes, batch_size, seed, shard, " (one crop of each makes an epoch)")
+        self.patch, self.oversampling = tuple(patch), oversampling
+        self.change, self.last_offset = change, last_offset
         for case in volumes.cases:
             if any(side < length for side, length in zip(case.shape[1:], self.patch, strict=True)):
                 raise DataError(
@@ -148,19 +175,10 @@ class EpochCrops(Dataset[Batch]):
                     "Type a smaller --patch, or make the cache with a larger --pad-to.",
                 )
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def name(self, index: int) -> str:
-        return self.volumes.cases[index].id
-
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, number = key
-        rank, world = self.shard
-        order = torch.randperm(len(self.volumes.cases), generator=generator(self.seed, epoch))
-        first = (number * world + rank) * self.batch_size
-        index = order[first : first + self.batch_size]
-        draws = generator(self.seed, epoch, number + 1, rank)
+        index = self.drawn(epoch, number)
+        draws = generator(self.seed, epoch, number + 1, self.shard[0])
         images, masks = zip(*(self._sample(int(case), draws) for case in index), strict=True)
         return {"image": torch.stack(images), "mask": torch.stack(masks), "index": index}
 

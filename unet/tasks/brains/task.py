@@ -13,7 +13,7 @@ from unet.data import checks, splits
 from unet.data.cases import Case
 from unet.errors import CheckpointError
 from unet.tasks.base import Column, Metric, Predictor, Step
-from unet.tasks.brains import dataset, figure
+from unet.tasks.brains import dataset, figure, passes
 from unet.tasks.brains.settings import Settings as OwnSettings
 from unet.tasks.cached import CachedTask
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
-    from unet.models.vdvae import Output as Decoded
     from unet.models.vdvae import VDVAEShape
 
 LN2 = math.log(2)
@@ -104,13 +103,13 @@ class Brains(CachedTask):
     ) -> Loader:
         from unet.data.loading.crops import Volumes
         from unet.data.loading.loader import Loader
-        from unet.tasks.brains.loading import EpochVolumes
+        from unet.tasks.brains.transforms import EpochVolumes, Pipeline
 
         workers, options = self.loader_workers(options)
         volumes = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
         train, seed = self.config.train, self.config.general.seed
-        low = self.low if train.augment else None
-        batches = EpochVolumes(volumes, train.batch_size, seed, low, shard, self.settings.kl_warmup)
+        pipeline = Pipeline(self.low) if train.augment else None
+        batches = EpochVolumes(volumes, train.batch_size, seed, pipeline, shard, self.settings.kl_warmup)
         return Loader(batches, workers, options)
 
     def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
@@ -124,14 +123,14 @@ class Brains(CachedTask):
 
         count = min(self.settings.subjects_to_plot, self.config.train.batch_size)
         for case in cases[:count] if self.settings.show_pipeline else []:
-            cube, key = torch.from_numpy(case.arrays()[0][0].copy()), key_of(case.id)
-            whole = transforms.augment(cube, generator(key), self.low).numpy()
+            cube, key = torch.from_numpy(case.arrays()[0].copy()), passes.key_of(case.id)
+            whole = transforms.augment(cube, generator(key), self.low)[0].numpy()
             yield Output(Path(), f"pipeline_test/{case.id}_full_brain.nii.gz", whole, "nifti", spacing=(1.0, 1.0, 1.0))
             after = {
-                step.name: transforms.alone(step, cube, generator(key, number), self.low).numpy()
+                step.name: transforms.alone(step, cube, generator(key, number), self.low)[0].numpy()
                 for number, step in enumerate(transforms.STEPS, 1)
             }
-            page = figure.pipeline(cube.numpy(), {**after, "the whole pipeline": whole}, self.low)
+            page = figure.pipeline(cube[0].numpy(), {**after, "the whole pipeline": whole}, self.low)
             yield Output(Path(), f"pipeline_test/{case.id}.png", page, "png")
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
@@ -209,23 +208,7 @@ class Brains(CachedTask):
     def warm_up(self, predictor: Predictor) -> None:
         import torch
 
-        self.decoded(predictor, torch.zeros(self.input_shape()), 0)
-
-    def decoded(self, predictor: Predictor, volume: Tensor, key: int, sampled: int | None = None) -> list[list[Tensor]]:
-        """Mean, standard deviation (1, 1, D, H, W) and KL by latent (1, L) of a volume (1, 1, D, H, W) by each network,
-        with noise that depends on `key` alone. `sampled`: sample of this number, whose KL is that of the drawn latents
-        and not the closed form."""
-        from unet.data.loading.sampling import generator
-        from unet.models.vdvae import Drawing, draw_noise
-
-        noise = draw_noise(self.shape(), 1, "cpu", generator(key, 0 if sampled is None else sampled))
-        how = Drawing(sampled_kl=sampled is not None)
-
-        def work(network: Any, put: Callable[[Tensor], Tensor]) -> Decoded:
-            found: Decoded = network.decode(network.encode(put(volume)), [put(each) for each in noise], how)
-            return found
-
-        return predictor.each(work)
+        passes.decoded(predictor, self.shape(), torch.zeros(self.input_shape()), 0)
 
     def evaluate_case(
         self, case: CachedCase, predictor: Predictor, full: bool = False
@@ -235,12 +218,12 @@ class Brains(CachedTask):
         import numpy as np
         import torch
 
+        from unet.metrics import anomalies
         from unet.models import gaussians
-        from unet.tasks.brains import anomalies
 
         image, mask = (np.array(array[0]) for array in case.arrays())
-        volume = torch.from_numpy(image)[None, None]
-        mean, std, kl = mixture(self.decoded(predictor, volume, key_of(case.id)))
+        volume, key = torch.from_numpy(image)[None, None], passes.key_of(case.id)
+        mean, std, kl = passes.mixture(passes.decoded(predictor, self.shape(), volume, key))
         likelihood = gaussians.log_likelihood(volume, mean, std)[0, 0]
         brain = torch.from_numpy(mask > 0)
         inside, nats = likelihood[brain].sum().item(), kl.sum().item()
@@ -256,23 +239,11 @@ class Brains(CachedTask):
         }
         arrays = {"image": image, "mean": mean[0, 0].numpy(), "std": std[0, 0].numpy()}
         if full and self.settings.importance_samples > 1:
-            numbers["importance_bits"] = self.importance_weighted(predictor, volume, key_of(case.id)) / bits
+            count = self.settings.importance_samples
+            numbers["importance_bits"] = passes.importance_weighted(predictor, self.shape(), volume, key, count) / bits
         if full and (mask == dataset.LESION).any():
-            numbers |= anomalies.scores(residual(arrays), image, mask)
+            numbers |= anomalies.scores(residual(arrays), image, mask > 0, mask == dataset.LESION)
         return numbers, arrays
-
-    def importance_weighted(self, predictor: Predictor, volume: Tensor, key: int) -> float:
-        """log of the mean of p(x, z) / q(z | x) over the samples, in nats: a bound of log p(x) that is tighter than the
-        ELBO (Burda, Grosse and Salakhutdinov, ICLR 2016). Of the first network."""
-        import torch
-
-        from unet.models import gaussians
-
-        weights = []
-        for number in range(1, self.settings.importance_samples + 1):
-            mean, std, kl = self.decoded(predictor, volume, key, sampled=number)[0]
-            weights.append(gaussians.log_likelihood(volume, mean, std).double().sum() - kl.double().sum())
-        return float(torch.logsumexp(torch.stack(weights), 0) - math.log(len(weights)))
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["mean"], arrays["std"], residual(arrays), self.low)
@@ -312,10 +283,10 @@ class Brains(CachedTask):
             volume, grid = dataset.prepare_image(image, self.settings)
             x = torch.from_numpy(volume)[None]
             key = zlib.crc32(volume.tobytes())
-            mean, std, _ = mixture(self.decoded(predictor, x, key))
+            mean, std, _ = passes.mixture(passes.decoded(predictor, self.shape(), x, key))
             arrays = {"image": volume[0], "mean": mean[0, 0].numpy(), "std": std[0, 0].numpy()}
             if options.overlay:
-                by_level = self.by_level(predictor, x, key)
+                by_level = passes.by_level(predictor, self.shape(), x, key)
                 page = figure.page(arrays, residual(arrays), by_level, self.low)
                 yield Output(image, "overlay", page, "png")
             if self.settings.residual:
@@ -323,36 +294,13 @@ class Brains(CachedTask):
             yield Output(image, "std", dataset.restore_deviation(arrays["std"], grid), "nifti")
             yield Output(image, "reconstruction", dataset.restore(arrays["mean"], grid), "nifti")
 
-    def by_level(self, predictor: Predictor, volume: Tensor, key: int) -> dict[int, Any]:
-        """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, by the first
-        network."""
-        from unet.data.loading.sampling import generator
-        from unet.models.vdvae import draw_noise
-
-        noise = draw_noise(self.shape(), 1, "cpu", generator(key, 0))
-        sides = [1 << level for level in range(self.settings.levels + 1)]
-
-        def work(network: Any, put: Callable[[Tensor], Tensor]) -> list[Tensor]:
-            placed = [put(each) for each in noise]
-            return [network.reconstruct(put(volume), placed, side).mean for side in sides]
-
-        return {side: mean[0, 0].numpy() for side, mean in zip(sides, predictor.each(work)[0], strict=True)}
-
     def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:
         """Means of voxels (D, H, W) float32, of 1 mm, and the picture of the first of them."""
         from unet.data.io.outputs import Output
-        from unet.data.loading.sampling import generator
-        from unet.models.vdvae import draw_noise
 
         shown = []
         for number in range(count):
-            noise = draw_noise(self.shape(), 1, "cpu", generator(seed, number))
-
-            def work(network: Any, put: Callable[[Tensor], Tensor], noise: list[Tensor] = noise) -> Decoded:
-                found: Decoded = network.sample([put(each) for each in noise], temperature)
-                return found
-
-            volume = predictor.each(work)[0][0][0, 0].numpy()
+            volume = passes.sample(predictor, self.shape(), seed, number, temperature)
             shown += [volume] if number < PICTURED else []
             yield Output(Path(), str(number), volume, "nifti", spacing=(1.0, 1.0, 1.0))
         yield Output(Path(), "picture", figure.samples(shown, self.low), "png")
@@ -382,25 +330,9 @@ def squared_weights(model: nn.Module) -> Any:
     return sum((weight.square().mean() for weight in model.parameters() if weight.ndim > 1), start=0.0)
 
 
-def mixture(outputs: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and standard deviation of the equal mixture of several networks' Gaussians, and their mean KL."""
-    import torch
-
-    if len(outputs) == 1:
-        mean, std, kl = outputs[0]
-        return mean, std, kl
-    means, stds, kls = (torch.stack(parts) for parts in zip(*outputs, strict=True))
-    return means.mean(0), (stds.square().mean(0) + means.var(0, correction=0)).sqrt(), kls.mean(0)
-
-
 def residual(arrays: Mapping[str, Any]) -> Any:
     """(x - m) / s of each voxel."""
     return (arrays["image"] - arrays["mean"]) / arrays["std"]
-
-
-def key_of(case: str) -> int:
-    """A number for a case's noise: the same on every rank and device."""
-    return zlib.crc32(case.encode())
 
 
 def require_levels(state: Mapping[str, Any], resolution: int) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.tasks.brains.dataset import LESION
-
 Array = NDArray[Any]
 
 
@@ -42,11 +40,10 @@ def _curve(score: Array, truth: Array) -> tuple[float, float]:
     return ap, float((2 * found / (taken + total)).max())
 
 
-def scores(residual: Array, image: Array, mask: Array) -> dict[str, float]:
-    """The scores of a case's lesions (mask 2) among the voxels of its brain (mask above 0): of the absolute residual,
-    and of the intensity, bright or dark, whichever is better (the sign of a lesion is taken as known)."""
-    inside = mask > 0
-    truth, values = mask[inside] == LESION, image[inside]
+def scores(residual: Array, image: Array, inside: Array, lesion: Array) -> dict[str, float]:
+    """The scores of a case's lesions among the voxels `inside` its brain: of the absolute residual, and of the
+    intensity, bright or dark, whichever is better (the sign of a lesion is taken as known)."""
+    truth, values = lesion[inside], image[inside]
     ap, dice = _curve(np.abs(residual[inside]), truth)
     plain = [_curve(values, truth), _curve(-values, truth)]
     return {
