@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,6 +43,8 @@ class Task:
     """Stands for kits19: a score from a list for each evaluation."""
 
     name, metric, by_steps = "kits19", Metric("mean_dice", "max"), False
+    terms: tuple[str, ...] = ()
+    curves: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: Config) -> None:
         self.config = config
