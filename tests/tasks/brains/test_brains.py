@@ -1,4 +1,4 @@
-"""The task from end to end on made brains of 8^3: train, resume, processes, evaluate, predict, sample, settings, errors."""
+"""The task from end to end on made brains of 8^3: runs, resume, processes, scores, outputs, settings, errors."""
 
 from __future__ import annotations
 
