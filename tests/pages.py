@@ -11,6 +11,7 @@ IN_ORDER = (
     "README.md",
     "docs/lgg.md",
     "docs/em.md",
+    "docs/brains.md",
     "docs/kits19.md",
     "docs/runs.md",
     "docs/devices.md",
