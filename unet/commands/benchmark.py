@@ -133,6 +133,12 @@ def summary(
     }
 
 
+def total(output: Any) -> Any:
+    """The sum of all that a network gave: a tensor, or several of them."""
+    parts = output if isinstance(output, tuple) else (output,)
+    return sum(part.float().sum() for part in parts)
+
+
 def step_flops(context: setup.Context) -> int:
     """Floating-point operations of forward and backward pass for one item (two for a multiply and add), counted by
     torch on tensors without content."""
@@ -143,7 +149,7 @@ def step_flops(context: setup.Context) -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = task.build_model()
         image = torch.empty(task.input_shape())
-        model(image).sum().backward()
+        total(model(image)).backward()
     return int(counter.get_total_flops())
 
 
@@ -281,7 +287,7 @@ def our_pass(context: setup.Context) -> Step:
         with device.autocast():
             output = network(moved)
         device.flush()
-        return output.float().sum()
+        return total(output)
 
     return step, device.memory
 

@@ -100,3 +100,16 @@ def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: 
         "manifest": own.get("fingerprint") if manifest else "none",
     }
     return report
+
+
+def each_case(work: Callable[[Any], Any], items: Sequence[tuple[str, Any]], report: Report) -> list[Any]:
+    """`work` on each item in the process pool; results in the order of the items, errors into the report."""
+    done: dict[str, Any] = {}
+    for (name, _), future in host.process_map(work, items, "check", "case"):
+        try:
+            done[name] = future.result()
+        except host.ProcessLost:
+            report.errors.append(f"{name}: not checked: a process was killed (out of memory?)")
+        except UnetError as error:
+            report.errors.append(error.message)
+    return [done[name] for name, _ in items if name in done]

@@ -58,7 +58,7 @@ def test_a_run_is_scored_drawn_and_sampled(train: Cli, cli: Cli) -> None:
 
     code, out, err = cli("evaluate", "--weights", "a.safetensors", "--samples", 3, *COMMON[2:8])
     assert code == 0, err
-    assert "ELBO brain" in out and "IW" in out
+    assert "brain ELBO" in out and "IW" in out
 
     volume = next(path for path in sorted(Path("made").iterdir()) if "lesion" not in path.name and ".nii" in path.name)
     code, out, err = cli("predict", "--weights", "a.safetensors", volume, "--residual", "--overlay", "--device", "cpu")
@@ -167,3 +167,12 @@ def test_a_segmentation_task_draws_no_samples(tiny: Cli, cli: Cli) -> None:
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
     code, _, err = cli("sample", "--weights", "a.safetensors", "--device", "cpu")
     assert code == 2 and "draws no samples" in err
+
+
+def test_a_benchmark_of_steps_and_passes(train: Cli, cli: Cli) -> None:
+    assert train("--run-name", "a", "--max-steps", 1)[0] == 0
+    code, out, err = cli(
+        "benchmark", *(word for word in COMMON if word not in ("--train-fraction", 0.7)), "--rounds", 1, "--steps", 1
+    )
+    assert code == 0, err
+    assert "volumes/s" in out

@@ -18,7 +18,7 @@ import numpy as np
 
 from unet import host
 from unet.data.cache import cache, integrity
-from unet.data.checks import Report
+from unet.data.checks import Report, each_case
 from unet.data.checksums import some
 from unet.data.io import nifti
 from unet.data.io.arrays import open_npy
@@ -64,7 +64,7 @@ def raw(path: Path, settings: Settings, split_of: SplitOf | None = None) -> Repo
         return report
     work = functools.partial(_look, settings=settings)
     items = [(name_of(item, path), item) for item in found]
-    seen = _each(work, items, report)
+    seen = each_case(work, items, report)
     for item in seen:
         report.errors += item.errors
         report.warnings += item.warnings
@@ -82,19 +82,6 @@ def raw(path: Path, settings: Settings, split_of: SplitOf | None = None) -> Repo
     if not any(item.digest for item in seen) and not report.errors:
         report.errors.append("no volume can be used")
     return report
-
-
-def _each(work: Callable[[Any], Seen], items: Sequence[tuple[str, Any]], report: Report) -> list[Seen]:
-    """`work` on each item in the process pool; results in the order of the items."""
-    done: dict[str, Seen] = {}
-    for (name, _), future in host.process_map(work, items, "check", "case"):
-        try:
-            done[name] = future.result()
-        except host.ProcessLost:
-            report.errors.append(f"{name}: not checked: a process was killed (out of memory?)")
-        except UnetError as error:
-            report.errors.append(error.message)
-    return [done[name] for name, _ in items if name in done]
 
 
 def _look(item: tuple[str, Path], settings: Settings) -> Seen:

@@ -44,16 +44,16 @@ class Brains(CachedTask):
     item, subject, cost_unit = "volumes", "volume", "volumes"
     columns = (
         Column("elbo_bits", "ELBO", "{:.4f}"),
-        Column("likelihood_bits", "log-lik.", "{:.4f}"),
+        Column("likelihood_bits", "log-l.", "{:.4f}"),
         Column("kl_nats", "KL nats", "{:.1f}"),
-        Column("brain_elbo_bits", "ELBO brain", "{:.4f}"),
-        Column("brain_likelihood_bits", "log-lik. brain", "{:.4f}"),
+        Column("brain_elbo_bits", "brain ELBO", "{:.4f}"),
+        Column("brain_likelihood_bits", "brain log-l.", "{:.4f}"),
         Column("importance_bits", "IW", "{:.4f}"),
         Column("mse", "MSE", "{:.5f}"),
-        Column("lesion_ap", "lesion AP", "{:.3f}"),
-        Column("threshold_ap", "plain AP", "{:.3f}"),
-        Column("lesion_dice", "lesion Dice", "{:.3f}"),
-        Column("threshold_dice", "plain Dice", "{:.3f}"),
+        Column("lesion_ap", "les. AP", "{:.3f}"),
+        Column("threshold_ap", "pl. AP", "{:.3f}"),
+        Column("lesion_dice", "les. Dice", "{:.3f}"),
+        Column("threshold_dice", "pl. Dice", "{:.3f}"),
     )
     metric_notes = METRIC_NOTES
     figure_title = "input, reconstruction, its standard deviation and the residual, from worst to best ELBO"

@@ -9,15 +9,15 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unet import files, host, windows
+from unet import files, windows
 from unet.data.cache import cache, integrity
-from unet.data.checks import Report, SplitOf
+from unet.data.checks import Report, SplitOf, each_case
 from unet.data.checksums import SHOWN, some, verify
 from unet.data.io import nifti
 from unet.data.io.arrays import open_npy
@@ -61,7 +61,7 @@ def raw(path: Path, split_of: SplitOf, checksums: Path | None = None, label_geom
     except DataError as error:
         report.errors.append(error.message)
     look = functools.partial(_look, geometry=label_geometry)
-    seen = _each(look, [item for item in found.items() if item[0] not in bare], report)
+    seen = each_case(look, [item for item in found.items() if item[0] not in bare], report)
     usual = Counter(item.codes for item in seen if item.shape).most_common(1)
     for item in seen:
         report.errors += item.errors
@@ -123,7 +123,7 @@ def cached(
         report.warnings.append(f"{len(records)} of {manifest['expected']} cases are made; complete it with preprocess")
     if not names:
         report.errors.append(f"{folder.absolute()}: holds no *{dataset.LAYOUT.image} with *{dataset.LAYOUT.mask}")
-    seen = _each(functools.partial(_look_cached, folder), [(name, records.get(name)) for name in names], report)
+    seen = each_case(functools.partial(_look_cached, folder), [(name, records.get(name)) for name in names], report)
     owners: dict[str, str] = {}
     if manifest:
         integrity.report(folder, dataset.LAYOUT, manifest, report.errors, report.warnings)
@@ -141,19 +141,6 @@ def cached(
     if checksums:
         verify(folder, checksums, [path.name for path in folder.glob("*.npy")], report)
     return report
-
-
-def _each(work: Callable[[Any], Seen], items: Sequence[tuple[str, Any]], report: Report) -> list[Seen]:
-    """`work` on each item in the process pool; results in the order of the items."""
-    done: dict[str, Seen] = {}
-    for (name, _), future in host.process_map(work, items, "check", "case"):
-        try:
-            done[name] = future.result()
-        except host.ProcessLost:
-            report.errors.append(f"{name}: not checked: a process was killed (out of memory?)")
-        except UnetError as error:
-            report.errors.append(error.message)
-    return [done[name] for name, _ in items if name in done]
 
 
 def _facts(seen: Sequence[Seen], report: Report) -> dict[str, Any]:
