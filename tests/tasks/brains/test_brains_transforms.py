@@ -94,6 +94,6 @@ def test_the_generator_alone_decides() -> None:
 def test_each_step_can_be_shown_alone(step: Step) -> None:
     volume = cube(16).clamp(min=-0.9)  # no plane is empty
     shown = [alone(step, volume, generator(seed)) for seed in range(8)]
-    assert all(each.shape == volume.shape and float(each.min()) == -1.0 for each in shown)
-    if step.name not in ("percentiles", "intensity factor"):  # a factor is undone by the scale
+    assert all(each.shape == volume.shape for each in shown)
+    if step.name != "percentiles":
         assert max(float((each - volume).abs().max()) for each in shown) > 0.01

@@ -67,7 +67,7 @@ def sampled(volume: Tensor, matrix: Tensor, shifts: Sequence[float]) -> Tensor:
     half = torch.tensor([side / 2 for side in volume.shape[1:]], dtype=torch.float64)
     theta = torch.cat((matrix * half / half[:, None], (torch.tensor(shifts, dtype=torch.float64) / half)[:, None]), 1)
     theta = theta.flip(0)  # the grid's coordinates come last axis first
-    theta = torch.cat((theta[:, :3].flip(1), theta[:, 3:]), 1).to(volume.device, volume.dtype)
+    theta = torch.cat((theta[:, :3].flip(1), theta[:, 3:]), 1).to(volume.dtype).to(volume.device)
     grid = F.affine_grid(theta[None], [1, *volume.shape], align_corners=False)
     return F.grid_sample(volume[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
 

@@ -83,7 +83,7 @@ def spike(volume: Tensor, generator: torch.Generator, low: float = -1.0, strengt
     for side in reversed(sides):
         place, frequency = divmod(place, side)
         angles = torch.arange(side, dtype=torch.float64) * (2 * math.pi * frequency / side)
-        waves.insert(0, torch.stack((angles.cos(), angles.sin())).to(volume.device, volume.dtype))
+        waves.insert(0, torch.stack((angles.cos(), angles.sin())).to(volume.dtype).to(volume.device))
     (first, first_odd), (second, second_odd), (third, third_odd) = waves
     even = torch.outer(first, second) - torch.outer(first_odd, second_odd)
     odd = torch.outer(first, second_odd) + torch.outer(first_odd, second)

@@ -17,22 +17,6 @@ RESIDUAL = 4.0  # standard deviations at the ends of the colour scale
 TALL = 96  # pixels of a slice at least
 
 
-def slices(volume: Array) -> list[Array]:
-    """The middle slices of a cube (axes to the right, to the front, up): from the side, from the front, from above,
-    each (H, W) with up, or front, at the top."""
-    x, y, z = (side // 2 for side in volume.shape)
-    return [np.rot90(each) for each in (volume[x], volume[:, y], volume[:, :, z])]
-
-
-def quarters(volume: Array) -> list[Array]:
-    """Slices at the quarters of each axis, turned as in `slices`."""
-    found = []
-    for axis in range(3):
-        side = volume.shape[axis]
-        found += [np.rot90(volume.take(place, axis)) for place in (side // 4, side // 2, 3 * side // 4)]
-    return found
-
-
 def grey(volume: Array, low: float) -> Image:
     """Values from `low` to 1 as grey: one scale for the whole volume."""
     return drawing.grey((volume - low) / (1 - low))
@@ -47,6 +31,13 @@ def signed(volume: Array, most: float = RESIDUAL) -> Image:
     return result
 
 
+def cut(volume: Image) -> list[Image]:
+    """The middle slices of a cube of colours (D, H, W, 3), axes to the right, to the front, up: from the side, from the
+    front, from above, each with up, or front, at the top."""
+    x, y, z = (side // 2 for side in volume.shape[:3])
+    return [np.rot90(each) for each in (volume[x], volume[:, y], volume[:, :, z])]
+
+
 def strip(images: Sequence[Image]) -> Image:
     """Images of one size beside each other, enlarged to be seen."""
     row = np.hstack(images)
@@ -59,22 +50,16 @@ def panel(image: Array, mean: Array, std: Array, residual: Array, low: float) ->
     shown = {"input": grey(image, low), "reconstruction": grey(mean, low)}
     shown |= {"standard deviation (white: 0.3)": drawing.grey(std / 0.3)}
     shown |= {f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)": signed(residual)}
-    return {name: strip(_cut(volume)) for name, volume in shown.items()}
-
-
-def _cut(volume: Image) -> list[Image]:
-    """`slices` of a volume of colours (D, H, W, 3)."""
-    x, y, z = (side // 2 for side in volume.shape[:3])
-    return [np.rot90(each) for each in (volume[x], volume[:, y], volume[:, :, z])]
+    return {name: strip(cut(volume)) for name, volume in shown.items()}
 
 
 def page(arrays: Mapping[str, Array], residual: Array, by_level: Mapping[int, Array], low: float) -> Image:
     """A volume's page: input, the reconstructions by level from coarse to fine, its standard deviation, its residual;
     each a row of three slices under its words."""
-    rows = [("input", strip(_cut(grey(arrays["image"], low))))]
-    rows += [(f"latents of up to {side}^3 voxels", strip(_cut(grey(mean, low)))) for side, mean in by_level.items()]
-    rows += [("standard deviation (white: 0.3)", strip(_cut(drawing.grey(arrays["std"] / 0.3))))]
-    rows += [(f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)", strip(_cut(signed(residual))))]
+    rows = [("input", strip(cut(grey(arrays["image"], low))))]
+    rows += [(f"latents of up to {side}^3 voxels", strip(cut(grey(mean, low)))) for side, mean in by_level.items()]
+    rows += [("standard deviation (white: 0.3)", strip(cut(drawing.grey(arrays["std"] / 0.3))))]
+    rows += [(f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)", strip(cut(signed(residual))))]
     return stacked(rows)
 
 
@@ -89,10 +74,10 @@ def stacked(rows: Sequence[tuple[str, Image]], columns: int = 2) -> Image:
 
 def samples(volumes: Sequence[Array], low: float) -> Image:
     """Drawn volumes: a row of three slices each."""
-    return stacked([(f"sample {number}", strip(_cut(grey(volume, low)))) for number, volume in enumerate(volumes)])
+    return stacked([(f"sample {number}", strip(cut(grey(volume, low)))) for number, volume in enumerate(volumes)])
 
 
 def pipeline(volume: Array, after: Mapping[str, Array], low: float) -> Image:
     """A volume, and what each training transform alone makes of it: the middle slices."""
     rows = {"as it is cached": volume, **after}
-    return stacked([(name, strip(_cut(grey(each, low)))) for name, each in rows.items()], 3)
+    return stacked([(name, strip(cut(grey(each, low)))) for name, each in rows.items()], 3)

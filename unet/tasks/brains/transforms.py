@@ -74,8 +74,9 @@ def augment(volume: Tensor, generator: torch.Generator, low: float = -1.0, steps
 
 
 def alone(step: Step, volume: Tensor, generator: torch.Generator, low: float = -1.0) -> Tensor:
-    """A cube after one step alone, whatever its probability, back at its size and on the scale: what a viewer shows."""
-    return rescale(resize(step.function(volume, generator, low), volume.shape[-1]), low)
+    """A cube after one step alone, whatever its probability, back at its size but not rescaled: what a viewer shows.
+    Values may leave the scale."""
+    return resize(step.function(volume, generator, low), volume.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
