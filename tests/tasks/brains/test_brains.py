@@ -176,3 +176,15 @@ def test_a_benchmark_of_steps_and_passes(train: Cli, cli: Cli) -> None:
     )
     assert code == 0, err
     assert "volumes/s" in out
+
+
+def test_a_run_is_replaced_and_a_file_of_others_in_it_stays(train: Cli) -> None:
+    words = ("--run-name", "a", "--epochs", 1, "--show-pipeline", "--overwrite")
+    assert train(*words)[0] == 0
+    (Path("performance/a/reconstructions") / "mine.txt").write_text("mine")
+    code, _, err = train(*words)
+    assert code != 0 and "reconstructions/mine.txt" in err
+    (Path("performance/a/reconstructions") / "mine.txt").unlink()
+    code, _, err = train(*words[:-2], "--overwrite")
+    assert code == 0, err
+    assert not Path("performance/a/pipeline_test").exists()

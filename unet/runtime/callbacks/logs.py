@@ -173,4 +173,4 @@ class Curves:
             pictures.progress(run.progress.history, self.score, self.folder.name, self.folder.place("progress.png"))
         if run.progress.history and run.task.curves:
             path = self.folder.place("terms.png")
-            pictures.terms(run.progress.history, run.task.curves, self.folder.name, path)
+            pictures.terms(run.progress.history, run.task.curves, self.score, self.folder.name, path)

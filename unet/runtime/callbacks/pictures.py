@@ -50,8 +50,11 @@ def _line(axis: Any, history: Sequence[Mapping[str, Any]], key: str, label: str,
         axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], style, **how)
 
 
-def terms(history: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[str]], title: str, path: Path) -> None:
-    """A panel for each title, with the terms whose names begin so: in training (line) and validation (dashes)."""
+def terms(
+    history: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[str]], score: str, title: str, path: Path
+) -> None:
+    """A panel for each title, with the terms whose names begin so: in training (line) and validation (dashes; that of
+    `score` is called "score" in the history)."""
     found = {name: _terms(history, starts) for name, starts in curves.items()}
     shown = {name: keys for name, keys in found.items() if keys}
     if not shown:
@@ -66,14 +69,13 @@ def terms(history: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[st
             colour = colours(0.9 * number / max(1, len(keys) - 1))
             words = key.replace("_", " ")
             _line(axis, history, key, words, colour, "-")
-            _line(axis, history, f"eval_{key}", f"{words}, validation", colour, "--")
+            _line(axis, history, "score" if key == score else f"eval_{key}", f"{words}, validation", colour, "--")
         axis.set(title=name, xlabel="epoch")
         axis.grid(alpha=0.3)
         if len(axis.get_lines()) <= 6:
             axis.legend(frameon=False, fontsize=8)
         else:
-            how = {"ha": "right", "va": "top", "fontsize": 8, "transform": axis.transAxes}
-            axis.text(0.99, 0.97, f"dark to light: {keys[0]} to {keys[-1]}; dashes: validation", **how)
+            axis.set_title(f"{name}\n{keys[0]} (dark) to {keys[-1]} (light); dashes: validation", fontsize=9)
     figure.suptitle(title)
     _save(figure, path)
 

@@ -12,9 +12,10 @@ from unet.errors import UnetError
 
 MANIFEST_NAME = "files.json"
 BOARD = "tensorboard"
+FOLDERS = (BOARD, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
 NAMES = re.compile(
     r"(config|settings|environment|status|splits|summary|benchmark|files)\.json|metrics\.jsonl|run\.log|cases\.csv"
-    r"|(progress|predictions)\.png|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
+    r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
 )
 WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
@@ -48,12 +49,12 @@ class Contents:
             files.write_json(self.path / MANIFEST_NAME, {"files": self._listed})
 
     def entries(self) -> Iterator[str]:
-        """Names of everything in the folder, and within tensorboard/; a folder ends in `/`."""
+        """Names of everything in the folder, and within its FOLDERS; a folder ends in `/`."""
         for item in sorted(self.path.iterdir()):
             if item.is_symlink() or not item.is_dir():
                 yield item.name
-            elif item.name == BOARD:
-                yield from (f"{BOARD}/{part.name}{'/' if part.is_dir() else ''}" for part in sorted(item.iterdir()))
+            elif item.name in FOLDERS:
+                yield from (f"{item.name}/{part.name}{'/' if part.is_dir() else ''}" for part in sorted(item.iterdir()))
             else:
                 yield f"{item.name}/"
 
@@ -72,9 +73,9 @@ class Contents:
                     path.unlink()
                 except OSError as error:
                     raise files.explain(error, path) from error
-        board = self.path / BOARD
-        if board.is_dir() and not board.is_symlink() and not any(board.iterdir()):
-            board.rmdir()
+        for folder in (self.path / name for name in FOLDERS):
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
         self._listed = [MANIFEST_NAME]
 
     def _is_ours(self, name: str, listed: list[str] | None) -> bool:
