@@ -29,6 +29,9 @@ WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # if the user has set one of thes
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
 
 
+HOST = ("index", "noise_key")  # entries of a batch that are read on the host
+
+
 class Workload(NamedTuple):
     """What a device must know of the run: batches per optimiser step, and whether tensors are tens of megabytes."""
 
@@ -138,6 +141,12 @@ class Device:
     def set_rng_state(self, state: Tensor) -> None:
         """Restore what `rng_state` gave."""
 
+    def generator(self, seed: int) -> torch.Generator:
+        """A random generator with this seed, where the device draws: here on the host, the same on every device."""
+        import torch
+
+        return torch.Generator().manual_seed(seed)
+
     def deterministic(self, on: bool) -> None:
         """Use deterministic kernels, or the fastest ones."""
         import torch
@@ -194,8 +203,8 @@ class Device:
         return tensor.to(self.device, non_blocking=True)
 
     def to(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move a batch to the device, images in its memory format; "index" stays on the host."""
-        return {key: value if key == "index" else self._image(value) for key, value in batch.items()}
+        """Move a batch to the device, images in its memory format; what is in HOST stays on the host."""
+        return {key: value if key in HOST else self._image(value) for key, value in batch.items()}
 
     def _image(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device, non_blocking=True)

@@ -12,6 +12,7 @@ from unet.devices.accelerator import Accelerator
 from unet.devices.base import USUAL, Workload
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from unet.devices.launchers import Rank
@@ -91,6 +92,14 @@ class CUDA(Accelerator):
         import torch
 
         return ("bf16", "fp16") if torch.cuda.get_device_capability() >= (8, 0) else ("fp16",)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """On the card, unless the run is to have the same bits on every device."""
+        import torch
+
+        if self.options.deterministic:
+            return super().generator(seed)
+        return torch.Generator(self.device).manual_seed(seed)
 
     def deterministic(self, on: bool) -> None:
         import torch

@@ -36,7 +36,7 @@ class PointwiseConv3d(Conv3d):
     """`nn.Conv3d` of kernel 1: one product of matrices, (voxels, I) with (I, O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (channel_last(x) or x.shape[2:].numel() == 1):
+        if not channel_last(x) or x.shape[2:].numel() == 1:  # one voxel is in every order
             return super().forward(x)
         y = F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
         return y.permute(0, 4, 1, 2, 3)

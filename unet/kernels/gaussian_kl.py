@@ -3,20 +3,33 @@ take. The plain form is the layer that it is swapped for."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unet.kernels.norms import channel_last
+
 PLAIN = "GaussianKL"  # the layer's name: kernels do not know models
 
 
-class FusedGaussianKL(nn.Module):
-    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)), summed over all axes but the first: four (N, ...) -> (N,)."""
+class Fused:
+    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)), summed over all axes but the first: four (N, ...) -> (N,).
+    Volumes in another order than channels-last take the plain form, as they do in the other kernels."""
 
     def forward(self, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
-        found: Tensor = _KL.apply(mean, std, prior_mean, prior_std)
+        if channel_last(mean) and mean.shape[2:].numel() > 1:
+            found: Tensor = _KL.apply(mean, std, prior_mean, prior_std)
+        else:
+            found = super().forward(mean, std, prior_mean, prior_std)  # type: ignore[misc]
         return found
+
+
+@functools.cache
+def fused(plain: type[nn.Module]) -> type[nn.Module]:
+    """The layer's class with the gradients written out."""
+    return type(f"Fused{plain.__name__}", (Fused, plain), {})
 
 
 class _KL(torch.autograd.Function):

@@ -25,7 +25,7 @@ def optimize(model: nn.Module) -> nn.Module:
         if type(layer) is nn.Conv3d:
             layer.__class__ = conv3d.faster(layer)
         elif type(layer).__name__ == gaussian_kl.PLAIN:
-            layer.__class__ = gaussian_kl.FusedGaussianKL
+            layer.__class__ = gaussian_kl.fused(type(layer))  # type: ignore[arg-type]
         elif type(layer) is nn.ConvTranspose3d and upsample.applies_to(layer):
             layer.__class__ = upsample.ConvTranspose3d
     optimize_norms(model)

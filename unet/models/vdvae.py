@@ -241,9 +241,30 @@ class VDVAE(nn.Module):
         """The decoder's layers from the top down."""
         return (layer for layer in self.decoder if isinstance(layer, Layer))
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Output:
-        """One sample of every latent from its posterior; `noise` (see `draw_noise`) is drawn where it is not given."""
-        return self.decode(self.encode(x), draw_noise(self.shape, len(x), x.device) if noise is None else noise)
+    def forward(
+        self,
+        x: Tensor | None,
+        noise: Noise | None = None,
+        how: Drawing = Drawing(),  # noqa: B008
+        side: int | None = None,
+    ) -> Output:
+        """One sample of every latent from its posterior; `noise` (see `draw_noise`) is drawn where it is not given.
+
+        Without a volume the latents come from the priors. `side`: only those of at most so many voxels a side are
+        drawn, from 1 on; the finer ones are the mean of their prior. All passes go through here, so that devices see
+        one forward pass of one network.
+        """
+        if x is None:
+            assert noise is not None
+            return self.decode([None] * (self.shape.levels + 1), noise, how)
+        laterals: list[Tensor | None] = list(self.encode(x))
+        noise = draw_noise(self.shape, len(x), x.device) if noise is None else noise
+        if side is not None:
+            finer = [level for level in range(self.shape.levels + 1) if self.shape.side >> level > side]
+            laterals = [None if level in finer else each for level, each in enumerate(laterals)]
+            levels = [layer.level for layer in self.layers if layer.has_latent]
+            noise = [None if level in finer else each for level, each in zip(levels, noise, strict=True)]
+        return self.decode(laterals, noise, how)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The laterals, fine to coarse: (N, channels, D, H, W) of each level."""
@@ -273,18 +294,13 @@ class VDVAE(nn.Module):
 
     def sample(self, noise: Sequence[Tensor], temperature: float = 1.0) -> Output:
         """Volumes from the priors alone; the noise is scaled by the temperature, the means are not."""
-        return self.decode([None] * (self.shape.levels + 1), noise, Drawing(temperature))
+        found: Output = self(None, noise, Drawing(temperature))
+        return found
 
     def reconstruct(self, x: Tensor, noise: Noise, side: int) -> Output:
-        """A reconstruction from the latents of at most `side` voxels a side, from 1 on; the finer ones are the mean of
-        their prior."""
-        laterals: list[Tensor | None] = list(self.encode(x))
-        finer = [level for level in range(self.shape.levels + 1) if self.shape.side >> level > side]
-        for level in finer:
-            laterals[level] = None
-        levels = [layer.level for layer in self.layers if layer.has_latent]
-        kept = [None if level in finer else each for level, each in zip(levels, noise, strict=True)]
-        return self.decode(laterals, kept)
+        """A reconstruction from the latents of at most `side` voxels a side, from 1 on."""
+        found: Output = self(x, noise, side=side)
+        return found
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
         """A block's output; with `shape.checkpoint` what is inside it is computed again in the backward pass."""

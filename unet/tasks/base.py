@@ -18,6 +18,7 @@ from unet.config.task_settings import TaskSettings
 from unet.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from unet.config.flags import PredictOptions
@@ -114,6 +115,12 @@ class Compute(Protocol):
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Within autocast, the context of arithmetic in the tensors' own types."""
         return contextlib.nullcontext()
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A random generator with this seed, where the device draws."""
+        import torch
+
+        return torch.Generator().manual_seed(seed)
 
 
 class NoDevice(Compute):

@@ -35,7 +35,7 @@ def test_without_changes_a_batch_is_the_cached_cubes(cases: list[CachedCase]) ->
     data = batches(cases)
     assert len(data) == 3
     batch = data[1, 0]
-    assert set(batch) == {"image", "index"}
+    assert set(batch) == {"image", "index", "noise_key"}
     assert batch["image"].shape == (2, 1, SIDE, SIDE, SIDE) and batch["image"].dtype == torch.float32
     for image, number in zip(batch["image"], batch["index"], strict=True):
         assert np.array_equal(image.numpy(), cases[int(number)].arrays()[0])
@@ -104,3 +104,10 @@ def test_a_set_that_fills_no_batch_is_refused_with_numbers(cases: list[CachedCas
     with pytest.raises(DataError, match="of 1 volume") as error:
         EpochVolumes(Volumes(cases[:1]), 1, 0, shard=(0, 2))
     assert error.value.hint == "Type --batch-size 1 or less on fewer processes."
+
+
+def test_each_batch_of_each_process_has_noise_of_its_own(cases: list[CachedCase]) -> None:
+    keys = [int(batches(cases, shard=(rank, 2))[epoch, 0]["noise_key"][0]) for rank in (0, 1) for epoch in (1, 2)]
+    keys += [int(batches(cases)[1, number]["noise_key"][0]) for number in (1, 2)]
+    assert len(set(keys)) == len(keys)
+    assert int(batches(cases)[1, 1]["noise_key"][0]) == keys[-2]

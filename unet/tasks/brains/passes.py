@@ -42,7 +42,7 @@ def decoded(
     how = Drawing(sampled_kl=sampled is not None)
 
     def work(network: Any, put: Callable[[Tensor], Tensor]) -> Output:
-        found: Output = network.decode(network.encode(put(volume)), [put(each) for each in noise], how)
+        found: Output = network(put(volume), [put(each) for each in noise], how)
         return found
 
     return predictor.each(work)
@@ -75,21 +75,24 @@ def importance_weighted(predictor: Predictor, shape: VDVAEShape, volume: Tensor,
 
 def by_level(predictor: Predictor, shape: VDVAEShape, volume: Tensor, key: int) -> dict[int, Any]:
     """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, by the first network."""
-    noise, sides = noise_of(shape, key, 0), [1 << level for level in range(shape.levels + 1)]
+    noise, found = noise_of(shape, key, 0), dict[int, Any]()
+    for side in (1 << level for level in range(shape.levels + 1)):
 
-    def work(network: Any, put: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        placed = [put(each) for each in noise]
-        return [network.reconstruct(put(volume), placed, side).mean for side in sides]
+        def work(network: Any, put: Callable[[Tensor], Tensor], side: int = side) -> list[Tensor]:
+            return [network(put(volume), [put(each) for each in noise], side=side).mean]
 
-    return {side: mean[0, 0].numpy() for side, mean in zip(sides, predictor.each(work)[0], strict=True)}
+        found[side] = predictor.each(work)[0][0][0, 0].numpy()
+    return found
 
 
 def sample(predictor: Predictor, shape: VDVAEShape, seed: int, number: int, temperature: float) -> Any:
     """The mean (D, H, W) of a volume drawn from the priors by the first network."""
+    from unet.models.vdvae import Drawing
+
     noise = noise_of(shape, seed, number)
 
     def work(network: Any, put: Callable[[Tensor], Tensor]) -> Output:
-        found: Output = network.sample([put(each) for each in noise], temperature)
+        found: Output = network(None, [put(each) for each in noise], Drawing(temperature))
         return found
 
     return predictor.each(work)[0][0][0, 0].numpy()

@@ -175,9 +175,10 @@ class Brains(CachedTask):
         """The loss: mean over the batch of KL - log-likelihood in nats, and the L2 term. Beside it ELBO and
         log-likelihood in bits a voxel, the KL in nats, in all and by latent from the top down."""
         from unet.models import gaussians
+        from unet.models.vdvae import draw_noise
 
-        x = batch["image"]
-        mean, std, kl = model(x)
+        x, key = batch["image"], int(batch["noise_key"][0])  # the key lies on the host
+        mean, std, kl = model(x, draw_noise(self.shape(), len(x), x.device, self.compute.generator(key)))
         likelihood = gaussians.per_case(gaussians.log_likelihood(x, mean, std)).mean()
         by_latent, weight = kl.mean(0), batch["kl_weight"].mean() if "kl_weight" in batch else 1.0
         cost = by_latent.clamp(min=self.settings.free_bits).sum() if self.settings.free_bits else by_latent.sum()

@@ -91,9 +91,10 @@ class Pipeline:
 
 
 class EpochVolumes(EpochCases):
-    """Map-style data set whose item (epoch, batch) is a whole batch: {"image" (N, 1, r, r, r) float32, "index" (N,)},
-    and with `kl_warmup` "kl_weight" (N,), which rises from 0 to 1 over so many epochs.
+    """Map-style data set whose item (epoch, batch) is a whole batch: {"image" (N, 1, r, r, r) float32, "index" (N,),
+    "noise_key" (N,)}, and with `kl_warmup` "kl_weight" (N,), which rises from 0 to 1 over so many epochs.
 
+    The key is that of the latents' noise, another one for each batch and process.
     `pipeline` changes a volume (1, r, r, r); None hands volumes out as they are cached. An epoch takes every case once.
     Each sample is changed by a generator of its own: batch `i` of epoch `e` depends on (seed, e, i, rank) alone. Raises
     DataError where the set does not fill one batch on each process.
@@ -116,7 +117,8 @@ class EpochVolumes(EpochCases):
 
         index = self.drawn(*key)
         images = [self._sample(int(case), *key, place) for place, case in enumerate(index)]
-        batch = {"image": torch.stack(images), "index": index}
+        noise = generator_of(self.seed, *key, self.shard[0], self.batch_size).initial_seed()
+        batch = {"image": torch.stack(images), "index": index, "noise_key": torch.full((len(index),), noise)}
         if self.kl_warmup:
             epoch, number = key
             done = (epoch - 1 + number / self.batches) / self.kl_warmup
