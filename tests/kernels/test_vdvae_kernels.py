@@ -17,7 +17,7 @@ def step(layer: nn.Module, *inputs: Tensor) -> list[Tensor]:
     given = [each.clone(memory_format=torch.preserve_format).requires_grad_() for each in inputs]
     layer.zero_grad()
     output = layer(*given)
-    output.sin().sum().backward()
+    (output * torch.arange(1, output.numel() + 1).view_as(output)).sum().backward()
     return [output.detach(), *(each.grad for each in (*given, *layer.parameters()) if each.grad is not None)]
 
 
