@@ -59,5 +59,6 @@ def test_winograd_with_a_bias() -> None:
     select.optimize(fast)
     x = torch.randn(2, 8, 16, 16, 16).contiguous(memory_format=LAST)
     assert winograd.applies_to(x, fast.weight)
-    for a, b in zip(step(plain, x), step(fast, x), strict=True):
+    found = step(fast, x)
+    for a, b in zip(step(plain.double(), x.double()), found, strict=True):  # torch's own float32 sums are farther off
         assert float((a - b).norm() / a.norm()) < 1e-5
