@@ -66,7 +66,8 @@ class MetricsLog:
         cases = {record["case"]: record[metric.key] for record in records if metric.key in record}
         self.write(run, "epoch", **{**row, "cases": cases})
         shown = run.task.terms or run.losses.parts
-        terms = "".join(f"  {name.replace('_', ' ')} {row[name]:.4f}" for name in shown if name in row)
+        names = {name: metric.name if name == metric.key else name.replace("_", " ") for name in shown}
+        terms = "".join(f"  {names[name]} {row[name]:.4f}" for name in shown if name in row)
         words = f"epoch {row['epoch']:>3}/{run.epochs}  loss {row['loss']:.4f}{terms}  {row['train_seconds']:.1f} s"
         if "score" in row:
             loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
