@@ -102,6 +102,8 @@ def each_once(groups: list[type]) -> None:
         ("--no-cuda", {"device": "cpu"}),
         ("--device gpu", {"device": "cuda"}),
         ("--CUDA_devices 0 1", {"cuda_devices": (0, 1)}),
+        ("--threads_per_rank 3", {"threads": 3}),
+        ("--threads auto", {"threads": None}),
         ("--amp", {"precision": "auto"}),
         ("--amp bf16", {"precision": "bf16"}),
         ("--dtype fp16", {"precision": "fp16"}),

@@ -102,6 +102,26 @@ def test_the_seeds_log(tiny) -> None:
         assert re.fullmatch(pattern, line), line
 
 
+def test_weights_of_single_epochs_are_kept(tiny, cli, phantoms: Path) -> None:
+    assert tiny("--run-name", "a", "--epochs", 3)[0] == 0
+    assert not list(Path("weights").glob("*.epoch-*"))  # off by default
+    theirs = Path("weights/a.epoch-0002.safetensors")
+    theirs.write_bytes(b"theirs")
+    code, out, err = tiny("--run-name", "a", "--epochs", 5, "--keep-every", 2, "--save-minutes", 60, "--overwrite")
+    assert code == 0, err
+    kept = [Path(f"weights/a.epoch-000{epoch}.safetensors") for epoch in (2, 4)]
+    assert sorted(Path("weights").glob("a.epoch-*.safetensors")) == kept
+    assert Path("weights/a.epoch-0002.safetensors.replaced-1").read_bytes() == b"theirs"
+    assert [stored(path)["epoch"] for path in kept] == [2, 4]
+    assert not torch.equal(*(next(iter(stored(path)["model"].values())) for path in kept))
+    assert read_json(Path("performance/a/summary.json"))["paths"]["kept"] == list(map(str, kept))
+    assert "kept       weights/a.epoch-0002.safetensors ... a.epoch-0004.safetensors (2 epochs)" in out
+    code, _, err = cli("evaluate", "--weights", kept[0], "--data", phantoms, "--cache", "cache_16", "--device", "cpu")
+    assert code == 0, err
+    assert tiny("--run-name", "a", "--epochs", 1, "--overwrite")[0] == 0
+    assert not any(path.exists() for path in kept)
+
+
 def test_a_bare_command_line_means_train(cli, phantoms: Path) -> None:
     code, _, err = cli(
         "--data_path",

@@ -17,6 +17,7 @@ from unet.config.flags import DeviceOptions
 from unet.devices import cpu, select
 from unet.devices.hpu import HPU
 from unet.devices.launchers import Rank
+from unet.errors import UsageError
 from unet.runtime.inference.predictor import Predictor
 
 
@@ -54,6 +55,24 @@ def test_threads_that_wait_do_not_spin_for_long_unless_the_user_says_so(
         select.choose(DeviceOptions(device="cpu"), Rank())
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == (typed or {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"})
+
+
+def test_threads_that_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        device(threads=3)
+        assert torch.get_num_threads() == 3
+        select.choose(DeviceOptions(device="cpu", threads=2), Rank())
+        assert os.environ["OMP_NUM_THREADS"] == "2"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cards_that_the_device_does_not_have() -> None:
+    with pytest.raises(UsageError, match=r"--cuda-devices 0 1 \(CUDA_devices\) names 2 cards, but .* is cpu") as caught:
+        device(cuda_devices=(0, 1))
+    assert "--cuda-devices none" in caught.value.hint and "--device cuda" in caught.value.hint
 
 
 def test_auto_says_why_the_others_are_passed_over() -> None:

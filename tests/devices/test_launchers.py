@@ -98,6 +98,9 @@ def test_contradictions_between_launchers_and_about_cards() -> None:
     with pytest.raises(UsageError, match=r"names 2 cards, but 1 process runs on this node") as caught:
         find_rank(DistributedOptions(), (0, 1), {})
     assert "--devices 2" in caught.value.hint
+    with pytest.raises(UsageError, match=r"CUDA_devices\) names 1 card, but 2 processes run on this node") as caught:
+        find_rank(DistributedOptions(), (0,), OPEN_MPI)
+    assert caught.value.hint == "Name 2 cards, or start 1 process on each node."
 
 
 def test_a_guess_gives_way_to_a_flag() -> None:

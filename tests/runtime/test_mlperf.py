@@ -150,7 +150,7 @@ class Trial:
             loader=Loader(batches, config.train.batch_size, fail),
             evaluate=lambda: self.score(scores),
             stop=trainer.Stop(),
-            callbacks=[logs.MetricsLog(self.folder, "mean_dice"), kept, self.log],
+            callbacks=[logs.MetricsLog(self.folder), kept, self.log],
             group=group or Group(),
         )
         if resume:
@@ -590,7 +590,7 @@ def test_how_often_the_state_is_saved(workplace: Path, minutes: float, saved: li
 
 def test_scores_without_a_loss(workplace: Path) -> None:
     trial = Trial([0.3, 0.4, 0.5], settings())
-    seeds, curves = logs.ArgonneCsvLog(trial.folder, "command"), logs.Curves(trial.folder, "mean_dice")
+    seeds, curves = logs.ArgonneCsvLog(trial.folder, "command"), logs.Curves(trial.folder)
     trial.run.callbacks += [seeds, curves]
     trial.train()
     text = (trial.folder / seeds.name).read_text()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, error_of, read_json
 
+from unet.commands import run_start
 from unet.errors import UsageError
 from unet.runtime.folders import locks
 from unet.runtime.folders.run_folder import RunFolder, new_folder
@@ -406,3 +407,18 @@ def test_a_dump_replaces_its_own_files_alone(tiny) -> None:
         assert "does not list it" in error_of(tiny(*words[2:], *more), 2)
     assert Path("dump/settings.json").read_bytes() == before
     assert not Path("performance/c").exists()
+
+
+def test_a_failure_is_on_record_before_its_cause_is_known(workplace: Path) -> None:
+    """A launcher ends the other processes while they ask which of them was lost."""
+    folder = RunFolder(Path("performance/a"))
+    folder.create("train", overwrite=False)
+    folder.begin()
+
+    def explain(error: BaseException) -> BaseException:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run_start.recording_failure(folder, explain):
+        raise RuntimeError("connection closed by peer")
+    status = read_json(folder / "status.json")
+    assert (status["status"], status["why"]) == ("failed", "RuntimeError: connection closed by peer")

@@ -65,7 +65,12 @@ def finish(
         "target_reached": progress.reached,
         "cases": len(records),
         "device": context.device.describe(),
-        "paths": {"run": str(folder.path), "weights": str(weights), "state": str(CheckpointPaths(weights).state)},
+        "paths": {
+            "run": str(folder.path),
+            "weights": str(weights),
+            "state": str(CheckpointPaths(weights).state),
+            **({"kept": [str(path) for path in CheckpointPaths(weights).kept()]} if config.save.keep_every else {}),
+        },
     }
     folder.write("summary.json", summary)
     folder.status("interrupted" if stopped else "done", reason)
@@ -131,6 +136,9 @@ def closing_block(
     lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
     if config.save.checkpoints:
         lines.append(f"  weights    {weights}   state {CheckpointPaths(weights).state}")
+        if kept := CheckpointPaths(weights).kept() if config.save.keep_every else []:
+            shown = f"{kept[0]} ... {kept[-1].name}" if len(kept) > 1 else f"{kept[0]}"
+            lines.append(f"  kept       {shown} ({host.counted(len(kept), 'epoch')})")
     if config.mlperf.mlperf_division:
         log = folder / "unet3d.log"
         lines.append(

@@ -167,12 +167,16 @@ def recording_failure(
         note(folder, "interrupted", "outside the training loop, or by a second Ctrl-C")
         raise
     except Exception as error:
+        note(folder, "failed", _words(error))  # first: the launcher may end this process while it looks for the cause
         found = explain(error) if explain else error
-        words = found.message if isinstance(found, UnetError) else f"{type(found).__name__}: {found}"
-        note(folder, "failed", words)
         if found is error:
             raise
+        note(folder, "failed", _words(found))
         raise found from error
+
+
+def _words(error: BaseException) -> str:
+    return error.message if isinstance(error, UnetError) else f"{type(error).__name__}: {error}"
 
 
 def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]
         if other != path and other.exists():
             return other
         paths = CheckpointPaths(path)
-        there = [item for item in (path, *paths.states(), paths.weights_before) if item.exists()]
+        there = [item for item in (path, *paths.states(), paths.weights_before, *paths.kept()) if item.exists()]
         return there[0] if there and not mine else None
 
     own = path.with_name(f"{folder.name}.safetensors")

@@ -350,7 +350,7 @@ def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, 
     from unet.runtime.callbacks import logs
     from unet.runtime.callbacks.checkpoint import Checkpoints
 
-    config, score, group = context.config, context.task.metric.key, context.group
+    config, group = context.config, context.group
     workers: list[Any] = [logs.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
     if not group.is_main:
         return workers
@@ -358,9 +358,9 @@ def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, 
     result: list[Any] = [
         *workers,
         logs.ProgressBar(),
-        logs.MetricsLog(folder, score),
+        logs.MetricsLog(folder),
         logs.ArgonneCsvLog(folder, command),
-        logs.Curves(folder, score),
+        logs.Curves(folder),
     ]
     if config.run.tensorboard:
         from unet.runtime.callbacks.tensorboard import TensorBoard

@@ -192,6 +192,12 @@ class SaveOptions:
     checkpoint_every: int | None = option(
         None, "also save the state every N steps (it is always saved after an epoch)", minimum=1
     )
+    keep_every: int | None = option(
+        None,
+        "also keep the weights of every N-th epoch, in weights/NAME.epoch-0010.safetensors",
+        minimum=1,
+        metavar="N",
+    )
     checkpoints: bool = option(
         True, "--no-checkpoints writes no weights and no state", aliases=(("--disable-ckpt-saving", False),)
     )
@@ -218,6 +224,16 @@ class DeviceOptions:
         common=True,
     )
     cuda_devices: tuple[int, ...] = option((), "indices of the cards to use", minimum=0, aliases=("--CUDA_devices",))
+    threads: int | None = option(
+        None,
+        "threads of a process on the host; auto = OMP_NUM_THREADS if it is set, else the cores of the process",
+        minimum=1,
+        maximum=4096,
+        metavar="N",
+        aliases=("--threads_per_rank",),
+        synonyms=(("auto", None),),
+        default_text="auto",
+    )
     use_lazy_mode: bool = option(False, "HPU: run in lazy mode (default: eager)")
     device_module: str | None = option(
         None,

@@ -87,9 +87,7 @@ class TrainOptions:
     augment: bool = option(True, "random augmentation; --no-augment turns it off")
     target: float | None = option(
         None,
-        "stop when the score (0 to 1) reaches this; if it is never reached, exit with code 3",
-        minimum=0,
-        maximum=1,
+        "stop when the score (a Dice: 0 to 1) reaches this; if it is never reached, exit with code 3",
         aliases=("--quality_threshold",),
         common=True,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
-from unet.errors import DeviceError
+from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,9 @@ class Device:
     """One accelerator.
 
     `name`: torch's device type; `collective`: the backend of the process group; `static_shapes`: every new shape is
-    compiled; `has_tf32`, `graphs`, `operator_lists`: support for --precision tf32, --capture, --precision-ops;
-    `vendor`: the package that adds the device to torch; `forced`: environment variables that flags override;
+    compiled; `has_tf32`, `graphs`, `operator_lists`, `numbered`: support for --precision tf32, --capture,
+    --precision-ops, --cuda-devices; `vendor`: the package that adds the device to torch; `forced`: environment
+    variables that flags override;
     `visible`: the variable that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`:
     voxels that loss and scores work on at a time.
     """
@@ -59,7 +60,7 @@ class Device:
     own_memory = False
     chunk = 2**24
     visible = ""
-    has_tf32 = graphs = operator_lists = False
+    has_tf32 = graphs = operator_lists = numbered = False
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -67,7 +68,7 @@ class Device:
         import torch
 
         self.options, self.rank, self.workload = options, rank, workload
-        torch.set_num_threads(launchers.threads(rank))
+        torch.set_num_threads(options.threads or launchers.threads(rank))
         self.device = torch.device(self.name)
         self.require(options)
         self.dtype = self._dtype(options.precision)
@@ -77,7 +78,7 @@ class Device:
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         """Variables to set before torch is imported."""
         own = {} if any(name in os.environ for name in WAITING_TYPED) else WAITING
-        return {"OMP_NUM_THREADS": str(launchers.threads(rank)), **own}
+        return {"OMP_NUM_THREADS": str(options.threads or launchers.threads(rank)), **own}
 
     @classmethod
     def installed(cls) -> bool:
@@ -103,7 +104,7 @@ class Device:
         return {cls.visible: seen[number] if seen else str(number)}
 
     def require(self, options: DeviceOptions) -> None:
-        """Raise DeviceError for settings that this device does not support."""
+        """Raise DeviceError or UsageError for settings that this device does not support."""
         if options.precision == "tf32" and not self.has_tf32:
             raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
         if options.precision_ops and not self.operator_lists:
@@ -113,6 +114,14 @@ class Device:
             )
         if options.capture == "on" and not self.graphs:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
+        if options.cuda_devices and not self.numbered:
+            named = host.counted(len(options.cuda_devices), "card")
+            shown = " ".join(map(str, options.cuda_devices))
+            raise UsageError(
+                f"--cuda-devices {shown} (CUDA_devices) names {named}, but the device of this run is {self.name}.",
+                f"To run on {self.name} type --cuda-devices none, or write CUDA_devices [] in the file; to see why no"
+                " card is used type --device cuda.",
+            )
 
     def describe(self) -> str:
         """A description of the device for logs."""
@@ -234,6 +243,8 @@ class Device:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
+        # of kernels of one pixel, where the strides mean nothing; autograd tells it in each process
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.4 knows no other name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, broadcast_buffers=False, **self.parallel_options())

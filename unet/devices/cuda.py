@@ -41,7 +41,7 @@ class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    has_tf32 = graphs = True
+    has_tf32 = graphs = numbered = True
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")

@@ -225,9 +225,11 @@ def _require(asked: DistributedOptions, cards: Sequence[int], found: Rank) -> No
     if count and count != found.local_world and not found.guessed:
         one = found.local_world == 1
         raise UsageError(
-            f"--cuda-devices names {count} card{'s' if count > 1 else ''}, but {found.local_world} process"
-            f"{' runs' if one else 'es run'} on this node.",
-            f"Type --devices {count} as well, or name one card." if one else f"Name {found.local_world} cards.",
+            f"--cuda-devices (CUDA_devices) names {count} card{'s' if count > 1 else ''}, but {found.local_world}"
+            f" process{' runs' if one else 'es run'} on this node.",
+            f"Type --devices {count} as well, or name one card."
+            if one
+            else f"Name {found.local_world} cards, or start {count} process{'es' if count > 1 else ''} on each node.",
         )
 
 

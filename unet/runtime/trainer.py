@@ -192,7 +192,7 @@ def train_epochs(run: Trainer) -> str:
         records = scores.pop("records", [])
         row, better = close_epoch(run, scores)
         reason = stop_reason(run, scores.get("score"))
-        saving = bool(reason) or better or save_is_due(run)
+        saving = bool(reason) or better or is_kept(run, row) or save_is_due(run)
         run.emit("on_epoch_end", row=row, records=records, better=better or (saving and run.evaluate is None))
         if saving:
             save(run)
@@ -228,6 +228,12 @@ def save_is_due(run: Trainer) -> bool:
     """Whether the last save is at least --save-minutes ago, by the clock of rank 0."""
     limit = 60 * run.saving.save_minutes
     return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
+
+
+def is_kept(run: Trainer, row: Mapping[str, Any]) -> bool:
+    """Whether --keep-every keeps the weights of the epoch of this row."""
+    every = run.saving.keep_every
+    return every is not None and row["epoch"] % every == 0
 
 
 def train_epoch(run: Trainer) -> bool:

@@ -72,14 +72,24 @@ class Predictor(Protocol):
 
 class Metric(NamedTuple):
     """The score that --target, --patience and the best weights look at: its key in a case's scores, whether more is
-    better, its name."""
+    better, its title if that is not the key, the lowest and the highest value that it can have."""
 
     key: str
     goal: str  # "max" or "min"
+    title: str = ""
+    lowest: float = 0.0
+    highest: float = 1.0
 
     @property
     def name(self) -> str:
-        return self.key.replace("_", " ").upper()
+        return self.title or self.key.replace("_", " ").upper()
+
+    def refused(self, target: float) -> list[str]:
+        """A message if no case can have this score."""
+        if self.lowest <= target <= self.highest:
+            return []
+        bound = f"at most {self.highest:g}" if target > self.highest else f"at least {self.lowest:g}"
+        return [f"--target is {bound} ({self.name}), not {target:g}"]
 
     @property
     def sign(self) -> int:

@@ -88,6 +88,16 @@ def test_a_resumed_run_has_the_same_bits(train: Cli) -> None:
     assert not torch.equal(a["model"]["head.weight"], a["ema"]["model"]["head.weight"])
 
 
+def test_a_target_is_an_elbo(train: Cli, cli: Cli) -> None:
+    code, out, err = train("--run-name", "a", "--epochs", 3, "--target", -9)
+    assert code == 0, err
+    assert "finished, the target is reached: 1 epoch" in out
+    assert "  best       ELBO -" in out and "validation ELBO -" in err and "elbo bits" not in err.lower()
+    assert "Best validation mean ELBO: -" in Path("performance/a/a.txt").read_text()
+    assert train("--run-name", "b", "--epochs", 1, "--target", 5)[0] == 3
+    assert cli("config", "--task", "brains", "--target", 5.3)[0] == 0
+
+
 def test_checkpointed_activations_give_the_same_bits(train: Cli) -> None:
     for name, more in (("plain", ()), ("less", ("--checkpoint-activations",))):
         assert train("--run-name", name, "--max-steps", 3, "--deterministic", *more)[0] == 0
@@ -126,8 +136,28 @@ def test_the_keys_of_the_reference(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ({}, "-"),
+        ({"keep_every_checkpoint": True}, "1"),
+        ({"save_period": 5}, "5"),
+        ({"keep_every_checkpoint": True, "save_period": 2}, "2"),
+        ({"keep_every_checkpoint": False, "save_period": 1}, "-"),
+    ],
+)
+def test_which_epochs_keep_their_weights(keys: dict[str, Any], kept: str, cli: Cli) -> None:
+    Path("a.json").write_text(json.dumps(keys))
+    code, out, err = cli("config", "--task", "brains", "--config", "a.json")
+    assert code == 0, err
+    assert next(line.split()[1] for line in out.splitlines() if line.split()[:1] == ["--keep-every"]) == kept
+
+
+@pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ({"keep_every_checkpoint": 1}, "keep_every_checkpoint takes true or false, not 1"),
+        ({"keep_every_checkpoint": False, "save_period": 5}, "save_period 5 is not supported"),
+        ({"save_period": 0}, "keep_every is at least 1"),
         ({"use_rezero": True}, "use_rezero"),
         ({"nii_target_shape": [32, 32, 64]}, "nii_target_shape"),
         ({"latentz": 3}, "latentz"),

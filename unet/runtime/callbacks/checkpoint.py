@@ -13,9 +13,9 @@ from torch import Tensor
 
 from unet.errors import CheckpointError, UnetError
 from unet.runtime.checkpoints import checkpoint
-from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, metadata_of, set_aside
 from unet.runtime.seeding import rng_state, set_rng_state
-from unet.runtime.trainer import Trainer, target_reached
+from unet.runtime.trainer import Trainer, is_kept, target_reached
 
 
 class Checkpoints:
@@ -23,21 +23,30 @@ class Checkpoints:
     non-finite loss never replaces a good one.
 
     The state is written before the best weights of the same epoch: if the run is killed in between, they can be
-    restored from it.
+    restored from it. With --keep-every the weights of every N-th epoch stay beside them.
     """
 
     def __init__(self, paths: CheckpointPaths, facts: Mapping[str, Any]) -> None:
         self.paths, self.facts = paths, dict(facts)
         self.due: Mapping[str, Any] | None = None
+        self.kept: Mapping[str, Any] | None = None
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
         self.due = row if better and not run.losses.bad else None
+        self.kept = row if is_kept(run, row) and not run.losses.bad else None
 
     def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
         """Save the current weights as the best."""
-        about = {name: row.get(name) for name in ("epoch", "step", "score")}
         before = self.paths.weights_before
-        checkpoint.save_weights(self.paths.weights, {**self.facts, **about}, run.best_model.state_dict(), before)
+        checkpoint.save_weights(self.paths.weights, self.facts | about(row), run.best_model.state_dict(), before)
+
+    def keep(self, run: Trainer, row: Mapping[str, Any]) -> None:
+        """Save the current weights as those of their epoch. Another program's file of that name is set aside."""
+        path = self.paths.of_epoch(row["epoch"])
+        if path.exists() and KEPT not in metadata_of(path):
+            set_aside(path, "replaced")
+        facts = {**self.facts, **about(row), KEPT: row["epoch"]}
+        checkpoint.save_weights(path, facts, run.best_model.state_dict())
 
     def on_save(self, run: Trainer) -> None:
         if run.losses.bad:
@@ -60,7 +69,15 @@ class Checkpoints:
         if self.due is not None:
             self.save_best(run, self.due)
             self.due = None
+        if self.kept is not None:
+            self.keep(run, self.kept)
+            self.kept = None
         run.progress.seconds["save"] += time.perf_counter() - start
+
+
+def about(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights say of the epoch that they are of."""
+    return {name: row.get(name) for name in ("epoch", "step", "score")}
 
 
 def require_finite(state: Mapping[str, Tensor], step: int) -> None:

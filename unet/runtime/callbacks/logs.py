@@ -44,8 +44,8 @@ class ProgressBar:
 class MetricsLog:
     """metrics.jsonl (one JSON object per line) and run.log (text); the line of each epoch is also printed."""
 
-    def __init__(self, folder: RunFolder, score: str) -> None:
-        self.folder, self.score = folder, score
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
     def write(self, run: Trainer, event: str, **values: Any) -> None:
         line = {
@@ -62,18 +62,16 @@ class MetricsLog:
         self.write(run, "step", **values, **parts)
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: list[dict[str, Any]], better: bool) -> None:
-        self.write(
-            run,
-            "epoch",
-            **{**row, "cases": {record["case"]: record[self.score] for record in records if self.score in record}},
-        )
+        metric = run.task.metric
+        cases = {record["case"]: record[metric.key] for record in records if metric.key in record}
+        self.write(run, "epoch", **{**row, "cases": cases})
         shown = run.task.terms or run.losses.parts
-        terms = "".join(f"  {name.replace('_', ' ')} {row[name]:.4f}" for name in shown if name in row)
+        names = {name: metric.name if name == metric.key else name.replace("_", " ") for name in shown}
+        terms = "".join(f"  {names[name]} {row[name]:.4f}" for name in shown if name in row)
         words = f"epoch {row['epoch']:>3}/{run.epochs}  loss {row['loss']:.4f}{terms}  {row['train_seconds']:.1f} s"
         if "score" in row:
             loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
-            name = self.score.replace("_", " ").upper()
-            words += f"  |  validation {loss}{name} {row['score']:.4f}" + (" (best)" if better else "")
+            words += f"  |  validation {loss}{metric.name} {row['score']:.4f}" + (" (best)" if better else "")
             words += f" after {row['time_to_train']:.0f} s"
         self.folder.say(words)
 
@@ -129,7 +127,7 @@ class ArgonneCsvLog:
         self.folder.append(self.name, "\n".join(self.of_epoch(row)))
 
     def on_finish(self, run: Trainer) -> None:
-        text = [*self.lines(run.progress.history), *self.totals(run.progress)]
+        text = [*self.lines(run.progress.history), *self.totals(run.progress, run.task.metric.name)]
         self.folder.write(self.name, "\n".join(text) + "\n")
 
     def lines(self, history: list[dict[str, Any]]) -> list[str]:
@@ -148,11 +146,11 @@ class ArgonneCsvLog:
             lines.append(f"eval,{row['epoch']},{row['evaluate_seconds']:.6f},{loss}, {row['score']:.6f}")
         return lines
 
-    def totals(self, progress: Progress) -> list[str]:
+    def totals(self, progress: Progress, score: str) -> list[str]:
         epochs = len(progress.history)
         trained = sum(row["train_seconds"] for row in progress.history)
         evaluated = sum(row.get("evaluate_seconds", 0.0) for row in progress.history)
-        best = [] if progress.best_score is None else [f"Best validation mean DSC: {progress.best_score:.6f}"]
+        best = [] if progress.best_score is None else [f"Best validation mean {score}: {progress.best_score:.6f}"]
         lines = [f"total_train_time,{epochs},{trained:.6f},,", f"total_eval_time,{epochs},{evaluated:.6f},,"]
         return [*lines, *best, "End CSV"]
 
@@ -160,8 +158,8 @@ class ArgonneCsvLog:
 class Curves:
     """progress.png, drawn at most every `every` seconds, and at the end."""
 
-    def __init__(self, folder: RunFolder, score: str, every: float = 60.0) -> None:
-        self.folder, self.score, self.every, self.drawn = folder, score, every, time.monotonic()
+    def __init__(self, folder: RunFolder, every: float = 60.0) -> None:
+        self.folder, self.every, self.drawn = folder, every, time.monotonic()
 
     def on_epoch_end(self, run: Trainer, **rest: Any) -> None:
         if time.monotonic() - self.drawn > self.every:
@@ -169,8 +167,9 @@ class Curves:
 
     def on_finish(self, run: Trainer) -> None:
         self.drawn = time.monotonic()
-        if run.progress.history:
-            pictures.progress(run.progress.history, self.score, self.folder.name, self.folder.place("progress.png"))
-        if run.progress.history and run.task.curves:
+        history, metric = run.progress.history, run.task.metric
+        if history:
+            pictures.progress(history, metric.name, self.folder.name, self.folder.place("progress.png"))
+        if history and run.task.curves:
             path = self.folder.place("terms.png")
-            pictures.terms(run.progress.history, run.task.curves, self.score, self.folder.name, path)
+            pictures.terms(history, run.task.curves, metric.key, self.folder.name, path)

@@ -14,11 +14,11 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by the colou
 
 
 def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path: Path) -> None:
-    """Loss (left axis) and score (right axis) over the epochs; the best epoch is marked."""
+    """Loss (left axis) and score (right axis, called `score`) over the epochs; the best epoch is marked."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
-    epochs, name = [row["epoch"] for row in history], score.replace("_", " ").upper()
+    epochs = [row["epoch"] for row in history]
     _line(axis, history, "loss", "training loss", BLUE, "o-")
     _line(axis, history, "eval_loss", "validation loss", ORANGE, "s--")
     axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=_range(history, ("loss", "eval_loss")))
@@ -30,11 +30,11 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     if scored:
         right = axis.twinx()
         best = max(scored, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
-        words = f"validation {name} (best {best['score']:.3f}, epoch {best['epoch']})"
+        words = f"validation {score} (best {best['score']:.3f}, epoch {best['epoch']})"
         _line(right, history, "score", words, GREEN, "D-.")
         right.plot(best["epoch"], best["score"], "o", color=GREEN, fillstyle="none", markersize=14, clip_on=False)
         low, high = _range(history, ("score",))
-        right.set(ylabel=name, ylim=(low, high if low < 0 else max(1.05, high)))
+        right.set(ylabel=score, ylim=(low, high if low < 0 else max(1.05, high)))
         lines = [*lines, right.get_lines()[0]]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
     axis.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from unet import files, host
 from unet.errors import UnetError
 from unet.weight_files import safetensors_header
+
+KEPT = "kept_epoch"  # in the metadata of weights that --keep-every wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,17 @@ class CheckpointPaths:
     def earlier_weights(self) -> Path:
         return self._beside("pt")
 
+    def of_epoch(self, epoch: int) -> Path:
+        """Where --keep-every keeps the weights of an epoch."""
+        return self._beside(f"epoch-{epoch:04d}.safetensors")
+
+    def kept(self) -> list[Path]:
+        """The weights of single epochs that this program kept beside these weights."""
+        pattern = re.compile(re.escape(self.weights.stem) + r"\.epoch-\d{4,}\.safetensors")
+        folder = self.weights.parent
+        found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+        return [path for path in found if KEPT in metadata_of(path)]
+
     def _beside(self, ending: str) -> Path:
         return self.weights.with_name(f"{self.weights.stem}.{ending}")
 
@@ -58,6 +72,8 @@ class CheckpointPaths:
                 path.unlink() if metadata_of(path) else set_aside(path, "replaced")
         if self.weights.exists() and not metadata_of(self.weights):
             set_aside(self.weights, "replaced")
+        for path in self.kept():
+            path.unlink()
 
 
 def metadata_of(path: Path) -> Mapping[str, Any]:

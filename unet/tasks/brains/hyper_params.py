@@ -24,7 +24,6 @@ FIXED: dict[str, tuple[Any, str]] = {
     "latents_to_use": ("all", "all latents are used here: lower latents_per_channel"),
     "latents_to_optimise": ("all", "all latents are trained here"),
     "restore_optimiser": (True, "to start again from weights alone type --load FILE"),
-    "keep_every_checkpoint": (True, ""),
     "predict_x_scale": (True, "the standard deviation is always predicted here"),
     "predict_x_scale_with_sigmoid": (True, "standard deviations are always bounded by a sigmoid here"),
     "use_precision_reweighting": (False, "it has no effect in the reference program either"),
@@ -40,10 +39,10 @@ FIXED: dict[str, tuple[Any, str]] = {
     "apply_augmentations_to_validation_set": (False, "validation volumes are never augmented here"),
     "plot_gradient_norms": (True, ""),
     "plot_recons_period": (1, "reconstructions are drawn after each evaluation: evaluate_every"),
-    "save_period": (1, "states are saved by time: save_minutes"),
     "verbose": (True, ""),
 }
-FREE = ("keep_every_checkpoint", "plot_gradient_norms", "verbose")  # both values are fine: nothing depends on them
+FREE = ("plot_gradient_norms", "verbose")  # both values are fine: nothing depends on them
+SAVING = ("keep_every_checkpoint", "save_period")
 
 
 def translated(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +50,13 @@ def translated(content: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError in words for a key whose value is not supported."""
     found: dict[str, Any] = {}
     mistakes: list[str] = []
+    try:
+        found |= _kept(content)
+    except ValueError as error:
+        mistakes.append(str(error))
     for key, value in content.items():
+        if key in SAVING:
+            continue
         if key in FIXED:
             default, instead = FIXED[key]
             if value != default and key not in FREE:
@@ -67,6 +72,19 @@ def translated(content: Mapping[str, Any]) -> dict[str, Any]:
     if mistakes:
         raise ValueError("; ".join(mistakes))
     return found
+
+
+def _kept(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Which epochs keep their weights: every `save_period`-th, unless `keep_every_checkpoint` is false. Raises
+    ValueError."""
+    if not any(key in content for key in SAVING):
+        return {}
+    keep, period = content.get(SAVING[0], True), content.get(SAVING[1], 1)
+    if not isinstance(keep, bool):
+        raise ValueError(f"keep_every_checkpoint takes true or false, not {keep!r}")
+    if not keep and period != 1:
+        raise ValueError(f"save_period {period!r} is not supported, only 1: states are saved by time: save_minutes")
+    return {"keep_every": period} if keep else {}
 
 
 def _one(key: str, value: Any) -> dict[str, Any]:

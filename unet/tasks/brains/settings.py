@@ -96,6 +96,7 @@ class Settings(TaskSettings):
         "layers": "not used here: a level for each halving of --resolution",
         "width": "here level l has (l + 1) times as many",
         "clip": "encoder, decoder and head each",
+        "target": "here the ELBO in bits a voxel, any number",
     }
 
     resolution: int = option(

@@ -40,7 +40,7 @@ class Brains(CachedTask):
     Settings = OwnSettings
     settings: OwnSettings
     layout = dataset.LAYOUT
-    metric = Metric("elbo_bits", "max")
+    metric = Metric("elbo_bits", "max", "ELBO", -math.inf, math.inf)
     item, subject, cost_unit = "volumes", "volume", "volumes"
     columns = (
         Column("elbo_bits", "ELBO", "{:.4f}"),
