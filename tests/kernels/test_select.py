@@ -19,6 +19,7 @@ from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.kernels import conv3d, norms, select, upsample, winograd
 from unet.models.unet import UNet, UNetShape
+from unet.models.vdvae import VDVAE, VDVAEShape, draw_noise
 
 SMALL = UNetShape(dims=3, inputs=1, outputs=3, features=(8, 16), bottleneck=16, norm="instance", down="stride")
 LAST = torch.channels_last_3d
@@ -40,7 +41,7 @@ FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...
         (16, 16, 16),
     ),
     "dilated": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False, dilation=2), conv3d.Conv3d, (16, 16, 16)),
-    "one channel": (lambda: nn.Conv3d(1, 8, 3, padding=1, bias=False), conv3d.Conv3d, (8, 8, 8)),
+    "one channel": (lambda: nn.Conv3d(1, 8, 3, padding=1, bias=False), conv3d.OneChannelConv3d, (8, 8, 8)),
     "bias": (lambda: nn.Conv3d(8, 3, 1), conv3d.Conv3d, (8, 8, 8)),
     "few voxels": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), conv3d.WinogradConv3d, (2, 2, 2)),
     "norm": (lambda: nn.InstanceNorm3d(8, affine=True), norms.InstanceNorm3d, (5, 6, 7)),
@@ -59,6 +60,8 @@ def test_a_swapped_layer_computes_what_the_plain_one_does(name: str, last: bool)
     assert isinstance(fast, kind)
     assert type(plain) is not type(fast)
     order = LAST if last else torch.contiguous_format
+    if not last:
+        fast = select.optimize(copy.deepcopy(plain), channels_last=False)
     fast = fast.to(memory_format=order)  # type: ignore[call-overload]
     channels = next(iter(plain.parameters())).shape[0 if name in ("norm", "up") else 1] * getattr(plain, "groups", 1)
     x = torch.randn(2, channels, *sides)
@@ -176,6 +179,23 @@ def test_the_processor_takes_winograd_where_it_pays(monkeypatch: pytest.MonkeyPa
         place = device(layout=layout)
         place.place(UNet(SMALL))(place.to({"image": image})["image"])
         assert sizes == expected
+
+
+def test_with_layout_ncdhw_a_step_is_the_plain_one_s_to_the_bit() -> None:
+    """Also where a volume or its weights have one channel or one voxel, so that strides do not tell the order."""
+    torch.manual_seed(0)
+    shape = VDVAEShape(*[(1, 1, 1)], *[(1, 4, 8)] * 5, *[(3, 3, 1)] * 2)  # type: ignore[arg-type]
+    plain, fast = VDVAE(shape), VDVAE(shape)
+    fast.load_state_dict(plain.state_dict())
+    place = device(layout="NCDHW")
+    place.place(fast)
+    x, noise = place.to({"image": torch.randn(2, 1, 4, 4, 4)})["image"], draw_noise(shape, 2, "cpu")
+    outputs = [network(x, noise) for network in (plain, fast)]
+    assert all(map(torch.equal, *outputs))
+    for output in outputs:
+        (output.kl.sum() + output.mean.square().sum() + output.std.sum()).backward()
+    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
 
 
 def gradients_of(state: dict[str, Tensor], image: Tensor, **settings: object) -> list[Tensor]:

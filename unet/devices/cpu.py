@@ -62,7 +62,7 @@ class CPU(Device):
     def optimize(self, module: nn.Module) -> nn.Module:
         from unet.kernels import select
 
-        return select.optimize(module)
+        return select.optimize(module, self.channels_last())
 
 
 def keep_memory(volumes: bool = False) -> None:

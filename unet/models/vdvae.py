@@ -270,7 +270,7 @@ class VDVAE(nn.Module):
         """The laterals, fine to coarse: (N, channels, D, H, W) of each level."""
         laterals = []
         for level, blocks in enumerate(self.encoder):
-            x = x[:, :, ::2, ::2, ::2] if level else x
+            x = x[:, :, ::2, ::2, ::2].clone() if level else x  # without gaps: GELU and kernels are made for that
             for block in cast(nn.ModuleList, blocks):
                 x = self._run(block, x)
             laterals.append(x)
