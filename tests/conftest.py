@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ TINY = ["--image-size", "16", "--layers", "2", "--width", "4", "--batch-size", "
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by what the tests start
     # the processes of pytest-xdist (-n) share the cores, and what a test starts keeps to the share
     side_by_side = getattr(config.option, "numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // side_by_side)))

@@ -18,6 +18,7 @@ from conftest import program, read_json, start, stored
 
 pytestmark = pytest.mark.slow
 KILLS = 30
+LEAST = {"lgg": 0.85, "em": 0.5, "brains": 0.0, "kits19": 0.3}  # the score of each subject's first run
 
 
 def state_time(path: Path) -> int:
@@ -107,13 +108,14 @@ def test_a_run_killed_thirty_times_ends_with_the_same_bits(phantoms: Path, tmp_p
 
 
 @pytest.mark.real
-def test_every_command_of_the_pages_runs(real_lgg: Path, tmp_path: Path) -> None:
-    """README.md and docs/ in the order of `pages.IN_ORDER`, in one folder, with the real patients as data/kaggle_3m;
-    commands marked `# hours` as a dry run."""
+@pytest.mark.parametrize("subject", pages.IN_ORDER)
+def test_every_command_of_the_pages_runs(subject: str, real_lgg: Path, tmp_path: Path) -> None:
+    """README.md and docs/ in the order of `pages.IN_ORDER`, with the real patients as data/kaggle_3m; commands marked
+    `# hours` as a dry run."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/kaggle_3m").symlink_to(real_lgg)
-    lines = [line for page in pages.IN_ORDER for line in pages.commands(pages.text_of(page))]
-    assert len(lines) >= 23
+    lines = [line for page in pages.IN_ORDER[subject] for line in pages.commands(pages.text_of(page))]
+    assert len(lines) >= 2
     for line in lines:
         command, _, comment = line.partition("#")
         words = shlex.split(command.split("&&")[-1])
@@ -121,13 +123,14 @@ def test_every_command_of_the_pages_runs(real_lgg: Path, tmp_path: Path) -> None
         dry = ["--dry-run"] if "hours" in comment else []
         done = program(*words[3:], *dry, cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    assert any("--synth-data --run-name first-run" in line for line in lines)
-    summary = read_json(tmp_path / "performance/first-run/summary.json")
-    assert summary["best_score"] > 0.85
+    name = shlex.split(lines[0])[-1]
+    assert "--synth-data --run-name" in lines[0]
+    summary = read_json(tmp_path / f"performance/{name}/summary.json")
+    assert summary["best_score"] > LEAST[subject]
     for path in (
-        "performance/first-run/predictions.png",
-        "performance/first-run/progress.png",
-        "weights/first-run.safetensors",
+        f"performance/{name}/predictions.png",
+        f"performance/{name}/progress.png",
+        f"weights/{name}.safetensors",
     ):
         assert (tmp_path / path).stat().st_size > 1000
 
