@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -75,6 +77,35 @@ def test_batches_come_as_they_are_and_in_order() -> None:
     next(first)
     assert next(loader.epoch(5))["image"].flatten()[0] == 500  # another epoch in between
     assert [int(batch["image"].flatten()[0]) for batch in first] == [401, 402, 403, 404, 405]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_are_one_stream(workers: int) -> None:
+    """From the middle of the first; each batch is the one of its own epoch."""
+    stream = Loader(Numbers(), workers).epochs(range(2, 5), 4, 6)
+    wanted = [204, 205, *range(300, 306), *range(400, 406)]
+    assert [int(batch["image"].flatten()[0]) for batch in stream] == wanted
+
+
+def test_the_next_epoch_is_prepared_before_it_begins() -> None:
+    loader = Loader(Numbers(), 2)
+    stream = loader.epochs(itertools.count(1), 0, 6)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(6):
+        next(stream)
+    assert loader.pool
+    due = [key for worker in loader.pool.workers for _, key in worker.due]
+    assert sorted(due) == [(2, number) for number in range(workers.AHEAD * 2)]
+    poll = select.poll()
+    for worker in loader.pool.workers:
+        poll.register(worker.channel, select.POLLIN)
+    deadline = time.monotonic() + 5
+    while len(poll.poll(100)) < 2:  # nobody asks, and they are there
+        assert time.monotonic() < deadline
+    found = pids(loader)
+    del loader, stream, worker, poll  # an early end
+    assert all(gone(pid) for pid in found)
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_an_error_in_a_process_arrives_as_it_is() -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,13 +80,17 @@ class Loader:
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
-        for number in range(start, self.batches if stop is None else stop):
-            if self.fail:
-                self.fail(epoch, number)
-            drawn = torch.Generator().manual_seed(1000 * epoch + number)
-            image = torch.randn(self.size, 1, 4, 4, 4, generator=drawn)
-            yield {"image": image, "mask": (image > 0).to(torch.uint8), "index": torch.zeros(self.size)}
+    def epochs(self, epochs: Iterable[int], start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
+        last = self.batches if stop is None else stop
+        for place, epoch in enumerate(epochs):
+            yield from (self.batch(epoch, number) for number in range(0 if place else start, last))
+
+    def batch(self, epoch: int, number: int) -> dict[str, Tensor]:
+        if self.fail:
+            self.fail(epoch, number)
+        drawn = torch.Generator().manual_seed(1000 * epoch + number)
+        image = torch.randn(self.size, 1, 4, 4, 4, generator=drawn)
+        return {"image": image, "mask": (image > 0).to(torch.uint8), "index": torch.zeros(self.size)}
 
     def names(self, index: Tensor) -> list[str]:
         return ["made"] * len(index)

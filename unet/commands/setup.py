@@ -247,7 +247,7 @@ def largest_batch(run: Any) -> int:
     The trial steps change the network and optimiser of the run, so it cannot continue afterwards.
     """
     device = run.device
-    whole = next(run.loader.epoch(run.progress.epoch))
+    whole = next(run.loader.epochs([run.progress.epoch]))
 
     def fits(batch: int) -> bool:
         run.optimizer.zero_grad(set_to_none=True)

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +45,9 @@ class Loader(Protocol):
     """The loader, as the trainer uses it."""
 
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Mapping[str, Tensor]]: ...
+    def epochs(
+        self, epochs: Iterable[int], start: int = 0, stop: int | None = None
+    ) -> Iterator[Mapping[str, Tensor]]: ...
     def names(self, index: Tensor) -> list[str]: ...
 
 
@@ -115,6 +119,19 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.loader) // self.options.accumulate
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of each rank, without the rest that does not fill a step."""
+        return self.steps_per_epoch * self.options.accumulate
+
+    @functools.cached_property
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """From the first that is trained to the last of --epochs, in one stream for the run: the first batches of an
+        epoch are prepared while the one before is evaluated and saved."""
+        epochs = range(self.progress.epoch, self.options.epochs + 1)
+        stream = self.loader.epochs(epochs, self.progress.batch, self.batches_per_epoch)
+        return self.clock.waits(self.device.batches(stream))
 
     @property
     def samples_per_epoch(self) -> int:
@@ -239,11 +256,11 @@ def is_kept(run: Trainer, row: Mapping[str, Any]) -> bool:
 def train_epoch(run: Trainer) -> bool:
     """Train the rest of the current epoch. Returns False if a stop was requested before its end."""
     options, device, progress = run.options, run.device, run.progress
-    last = run.steps_per_epoch * options.accumulate
+    last = run.batches_per_epoch
     run.training = True
     run.network.train()
     run.clock.start()
-    for batch in run.clock.waits(device.batches(run.loader.epoch(progress.epoch, progress.batch, last))):
+    for batch in itertools.islice(run.batches, last - progress.batch):
         steps = (progress.batch + 1) % options.accumulate == 0
         with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():
@@ -370,7 +387,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch
         progress.reached = target_reached(run)
-    if progress.batch >= run.steps_per_epoch * options.accumulate:  # the epoch is complete
+    if progress.batch >= run.batches_per_epoch:  # the epoch is complete
         progress.epoch, progress.batch, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.parts = {}
     return row, better

@@ -6,7 +6,7 @@ on at any batch without replaying the ones before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -188,7 +188,13 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Batches start .. stop of an epoch."""
-        keys = [(epoch, number) for number in range(start, len(self) if stop is None else stop)]
+        return self.epochs([epoch], start, stop)
+
+    def epochs(self, epochs: Iterable[int], start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches start .. stop of the first of `epochs`, then 0 .. stop of each other, in one stream: while one is
+        evaluated, the first batches of the next are prepared."""
+        last = len(self) if stop is None else stop
+        keys = ((epoch, number) for place, epoch in enumerate(epochs) for number in range(0 if place else start, last))
         for batch in self.pool.take(keys) if self.pool else map(self.batches.__getitem__, keys):
             yield {name: value.pin_memory() for name, value in batch.items()} if self.pin else batch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import itertools
 import json
 import mmap
 import multiprocessing
@@ -18,7 +19,7 @@ import select
 import socket
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,20 +73,25 @@ class Pool:
                 self.workers.append(Worker(self.context, self.batches, self.workers))
                 processes.append(self.workers[-1].process)
 
-    def take(self, keys: Sequence[Key]) -> Iterator[Batch]:
-        """The batches of `keys`. What was asked for before and not taken is dropped."""
+    def take(self, keys: Iterable[Key]) -> Iterator[Batch]:
+        """The batches of `keys`, which may be endless: so many are asked for ahead. What was asked for before and not
+        taken is dropped."""
         if not self.workers:
             self.start()
         self.turn += 1
-        turn, asked = self.turn, min(len(keys), AHEAD * self.count)
-        for number in range(asked):
-            self.workers[number % self.count].ask(turn, keys[number])
-        for number, key in enumerate(keys):
-            worker = self.workers[number % self.count]
+        turn, workers, asked = self.turn, itertools.cycle(self.workers), deque[tuple[Worker, Key]]()
+
+        def ask(count: int) -> None:
+            for key, worker in zip(itertools.islice(coming, count), workers, strict=False):
+                worker.ask(turn, key)
+                asked.append((worker, key))
+
+        coming = iter(keys)
+        ask(AHEAD * self.count)
+        while asked:
+            worker, key = asked.popleft()
             batch = self._answer(worker, turn, key)
-            if asked < len(keys):
-                self.workers[asked % self.count].ask(turn, keys[asked])
-                asked += 1
+            ask(1)
             yield batch
 
     def _answer(self, worker: Worker, turn: int, key: Key) -> Batch:

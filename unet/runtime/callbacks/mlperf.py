@@ -30,7 +30,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,8 @@ class SyntheticLoader:
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(epoch)
+    def epochs(self, epochs: Iterable[int], start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(1)
         for _ in range(start, self.batches if stop is None else stop):
             yield {
                 "image": torch.randn(self.shape, generator=generator),
