@@ -90,7 +90,7 @@ def test_epochs_are_one_stream(workers: int) -> None:
 def test_the_next_epoch_is_prepared_before_it_begins() -> None:
     loader = Loader(Numbers(), 2)
     stream = loader.epochs(itertools.count(1), 0, 6)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(6):
         next(stream)
     assert loader.pool
@@ -105,7 +105,7 @@ def test_the_next_epoch_is_prepared_before_it_begins() -> None:
     found = pids(loader)
     del loader, stream, worker, poll  # an early end
     assert all(gone(pid) for pid in found)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_an_error_in_a_process_arrives_as_it_is() -> None:

@@ -368,7 +368,7 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
     """Add the epoch to the history, compare its score with the best and the target, and advance to the next epoch if it
     is complete. Returns (its row of the history, whether its score is the best so far).
     """
-    progress, options = run.progress, run.options
+    progress = run.progress
     before = sum(row["train_seconds"] for row in progress.history)
     row = {
         "epoch": progress.epoch,
