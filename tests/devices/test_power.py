@@ -110,9 +110,11 @@ def test_nothing_to_ask_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def zones(folder: Path, *joules: int, most: int = 1000) -> None:
-    """Counters of two processors as the kernel shows them, with a part of one and a whole machine beside them."""
+    """Counters of two processors as the kernel shows them, and beside them other counters of the same joules."""
     rows = [(f"intel-rapl:{number}", f"package-{number}", value) for number, value in enumerate(joules)]
-    for name, title, value in (*rows, ("intel-rapl:0:0", "dram", 7), ("intel-rapl:9", "psys", 9)):
+    again = [("intel-rapl:0:0", "dram", sum(joules)), ("intel-rapl:9", "psys", sum(joules))]
+    again += [("intel-rapl-mmio:0", "package-0", sum(joules))]
+    for name, title, value in (*rows, *again):
         (folder / name).mkdir(exist_ok=True)
         for file, text in (("name", title), ("energy_uj", value * 10**6), ("max_energy_range_uj", most * 10**6)):
             (folder / name / file).write_text(f"{text}\n")
