@@ -4,12 +4,13 @@ nothing of torch's newer parts (streams, events, pinned memory, float64).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from conftest import program, stored
+from conftest import TINY, program, read_json, stored
 from emulated_runs import run, same_bits
-from test_emulated import STEPS, read_history, training
+from test_emulated import FUSED, STEPS, read_history, training
 from torch import equal
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,37 @@ def test_two_ranks_give_the_weights_of_two_cpu_ranks(place: Path, phantoms: Path
     assert [log["ddp"]["device_ids"] for log in done.logs] == [[0], [1]]
     assert "allreduce" in done.log["collectives"]
     assert all(log["violations"] == [] for log in done.logs)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--precision", "fp16", "--data-on", "device"),  # with torch's loss scaler
+        ("--precision", "auto", "--optimizer", "adamw", FUSED, "--workers", 2),
+    ],
+)
+def test_settings_run(more: tuple[object, ...], place: Path, phantoms: Path) -> None:
+    done = run(place, "npu", *training(phantoms, "settings", "--overwrite", *more))
+    assert done.code == 0, done.err
+    assert ("float16" if "fp16" in more else "bfloat16") in done.err
+    assert done.log["violations"] == []
+
+
+def test_benchmark_asks_the_card_for_its_power(place: Path, phantoms: Path) -> None:
+    tool = place / "npu-smi"
+    tool.write_text('#!/bin/sh\necho "$@" > npu-smi.asked\necho "NPU Real-time Power(W)         : 50.0"\n')
+    tool.chmod(0o755)
+    env = {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "ASCEND_RT_VISIBLE_DEVICES": "1"}
+    words = ("benchmark", "--data", phantoms, "--cache", "c", *TINY, "--rounds", 1, "--steps", 2)
+    done = run(place, "npu", *words, "--run-name", "timed", env=env)
+    assert done.code == 0, done.err
+    result = read_json(place / "performance" / "timed" / "benchmark.json")
+    assert result["power"]["watts"] == 50
+    # within a factor: a busy machine is not steady
+    assert result["power"]["items_per_joule"] == pytest.approx(result["images_per_second"]["ours"] / 50, rel=0.9)
+    assert all(count > 0 for count in result["peak_memory_bytes"].values())
+    assert "50.00 W on average" in done.out
+    assert (place / "npu-smi.asked").read_text().split() == ["info", "-t", "power", "-i", "1"]
 
 
 def test_what_it_cannot_do_is_said(place: Path, phantoms: Path) -> None:
