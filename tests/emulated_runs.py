@@ -13,7 +13,8 @@ from conftest import ROOT, program, stored
 from emulator import NoCompiler, environment
 
 OPERATORS = ROOT / "tests" / "operators"
-FLAGS = {"lazy": ("--hpu", "--use_lazy_mode"), "eager": ("--hpu",), "mlu": ("--mlu",)}
+FLAGS = {"lazy": ("--hpu", "--use_lazy_mode"), "eager": ("--hpu",), "mlu": ("--mlu",), "npu": ("--device", "npu")}
+KINDS = {"lazy": "hpu", "eager": "hpu"}  # the others are called as their mode
 
 
 @dataclasses.dataclass
@@ -31,12 +32,12 @@ class Done:
 
 
 def run(place: Path, mode: str, *words: object, env: dict[str, str] | None = None, **how: Any) -> Done:
-    """Run a command line on a device in a mode: lazy, eager (Gaudi) or mlu; `how` as for `emulator.environment`."""
+    """Run a command line on a device in a mode: lazy, eager (Gaudi), mlu, npu; `how`: as for `emulator.environment`."""
     log = place / "device.json"
     for old in place.glob("device.json*"):
         old.unlink()
     try:
-        variables = environment("mlu" if mode == "mlu" else "hpu", log, **how)
+        variables = environment(KINDS.get(mode, mode), log, **how)
     except NoCompiler as error:
         pytest.skip(str(error))
     done = program(

@@ -58,8 +58,10 @@ TORCH_FREE = [
     "devices.base",
     "devices.cpu",
     "devices.cuda",
+    "devices.rocm",
+    "devices.power",
 ]
-VENDORS = {"torch", "habana_frameworks", "torch_mlu"}
+VENDORS = {"torch", "habana_frameworks", "torch_mlu", "torch_npu"}
 
 
 def part(path: Path) -> str:
@@ -117,7 +119,9 @@ def test_device_words_stand_in_devices_and_the_flag_table(path: Path) -> None:
     if part(path) == "devices" or path.name in ("flags.py", "schema.py"):
         return
     words = re.findall(
-        r"\b(hpu|mlu|cuda)\b|torch\.(?:cuda|hpu|mlu)|habana_frameworks|torch_mlu", path.read_text(), re.IGNORECASE
+        r"\b(hpu|mlu|cuda|rocm|xpu|npu|mps)\b|habana_frameworks|torch_(?:mlu|npu)|torch\.version\.(?:hip|cuda)",
+        path.read_text(),
+        re.IGNORECASE,
     )
     assert not words, f"{path} speaks of a device"
 

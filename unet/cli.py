@@ -205,7 +205,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
             applying = name in APPLY or mode in ("evaluate", "predict")
             resolved = resolve_layers(command.groups, reading.given, registry, applying)
             wrong = {flag(item) for item in reading.wrong}
-            found = [*contradictions(resolved.config, shaping), *target_mistakes(resolved.config)]
+            found = [*contradictions(resolved.config, shaping), *target_mistakes(resolved)]
             mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]
             hint = hint if reading.mistakes else MEND
         except UsageError as error:
@@ -216,10 +216,13 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
 
 
-def target_mistakes(config: Config) -> list[str]:
-    """A message if the score of the task cannot reach --target."""
-    target = config.train.target
-    return [] if target is None else registry.task_class(config.general.task).metric.refused(target)
+def target_mistakes(resolved: Resolved) -> list[str]:
+    """A message if the score of the task cannot reach a --target that was given; the task, which says so, needs
+    NumPy."""
+    target = resolved.config.train.target
+    if target is None or not resolved.sources["target"].startswith(("flag", "file")):
+        return []
+    return registry.task_class(resolved.config.general.task).metric.refused(target)
 
 
 def typed_task(words: Sequence[str]) -> type[TaskSettings] | None:

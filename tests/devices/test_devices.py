@@ -79,7 +79,9 @@ def test_auto_says_why_the_others_are_passed_over() -> None:
     kind, passed = select.choose(DeviceOptions(), Rank())
     if kind.name == "cpu":
         assert passed
-        assert [why.partition(":")[0] for why in passed] == ["hpu", "mlu", "cuda"]
+        named = [name for why in passed for name in why.partition(":")[0].split(", ")]
+        assert sorted(named) == sorted(set(select.DEVICES) - {"cpu"})
+        assert len(passed) <= 3  # a line for what is installed but has no card; one for all the rest
 
 
 def test_threads_follow_the_affinity_of_the_process() -> None:

@@ -185,7 +185,7 @@ def test_settings_run(mode: str, more: tuple[object, ...], said: str, place: Pat
         ("eager", ("--capture",), "HPU graphs are for lazy mode"),
         ("mlu", ("--compile",), "no compiler backend"),
         ("mlu", ("--capture",), "no graphs to record"),
-        ("mlu", ("--precision", "bf16"), "this MLU has no bf16"),
+        ("mlu", ("--precision", "bf16"), "this mlu runs fp32 and fp16, not bf16"),
         ("mlu", ("--precision-ops", "x.json"), "--precision-ops"),
         ("mlu", ("--devices", 2), "2 processes on this node, but it has 1 mlu card"),
         ("lazy", ("--devices", 2), "2 processes on this node, but it has 1 hpu card"),

@@ -1,9 +1,9 @@
-"""Emulated accelerators: an `hpu` and an `mlu` on host memory, with stand-ins for the vendors' packages.
+"""Emulated accelerators: an `hpu`, an `mlu` and an `npu` on host memory, with stand-ins for the vendors' packages.
 
-A test asks for `environment(...)` and starts a process with it; that process finds `habana_frameworks` or `torch_mlu`
-and a device that works, and leaves a log of what was done to it. Nothing of the program knows. What this shows: the
-program puts every tensor where it belongs and keeps to the order of calls that the vendor asks for. What it cannot
-show: which operations the real device has, its numbers, its speed and its memory.
+A test asks for `environment(...)` and starts a process with it; that process finds `habana_frameworks`, `torch_mlu` or
+`torch_npu`, and a device that works, and leaves a log of what was done to it. Nothing of the program knows. What this
+shows: the program puts every tensor where it belongs and keeps to the order of calls that the vendor asks for. What it
+cannot show: which operations the real device has, its numbers, its speed and its memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def environment(
     intel_torch: bool = True,
     autoload: bool = False,
 ) -> dict[str, str]:
-    """The variables of a process that shall find an emulated `kind` ("hpu", "mlu"); they go on top of os.environ.
+    """The variables of a process that shall find an emulated `kind` (hpu, mlu, npu); they go on top of os.environ.
 
     The log is written to `log`, in a run of several ranks to `<log>.rank<n>`. `cards` is 0 to 8, `memory_mb` what each
     one holds. For hpu, `intel_torch` makes importlib.metadata name a build of the vendor's, which lazy mode needs, and

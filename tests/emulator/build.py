@@ -18,7 +18,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("device.cpp")
 WRITTEN_FOR = "2.13."  # the kernels' and hooks' interfaces differ a little from version to version
 COMMON = ["-O1", "-g0"]
-FLAGS = {"hpu": ["-DKEY=HPU", "-DIS_HPU"], "mlu": ["-DKEY=PrivateUse1"]}
+FLAGS = {"hpu": ["-DKEY=HPU", "-DIS_HPU"], "mlu": ["-DKEY=PrivateUse1"], "npu": ["-DKEY=PrivateUse1", "-DIS_NPU"]}
 
 
 class NoCompiler(RuntimeError):
@@ -36,7 +36,7 @@ def name_of(kind: str) -> str:
 
 
 def library(kind: str) -> Path:
-    """The compiled device of a kind ("hpu", "mlu"); built where it is not there yet. Raises NoCompiler."""
+    """The compiled device of a kind ("hpu", "mlu", "npu"); built where it is not there yet. Raises NoCompiler."""
     import torch
 
     made_of = (SOURCE.read_text(), *COMMON, *FLAGS[kind], torch.__version__, sys.version)

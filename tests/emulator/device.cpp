@@ -1,5 +1,5 @@
 // An accelerator that does not exist, on host memory. Compiled once for each kind:
-//   hpu: -DKEY=HPU -DIS_HPU          mlu: -DKEY=PrivateUse1 (renamed from Python)
+//   hpu: -DKEY=HPU -DIS_HPU          mlu, npu (-DIS_NPU): -DKEY=PrivateUse1 (renamed from Python)
 // Tensors carry the device's type and its dispatch keys, so everything that torch asks of a device (guards, hooks,
 // allocators, autograd threads, autocast) takes the way of a real one; the arithmetic is that of the CPU. A few kernels
 // stand here because torch offers no other way to them; all the rest goes through one boxed fallback, which first
@@ -31,6 +31,8 @@
 #define JOIN(a, b) JOIN_(a, b)
 #ifdef IS_HPU
 #define NAME "HPU"
+#elif defined(IS_NPU)
+#define NAME "NPU"
 #else
 #define NAME "MLU"
 #endif
@@ -55,7 +57,7 @@ struct State {
   int cards = 2;          // what device_count() says
   int usable = 2;         // highest index + 1 that this process may use: a process with an hpu has one card
   int64_t limit = 0;      // bytes a card, 0 = no limit
-  bool bfloat16 = true;
+  bool bfloat16 = true, float64 = true;
   bool used = false, forked = false, convolved = false;
   int64_t live[kMostCards] = {}, peak[kMostCards] = {}, reads = 0;
   std::map<void*, std::pair<int64_t, int>> blocks;
@@ -295,9 +297,7 @@ struct OneDevice {
 
 c10::ScalarType checked(std::optional<at::ScalarType> dtype) {
   const auto type = c10::dtype_or_default(dtype);
-#ifdef IS_HPU
-  TORCH_CHECK(type != at::kDouble && type != at::kComplexDouble, "float64 is not supported on HPU");
-#endif
+  TORCH_CHECK(state.float64 || (type != at::kDouble && type != at::kComplexDouble), "float64 is not supported on " NAME);
   TORCH_CHECK(state.bfloat16 || type != at::kBFloat16, "bfloat16 is not supported by this " NAME);
   return type;
 }
@@ -519,7 +519,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                    state.lock.unlock();
                    state.forked = state.forked || state.used;
                  });
-  m.def("configure", [](int cards, int64_t limit, bool bfloat16) {
+  m.def("configure", [](int cards, int64_t limit, bool bfloat16, bool float64) {
     TORCH_CHECK(cards >= 0 && cards <= kMostCards, "0 to ", kMostCards, " cards can be emulated, not ", cards);
     state.cards = cards;
 #ifdef IS_HPU
@@ -529,6 +529,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
     state.limit = limit;
     state.bfloat16 = bfloat16;
+    state.float64 = float64;
   });
   m.def("watch", [](py::function watcher) { state.watcher = watcher.release().ptr(); });
   m.def("check_process", check_process);

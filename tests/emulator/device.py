@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def start(kind: str, cards: int) -> Any:
     RECORD.device = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(RECORD.device)
     bfloat16 = kind == "hpu" or os.environ.get("EMULATED_BF16", "1") != "0"
-    RECORD.device.configure(cards, int(os.environ.get("EMULATED_MEMORY_MB", "0")) << 20, bfloat16)
+    float64 = kind != "hpu" and os.environ.get("EMULATED_FP64", "1") != "0"
+    RECORD.device.configure(cards, int(os.environ.get("EMULATED_MEMORY_MB", "0")) << 20, bfloat16, float64)
     RECORD.kind = kind
     atexit.register(finish)
     return RECORD.device
@@ -62,7 +64,25 @@ def index_of(which: Which) -> int:
     return index
 
 
-# ---- functions that torch.hpu and torch.mlu share ----
+class Switches(types.ModuleType):
+    """Settings of which each one is named."""
+
+    def __init__(self, name: str, vendor: str, **switches: object) -> None:
+        super().__init__(name)
+        self.__dict__.update(switches, _vendor=vendor)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self.__dict__:
+            RECORD.violate(f"{self.__name__}.{name} is not in the contract of {self._vendor}")
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return RECORD.violate(f"{self.__name__}.{name} is not in the contract of {self._vendor}")
+
+
+# ---- functions that the vendors' modules share ----
 
 
 def is_available() -> bool:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MOST_EVENTS = 200
-VARIABLES = ("PT_HPU_", "HLS_MODULE_ID", "HABANA_", "PYTORCH_", "MLU_", "CN_VISIBLE", "CNCL_", "OMP_NUM_THREADS")
+VARIABLES = (
+    "PT_HPU_",
+    "HLS_MODULE_ID",
+    "HABANA_",
+    "PYTORCH_",
+    "MLU_",
+    "CN_VISIBLE",
+    "ASCEND_",
+    "CNCL_",
+    "OMP_NUM_THREADS",
+)
 VARIABLES += ("ENABLE_FALLBACK_TO_CPU", "EMULATED_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_")
 
 

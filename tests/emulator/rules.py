@@ -169,10 +169,10 @@ def check_parallel(given: dict[str, Any]) -> None:
         RECORD.violate(f"DistributedDataParallel on hpu takes no device_ids, not {ids}")
     if RECORD.kind == "hpu" and given["broadcast_buffers"] is not False:
         RECORD.violate("DistributedDataParallel on hpu needs broadcast_buffers=False")
-    if RECORD.kind == "mlu":
+    if RECORD.kind != "hpu":
         own = RECORD.device.current_device()
-        if ids is None or [torch.device("mlu", i).index if isinstance(i, int) else i.index for i in ids] != [own]:
-            RECORD.violate(f"DistributedDataParallel on mlu needs device_ids=[{own}], not {ids}")
+        if ids is None or [torch.device(RECORD.kind, i).index if isinstance(i, int) else i.index for i in ids] != [own]:
+            RECORD.violate(f"DistributedDataParallel on {RECORD.kind} needs device_ids=[{own}], not {ids}")
 
 
 def watch_scaler() -> None:
@@ -229,6 +229,9 @@ def on_event(what: str) -> None:
             RECORD.events.append("read")
         due("data is read by the host", EVALUATION)
         Order.read = True
+    elif RECORD.kind == "npu":
+        npu = torch.get_device_module("npu")
+        RECORD.tf32 = {"conv": npu.conv.allow_hf32, "matmul": npu.matmul.allow_hf32}
     elif RECORD.kind == "mlu":
         RECORD.tf32 = {
             "cnnl": torch.backends.cnnl.allow_tf32,  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,11 @@ from unet.config import capacity
 from unet.config.resolve import Resolved, dumps
 from unet.config.schema import Config
 from unet.devices import launchers, select
+from unet.devices.base import Device
 from unet.errors import UnetError, UsageError
 from unet.runtime.folders import run_folder
 
+Ask = Callable[[int], tuple[list[float], int]]
 PREDICTING = ("predict", "evaluate")
 
 
@@ -30,8 +33,8 @@ def run(resolved: Resolved, command: str) -> int:
     The plain loop is the task's network and loss in plain PyTorch: fp32, channels first, eager, torch's optimiser,
     without the process settings of this program. Rounds alternate, so a machine whose speed drifts
     slows both; ratios are what to quote. The first --benchmark-warmup steps (a round, where it is not typed) are left
-    out. Then --rounds x --steps single steps and passes, each waited for, give the latency. With --mode predict only
-    the prediction is timed.
+    out. Then --rounds x --steps single steps and passes, each waited for, give the latency; rounds of two seconds more
+    give the power, where it can be read. With --mode predict only the prediction is timed.
     Writes benchmark.json where --run-name is given.
     """
     config = resolved.config
@@ -51,7 +54,7 @@ def run(resolved: Resolved, command: str) -> int:
     loader = task.train_loader(cases, (0, 1), context.device.loader_options(), context.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}
     times: dict[str, list[float]] = {"plain": [], "ours": []}
-    memory = {}
+    memory, power = {}, None
     warmup = config.timing.steps if config.run.benchmark_warmup is None else config.run.benchmark_warmup
     latency = {}
     if config.run.mode not in PREDICTING:
@@ -64,6 +67,7 @@ def run(resolved: Resolved, command: str) -> int:
                         if number:
                             times[name].append(sum(seconds) / steps)
             latency["step"] = ours(-config.timing.rounds * config.timing.steps)[0]
+            power = consumed(context.device, ours, config.timing.steps, config.train.batch_size)
     with worker(config, batch, "predict") as predict:
         if warmup:
             predict(warmup)
@@ -71,7 +75,7 @@ def run(resolved: Resolved, command: str) -> int:
     result = predicted(context, latency["pass"])
     if times["ours"]:
         loading = [load_time(loader, number) for number in range(1, config.timing.rounds + 2)][1:]
-        result |= summary(context, times, memory, loading, latency["step"])
+        result |= summary(context, times, memory, loading, latency["step"]) | {"power": power}
     print(text(result))
     if folder:
         folder.status("done", kind="benchmark")
@@ -133,6 +137,33 @@ def summary(
     }
 
 
+def consumed(device: Device, ask: Ask, steps: int, items: int, least: float = 2.0) -> dict[str, float] | None:
+    """Mean watts of the device, and items per joule, over at least so many seconds of steps of `items` each; None where
+    power cannot be read. Not in the timed rounds: reading starts a program."""
+    if device.power() is None:
+        return None
+    readings: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            watts = device.power()
+            if watts is not None and not over.is_set():
+                readings.append(watts)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    seconds, done = 0.0, 0
+    while seconds < least or (not readings and seconds < 10 * least):
+        seconds, done = seconds + sum(ask(steps)[0]), done + steps
+    over.set()
+    watcher.join()
+    if not readings:
+        return None
+    mean = statistics.mean(readings)
+    return {"watts": mean, "items_per_joule": done * items / seconds / mean, "readings": len(readings)}
+
+
 def total(output: Any) -> Any:
     """The sum of all that a network gave: a tensor, or several of them."""
     parts = output if isinstance(output, tuple) else (output,)
@@ -154,7 +185,7 @@ def step_flops(context: setup.Context) -> int:
 
 
 @contextlib.contextmanager
-def worker(config: Config, batch: dict[str, Any], which: str) -> Iterator[Callable[[int], tuple[list[float], int]]]:
+def worker(config: Config, batch: dict[str, Any], which: str) -> Iterator[Ask]:
     """Start a loop ("plain", "ours", "predict") in its own process. The yielded function runs N steps and returns their
     seconds and the peak memory in bytes (of the device, or of the process on a CPU). Steps overlap, so only their sum
     is exact; -N waits for each step."""
@@ -216,6 +247,9 @@ def text(result: dict[str, Any]) -> str:
     rates, ratio, item, memory = (
         result[key] for key in ("images_per_second", "ours_over_plain", "item", "peak_memory_bytes")
     )
+    power = ""
+    if used := result["power"]:
+        power = f"{used['watts']:8.2f} W on average, {used['items_per_joule']:.4g} {item} per joule"
     mfu = f", {result['mfu']:.1%} of what the device can do" if result["mfu"] else ""
     return (
         f"{result['size']}, batch {result['batch_size']}, {result['device']}\n"
@@ -226,7 +260,8 @@ def text(result: dict[str, Any]) -> str:
         f"                     {ratio['median']:8.2f} times the plain one ({ratio['min']:.2f} to {ratio['max']:.2f});"
         f" {result['model_flops_per_second'] / 1e12:.3f} TFLOP/s{mfu}\n"
         f"                     a step {evaluation.format_latency(result['step_latency'])}\n"
-        f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step\n"
+        + (f"  power              {power}\n" if power else "")
+        + f"  loader alone       {rates['loader']:8.2f} {item}/s   {result['loader_over_step']:.1f} times the step\n"
         f"{line}"
     )
 
@@ -306,10 +341,12 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
 
     task = setup.create(config)
     model, reference = task.reference_step()
-    model = model.to(kind.name)
+    model = model.to(kind.torch_type())
     optimizer = optim.build(config.train, [{"params": list(model.parameters())}], None)
     tensors = {
-        key: torch.from_numpy(value).contiguous().to(kind.name) for key, value in batch.items() if key != "index"
+        key: torch.from_numpy(value).contiguous().to(kind.torch_type())
+        for key, value in batch.items()
+        if key != "index"
     }
 
     def step() -> Any:
@@ -319,4 +356,4 @@ def plain_step(config: Config, batch: Mapping[str, Any]) -> Step:
         optimizer.step()
         return loss.detach()
 
-    return step, torch.get_device_module(kind.name).max_memory_allocated if kind.own_memory else host.peak_memory
+    return step, kind.peak_memory

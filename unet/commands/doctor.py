@@ -76,4 +76,6 @@ def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
     except UnetError as error:
         return [f"{error.message} {error.hint}"]
     dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"
-    return [f"Would be used: {device.describe()}", f"  precision {dtype}; faster in hardware: {faster}"]
+    lines = [f"Would be used: {device.describe()}", f"  precision {dtype}; faster in hardware: {faster}"]
+    watts = device.power()
+    return lines if watts is None else [*lines, f"  power {watts:.1f} W at present"]

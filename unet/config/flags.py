@@ -9,7 +9,7 @@ import dataclasses
 
 from unet.config.options import option
 
-DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu")
+DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu", "rocm", "xpu", "npu", "mps")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
 CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"  # a pattern, and the same in words
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
@@ -209,7 +209,7 @@ class DeviceOptions:
 
     device: str = option(
         "auto",
-        "auto (the first usable of hpu, mlu, cuda, cpu), cpu, cuda, hpu, mlu",
+        "auto (the first usable of hpu, mlu, cuda, rocm, xpu, npu, mps, cpu), or one of them",
         metavar="NAME",
         choices=DEVICES,
         synonyms=(("gpu", "cuda"),),

@@ -45,15 +45,16 @@ USUAL = Workload()
 class Device:
     """One accelerator.
 
-    `name`: torch's device type; `collective`: the backend of the process group; `static_shapes`: every new shape is
-    compiled; `has_tf32`, `graphs`, `operator_lists`, `numbered`: support for --precision tf32, --capture,
-    --precision-ops, --cuda-devices; `vendor`: the package that adds the device to torch; `forced`: environment
-    variables that flags override;
-    `visible`: the variable that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`:
-    voxels that loss and scores work on at a time.
+    `name`: what --device calls it; `torch_name`: torch's device type, where that is another word; `collective`: the
+    backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
+    `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
+    --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
+    environment variables that flags override; `visible`: the variable that lists the cards of a process;
+    `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and scores work on at a time.
     """
 
     name = "cpu"
+    torch_name = ""
     collective = "gloo"
     vendor = "torch"
     static_shapes = False
@@ -61,6 +62,7 @@ class Device:
     chunk = 2**24
     visible = ""
     has_tf32 = graphs = operator_lists = numbered = False
+    compiles = True
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -69,10 +71,15 @@ class Device:
 
         self.options, self.rank, self.workload = options, rank, workload
         torch.set_num_threads(options.threads or launchers.threads(rank))
-        self.device = torch.device(self.name)
+        self.device = torch.device(self.torch_type())
         self.require(options)
         self.dtype = self._dtype(options.precision)
         self.static_shapes = self.static_shapes or options.compile
+
+    @classmethod
+    def torch_type(cls) -> str:
+        """torch's device type."""
+        return cls.torch_name or cls.name
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
@@ -114,6 +121,8 @@ class Device:
             )
         if options.capture == "on" and not self.graphs:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
+        if options.compile and not self.compiles:
+            raise DeviceError(f"--compile: {self.vendor} has no compiler backend.", "Leave out --compile.")
         if options.cuda_devices and not self.numbered:
             named = host.counted(len(options.cuda_devices), "card")
             shown = " ".join(map(str, options.cuda_devices))
@@ -168,19 +177,23 @@ class Device:
 
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.name, dtype=self.dtype)
+        return torch.autocast(self.torch_type(), dtype=self.dtype)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Within `autocast`, the context of arithmetic in the tensors' own types, for the loss."""
         import torch
 
-        return contextlib.nullcontext() if self.dtype == torch.float32 else torch.autocast(self.name, enabled=False)
+        return (
+            contextlib.nullcontext()
+            if self.dtype == torch.float32
+            else torch.autocast(self.torch_type(), enabled=False)
+        )
 
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler: active for fp16, a pass-through otherwise."""
         import torch
 
-        return torch.amp.GradScaler(self.name, enabled=self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.torch_type(), enabled=self.dtype == torch.float16)
 
     def channels_last(self) -> bool:
         """Whether images are stored channels last."""
@@ -307,9 +320,14 @@ class Device:
         self.synchronize()
         return time.perf_counter()
 
-    def memory(self) -> int:
+    @classmethod
+    def peak_memory(cls) -> int:
         """Peak memory in bytes: of the device, or of this process on a CPU."""
         return host.peak_memory()
+
+    def memory(self) -> int:
+        """Peak memory of this run in bytes."""
+        return self.peak_memory()
 
     def peak_flops(self) -> float | None:
         """Peak FLOP/s of the device in the precision of this run; None if unknown."""
@@ -325,9 +343,15 @@ class Device:
 
         gc.collect()
 
-    def power(self) -> float | None:
-        """Power in watts; None if unknown."""
-        return None
+    def card_name(self) -> str:
+        """The name of this process's card in the vendor's tools; empty on a CPU."""
+        return ""
+
+    def power(self, interval: float = 0.2) -> float | None:
+        """Power in watts, after this many seconds (their mean, where the device counts energy); None if unknown."""
+        from unet.devices import power
+
+        return power.read(self.name, self.card_name(), interval)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error means out of memory, on the device or the host."""

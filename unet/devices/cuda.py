@@ -41,7 +41,7 @@ class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    has_tf32 = graphs = numbered = True
+    has_tf32 = graphs = numbered = converts = True
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")
@@ -50,15 +50,11 @@ class CUDA(Accelerator):
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
-        index = rank.local % torch.cuda.device_count()
-        torch.cuda.set_device(index)
         super().__init__(options, rank, workload)
-        self.device = torch.device("cuda", index)
         exact = self.dtype == torch.float32 and options.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cudnn.benchmark = options.cudnn_benchmark and not options.deterministic
-        torch.cuda.reset_peak_memory_stats()
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
@@ -134,9 +130,6 @@ class CUDA(Accelerator):
         captured: nn.Module = torch.compile(module, backend="cudagraphs", dynamic=False)  # type: ignore[assignment]
         return captured
 
-    def parallel_options(self) -> dict[str, Any]:
-        return super().parallel_options() | {"device_ids": [self.device.index]}
-
     def loader_options(self) -> dict[str, Any]:
         return super().loader_options() | {"pin_memory": True}
 
@@ -178,8 +171,9 @@ class CUDA(Accelerator):
 
         return super().is_out_of_memory(error) or isinstance(error, torch.cuda.OutOfMemoryError)
 
-    def release(self) -> None:
+    def card_name(self) -> str:
+        """Its UUID: the order of the driver's tool may be another than CUDA's."""
         import torch
 
-        super().release()
-        torch.cuda.empty_cache()
+        own = getattr(torch.cuda.get_device_properties(self.device), "uuid", None)
+        return f"GPU-{own}" if own else super().card_name()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unet import files
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
-from unet.devices.base import USUAL, Workload, first_line
+from unet.devices.base import USUAL, Device, Workload, first_line
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -40,14 +40,13 @@ class HPU(Accelerator):
     collective = "hccl"
     visible = "HABANA_VISIBLE_MODULES"
     vendor = "habana_frameworks"
-    static_shapes = True
+    static_shapes = single = True
     forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
-        super().__init__(options, rank, workload)
         self.lazy = options.use_lazy_mode
         self._core = importlib.import_module("habana_frameworks.torch.core")
-        self._api.reset_peak_memory_stats()
+        super().__init__(options, rank, workload)
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
@@ -93,8 +92,6 @@ class HPU(Accelerator):
         super().require(options)
         if options.capture == "on" and not options.use_lazy_mode:
             raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
-        if options.precision == "fp16":
-            raise DeviceError("--precision fp16: this program uses bf16 on an HPU.", "Type --precision bf16.")
 
     def describe(self) -> str:
         mode = "lazy mode" if self.lazy else "eager mode"
@@ -146,6 +143,11 @@ class HPU(Accelerator):
     def flush(self) -> None:
         if self.lazy:
             self._core.mark_step()
+
+    release = Device.release  # the bridge has no empty_cache
+
+    def card_name(self) -> str:
+        return os.environ.get("HLS_MODULE_ID", "")
 
     def report(self) -> list[str]:
         """Graph compilations and fallbacks to the CPU: both should be few."""

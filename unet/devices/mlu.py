@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
-from unet.devices.base import USUAL, Workload, first_line
-from unet.errors import DeviceError
+from unet.devices.base import USUAL, Workload
 
 if TYPE_CHECKING:
     import torch
@@ -28,60 +27,33 @@ class MLU(Accelerator):
     collective = "cncl"
     visible = "MLU_VISIBLE_DEVICES"
     vendor = "torch_mlu"
+    compiles = False
+    absent = "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."
+    unloadable = "the Neuware libraries must be installed."
+    silent = "no MLU card answers; compare cnmon, and start the container with the cards in it."
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
 
-        self.index = rank.local % int(self._api.device_count())
-        self._api.set_device(self.index)
         super().__init__(options, rank, workload)
-        self.device = torch.device("mlu", self.index)
         exact = self.dtype == torch.float32 and options.precision != "tf32"
         torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
         torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
-        self._api.reset_peak_memory_stats()
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         # the count of cards is asked through the driver's tool, which leaves the process able to fork
         return super().environment(options, rank, workload) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
 
-    @classmethod
-    def missing(cls, options: DeviceOptions) -> str | None:
-        if not cls.installed():
-            return "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."
-        try:
-            import torch
-
-            importlib.import_module("torch_mlu")
-        except (ImportError, OSError) as error:
-            return f"torch_mlu does not load ({first_line(error)}); the Neuware libraries must be installed."
-        if not torch.mlu.is_available():  # type: ignore[attr-defined]
-            return "no MLU card answers; compare cnmon, and start the container with the cards in it."
-        return None
-
-    def require(self, options: DeviceOptions) -> None:
-        super().require(options)
-        if options.compile:
-            raise DeviceError("--compile: torch_mlu has no compiler backend.", "Leave out --compile.")
-        if options.precision == "bf16" and "bf16" not in self.dtypes():
-            raise DeviceError("--precision bf16: this MLU has no bf16.", "Type --precision fp16 (or auto).")
-
     def describe(self) -> str:
         import torch
 
         tf32 = "on" if torch.backends.cnnl.allow_tf32 else "off"  # type: ignore[attr-defined]
-        return f"mlu, card {self.index} of {self._api.device_count()}, TF32 {tf32}"
-
-    def dtypes(self) -> tuple[str, ...]:
-        return ("bf16", "fp16") if self._api.is_bf16_supported() else ("fp16",)
+        return f"mlu, card {self.device.index} of {self._api.device_count()}, TF32 {tf32}"
 
     def seed(self, number: int) -> None:
         super().seed(number)
         self._api.manual_seed_all(number)
-
-    def parallel_options(self) -> dict[str, Any]:
-        return super().parallel_options() | {"device_ids": [self.index]}
 
     def optimizer(self, name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer | None:
         """The fused Adam family (coupled L2 for adam, decoupled for adamw) and SGD."""
@@ -94,7 +66,3 @@ class MLU(Accelerator):
             else fused.FusedAdam(groups, adam_w_mode=name == "adamw", **how)
         )
         return made
-
-    def release(self) -> None:
-        super().release()
-        self._api.empty_cache()

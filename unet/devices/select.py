@@ -16,6 +16,10 @@ DEVICES = {
     "hpu": "unet.devices.hpu:HPU",
     "mlu": "unet.devices.mlu:MLU",
     "cuda": "unet.devices.cuda:CUDA",
+    "rocm": "unet.devices.rocm:ROCm",
+    "xpu": "unet.devices.accelerator:XPU",
+    "npu": "unet.devices.accelerator:NPU",
+    "mps": "unet.devices.accelerator:MPS",
     "cpu": "unet.devices.cpu:CPU",
 }
 
@@ -37,14 +41,26 @@ def choose(options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> tu
     if options.device_module:
         return foreign(options.device_module, options, rank, workload), []
     passed: list[str] = []
+    absent: dict[str, str] = {}
     for name in DEVICES if options.device == "auto" else [options.device]:
         device = load(name)
         why = usable(device, options, rank, workload)
         if not why:
-            return device, passed
-        passed.append(f"{name}: {why}")
+            return device, [*_together(absent), *passed]
+        if device.installed():
+            passed.append(f"{name}: {why}")
+        else:
+            absent[name] = why
+    passed = [*(f"{name}: {why}" for name, why in absent.items()), *passed]
     failed = "No device can be used" if options.device == "auto" else f"--device {options.device} cannot be used here"
     raise DeviceError(f"{failed}: {'; '.join(passed)}", "Type --device cpu, or see: python -m unet doctor")
+
+
+def _together(absent: dict[str, str]) -> list[str]:
+    """One line for all that is not installed: a machine has one kind of accelerator, and lacks the others."""
+    if len(absent) < 2:
+        return [f"{name}: {why}" for name, why in absent.items()]
+    return [f"{', '.join(absent)}: not installed; python -m unet doctor says what each of them needs"]
 
 
 def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> str | None:
@@ -55,6 +71,8 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
             if variable not in os.environ or variable in device.forced:
                 os.environ[variable] = value
     why = device.missing(options)
+    if not why and not device.collective and rank.world > 1:
+        return f"it runs one process, and {rank.launcher} runs {rank.world}."
     cards = None if why else device.cards()
     if cards == 1 and OWN_CARD in os.environ:
         cards = None

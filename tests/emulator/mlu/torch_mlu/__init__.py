@@ -1,7 +1,7 @@
 """Stand-in for the vendor's package. Importing it renames torch's private device to `mlu` and brings `torch.mlu`."""
 
+import functools as _functools
 import os as _os
-import types as _types
 
 import torch as _torch
 from emulator import collective as _collective
@@ -32,24 +32,7 @@ _torch._register_device_module("mlu", mlu)
 _torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
 
 
-class _Switches(_types.ModuleType):
-    """Settings of which each one is named."""
-
-    def __init__(self, name: str, **switches: object) -> None:
-        super().__init__(name)
-        self.__dict__.update(switches)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in self.__dict__:
-            _RECORD.violate(f"{self.__name__}.{name} is not in the contract of Cambricon")
-        super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _RECORD.violate(f"{self.__name__}.{name} is not in the contract of Cambricon")
-
-
+_Switches = _functools.partial(_device.Switches, vendor="Cambricon")
 _torch.backends.cnnl = _Switches("torch.backends.cnnl", allow_tf32=True)
 _torch.backends.mlu = _Switches("torch.backends.mlu", matmul=_Switches("torch.backends.mlu.matmul", allow_tf32=False))
 _rules.watch(lazy=False)
