@@ -206,7 +206,7 @@ def last_key(text: str) -> str:
 
 
 class SyntheticLoader:
-    """A loader of random batches in the training shape: one epoch of `steps` steps, nothing read."""
+    """A loader of random batches in the training shape: `steps` of them in an epoch, nothing read."""
 
     def __init__(self, shape: Sequence[int], classes: int, steps: int) -> None:
         self.shape, self.classes, self.batches = tuple(shape), classes, steps
@@ -215,13 +215,15 @@ class SyntheticLoader:
         return self.batches
 
     def epochs(self, epochs: Iterable[int], start: int = 0, stop: int | None = None) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(1)
-        for _ in range(start, self.batches if stop is None else stop):
-            yield {
-                "image": torch.randn(self.shape, generator=generator),
-                "mask": torch.randint(self.classes, self.shape, generator=generator, dtype=torch.uint8),
-                "index": torch.zeros(self.shape[0], dtype=torch.int64),
-            }
+        last = self.batches if stop is None else stop
+        for place, epoch in enumerate(epochs):
+            generator = torch.Generator().manual_seed(epoch)
+            for _ in range(0 if place else start, last):
+                yield {
+                    "image": torch.randn(self.shape, generator=generator),
+                    "mask": torch.randint(self.classes, self.shape, generator=generator, dtype=torch.uint8),
+                    "index": torch.zeros(self.shape[0], dtype=torch.int64),
+                }
 
     def names(self, index: Tensor) -> list[str]:
         return ["synthetic data"] * len(index)
