@@ -190,7 +190,7 @@ def test_a_machine_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hpu", "mlu"])
 def test_a_process_may_end_right_after_a_backward_pass(kind: str, tmp_path: Path) -> None:
-    for _ in range(5):
+    for _ in range(2):
         said, log = say(kind, f"{IMPORT[kind]}\n{TRAIN}", tmp_path / "log.json")
         assert (said, log["counts"]["backward"], log["violations"]) == ("", 1, [])
 
