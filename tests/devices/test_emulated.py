@@ -67,6 +67,19 @@ def test_the_weights_are_the_cpu_s_bit_for_bit(mode: str, place: Path, phantoms:
         listed(log, "training")
 
 
+@slow
+@pytest.mark.parametrize("batches", [2, 3])
+def test_recorded_graphs_add_up_the_gradients_of_a_step(batches: int, place: Path, phantoms: Path) -> None:
+    """The memory of a graph's gradients is written again by its next run."""
+    more, names = ("--accumulate", batches, "--overwrite"), (f"cpu-{batches}-added", f"lazy-{batches}-added")
+    here = program(*training(phantoms, names[0], *more), "--device", "cpu", cwd=place, env={"OMP_NUM_THREADS": "1"})
+    assert here.returncode == 0, here.stderr
+    done = run(place, "lazy", *training(phantoms, names[1], *more, "--capture"))
+    assert done.code == 0, done.err
+    assert same_bits(place, *names)
+    assert done.log["counts"]["set_iteration_count"] == done.log["counts"]["backward"] == batches * STEPS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lazy", "mlu"])
 def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path, phantoms: Path) -> None:

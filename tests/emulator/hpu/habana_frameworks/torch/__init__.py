@@ -52,10 +52,9 @@ _seed_the_device_too()
 _print_on_the_host()
 _rules.watch_compile()
 
+from habana_frameworks.torch.distributed import hccl as _hccl  # noqa: E402, F401
 from habana_frameworks.torch.hpu.graphs import ModuleCacher as ModuleCacher  # noqa: E402
 from habana_frameworks.torch.hpu.graphs import wrap_in_hpu_graph as wrap_in_hpu_graph  # noqa: E402
-
-from habana_frameworks.torch.distributed import hccl as _hccl  # noqa: E402, F401
 
 _RECORD.note(f"habana_frameworks.torch loaded, {'lazy' if _RECORD.lazy else 'eager'}", "loaded")
 __getattr__ = _device.strict(__name__, "Gaudi", submodules=("core", "distributed", "hpex", "utils"))

@@ -1,5 +1,5 @@
-"""Stand-in for recorded graphs, which exist in lazy mode only. A replay writes the same memory again: the outputs and the
-gradients of a graph are its own tensors, until it runs once more."""
+"""Stand-in for recorded graphs, which exist in lazy mode only. A replay writes the same memory again: the outputs and
+the gradients of a graph are its own tensors, until it runs once more."""
 
 import inspect as _inspect
 from typing import Any as _Any
