@@ -135,6 +135,36 @@ def test_benchmark_keeps_to_the_vendor_s_order_on_both_sides(mode: str, place: P
     assert "times the plain one" in done.out
 
 
+MEETING = """
+from unet.config.flags import DeviceOptions, DistributedOptions
+from unet.devices import launchers, select
+
+def found():
+    rank = launchers.find_rank(DistributedOptions())
+    return rank, launchers.master_address(DistributedOptions(), rank)
+
+before = found()
+select.choose(DeviceOptions(device="hpu"), before[0])
+assert found() == before, (before, found())
+print(before[1][0])
+"""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_bridge_leaves_rank_and_meeting_point_as_they_were(nodes: int, tmp_path: Path) -> None:
+    """Importing it sets the variables of a launcher: the address of rank 0 on this machine, and one process."""
+    (tmp_path / "hosts").write_text("node-3\nnode-4\n")
+    mpi = {"COMM_WORLD_RANK": 1, "COMM_WORLD_SIZE": 2, "COMM_WORLD_LOCAL_RANK": 0, "COMM_WORLD_LOCAL_SIZE": 1}
+    launched = {"PMIX_NAMESPACE": "7", "PBS_NODEFILE": str(tmp_path / "hosts")}
+    launched |= {f"OMPI_{name}": str(value) for name, value in mpi.items()}
+    env = {**os.environ, **environment("hpu", tmp_path / "log.json"), **(launched if nodes == 2 else {})}
+    done = subprocess.run([sys.executable, "-c", MEETING], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["127.0.0.1" if nodes == 1 else "node-3"]
+    (log,) = map(read_json, tmp_path.glob("log.json*"))
+    assert log["counts"]["master_default"] == 2  # the bridge did set them
+
+
 @slow
 def test_auto_takes_the_accelerator_and_says_so(place: Path, phantoms: Path) -> None:
     words = training(phantoms, "auto", "--overwrite")
