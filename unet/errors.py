@@ -7,10 +7,11 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 class UnetError(Exception):
     """What is wrong (`message`) and what to do (`hint`). `exit_code`: of the process; `shown`: whether another process
-    of the run prints it (None: the usual rule)."""
+    of the run has printed it; `shared`: whether all processes of the node find the same, and the first one prints it."""
 
     exit_code = FAILED
-    shown: bool | None = None
+    shown = False
+    shared = False
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -24,6 +25,7 @@ class UsageError(UnetError):
     """The command line or a settings file cannot be understood."""
 
     exit_code = USAGE
+    shared = True
 
 
 class StorageError(UnetError):

@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT
 
 from unet import host
+from unet.commands import launch
 from unet.config.flags import DistributedOptions
 from unet.devices import launchers
 from unet.devices.launchers import Rank, find_rank, master_address
-from unet.errors import UsageError
+from unet.errors import DeviceError, UsageError
 
 ELASTIC = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 OPEN_MPI = {
@@ -113,7 +114,22 @@ def test_a_guess_gives_way_to_a_flag() -> None:
 def test_a_rank_that_is_typed_for_all_is_told_by_those_for_whom_it_is_wrong() -> None:
     with pytest.raises(UsageError) as caught:
         find_rank(DistributedOptions(rank=0), (), OPEN_MPI)
-    assert caught.value.shown is False
+    assert caught.value.shared is False
+
+
+def test_a_rank_whose_error_the_first_one_tells_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.distributed.run ends all processes as soon as one exits."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    by_hand = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in by_hand.items():
+        monkeypatch.setenv(name, value)
+    assert launch.silent(UsageError("a", "b")) and waits == [launch.TURN]
+    assert not launch.silent(DeviceError("a", "b"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not launch.silent(UsageError("a", "b"))
+    assert waits == [launch.TURN]
 
 
 def test_ranks_that_are_typed() -> None:

@@ -24,6 +24,7 @@ from unet.runtime.stop import handling, interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 
 PATIENCE = 15.0  # seconds for the others to end by themselves after one has failed
+TURN = 5.0  # seconds for the first process of the node to report an error that all find
 ENDS = (0, 3, 130)  # exit codes that are not failures
 SEVERAL = ("train", "evaluate", "predict")  # commands that several processes share
 
@@ -61,8 +62,14 @@ def part(error: BaseException | None) -> Any:
 
 
 def silent(error: UnetError) -> bool:
-    """Whether another process reports the same error: wrong flags are wrong on every rank, and rank 0 reports them."""
-    return error.shown if error.shown is not None else isinstance(error, UsageError) and follows()
+    """Whether another process reports the same error. Where the first process of the node does, this waits for it: a
+    launcher ends all processes when one exits."""
+    if error.shown:
+        return True
+    if not (error.shared and follows()):
+        return False
+    time.sleep(TURN)
+    return True
 
 
 def follows() -> bool:
@@ -108,7 +115,9 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
             if failed_at is None and process.poll() not in (None, *ENDS):
                 failed_at = time.monotonic()
                 code = process.returncode
-                if code == USAGE:
+                if code == USAGE:  # the others wait for the first, which has told it
+                    for other in processes if number == 0 else ():
+                        other.terminate()
                     continue
                 how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                 host.notice(f"Process {number} of {len(processes)} was the first to end, {how}.")

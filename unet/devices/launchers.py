@@ -222,7 +222,7 @@ def _require(asked: DistributedOptions, cards: Sequence[int], found: Rank) -> No
             else "Leave these flags out: the launcher gives the numbers; or change its count.",
         )
         if asked.rank is not None or asked.local_rank is not None:
-            error.shown = False  # right for one process, wrong for this one
+            error.shared = False  # right for one process, wrong for this one
         raise error
     count = len(cards)
     if count and count != found.local_world and not found.guessed:

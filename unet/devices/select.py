@@ -87,7 +87,7 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
             f" card{'s' if cards > 1 else ''}.",
             f"Start {cards} process{'es' if cards > 1 else ''} on each node.",
         )
-        error.shown = rank.local > 0 and not rank.guessed  # the first process of the node says the same
+        error.shared = not rank.guessed
         raise error
     return why
 
