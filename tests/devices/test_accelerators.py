@@ -16,6 +16,7 @@ from conftest import TINY, error_of
 from unet.config.flags import DeviceOptions
 from unet.devices import accelerator, cuda, rocm, select
 from unet.devices.accelerator import XPU
+from unet.devices.base import Workload
 from unet.devices.launchers import Rank
 from unet.errors import DeviceError
 
@@ -93,14 +94,30 @@ def test_an_apple_gpu_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.name == "cpu" and "mps: it runs one process" in passed[-1]
 
 
-def test_amd_cards_answer_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards behind torch.cuda."""
+    known = {"is_available": True, "device_count": 2, "get_device_name": "AMD Instinct MI250"}
+    known |= {"set_device": None, "reset_peak_memory_stats": None, "get_device_capability": (9, 0)}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+
+
+@pytest.mark.parametrize("kind", [cuda.CUDA, rocm.ROCm])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_recorded_graph_has_one_batch_a_step(kind: type[cuda.CUDA], compiled: bool, cards: None) -> None:
+    """Its next run writes the memory that holds the gradients, also where the compiler has recorded it."""
+    recorded = DeviceOptions(device=kind.name, capture="on", compile=compiled)
+    kind(recorded, Rank())
+    kind(DeviceOptions(device=kind.name, compile=compiled), Rank(), Workload(accumulate=4))
+    with pytest.raises(DeviceError, match="--capture with --accumulate 4") as caught:
+        kind(recorded, Rank(), Workload(accumulate=4))
+    assert "--batch-size" in caught.value.hint
+
+
+def test_amd_cards_answer_under_another_name(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4", raising=False)
     monkeypatch.setattr(accelerator, "torch_has", lambda part: part == "hip")
-    for name, value in (("is_available", True), ("device_count", 2), ("get_device_name", "AMD Instinct MI250")):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    for name in ("set_device", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
     assert cuda.CUDA.missing(DeviceOptions()) is not None  # a card of NVIDIA's is not taken for it

@@ -67,6 +67,19 @@ def test_the_weights_are_the_cpu_s_bit_for_bit(mode: str, place: Path, phantoms:
         listed(log, "training")
 
 
+@slow
+@pytest.mark.parametrize("batches", [2, 3])
+def test_recorded_graphs_add_up_the_gradients_of_a_step(batches: int, place: Path, phantoms: Path) -> None:
+    """The memory of a graph's gradients is written again by its next run."""
+    more, names = ("--accumulate", batches, "--overwrite"), (f"cpu-{batches}-added", f"lazy-{batches}-added")
+    here = program(*training(phantoms, names[0], *more), "--device", "cpu", cwd=place, env={"OMP_NUM_THREADS": "1"})
+    assert here.returncode == 0, here.stderr
+    done = run(place, "lazy", *training(phantoms, names[1], *more, "--capture"))
+    assert done.code == 0, done.err
+    assert same_bits(place, *names)
+    assert done.log["counts"]["set_iteration_count"] == done.log["counts"]["backward"] == batches * STEPS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lazy", "mlu"])
 def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path, phantoms: Path) -> None:
@@ -120,6 +133,36 @@ def test_benchmark_keeps_to_the_vendor_s_order_on_both_sides(mode: str, place: P
     done = run(place, mode, "benchmark", *common)
     assert done.code == 0, done.err
     assert "times the plain one" in done.out
+
+
+MEETING = """
+from unet.config.flags import DeviceOptions, DistributedOptions
+from unet.devices import launchers, select
+
+def found():
+    rank = launchers.find_rank(DistributedOptions())
+    return rank, launchers.master_address(DistributedOptions(), rank)
+
+before = found()
+select.choose(DeviceOptions(device="hpu"), before[0])
+assert found() == before, (before, found())
+print(before[1][0])
+"""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_bridge_leaves_rank_and_meeting_point_as_they_were(nodes: int, tmp_path: Path) -> None:
+    """Importing it sets the variables of a launcher: the address of rank 0 on this machine, and one process."""
+    (tmp_path / "hosts").write_text("node-3\nnode-4\n")
+    mpi = {"COMM_WORLD_RANK": 1, "COMM_WORLD_SIZE": 2, "COMM_WORLD_LOCAL_RANK": 0, "COMM_WORLD_LOCAL_SIZE": 1}
+    launched = {"PMIX_NAMESPACE": "7", "PBS_NODEFILE": str(tmp_path / "hosts")}
+    launched |= {f"OMPI_{name}": str(value) for name, value in mpi.items()}
+    env = {**os.environ, **environment("hpu", tmp_path / "log.json"), **(launched if nodes == 2 else {})}
+    done = subprocess.run([sys.executable, "-c", MEETING], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["127.0.0.1" if nodes == 1 else "node-3"]
+    (log,) = map(read_json, tmp_path.glob("log.json*"))
+    assert log["counts"]["master_default"] == 2  # the bridge did set them
 
 
 @slow

@@ -293,6 +293,7 @@ def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
 
     def step() -> Any:
         moved = device.to(tensors)
+        device.micro_batch(0)
         with device.autocast():
             loss = context.task.training_step(network, moved)["loss"]
         scaler.scale(loss).backward()

@@ -254,6 +254,7 @@ def largest_batch(run: Any) -> int:
         device.release()
         try:
             moved = device.to({key: value[:batch] for key, value in whole.items()})
+            device.micro_batch(0)
             with device.autocast():
                 loss = run.task.training_step(run.model, moved)["loss"]
             loss.backward()

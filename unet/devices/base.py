@@ -309,6 +309,10 @@ class Device:
         for batch in loader:
             yield self.to(batch)
 
+    def micro_batch(self, number: int) -> None:
+        """Before the forward pass of a training batch: its number in the optimiser step, from 0. For recorded graphs,
+        whose gradients are written in the first batch and added up in the others."""
+
     def flush(self) -> None:
         """Mark a graph boundary, on devices that need it."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
 from unet.devices.base import USUAL, Workload
+from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,15 @@ class CUDA(Accelerator):
         if not torch.cuda.is_available():
             return "torch.cuda.is_available() is false; compare the driver's version with torch.version.cuda."
         return None
+
+    def require(self, options: DeviceOptions) -> None:
+        super().require(options)
+        batches = self.workload.accumulate
+        if options.capture == "on" and batches > 1:  # so does the compiler: each run of a graph has the same memory
+            raise DeviceError(
+                f"--capture with --accumulate {batches}: a recorded graph overwrites the gradients of the last batch.",
+                "Leave out --capture, or type --accumulate 1 with a larger --batch-size.",
+            )
 
     def describe(self) -> str:
         import torch

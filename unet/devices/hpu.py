@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class HPU(Accelerator):
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         self.lazy = options.use_lazy_mode
+        self._count: Callable[[int], None] | None = None  # of recorded training graphs
         self._core = importlib.import_module("habana_frameworks.torch.core")
         super().__init__(options, rank, workload)
 
@@ -113,12 +114,18 @@ class HPU(Accelerator):
             return module
         graphs = importlib.import_module("habana_frameworks.torch.hpu.graphs")
         if training:
-            captured: nn.Module = graphs.ModuleCacher(max_graphs=2)(
+            recorded = graphs.ModuleCacher(max_graphs=2)(
                 module, allow_unused_input=True, have_grad_accumulation=self.workload.accumulate > 1
             )
+            self._count = recorded.set_iteration_count
         else:
-            captured = graphs.wrap_in_hpu_graph(copy.copy(module))  # a wrapper of its own around the same weights
+            recorded = graphs.wrap_in_hpu_graph(copy.copy(module))  # a wrapper of its own around the same weights
+        captured: nn.Module = recorded
         return captured
+
+    def micro_batch(self, number: int) -> None:
+        if self._count:
+            self._count(number)
 
     def join(self, store: Any, timeout: datetime.timedelta) -> None:
         own = {"RANK": self.rank.rank, "WORLD_SIZE": self.rank.world, "LOCAL_RANK": self.rank.local}

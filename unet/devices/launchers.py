@@ -52,6 +52,9 @@ LAUNCHERS = (
     ),
     Launcher("SLURM", "SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID",), (), ("SLURM_JOB_ID", "SLURM_STEP_ID")),
 )
+PLACES = {"MASTER_ADDR", "MASTER_PORT"}.union(  # the variables that say where this process is in the run
+    *({each.rank, each.world, *each.local, *each.local_world} for each in LAUNCHERS)
+)
 STARTER = "UNET_STARTER"  # set by --devices
 ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
 

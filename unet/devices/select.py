@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 
 from unet.config.flags import DeviceOptions
 from unet.config.values import import_class
+from unet.devices import launchers
 from unet.devices.base import USUAL, Device, Workload
 from unet.devices.launchers import Rank
 from unet.errors import DeviceError
@@ -70,7 +73,8 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
         for variable, value in device.environment(options, rank, workload).items():
             if variable not in os.environ or variable in device.forced:
                 os.environ[variable] = value
-    why = device.missing(options)
+    with launched_as_before():
+        why = device.missing(options)
     if not why and not device.collective and rank.world > 1:
         return f"it runs one process, and {rank.launcher} runs {rank.world}."
     cards = None if why else device.cards()
@@ -86,6 +90,21 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
         error.shared = not rank.guessed
         raise error
     return why
+
+
+@contextlib.contextmanager
+def launched_as_before() -> Iterator[None]:
+    """The launcher's variables stay as they are: a vendor's package sets some when it is imported, and rank and meeting
+    point would be read from them."""
+    before = {name: os.environ.get(name) for name in launchers.PLACES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+            else:
+                os.environ.pop(name, None)
 
 
 def foreign(name: str, options: DeviceOptions, rank: Rank, workload: Workload) -> type[Device]:

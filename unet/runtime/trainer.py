@@ -261,6 +261,7 @@ def train_epoch(run: Trainer) -> bool:
     run.network.train()
     run.clock.start()
     for batch in itertools.islice(run.batches, last - progress.batch):
+        device.micro_batch(progress.batch % options.accumulate)
         steps = (progress.batch + 1) % options.accumulate == 0
         with run.group.grad_sync(run.network, needed=steps):
             with device.autocast():

@@ -52,6 +52,7 @@ _seed_the_device_too()
 _print_on_the_host()
 _rules.watch_compile()
 
+from habana_frameworks.torch.distributed import hccl as _hccl  # noqa: E402, F401
 from habana_frameworks.torch.hpu.graphs import ModuleCacher as ModuleCacher  # noqa: E402
 from habana_frameworks.torch.hpu.graphs import wrap_in_hpu_graph as wrap_in_hpu_graph  # noqa: E402
 

@@ -1,4 +1,5 @@
-"""Stand-in for the collective backend. Importing it reads the launcher's variables and sets what is missing."""
+"""Stand-in for the collective backend. Importing the bridge imports it: it reads the launcher's variables and sets what
+is missing."""
 
 import os as _os
 
@@ -8,18 +9,26 @@ from emulator.record import RECORD as _RECORD
 
 
 def initialize_distributed_hpu() -> tuple[int, int, int]:
-    """(world size, rank, local rank), from MPI's variables where torch's are not set."""
-    found = []
-    for theirs, ours in (("SIZE", "WORLD_SIZE"), ("RANK", "RANK"), ("LOCAL_RANK", "LOCAL_RANK")):
-        value = _os.environ.get(f"OMPI_COMM_WORLD_{theirs}")
-        if value is not None:
-            _os.environ.setdefault(ours, value)
-        found.append(int(_os.environ.get(ours, "1" if ours == "WORLD_SIZE" else "0")))
-    for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", "12345")):
-        if name not in _os.environ:
-            _os.environ[name] = value
-            _RECORD.note(f"{name} was not set: {value}", "master_default")
-    return found[0], found[1], found[2]
+    """(world size, rank, local rank). What the bridge does when it is loaded, also in a run of one process: it leaves
+    variables behind."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    if not all(name in _os.environ for name in names):
+        theirs = [_os.environ.get(f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}") for name in names]
+        if None not in theirs:
+            _os.environ.update(zip(names, theirs, strict=True))  # type: ignore[arg-type]
+        for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", "12345")):
+            if name not in _os.environ:
+                _os.environ[name] = value
+                _RECORD.note(f"{name} was not set: {value}", "master_default")
+    world, rank, local = (int(_os.environ.get(name, default)) for name, default in zip(names, ("1", "-1", "-1")))  # noqa: B905
+    if world > 1 and local >= 0 and "HLS_MODULE_ID" not in _os.environ:
+        modules = _os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
+        assert modules == [""] or local < len(modules), "There is not enough devices available for training."
+        _os.environ["HLS_MODULE_ID"] = str(local) if modules == [""] else modules[local]
+    if rank >= 0:
+        _os.environ["ID"] = str(rank)
+    _os.environ["WORLD_SIZE"] = str(world)
+    return world, rank, local
 
 
 _collective.register("hccl")
