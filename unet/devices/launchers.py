@@ -52,7 +52,8 @@ LAUNCHERS = (
     ),
     Launcher("SLURM", "SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID",), (), ("SLURM_JOB_ID", "SLURM_STEP_ID")),
 )
-STARTER = "UNET_STARTER"  # set by --devices
+STARTER = "UNET_STARTER"  # set by --devices and --restarts
+START = "UNET_START"  # set by the same: a number of the start, by which its run is found
 ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
 
 
