@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from unet import files, host
 from unet.commands import launch, run_start, tables
 from unet.config import run_files
-from unet.config.options import flag
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
 from unet.tasks.base import Task
-from unet.tasks.registry import create, task_flag
+from unet.tasks.registry import create
 
 if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
@@ -65,14 +64,10 @@ class Fold:
     def command(self, settings: Path, config: Config, minutes: float | None) -> list[str]:
         """The arguments of `python -m unet` that start or resume this fold, with a time limit in minutes."""
         words = ["--run-name", self.name, "--out", str(self.folder.parent)]
-        words += [word for word, on in (("--quiet", config.logging.quiet), ("--verbose", config.logging.verbose)) if on]
-        words += ["--max-time", f"{minutes:.3f}"] if minutes is not None else []
-        words += task_flag(config)
-        words += [flag("device_module"), config.device.device_module] if config.device.device_module else []
+        alone = (config.distributed.devices or 1) == 1
+        words += launch.typed_again(config if alone else config.replace(cuda_devices=()), minutes)
         if config.run.debug_dump:
             words += ["--debug-dump", str(Path(config.run.debug_dump) / f"fold{self.number}")]
-        if config.device.cuda_devices and (config.distributed.devices or 1) == 1:
-            words += [flag("cuda_devices"), *map(str, config.device.cuda_devices)]
         if self.goes_on():
             return ["train", "--resume", *words]
         fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]

@@ -17,6 +17,7 @@ from unet.config import run_files
 from unet.config.resolve import Resolved, dumps
 from unet.config.run_files import DUMP_LIST, DUMPED
 from unet.config.schema import Config, declared_of, resolve_path, weights_to_read, weights_to_write
+from unet.devices import launchers
 from unet.errors import UnetError, UsageError
 from unet.files import make_folder
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of
@@ -52,6 +53,7 @@ def open_run(resolved: Resolved, command: str) -> tuple[RunFolder, Resolved, boo
         "running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         kind="train",
+        start=os.environ.get(launchers.START),
         **(_places(folder, weights) if config.save.checkpoints else {}),
     )
     return folder, resolved, False
@@ -132,7 +134,7 @@ def resume_run(folder: RunFolder, resolved: Resolved, command: str) -> tuple[Run
     number = files.read_json(folder / "config.json").get("run_id")
     folder.run_id = number if isinstance(number, str) else None
     folder.write("config.json", dumps(resolved, command, kept, folder.run_id))
-    folder.status("running", kind="train", **_places(folder, weights))
+    folder.status("running", kind="train", start=os.environ.get(launchers.START), **_places(folder, weights))
     return folder, resolved, True
 
 

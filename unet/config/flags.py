@@ -198,6 +198,9 @@ class SaveOptions:
         minimum=1,
         metavar="N",
     )
+    restarts: int = option(
+        0, "when a process dies, start the run again from its last state, up to N times", minimum=0, maximum=10**6
+    )
     checkpoints: bool = option(
         True, "--no-checkpoints writes no weights and no state", aliases=(("--disable-ckpt-saving", False),)
     )

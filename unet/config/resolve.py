@@ -285,6 +285,7 @@ def _has_state(folder: Path) -> bool:
 NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
+    "restarts",
 }
 TYPED_ONLY = ("config", "resume", "inputs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file

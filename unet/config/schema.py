@@ -172,6 +172,10 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append("--verbose and --quiet contradict each other")
     if config.data.rebuild_cache and config.save.resume:
         mistakes.append("--rebuild-cache and --resume contradict each other")
+    if config.save.restarts and not config.save.checkpoints:
+        mistakes.append("--restarts and --no-checkpoints contradict each other")
+    if config.save.restarts and config.distributed.rank is not None:
+        mistakes.append(f"--restarts is for processes that --devices starts, not for --rank {config.distributed.rank}")
     if config.save.resume and config.general.overwrite:
         mistakes.append("--resume and --overwrite contradict each other")
     name = config.run.run_name or "name"

@@ -55,7 +55,8 @@ LAUNCHERS = (
 PLACES = {"MASTER_ADDR", "MASTER_PORT"}.union(  # the variables that say where this process is in the run
     *({each.rank, each.world, *each.local, *each.local_world} for each in LAUNCHERS)
 )
-STARTER = "UNET_STARTER"  # set by --devices
+STARTER = "UNET_STARTER"  # set by --devices and --restarts
+START = "UNET_START"  # set by the same: a number of the start, by which its run is found
 ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
 
 
