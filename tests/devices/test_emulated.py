@@ -98,7 +98,7 @@ def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path, phantoms: Path)
 
 @pytest.mark.slow
 def test_memory_that_runs_out_ends_in_the_largest_batch_that_fits(place: Path, phantoms: Path) -> None:
-    wide = ("--width", 16, "--quiet", "--overwrite", "--eval-batch-size", 4)
+    wide = ("--width", 16, "--quiet", "--overwrite", "--eval-batch-size", 4, FUSED)
     done = run(place, "mlu", *training(phantoms, "full", *wide, "--batch-size", 34), memory_mb=7)
     assert done.code == 1, done.out
     assert "Traceback" not in done.err
