@@ -240,6 +240,9 @@ struct CommonHooks : Interface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex index) const override { return generator(index); }
   at::Generator getNewGenerator(c10::DeviceIndex) const override {
+#ifdef IS_HPU
+    TORCH_CHECK(false, "Device type HPU is not supported for torch.Generator() api.");
+#endif
     return at::make_generator<at::CPUGeneratorImpl>();
   }
   at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
