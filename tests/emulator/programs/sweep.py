@@ -299,6 +299,25 @@ def memory() -> None:
 
 
 @check
+def streams() -> None:
+    from emulator.record import ContractError
+
+    def copied(side: Any, tensor: torch.Tensor) -> torch.Tensor:
+        with API.stream(side):
+            return tensor.to(KIND, non_blocking=True)
+
+    side, layer, pinned = API.Stream(), nn.Linear(3, 2).to(KIND), torch.ones(4, 3).pin_memory()
+    raises(ContractError, "wait_stream comes first", lambda: copied(side, pinned))
+    side.wait_stream(API.current_stream())
+    batch = copied(side, pinned)
+    raises(ContractError, "is used before current_stream().wait_stream", lambda: layer(batch))
+    API.current_stream().wait_stream(side)
+    layer(batch)
+    raises(ContractError, "wait_stream comes first", lambda: copied(side, pinned))
+    flush()
+
+
+@check
 def strictness() -> None:
     from emulator.record import ContractError
 
