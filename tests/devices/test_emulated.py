@@ -49,6 +49,7 @@ def test_the_weights_are_the_cpu_s_bit_for_bit(mode: str, place: Path, phantoms:
     log, counts = done.log, done.log["counts"]
     assert log["violations"] == []
     assert counts["optimizer_step"] == counts["backward"] == STEPS
+    assert counts["side_streams"] >= STEPS and "unpinned_copies" not in counts
     evaluations = counts["forward"] - STEPS
     assert evaluations > 0
     if mode == "lazy":
@@ -98,7 +99,7 @@ def test_masks_of_a_device_are_the_cpu_s(mode: str, place: Path, phantoms: Path)
 
 @pytest.mark.slow
 def test_memory_that_runs_out_ends_in_the_largest_batch_that_fits(place: Path, phantoms: Path) -> None:
-    wide = ("--width", 16, "--quiet", "--overwrite", "--eval-batch-size", 4)
+    wide = ("--width", 16, "--quiet", "--overwrite", "--eval-batch-size", 4, FUSED)
     done = run(place, "mlu", *training(phantoms, "full", *wide, "--batch-size", 34), memory_mb=7)
     assert done.code == 1, done.out
     assert "Traceback" not in done.err
@@ -163,6 +164,34 @@ def test_the_bridge_leaves_rank_and_meeting_point_as_they_were(nodes: int, tmp_p
     assert done.stdout.split() == ["127.0.0.1" if nodes == 1 else "node-3"]
     (log,) = map(read_json, tmp_path.glob("log.json*"))
     assert log["counts"]["master_default"] == 2  # the bridge did set them
+
+
+WINDOWS = """
+from unet.devices import launchers, select
+from unet.config.flags import DeviceOptions
+
+options = DeviceOptions(device="hpu", use_lazy_mode=True)
+device = select.choose(options, launchers.Rank())[0](options, launchers.Rank())
+import torch
+from emulator.record import RECORD
+from unet import windows
+from unet.runtime.inference.predictor import Predictor
+
+network = torch.nn.Conv3d(1, 2, 1).to("hpu")
+for depth in (16, 40):
+    plan = windows.plan((depth, 16, 24), (8, 8, 8), 0.5, "full")
+    Predictor([network], device, 4).windows(torch.randn(1, depth, 16, 24), plan)
+    Predictor([network], device, 4).slices(torch.randn(depth + 1, 1, 8, 8, 8))
+    print(RECORD.device.slices(), len(RECORD.shapes))
+"""
+
+
+def test_windows_are_cut_and_put_together_where_no_slice_is_compiled(tmp_path: Path) -> None:
+    """In lazy mode a slice of a tensor of the device is a graph of its own, for each place where it begins."""
+    env = {**os.environ, **environment("hpu", tmp_path / "log.json")}
+    done = subprocess.run([sys.executable, "-c", WINDOWS], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0 1", "0 1"]
 
 
 @slow

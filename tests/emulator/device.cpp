@@ -63,6 +63,7 @@ struct State {
   std::map<void*, std::pair<int64_t, int>> blocks;
   std::set<void*> pinned;
   std::set<std::string> ops;
+  std::set<std::vector<int64_t>> slices;  // size, stride and offset of those that do not begin where the tensor does
   std::vector<at::Generator> generators;
   PyObject* watcher = nullptr;  // called with "read" or "convolution"
 };
@@ -240,6 +241,9 @@ struct CommonHooks : Interface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex index) const override { return generator(index); }
   at::Generator getNewGenerator(c10::DeviceIndex) const override {
+#ifdef IS_HPU
+    TORCH_CHECK(false, "Device type HPU is not supported for torch.Generator() api.");
+#endif
     return at::make_generator<at::CPUGeneratorImpl>();
   }
   at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
@@ -389,6 +393,14 @@ Tensor& set_tensor(Tensor& t, const Tensor& other) {
 Tensor as_strided(const Tensor& t, SymIntArrayRef size, SymIntArrayRef stride, std::optional<SymInt> offset) {
   enter("aten::as_strided");
   const auto start = offset ? std::optional<int64_t>(offset->expect_int()) : std::nullopt;
+  if (!inside && start.value_or(0) > 0) {
+    const auto lengths = C10_AS_INTARRAYREF_SLOW(size), steps = C10_AS_INTARRAYREF_SLOW(stride);
+    std::vector<int64_t> slice(lengths.begin(), lengths.end());
+    slice.insert(slice.end(), steps.begin(), steps.end());
+    slice.push_back(*start);
+    Locked guard(state.lock);
+    state.slices.insert(slice);
+  }
   return at::native::as_strided_tensorimpl(t, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), start);
 }
 Tensor view(const Tensor& t, SymIntArrayRef size) {
@@ -555,6 +567,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("generator", [](int index) { return generator(index); });
   m.def("host_alias", [](const Tensor& t) { return host(t); });
   m.def("reads", [] { return state.reads; });
+  m.def("slices", [] { return state.slices.size(); });
   m.def("ops", [] {
     Locked guard(state.lock);
     return std::vector<std::string>(state.ops.begin(), state.ops.end());

@@ -105,6 +105,7 @@ class Record:
             "tf32": self.tf32,
             "autocast_lists": self.autocast_lists,
             "shapes": self.shapes,
+            "slices": device.slices() if device else 0,  # in lazy mode each one is a graph of its own
             "ops": device.ops() if device else [],
             "peak_bytes": max((device.peak_bytes(card) for card in cards), default=0) if device else 0,
         }

@@ -300,7 +300,7 @@ def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
         device.flush()
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         device.flush()
         return loss.detach()
 

@@ -250,7 +250,7 @@ def largest_batch(run: Any) -> int:
     whole = next(run.loader.epochs([run.progress.epoch]))
 
     def fits(batch: int) -> bool:
-        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad()
         device.release()
         try:
             moved = device.to({key: value[:batch] for key, value in whole.items()})

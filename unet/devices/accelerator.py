@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 class Accelerator(Device):
     """A device whose `torch.<name>` counts cards, synchronises, and has random state.
 
-    `single`: a process has one card, without a number; `converts`: precisions that the hardware lacks work, slowly;
-    `library`: the part of torch without which the device is not there; `absent`, `unloadable`, `silent`: why it cannot
-    be used, and what to do, where its package is not installed, does not load, or finds no card.
+    `single`: a process has one card, without a number; `pins`: batches come from pinned memory, on a stream of their
+    own; `converts`: precisions that the hardware lacks work, slowly; `library`: the part of torch without which the
+    device is not there; `absent`, `unloadable`, `silent`: why it cannot be used, and what to do, where its package is
+    not installed, does not load, or finds no card.
     """
 
     own_memory = True
-    single = converts = False
+    single = converts = pins = False
     library = ""
     absent = unloadable = silent = ""
 
@@ -128,7 +130,30 @@ class Accelerator(Device):
     def loader_options(self) -> dict[str, Any]:
         """Workers start by forkserver, since forking is unsafe with a card in use."""
         workers = max(0, min(8, launchers.cores(self.rank) - 1))
-        return {"workers": workers, "multiprocessing_context": "forkserver"}
+        pinned = {"pin_memory": self.torch_type()} if self.pins else {}
+        return {"workers": workers, "multiprocessing_context": "forkserver", **pinned}
+
+    def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Where batches are pinned, the next one is copied on a side stream while the current one is processed. That
+        stream waits for the steps before, which may still read the memory that the copy is given."""
+        if not self.pins:
+            yield from super().batches(loader)
+            return
+        side = self._api.Stream()
+        ahead: dict[str, Tensor] | None = None
+        for batch in loader:
+            if batch["image"].device.type != "cpu":  # --data-on device: made on the main stream, nothing to copy
+                yield self.to(batch)
+                continue
+            side.wait_stream(self._api.current_stream())
+            with self._api.stream(side):
+                coming = self.to(batch)
+            if ahead is not None:
+                yield ahead
+            self._api.current_stream().wait_stream(side)
+            ahead = coming
+        if ahead is not None:
+            yield ahead
 
     def synchronize(self) -> None:
         self._api.synchronize()

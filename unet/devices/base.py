@@ -47,6 +47,7 @@ class Device:
 
     `name`: what --device calls it; `torch_name`: torch's device type, where that is another word; `collective`: the
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
+    `compiles_slices`: so is every new place where a slice begins: windows are cut and put together on the host;
     `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
     --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
     environment variables that flags override; `visible`: the variable that lists the cards of a process;
@@ -57,7 +58,7 @@ class Device:
     torch_name = ""
     collective = "gloo"
     vendor = "torch"
-    static_shapes = False
+    static_shapes = compiles_slices = False
     own_memory = False
     chunk = 2**24
     visible = ""
@@ -301,7 +302,7 @@ class Device:
 
     def loader_options(self) -> dict[str, Any]:
         """Options for the loader: "workers", the number of processes; "multiprocessing_context", how they start;
-        "pin_memory", whether batches are put into pinned memory."""
+        "pin_memory", whether batches are put into pinned memory, or the device type whose memory it is."""
         return {"workers": 0}
 
     def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

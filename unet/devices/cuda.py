@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from unet.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from unet.devices.launchers import Rank
 
@@ -42,7 +41,7 @@ class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    has_tf32 = graphs = numbered = converts = True
+    has_tf32 = graphs = numbered = converts = pins = True
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")
@@ -141,29 +140,7 @@ class CUDA(Accelerator):
         return captured
 
     def loader_options(self) -> dict[str, Any]:
-        return super().loader_options() | {"pin_memory": True}
-
-    def batches(self, loader: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """Copies the next batch on a side stream while the current one is processed."""
-        import torch
-
-        stream = torch.cuda.Stream(self.device)
-        ahead: dict[str, Tensor] | None = None
-        for batch in loader:
-            if batch["image"].is_cuda:  # --data-on device: made on the main stream, nothing to copy
-                yield self.to(batch)
-                continue
-            with torch.cuda.stream(stream):
-                coming = self.to(batch)
-            if ahead is not None:
-                yield ahead
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-            for value in coming.values():
-                if value.is_cuda:
-                    value.record_stream(torch.cuda.current_stream(self.device))
-            ahead = coming
-        if ahead is not None:
-            yield ahead
+        return super().loader_options() | {"pin_memory": True}  # of CUDA, which torch takes for granted
 
     def peak_flops(self) -> float | None:
         """Dense tensor-core peak in half precision, by the card's name; half of it for TF32. Source: NVIDIA's data

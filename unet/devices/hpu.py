@@ -36,7 +36,7 @@ class HPU(Accelerator):
     """One Gaudi card; each process has one, which torch calls `hpu`."""
 
     name = "hpu"
-    graphs = operator_lists = True
+    graphs = operator_lists = pins = True
     collective = "hccl"
     visible = "HABANA_VISIBLE_MODULES"
     vendor = "habana_frameworks"
@@ -44,7 +44,7 @@ class HPU(Accelerator):
     forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
-        self.lazy = options.use_lazy_mode
+        self.lazy = self.compiles_slices = options.use_lazy_mode
         self._count: Callable[[int], None] | None = None  # of recorded training graphs
         self._core = importlib.import_module("habana_frameworks.torch.core")
         super().__init__(options, rank, workload)

@@ -23,7 +23,7 @@ class MLU(Accelerator):
     """One MLU card."""
 
     name = "mlu"
-    has_tf32 = True
+    has_tf32 = pins = True
     collective = "cncl"
     visible = "MLU_VISIBLE_DEVICES"
     vendor = "torch_mlu"

@@ -68,7 +68,7 @@ class Gradients:
         else:
             scaler.step(self.optimizer)
         scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def _clip(self) -> Tensor:
         """The norm of each part before clipping."""

@@ -141,8 +141,11 @@ def random_numbers() -> None:
     first = torch.randn(4, device=KIND)
     torch.manual_seed(3)
     assert torch.equal(first.cpu(), torch.randn(4, device=KIND).cpu())
-    own = torch.Generator(device=KIND).manual_seed(1)
-    assert torch.randn(3, device=KIND, generator=own).device.type == KIND
+    if KIND == "hpu":
+        raises(RuntimeError, "not supported for torch.Generator()", lambda: torch.Generator(device="hpu"))
+    else:
+        own = torch.Generator(device=KIND).manual_seed(1)
+        assert torch.randn(3, device=KIND, generator=own).device.type == KIND
     state = API.get_rng_state()
     API.manual_seed_all(5)
     API.set_rng_state(state)
@@ -296,6 +299,25 @@ def memory() -> None:
 
 
 @check
+def streams() -> None:
+    from emulator.record import ContractError
+
+    def copied(side: Any, tensor: torch.Tensor) -> torch.Tensor:
+        with API.stream(side):
+            return tensor.to(KIND, non_blocking=True)
+
+    side, layer, pinned = API.Stream(), nn.Linear(3, 2).to(KIND), torch.ones(4, 3).pin_memory()
+    raises(ContractError, "wait_stream comes first", lambda: copied(side, pinned))
+    side.wait_stream(API.current_stream())
+    batch = copied(side, pinned)
+    raises(ContractError, "is used before current_stream().wait_stream", lambda: layer(batch))
+    API.current_stream().wait_stream(side)
+    layer(batch)
+    raises(ContractError, "wait_stream comes first", lambda: copied(side, pinned))
+    flush()
+
+
+@check
 def strictness() -> None:
     from emulator.record import ContractError
 
@@ -309,6 +331,10 @@ def strictness() -> None:
         raises(ContractError, "takes no argument foo", lambda: fused.FusedSGD([torch.ones(1)], lr=1, foo=1))
         raises(RuntimeError, "float64", lambda: torch.ones(1, dtype=torch.float64, device="hpu"))
     else:
+        from torch_mlu.optimizers import FusedSGD
+
+        fused = FusedSGD(nn.Linear(2, 2).to(KIND).parameters(), lr=1)
+        raises(ContractError, "zero_grad takes no argument", lambda: fused.zero_grad(set_to_none=True))
         raises(ContractError, "benchmark", lambda: torch.backends.cnnl.benchmark)
         raises(ContractError, "not in the contract", lambda: setattr(torch.backends.mlu, "allow_tf32", False))
     data = torch.utils.data.DataLoader([1, 2], num_workers=1, multiprocessing_context="fork")

@@ -84,13 +84,20 @@ def changes(how: Change | None, draws: torch.Generator) -> Drawn:
     )
 
 
-def finish(image: Tensor, drawn: Drawn) -> Tensor:
-    """Brightness, then noise, in place, on the device that holds the crop (its noise is drawn there)."""
+def on_host(seed: int) -> torch.Generator:
+    """A generator on the host with this seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def finish(image: Tensor, drawn: Drawn, source: Callable[[int], torch.Generator] = on_host) -> Tensor:
+    """Brightness, then noise, in place, on the device that holds the crop. The noise is drawn where the generator of
+    `source` is."""
     if drawn.factor is not None:
         image *= drawn.factor
     if drawn.sigma is not None:
-        source = torch.Generator(image.device).manual_seed(drawn.noise_seed)
-        image += torch.randn(image.shape, generator=source, device=image.device, dtype=image.dtype) * drawn.sigma
+        draws = source(drawn.noise_seed)
+        noise = torch.randn(image.shape, generator=draws, device=draws.device, dtype=image.dtype)
+        image += noise.to(image.device) * drawn.sigma
     return image
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from unet import host
 from unet.data.cache.cache import CachedCase
 from unet.data.cache.maps import Maps
-from unet.data.loading.augment import Change, changes, finish
+from unet.data.loading.augment import Change, changes, finish, on_host
 from unet.data.loading.sampling import Window, balanced_window, generator
 from unet.errors import DataError
 
@@ -163,10 +163,11 @@ class EpochCrops(EpochCases):
         change: Change | None,
         last_offset: bool = True,
         shard: tuple[int, int] = (0, 1),
+        noise: Callable[[int], torch.Generator] = on_host,
     ) -> None:
         super().__init__(volumes, batch_size, seed, shard, " (one crop of each makes an epoch)")
         self.patch, self.oversampling = tuple(patch), oversampling
-        self.change, self.last_offset = change, last_offset
+        self.change, self.last_offset, self.noise = change, last_offset, noise
         for case in volumes.cases:
             if any(side < length for side, length in zip(case.shape[1:], self.patch, strict=True)):
                 raise DataError(
@@ -188,4 +189,4 @@ class EpochCrops(EpochCases):
         window = balanced_window(case.shape[1:], self.patch, boxes, self.oversampling, draws, self.last_offset)
         how = changes(self.change, draws)
         image, mask = self.volumes.crop(number, window, how.flips)
-        return finish(image, how), mask
+        return finish(image, how, self.noise), mask

@@ -194,9 +194,10 @@ class Loader:
         """Batches start .. stop of the first of `epochs`, then 0 .. stop of each other, in one stream: while one is
         evaluated, the first batches of the next are prepared."""
         last = len(self) if stop is None else stop
+        kind = () if self.pin is True else (self.pin,)  # older torch must be told whose memory it is
         keys = ((epoch, number) for place, epoch in enumerate(epochs) for number in range(0 if place else start, last))
         for batch in self.pool.take(keys) if self.pool else map(self.batches.__getitem__, keys):
-            yield {name: value.pin_memory() for name, value in batch.items()} if self.pin else batch
+            yield {name: value.pin_memory(*kind) for name, value in batch.items()} if self.pin else batch
 
     def names(self, index: Tensor) -> list[str]:
         """What the samples of a batch are, in words."""

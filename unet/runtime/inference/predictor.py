@@ -81,8 +81,8 @@ class Predictor:
 
         A voxel's logits are weighted by its place in each window: blend "gaussian" or "constant". `mirror` averages
         over the eight flips of a window (eight times the work). The result lies on the device, and nothing is read from
-        there on the way; where the device's memory is too short for volume and logits, both stay on the host, and so
-        does the result.
+        there on the way; where the device's memory is too short for volume and logits, or it compiles slices, both stay
+        on the host, and so does the result.
 
         Source: sliding_window_inference of MLPerf's U-Net3D reference, which averages logits (not probabilities) and
         knows a Gaussian whose cube root is taken. Here the weights, divided by their sum over the windows, are a
@@ -158,11 +158,14 @@ class Predictor:
             count = len(group)
             if count < self.batch and (self.device.static_shapes or len(images) > self.batch):
                 group = torch.cat((group, group[-1:].expand(self.batch - count, *group.shape[1:])))
-            parts.append(self._forward(network, group)[:count].float().cpu())
+            parts.append(self._forward(network, group).float().cpu()[:count])  # read whole: a slice may be compiled
         return torch.cat(parts)
 
     def _windows(self, network: nn.Module, volume: Tensor, plan: Plan, weights: list[Tensor], mirror: bool) -> Tensor:
-        """Mean logits of a padded volume, on the device, or on the host where the device's memory is too short."""
+        """Mean logits of a padded volume, on the device, or on the host where the device's memory is too short, or each
+        slice is compiled."""
+        if self.device.compiles_slices:
+            return self._stitch(network, volume, plan, weights, mirror)
         try:
             return self._stitch(network, self.device.put(volume), plan, weights, mirror)
         except (RuntimeError, MemoryError) as error:
@@ -187,7 +190,7 @@ class Predictor:
             if self.device.static_shapes or len(windows) > self.batch:
                 full = group + group[-1:] * (self.batch - len(group))
             logits = forward(network, torch.stack([volume[(slice(None),) + plan.place(index)] for index in full]))
-            logits = logits[: len(group)].to(volume.device).float()
+            logits = logits.to(volume.device)[: len(group)].float()
             if result is None:
                 result = logits.new_zeros((logits.shape[1], *volume.shape[1:]))
             for (i, j, k), output in zip(group, logits, strict=True):

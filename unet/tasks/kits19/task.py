@@ -144,7 +144,7 @@ class KiTS19(SegmentationTask):
         to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
         self.require_foreground(cases)
-        from unet.data.loading.augment import Change
+        from unet.data.loading.augment import Change, on_host
         from unet.data.loading.crops import EpochCrops, Volumes
         from unet.data.loading.loader import Loader
 
@@ -156,6 +156,7 @@ class KiTS19(SegmentationTask):
             *(self.config.general.seed, self.settings.oversampling, change),
             last_offset=self.settings.last_offset,
             shard=shard,
+            noise=self.compute.generator if self.config.device.data_on == "device" else on_host,
         )
         return Loader(crops, workers, options)
 

@@ -1,7 +1,6 @@
 """Stand-in for `torch.mlu`, which mirrors `torch.cuda` as far as the contract names it."""
 
 import os as _os
-import time as _time
 from typing import Any as _Any
 
 import torch as _torch
@@ -19,6 +18,10 @@ from emulator.device import set_device as set_device
 from emulator.device import set_rng_state as set_rng_state
 from emulator.device import synchronize as synchronize
 from emulator.record import RECORD as _RECORD
+from emulator.streams import Event as Event
+from emulator.streams import Stream as Stream
+from emulator.streams import current_stream as current_stream
+from emulator.streams import stream as stream
 
 OutOfMemoryError = _torch.OutOfMemoryError
 
@@ -37,37 +40,6 @@ def memory_stats(device: _Any = None) -> dict[str, int]:
 
 def is_bf16_supported() -> bool:
     return _os.environ.get("EMULATED_BF16", "1") != "0"
-
-
-class Stream:
-    """A queue of work, which is always done."""
-
-    def __init__(self, device: _Any = None, priority: int = 0) -> None:
-        _RECORD.device.use()
-
-    def synchronize(self) -> None: ...
-    def wait_stream(self, stream: "Stream") -> None: ...
-    def query(self) -> bool:
-        return True
-
-
-class Event:
-    """A moment; work takes no time after it is asked for."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
-        self._timing, self._moment = enable_timing, 0.0
-
-    def record(self, stream: Stream | None = None) -> None:
-        self._moment = _time.perf_counter()
-
-    def synchronize(self) -> None: ...
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, end_event: "Event") -> float:
-        if not (self._timing and end_event._timing):
-            raise RuntimeError("Both events must be created with enable_timing=True")
-        return 1e3 * (end_event._moment - self._moment)
 
 
 class MLUGraph:

@@ -10,7 +10,15 @@ from emulator.optimizers import Lamb as _Lamb
 from emulator.optimizers import check_weights as _check_weights
 
 
-class FusedAdam(_Adam):
+class _Zeroed:
+    """Gradients are set to None, and nothing can be asked for."""
+
+    def zero_grad(self, **other: _Any) -> None:
+        _no_more(f"{type(self).__name__}.zero_grad", other)
+        super().zero_grad()  # type: ignore[misc]
+
+
+class FusedAdam(_Zeroed, _Adam):
     """AdamW, or Adam where not `adam_w_mode`."""
 
     def __init__(
@@ -33,7 +41,7 @@ class FusedAdam(_Adam):
         _check_weights(self)
 
 
-class FusedSGD(_torch.optim.SGD):
+class FusedSGD(_Zeroed, _torch.optim.SGD):
     """SGD with momentum."""
 
     def __init__(
@@ -51,7 +59,7 @@ class FusedSGD(_torch.optim.SGD):
         _check_weights(self)
 
 
-class FusedLAMB(_Lamb):
+class FusedLAMB(_Zeroed, _Lamb):
     """LAMB."""
 
     def __init__(

@@ -14,6 +14,10 @@ from emulator.device import memory_allocated as memory_allocated
 from emulator.device import reset_peak_memory_stats as reset_peak_memory_stats
 from emulator.device import set_rng_state as set_rng_state
 from emulator.device import synchronize as synchronize
+from emulator.streams import Event as Event
+from emulator.streams import Stream as Stream
+from emulator.streams import current_stream as current_stream
+from emulator.streams import stream as stream
 
 
 def get_device_name(device: _Any = None) -> str:
