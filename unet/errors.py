@@ -7,7 +7,7 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 class UnetError(Exception):
     """What is wrong (`message`) and what to do (`hint`). `exit_code`: of the process; `shown`: whether another process
-    of the run has printed it; `shared`: whether all processes of the node find the same, and the first one prints it."""
+    of the run has printed it; `shared`: whether all processes of the node find the same; the first one prints it."""
 
     exit_code = FAILED
     shown = False

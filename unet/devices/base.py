@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
+from unet.devices.compilers import Compiler
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ class Device:
     `name`: what --device calls it; `torch_name`: torch's device type, where that is another word; `collective`: the
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
     `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
-    --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
-    environment variables that flags override; `visible`: the variable that lists the cards of a process;
-    `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and scores work on at a time.
+    --precision-ops, --cuda-devices, --compile; `compilers`: those of the host that --compile needs; `vendor`: the
+    package that adds the device to torch; `forced`: environment variables that flags override; `visible`: the variable
+    that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and
+    scores work on at a time.
     """
 
     name = "cpu"
@@ -63,6 +65,7 @@ class Device:
     visible = ""
     has_tf32 = graphs = operator_lists = numbered = False
     compiles = True
+    compilers: tuple[Compiler, ...] = ()
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -123,6 +126,8 @@ class Device:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
         if options.compile and not self.compiles:
             raise DeviceError(f"--compile: {self.vendor} has no compiler backend.", "Leave out --compile.")
+        for compiler in self.compilers if options.compile else ():
+            compiler.require(self.name)
         if options.cuda_devices and not self.numbered:
             named = host.counted(len(options.cuda_devices), "card")
             shown = " ".join(map(str, options.cuda_devices))

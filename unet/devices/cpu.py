@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import shutil
 from typing import TYPE_CHECKING
 
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
-from unet.errors import DeviceError
+from unet.devices.compilers import Compiler
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +23,7 @@ class CPU(Device):
     name = "cpu"
     chunk = 2**17  # three channels of float32 fit into a core's cache
     fused = ("adam", "adamw", "sgd")
+    compilers = (Compiler("C++", "CXX", ("g++",)),)
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
@@ -42,15 +41,6 @@ class CPU(Device):
         import torch
 
         return f"cpu, {processor()}, {host.counted(torch.get_num_threads(), 'thread')}"
-
-    def require(self, options: DeviceOptions) -> None:
-        super().require(options)
-        compiler = os.environ.get("CXX", "g++")
-        if options.compile and not shutil.which(compiler):
-            raise DeviceError(
-                f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
-                "Install one (Debian: apt-get install g++), or leave out --compile.",
-            )
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",) if has_bf16() else ()
