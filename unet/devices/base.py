@@ -338,6 +338,10 @@ class Device:
         """Peak FLOP/s of the device in the precision of this run; None if unknown."""
         return None
 
+    def check(self) -> list[str]:
+        """Lines for `doctor` about what this device was found to compute wrongly, or rightly."""
+        return []
+
     def report(self) -> list[str]:
         """Lines about this device for the end of a run."""
         return []
