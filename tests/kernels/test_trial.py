@@ -156,7 +156,8 @@ def test_the_answer_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_compiled_network_is_tried_before_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     break_torch(monkeypatch, "output")
     place = device(precision="bf16")
-    monkeypatch.setattr(torch, "compile", lambda module, _real=torch.compile, **_: _real(module, backend="eager"))
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **_: real(module, backend="eager", fullgraph=True))
     network = place.place(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Dropout(0.5)))
     plain = copy.deepcopy(network)
     compiled = place.compile(network)

@@ -81,7 +81,7 @@ class CPU(Device):
         dtype = self.dtype if self.dtype != torch.float32 else self._dtype("auto")
         if dtype == torch.float32:
             return []
-        tried = [(layer, size, dtype, last) for layer, size in trial.probes() for last in (False, True)]
+        tried = [(layer, size, dtype, self.channels_last()) for layer, size in trial.probes()]
         found = {trial.key_of(*how): trial.fault(*how) for how in tried}
         wrong = [f"{key}: {what}" for key, what in found.items() if what]
         named = str(dtype).removeprefix("torch.")
