@@ -98,6 +98,12 @@ def disk(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def own_folder() -> Path:
+    """The user's folder for what is remembered of this machine. Raises RuntimeError where the user has no home."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "unet"
+
+
 def peak_memory() -> int:
     """Peak resident bytes of this process."""
     import resource

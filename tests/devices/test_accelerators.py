@@ -133,6 +133,64 @@ def test_amd_cards_answer_under_another_name(cards: None, monkeypatch: pytest.Mo
         rocm.ROCm(DeviceOptions(device="rocm", precision="tf32"), Rank())
 
 
+@pytest.mark.parametrize(
+    ("name", "language", "variable", "usual"),
+    [
+        ("cuda", "C", "CC", "gcc or clang"),
+        ("rocm", "C", "CC", "gcc or clang"),
+        ("xpu", "C", "CC", "gcc or clang"),
+        ("xpu", "C++", "CXX", "icpx or clang++ or g++"),
+        ("cpu", "C++", "CXX", "g++"),
+    ],
+)
+def test_compiling_needs_a_compiler(
+    name: str,
+    language: str,
+    variable: str,
+    usual: str,
+    intel: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton and inductor would fail in the first step, with a traceback."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    for key in ("CC", "CXX"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if language == "C++":
+        program(tmp_path / "clang")
+    kind = select.load(name)
+    kind(DeviceOptions(device=name), Rank())  # nothing is asked for without the flag
+    compiling = DeviceOptions(device=name, compile=True)
+
+    def refused() -> DeviceError:
+        with pytest.raises(DeviceError) as caught:
+            kind(compiling, Rank())
+        assert f"--compile needs a {language} compiler on {name}: " in caught.value.message
+        assert "leave out --compile" in caught.value.hint and "apt-get install g" in caught.value.hint
+        return caught.value
+
+    assert f"{variable} names none, and the PATH has no {usual}." in refused().message
+    monkeypatch.setenv(variable, "gone")
+    assert f"{variable} names 'gone', which is no program" in refused().message
+    mine = str(program(tmp_path / "mine"))
+    for key in ("CC", "CXX"):
+        monkeypatch.setenv(key, mine)
+    kind(compiling, Rank())
+    for key in ("CC", "CXX"):
+        monkeypatch.delenv(key)
+    for last in (usual.rpartition(" ")[2], "clang", "g++"):
+        program(tmp_path / last)
+    kind(compiling, Rank())
+
+
+def program(path: Path) -> Path:
+    """An executable file."""
+    path.write_text("")
+    path.chmod(0o755)
+    return path
+
+
 def test_the_parts_of_torch_are_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert accelerator.torch_has("cpu")
     (tmp_path / "lib").mkdir()

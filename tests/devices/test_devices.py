@@ -13,6 +13,8 @@ import torch
 from conftest import ROOT, TINY, error_of
 
 from unet import host
+from unet.cli import resolve
+from unet.commands import setup
 from unet.config.flags import DeviceOptions
 from unet.devices import cpu, select
 from unet.devices.hpu import HPU
@@ -99,6 +101,49 @@ def test_precisions() -> None:
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with device(precision=precision).autocast():
             assert layer(torch.zeros(1, 3, 8, 8)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--task", "kits19"), True),
+        (("--task", "kits19", "--recipe", "mlperf"), True),
+        (("--task", "brains"), True),
+        (("--task", "kits19", "--precision", "fp32"), False),
+        (("--task", "kits19", "--precision", "bf16"), False),
+        (("--task", "kits19", "--recipe", "dgx"), False),
+        (("--task", "kits19", "--config", "chosen.json"), False),
+        (("--task", "lgg"), False),
+        (("--task", "kits19", "--device", "cpu"), False),
+    ],
+    ids=str,
+)
+def test_a_slow_precision_that_nobody_chose_is_told_once(
+    words: tuple[str, ...],
+    said: bool,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Card(cpu.CPU):
+        own_memory = True
+
+        def dtypes(self) -> tuple[str, ...]:
+            return ("bf16",)
+
+        def describe(self) -> str:
+            return "a card"
+
+    (workplace / "chosen.json").write_text('{"precision": "fp32"}')
+    resolved = resolve("train", words)
+    if "cpu" not in words:
+        monkeypatch.setattr(select, "choose", lambda *_: (Card, []))
+    host.notice_once.cache_clear()
+    for _ in range(2):
+        setup.assemble(resolved.config, resolved.sources)
+    err = capsys.readouterr().err
+    told = "fp32 is the default of {}; bf16 is faster on this device (a card): --precision bf16"
+    assert err.count(told.format(words[1])) == err.count("bf16 is faster") == said
 
 
 def test_layouts() -> None:

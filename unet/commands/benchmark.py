@@ -49,7 +49,7 @@ def run(resolved: Resolved, command: str) -> int:
         folder.create("benchmark", config.general.overwrite)
     task = setup.create(config)
     cases = task.cached_cases()
-    context = setup.assemble(config)
+    context = setup.assemble(config, resolved.sources)
     capacity.require(config, context.device.own_memory)
     loader = task.train_loader(cases, (0, 1), context.device.loader_options(), context.device.put)
     batch = {key: value.cpu().numpy() for key, value in next(loader.epoch(1)).items()}

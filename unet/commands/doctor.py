@@ -77,5 +77,6 @@ def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
         return [f"{error.message} {error.hint}"]
     dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"
     lines = [f"Would be used: {device.describe()}", f"  precision {dtype}; faster in hardware: {faster}"]
+    lines += device.check()
     watts = device.power()
     return lines if watts is None else [*lines, f"  power {watts:.1f} W at present"]

@@ -23,7 +23,7 @@ def run(resolved: Resolved, command: str) -> int:
             f"evaluate scores one network, not {len(paths)}.", "Type one --weights FILE; several are for predict."
         )
     path = paths[0]
-    context = setup.assemble(config)
+    context = setup.assemble(config, resolved.sources)
     resolved, facts = setup.apply_checkpoint_settings(resolved, [path], context.task.Settings.inference_settings)
     config = resolved.config
     context = context.with_config(config)

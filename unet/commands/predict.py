@@ -25,7 +25,7 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     predicted.
     """
     paths = setup.given_weights(resolved.config, "predict")
-    context = setup.assemble(resolved.config)
+    context = setup.assemble(resolved.config, resolved.sources)
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     config, group = resolved.config, context.group
     context = context.with_config(config)

@@ -20,7 +20,7 @@ def run(resolved: Resolved, command: str) -> int:
     paths = setup.given_weights(resolved.config, "sample")
     if len(paths) > 1:
         raise UsageError(f"sample takes one network, not {len(paths)}.", "Type one --weights FILE.")
-    context = setup.assemble(resolved.config)
+    context = setup.assemble(resolved.config, resolved.sources)
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     context = context.with_config(resolved.config)
     config, how, seed = resolved.config, resolved.config.sample, max(resolved.config.general.seed, 0)

@@ -57,21 +57,36 @@ def workload_of(config: Config) -> Workload:
     return Workload(config.train.accumulate, config.task.large_tensors)
 
 
-def assemble(config: Config) -> Context:
+def assemble(config: Config, sources: Mapping[str, str] | None = None) -> Context:
     """Find the rank, choose the device and set its variables; only then import torch and connect to the other ranks.
-    Raises UnetError."""
+    `sources`: those of the settings, for advice on what was not chosen. Raises UnetError."""
     rank = launchers.find_rank(config.distributed, config.device.cuda_devices)
     kind, passed = select.choose(config.device, rank, workload_of(config))
     device = kind(config.device, rank, workload_of(config))
     group = init_distributed(config, device)
     device.deterministic(config.device.deterministic)
-    if config.device.precision not in ("fp32", "tf32", "auto") and config.device.precision not in device.dtypes():
-        host.notice(
-            f"{config.device.precision} is not supported by the hardware of this device ({device.describe()}): it"
-            f" works, but"
-            " slowly."
-        )
+    advise_precision(config, sources or {}, device)
     return Context(config, task_on(device, config), device, group, tuple(passed))
+
+
+def advise_precision(config: Config, sources: Mapping[str, str], device: Device) -> None:
+    """Tell of a precision that the hardware lacks, and of a slow one for large tensors that nobody has chosen."""
+    precision, fast = config.device.precision, device.dtypes()
+    if precision not in ("fp32", "tf32", "auto", *fast):
+        host.notice(
+            f"{precision} is not supported by the hardware of this device ({device.describe()}): it works, but slowly."
+        )
+    unchosen = precision in ("fp32", "tf32") and sources.get("precision") in weak_sources(config)
+    if unchosen and device.own_memory and config.task.large_tensors and "bf16" in fast:
+        host.notice_once(
+            f"note: {precision} is the default of {config.task.name}; bf16 is faster on this device"
+            f" ({device.describe()}): --precision bf16"
+        )
+
+
+def weak_sources(config: Config) -> tuple[str, ...]:
+    """The sources of settings that nobody has chosen."""
+    return ("default", f"task {config.task.name}", SYNTHETIC)
 
 
 def init_distributed(config: Config, device: Device) -> Group:
@@ -162,8 +177,7 @@ def apply_checkpoint_settings(
     ]
     known = [item for item in known if item]
     settings = known[0] if known else {}
-    weak = ("default", f"task {resolved.config.task.name}", SYNTHETIC)
-    names = [name for name in reused if resolved.sources[name] in weak]
+    names = [name for name in reused if resolved.sources[name] in weak_sources(resolved.config)]
     differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)

@@ -19,6 +19,7 @@ from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
 from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.compilers import C, Compiler
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ class XPU(Accelerator):
     collective = "xccl"
     visible = "ZE_AFFINITY_MASK"
     library = "xpu"
+    compilers = (C, Compiler("C++", "CXX", ("icpx", "clang++", "g++")))
     absent = "this torch is built without XPU; type: pip install torch --index-url https://download.pytorch.org/whl/xpu"
     unloadable = "the oneAPI libraries of that build must be there."
     silent = "no Intel GPU answers; compare xpu-smi discovery, and start the container with /dev/dri."

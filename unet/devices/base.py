@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
+from unet.devices.compilers import Compiler
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ class Device:
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
     `compiles_slices`: so is every new place where a slice begins: windows are cut and put together on the host;
     `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
-    --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
-    environment variables that flags override; `visible`: the variable that lists the cards of a process;
-    `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and scores work on at a time.
+    --precision-ops, --cuda-devices, --compile; `compilers`: those of the host that --compile needs; `vendor`: the
+    package that adds the device to torch; `forced`: environment variables that flags override; `visible`: the variable
+    that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and
+    scores work on at a time.
     """
 
     name = "cpu"
@@ -64,6 +66,7 @@ class Device:
     visible = ""
     has_tf32 = graphs = operator_lists = numbered = False
     compiles = True
+    compilers: tuple[Compiler, ...] = ()
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -124,6 +127,8 @@ class Device:
             raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
         if options.compile and not self.compiles:
             raise DeviceError(f"--compile: {self.vendor} has no compiler backend.", "Leave out --compile.")
+        for compiler in self.compilers if options.compile else ():
+            compiler.require(self.name)
         if options.cuda_devices and not self.numbered:
             named = host.counted(len(options.cuda_devices), "card")
             shown = " ".join(map(str, options.cuda_devices))
@@ -337,6 +342,10 @@ class Device:
     def peak_flops(self) -> float | None:
         """Peak FLOP/s of the device in the precision of this run; None if unknown."""
         return None
+
+    def check(self) -> list[str]:
+        """Lines for `doctor` about what this device was found to compute wrongly, or rightly."""
+        return []
 
     def report(self) -> list[str]:
         """Lines about this device for the end of a run."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unet import host
+from unet import files, host
 from unet.config.flags import DeviceOptions
 from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
-from unet.errors import DeviceError
+from unet.devices.compilers import Compiler
+from unet.errors import UnetError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,7 @@ class CPU(Device):
     name = "cpu"
     chunk = 2**17  # three channels of float32 fit into a core's cache
     fused = ("adam", "adamw", "sgd")
+    compilers = (Compiler("C++", "CXX", ("g++",)),)
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         import torch
@@ -43,15 +46,6 @@ class CPU(Device):
 
         return f"cpu, {processor()}, {host.counted(torch.get_num_threads(), 'thread')}"
 
-    def require(self, options: DeviceOptions) -> None:
-        super().require(options)
-        compiler = os.environ.get("CXX", "g++")
-        if options.compile and not shutil.which(compiler):
-            raise DeviceError(
-                f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
-                "Install one (Debian: apt-get install g++), or leave out --compile.",
-            )
-
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",) if has_bf16() else ()
 
@@ -60,9 +54,87 @@ class CPU(Device):
         return self.options.layout not in CHANNELS_FIRST
 
     def optimize(self, module: nn.Module) -> nn.Module:
-        from unet.kernels import select
+        """With faster layers; in mixed precision, convolutions that this processor gets wrong stay in fp32."""
+        import torch
 
-        return select.optimize(module, self.channels_last())
+        from unet.kernels import select, trial
+
+        module = select.optimize(module, self.channels_last())
+        return module if self.dtype == torch.float32 else trial.guard(module, is_right)
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        import torch
+
+        from unet.kernels import trial
+
+        compiled = super().compile(module)
+        if self.dtype != torch.float32:
+            trial.try_before(compiled, module)
+        return compiled
+
+    def check(self) -> list[str]:
+        """Small convolutions in the fastest precision, and what networks have met before, against fp32."""
+        import torch
+
+        from unet.kernels import trial
+
+        dtype = self.dtype if self.dtype != torch.float32 else self._dtype("auto")
+        if dtype == torch.float32:
+            return []
+        tried = [(layer, size, dtype, self.channels_last()) for layer, size in trial.probes()]
+        found = {trial.key_of(*how): trial.fault(*how) for how in tried}
+        wrong = [f"{key}: {what}" for key, what in found.items() if what]
+        named = str(dtype).removeprefix("torch.")
+        lines = [f"  {len(tried)} small convolutions in {named} against fp32: {len(wrong)} wrong"]
+        place, here = noted()
+        wrong += [
+            f"{key[len(here) :]}: met before"
+            for key, right in known(place).items()
+            if key.startswith(here) and not right
+        ]
+        return [*lines, *(f"    {words}; computed in fp32" for words in wrong)]
+
+
+def is_right(key: str, test: Callable[[], bool]) -> bool:
+    """Whether a convolution in a lower precision is right (`kernels.trial`). It is tried once for a processor and a
+    torch, by one process while others wait, and noted in the user's own folder; where that cannot be written it is
+    tried in every run."""
+    place, here = noted()
+    right = known(place).get(here + key)
+    if right is None and place is not None:
+        with contextlib.suppress(UnetError), files.lock(place.with_suffix(".lock")):
+            right = known(place).get(here + key)
+            if right is None:
+                right = test()
+                files.write_json(place, {**known(place), here + key: right})
+    if right is None:
+        right = test()
+    if not right:
+        host.notice_once(
+            "note: some convolutions in mixed precision are wrong on this processor with this torch, by comparison with"
+            " fp32: they are computed in fp32 (python -m unet doctor names them)"
+        )
+    return right
+
+
+def noted() -> tuple[Path | None, str]:
+    """(the file of what is known of convolutions, how keys of this processor and torch begin)."""
+    import torch
+
+    how = files.fingerprint([sorted(host.processor_flags()), os.environ.get("ONEDNN_MAX_CPU_ISA")])
+    here = f"{processor()} ({how}), torch {torch.__version__}: "
+    try:
+        return files.make_folder(host.own_folder()) / "convolutions.json", here
+    except (UnetError, RuntimeError):
+        return None, here
+
+
+def known(place: Path | None) -> dict[str, bool]:
+    """The content of that file; one that is damaged is begun anew."""
+    try:
+        return files.read_json(place, {str: bool}) if place is not None and place.exists() else {}
+    except UnetError:
+        return {}
 
 
 def keep_memory(volumes: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
 from unet.devices.base import USUAL, Workload
+from unet.devices.compilers import C
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class CUDA(Accelerator):
 
     name = "cuda"
     has_tf32 = graphs = numbered = converts = pins = True
+    compilers = (C,)
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")

@@ -144,8 +144,7 @@ def _place(folder: Path) -> Path | None:
     if os.access(folder, os.W_OK):
         return folder / NOTED
     try:
-        home = os.environ.get("XDG_CACHE_HOME")
-        own = files.make_folder((Path(home) if home else Path.home() / ".cache") / "unet")
+        own = files.make_folder(host.own_folder())
     except (UnetError, RuntimeError):
         return None
     return own / f"{files.fingerprint([socket.gethostname(), str(files.real_path(folder))])}{NOTED}"
