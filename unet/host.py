@@ -193,8 +193,9 @@ def process_map(
             for _ in range(max(1, min(at_once or cores(), len(items)))):
                 ours, theirs = context.Pipe()
                 inherited = [ours, *busy] if context.get_start_method() == "fork" else []
-                processes.append(context.Process(target=_serve, args=(theirs, inherited, work), daemon=True))
-                processes[-1].start()
+                process = context.Process(target=_serve, args=(theirs, inherited, work), daemon=True)
+                process.start()
+                processes.append(process)
                 theirs.close()
                 busy[ours] = processes[-1], None
         for connection in list(busy):

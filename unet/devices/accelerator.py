@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
-from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.base import USUAL, Device, Workload, first_line, listed
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 class Accelerator(Device):
     """A device whose `torch.<name>` counts cards, synchronises, and has random state.
 
-    `single`: a process has one card, without a number; `converts`: precisions that the hardware lacks work, slowly;
+    `single`: a process has one card, without a number; `numbers`: torch may tell the number of the hardware (UUID);
+    `converts`: precisions that the hardware lacks work, slowly;
     `library`: the part of torch without which the device is not there; `absent`, `unloadable`, `silent`: why it cannot
     be used, and what to do, where its package is not installed, does not load, or finds no card.
     """
 
     own_memory = True
-    single = converts = False
+    single = converts = numbers = False
     library = ""
     absent = unloadable = silent = ""
 
@@ -151,9 +152,17 @@ class Accelerator(Device):
 
     def card_name(self) -> str:
         """By the variable that lists the visible cards, else by its index."""
-        seen = [name.strip() for name in os.environ.get(self.visible, "").split(",") if name.strip()]
-        index = self.device.index or 0
+        seen, index = listed(self.listing()), self.device.index or 0
         return seen[index] if index < len(seen) else str(index)
+
+    def identity(self) -> str:
+        """The hardware's own number where torch tells it, else what the lists of visible cards have. SLURM counts the
+        cards that it gives to a process from 0, so there they tell nothing."""
+        if self.numbers and (own := getattr(self._ask("get_device_properties"), "uuid", None)):
+            return str(own)
+        if any(name in os.environ for name in launchers.OWN_CARD):
+            return ""
+        return "/".join([self.card_name() or "0", *filter(None, map(os.environ.get, self.outside))])
 
 
 class XPU(Accelerator):
@@ -162,6 +171,7 @@ class XPU(Accelerator):
     name = "xpu"
     collective = "xccl"
     visible = "ZE_AFFINITY_MASK"
+    numbers = True
     library = "xpu"
     absent = "this torch is built without XPU; type: pip install torch --index-url https://download.pytorch.org/whl/xpu"
     unloadable = "the oneAPI libraries of that build must be there."
@@ -192,7 +202,7 @@ class NPU(Accelerator):
 
     name = "npu"
     collective = "hccl"
-    visible = "ASCEND_RT_VISIBLE_DEVICES"
+    visible, outside = "ASCEND_RT_VISIBLE_DEVICES", ("ASCEND_VISIBLE_DEVICES",)
     vendor = "torch_npu"
     compiles = False
     absent = "torch_npu is not installed; start Ascend's PyTorch container, or install the version of your torch."

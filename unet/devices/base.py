@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet import host
 from unet.config.flags import DeviceOptions
-from unet.devices import launchers
-from unet.errors import DeviceError, UsageError
+from unet.devices import launchers, refusals
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +48,9 @@ class Device:
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
     `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
     --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
-    environment variables that flags override; `visible`: the variable that lists the cards of a process;
-    `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and scores work on at a time.
+    environment variables that flags override; `visible`: the variable that lists the cards of a process, `visible_too`:
+    others that come before it, `outside`: those that a container or a lower layer reads; `own_memory`: it has memory
+    besides the host's; `chunk`: voxels that loss and scores work on at a time.
     """
 
     name = "cpu"
@@ -61,6 +61,8 @@ class Device:
     own_memory = False
     chunk = 2**24
     visible = ""
+    visible_too: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     has_tf32 = graphs = operator_lists = numbered = False
     compiles = True
     fused: tuple[str, ...] = ()
@@ -103,34 +105,26 @@ class Device:
         return None
 
     @classmethod
+    def visible_by(cls) -> tuple[str, ...]:
+        """The variables that list the cards of a process."""
+        return tuple(filter(None, (cls.visible, *cls.visible_too, *cls.outside)))
+
+    @classmethod
+    def listing(cls) -> str:
+        """The variable that lists the cards of this process: the first that is set."""
+        return next((name for name in cls.visible_too if os.environ.get(name)), cls.visible)
+
+    @classmethod
     def card(cls, number: int) -> dict[str, str]:
         """The environment variables of a process that uses only one of the visible cards."""
         if not cls.visible:
             return {}
-        seen = [name.strip() for name in os.environ.get(cls.visible, "").split(",") if name.strip()]
-        return {cls.visible: seen[number] if seen else str(number)}
+        seen = listed(cls.listing())
+        return {cls.listing(): seen[number] if seen else str(number)}
 
     def require(self, options: DeviceOptions) -> None:
         """Raise DeviceError or UsageError for settings that this device does not support."""
-        if options.precision == "tf32" and not self.has_tf32:
-            raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
-        if options.precision_ops and not self.operator_lists:
-            raise DeviceError(
-                f"--precision-ops: the operator lists of {self.name} are torch's own and fixed.",
-                "Leave it out, or run on an HPU.",
-            )
-        if options.capture == "on" and not self.graphs:
-            raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
-        if options.compile and not self.compiles:
-            raise DeviceError(f"--compile: {self.vendor} has no compiler backend.", "Leave out --compile.")
-        if options.cuda_devices and not self.numbered:
-            named = host.counted(len(options.cuda_devices), "card")
-            shown = " ".join(map(str, options.cuda_devices))
-            raise UsageError(
-                f"--cuda-devices {shown} (CUDA_devices) names {named}, but the device of this run is {self.name}.",
-                f"To run on {self.name} type --cuda-devices none, or write CUDA_devices [] in the file; to see why no"
-                " card is used type --device cuda.",
-            )
+        refusals.require(self, options)
 
     def describe(self) -> str:
         """A description of the device for logs."""
@@ -347,6 +341,11 @@ class Device:
         """The name of this process's card in the vendor's tools; empty on a CPU."""
         return ""
 
+    def identity(self) -> str:
+        """What tells this process's card from the others of its node; empty if that is not known, or if processes may
+        share it."""
+        return ""
+
     def power(self, interval: float = 0.2) -> float | None:
         """Power in watts, after this many seconds (their mean, where the device counts energy); None if unknown."""
         from unet.devices import power
@@ -358,6 +357,11 @@ class Device:
         words = ("can't allocate memory", "not enough memory", "out of memory")
         known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
         return known or isinstance(error, MemoryError)
+
+
+def listed(variable: str) -> list[str]:
+    """The cards that a variable lists."""
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

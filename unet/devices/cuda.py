@@ -41,7 +41,7 @@ class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    has_tf32 = graphs = numbered = converts = True
+    has_tf32 = graphs = numbered = converts = numbers = True
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     fused = ("adam", "adamw", "sgd")

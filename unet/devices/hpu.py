@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files
 from unet.config.flags import DeviceOptions
+from unet.devices import launchers
 from unet.devices.accelerator import Accelerator
-from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.base import USUAL, Device, Workload, first_line, listed
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class HPU(Accelerator):
     name = "hpu"
     graphs = operator_lists = True
     collective = "hccl"
-    visible = "HABANA_VISIBLE_MODULES"
+    visible, outside = "HABANA_VISIBLE_MODULES", ("HABANA_VISIBLE_DEVICES",)
     vendor = "habana_frameworks"
     static_shapes = single = True
     forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
@@ -52,10 +53,9 @@ class HPU(Accelerator):
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         result = super().environment(options, rank, workload)
         result["PT_HPU_LAZY_MODE"] = "1" if options.use_lazy_mode else "0"
-        modules = os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
-        if modules != [""] and rank.local < len(modules):
-            result["HLS_MODULE_ID"] = modules[rank.local].strip()
-        elif rank.world > 1:
+        if modules := listed("HABANA_VISIBLE_MODULES"):  # a process may have a list of its own
+            result["HLS_MODULE_ID"] = modules[rank.local % len(modules)]
+        elif rank.world > 1 and not (len(listed(cls.outside[0])) == 1 and launchers.has_own_card(rank, cls.outside)):
             result["HLS_MODULE_ID"] = str(rank.local)
         if options.precision_ops:
             result |= write_lists(Path(options.precision_ops))

@@ -1,0 +1,35 @@
+"""Settings that a device cannot follow, in the same words for every device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unet import host
+from unet.config.flags import DeviceOptions
+from unet.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from unet.devices.base import Device
+
+
+def require(device: Device, options: DeviceOptions) -> None:
+    """Raise DeviceError or UsageError for settings that a device does not support."""
+    if options.precision == "tf32" and not device.has_tf32:
+        raise DeviceError(f"--precision tf32: {device.name} has no TF32.", "Type --precision fp32, or auto.")
+    if options.precision_ops and not device.operator_lists:
+        raise DeviceError(
+            f"--precision-ops: the operator lists of {device.name} are torch's own and fixed.",
+            "Leave it out, or run on an HPU.",
+        )
+    if options.capture == "on" and not device.graphs:
+        raise DeviceError(f"--capture: {device.name} has no graphs to record.", "Leave it out.")
+    if options.compile and not device.compiles:
+        raise DeviceError(f"--compile: {device.vendor} has no compiler backend.", "Leave out --compile.")
+    if options.cuda_devices and not device.numbered:
+        named = host.counted(len(options.cuda_devices), "card")
+        shown = " ".join(map(str, options.cuda_devices))
+        raise UsageError(
+            f"--cuda-devices {shown} (CUDA_devices) names {named}, but the device of this run is {device.name}.",
+            f"To run on {device.name} type --cuda-devices none, or write CUDA_devices [] in the file; to see why no"
+            " card is used type --device cuda.",
+        )
