@@ -25,6 +25,8 @@ from typing import Any
 from unet.errors import UnetError
 
 TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
+SHARED = Path("/dev/shm")  # memory that processes share by name: 64 MB in a container that is not given more
+SHARED_LEAST = 2**29  # bytes of it that the vendors' collectives should find
 PARTING = 3.0  # seconds for a process to finish its current item
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
@@ -96,6 +98,12 @@ def disk(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def small_shared_memory() -> str | None:
+    """The size of /dev/shm in words, where it is that of a container that was not given more; else None."""
+    size = shutil.disk_usage(SHARED).total if SHARED.is_dir() else 0
+    return format_bytes(size) if 0 < size < SHARED_LEAST else None
 
 
 def peak_memory() -> int:

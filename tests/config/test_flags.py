@@ -43,7 +43,7 @@ def parsed(line: str) -> Config:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (HABANA, {"fold": None, "augment": True, "compile": False, "resume": None, "device": "auto", "out": "m"}),
+        (HABANA, {"fold": None, "augment": True, "compile": "off", "resume": None, "device": "auto", "out": "m"}),
         (HABANA, {"checkpoints": True, "data": "em", "debug_dump": None, "quiet": False, "distributed": False}),
         (MLPERF, {"lamb_betas": (0.9, 0.999), "patch": (128,) * 3, "eval_patch": (128,) * 3, "lr_milestones": ()}),
         (MLPERF, {"precision": "fp32", "cudnn_benchmark": False, "deterministic": False, "data": "kits19"}),

@@ -19,6 +19,7 @@ from unet.config.flags import DeviceOptions
 from unet.devices import select
 from unet.devices.hpu import HPU
 from unet.devices.launchers import OWN_CARD, Rank
+from unet.errors import UsageError
 
 FOUR = "Rank(1, 4, 1, 4, 'mpirun')"
 CODE = f"""
@@ -99,6 +100,17 @@ def test_the_module_of_a_gaudi_process(
         monkeypatch.setenv(name, variables.get(name, ""))
     found = HPU.environment(DeviceOptions(), Rank(3, 4, 3, 4, "mpirun"))
     assert found.get("HLS_MODULE_ID") == module
+
+
+def test_the_recipes_of_a_gaudi_are_kept_for_later_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    for local in (0, 1):  # all ranks of the machine share it, and nobody empties it
+        found = HPU.environment(DeviceOptions(recipe_cache=str(folder)), Rank(local, 2, local, 2, "mpirun"))
+        assert found["PT_HPU_RECIPE_CACHE_CONFIG"] == f"{folder},False,8192"
+    assert folder.is_dir() and "PT_HPU_RECIPE_CACHE_CONFIG" in HPU.forced
+    assert "PT_HPU_RECIPE_CACHE_CONFIG" not in HPU.environment(DeviceOptions(), Rank())
+    with pytest.raises(UsageError, match="the path has a comma"):
+        HPU.environment(DeviceOptions(recipe_cache=str(tmp_path / "a,b")), Rank())
 
 
 def test_the_variable_that_a_fold_gets_is_the_one_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

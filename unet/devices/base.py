@@ -46,11 +46,12 @@ class Device:
 
     `name`: what --device calls it; `torch_name`: torch's device type, where that is another word; `collective`: the
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
-    `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
-    --precision-ops, --cuda-devices, --compile; `vendor`: the package that adds the device to torch; `forced`:
-    environment variables that flags override; `visible`: the variable that lists the cards of a process, `visible_too`:
-    others that come before it, `outside`: those that a container or a lower layer reads; `own_memory`: it has memory
-    besides the host's; `chunk`: voxels that loss and scores work on at a time.
+    `has_tf32`, `graphs`, `operator_lists`, `numbered`, `recipes`, `compiles`, `orders`: support for --precision tf32,
+    --capture, --precision-ops, --cuda-devices, --recipe-cache, --compile, --layout of channels last; `vendor`: the
+    package that adds the device to torch; `forced`: environment variables that flags override; `visible`: the variable
+    that lists the cards of a process, `visible_too`: others that come before it, `outside`: those that a container or
+    a lower layer reads; `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and scores work on
+    at a time.
     """
 
     name = "cpu"
@@ -63,8 +64,8 @@ class Device:
     visible = ""
     visible_too: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
-    has_tf32 = graphs = operator_lists = numbered = False
-    compiles = True
+    has_tf32 = graphs = operator_lists = numbered = recipes = False
+    compiles = orders = True
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -76,7 +77,7 @@ class Device:
         self.device = torch.device(self.torch_type())
         self.require(options)
         self.dtype = self._dtype(options.precision)
-        self.static_shapes = self.static_shapes or options.compile
+        self.static_shapes = self.static_shapes or self.compiled()
 
     @classmethod
     def torch_type(cls) -> str:
@@ -228,8 +229,12 @@ class Device:
             return tensor.contiguous(memory_format=self.memory_format(tensor.ndim - 2))
         return tensor
 
+    def compiled(self) -> bool:
+        """Whether this run compiles its networks."""
+        return self.options.compile == "on"
+
     def compile(self, module: nn.Module) -> nn.Module:
-        """Compile the network for the device."""
+        """The network compiled for the device. Only for runs that compile (`compiled`)."""
         import torch
 
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]

@@ -46,7 +46,7 @@ class CPU(Device):
     def require(self, options: DeviceOptions) -> None:
         super().require(options)
         compiler = os.environ.get("CXX", "g++")
-        if options.compile and not shutil.which(compiler):
+        if self.compiled() and not shutil.which(compiler):
             raise DeviceError(
                 f"--compile needs a C++ compiler on a CPU; {compiler} is not on the PATH.",
                 "Install one (Debian: apt-get install g++), or leave out --compile.",

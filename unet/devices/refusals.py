@@ -21,9 +21,16 @@ def require(device: Device, options: DeviceOptions) -> None:
             f"--precision-ops: the operator lists of {device.name} are torch's own and fixed.",
             "Leave it out, or run on an HPU.",
         )
+    if options.recipe_cache and not device.recipes:
+        raise DeviceError(f"--recipe-cache: {device.name} has no recipes.", "Leave it out, or run on an HPU.")
+    if not device.orders and device.channels_last():
+        raise DeviceError(
+            f"--layout {options.layout}: {device.name} keeps images channels first.",
+            "Type --layout auto: the vendor's compiler chooses the order in its memory.",
+        )
     if options.capture == "on" and not device.graphs:
         raise DeviceError(f"--capture: {device.name} has no graphs to record.", "Leave it out.")
-    if options.compile and not device.compiles:
+    if options.compile == "on" and not device.compiles:
         raise DeviceError(f"--compile: {device.vendor} has no compiler backend.", "Leave out --compile.")
     if options.cuda_devices and not device.numbered:
         named = host.counted(len(options.cuda_devices), "card")

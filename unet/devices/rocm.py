@@ -44,6 +44,8 @@ class ROCm(CUDA):
         """Only where it is typed: MIOpen's convolutions copy to channels first."""
         return Device.channels_last(self)
 
+    place = Device.place  # cuDNN is NVIDIA's
+
     def peak_flops(self) -> float | None:
         return None
 
