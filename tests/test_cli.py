@@ -114,7 +114,7 @@ def each_once(groups: list[type]) -> None:
         ("--disable_ckpt_saving", {"checkpoints": False}),
         ("--no-checkpoints", {"checkpoints": False}),
         ("--cudnn_deterministic", {"deterministic": True}),
-        ("--xla", {"compile": True}),
+        ("--xla", {"compile": "on"}),
         ("--log_dir d", {"out": "d"}),
         ("--exec_mode train", {"mode": "train"}),
         ("--synth_data", {"synth_data": True}),

@@ -25,6 +25,8 @@ from typing import Any
 from unet.errors import UnetError
 
 TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
+SHARED = Path("/dev/shm")  # memory that processes share by name: 64 MB in a container that is not given more
+SHARED_LEAST = 2**29  # bytes of it that the vendors' collectives should find
 PARTING = 3.0  # seconds for a process to finish its current item
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
@@ -102,6 +104,12 @@ def own_folder() -> Path:
     """The user's folder for what is remembered of this machine. Raises RuntimeError where the user has no home."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "unet"
+
+
+def small_shared_memory() -> str | None:
+    """The size of /dev/shm in words, where it is that of a container that was not given more; else None."""
+    size = shutil.disk_usage(SHARED).total if SHARED.is_dir() else 0
+    return format_bytes(size) if 0 < size < SHARED_LEAST else None
 
 
 def peak_memory() -> int:
@@ -199,8 +207,9 @@ def process_map(
             for _ in range(max(1, min(at_once or cores(), len(items)))):
                 ours, theirs = context.Pipe()
                 inherited = [ours, *busy] if context.get_start_method() == "fork" else []
-                processes.append(context.Process(target=_serve, args=(theirs, inherited, work), daemon=True))
-                processes[-1].start()
+                process = context.Process(target=_serve, args=(theirs, inherited, work), daemon=True)
+                process.start()
+                processes.append(process)
                 theirs.close()
                 busy[ours] = processes[-1], None
         for connection in list(busy):

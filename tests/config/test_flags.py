@@ -43,7 +43,7 @@ def parsed(line: str) -> Config:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (HABANA, {"fold": None, "augment": True, "compile": False, "resume": None, "device": "auto", "out": "m"}),
+        (HABANA, {"fold": None, "augment": True, "compile": "off", "resume": None, "device": "auto", "out": "m"}),
         (HABANA, {"checkpoints": True, "data": "em", "debug_dump": None, "quiet": False, "distributed": False}),
         (MLPERF, {"lamb_betas": (0.9, 0.999), "patch": (128,) * 3, "eval_patch": (128,) * 3, "lr_milestones": ()}),
         (MLPERF, {"precision": "fp32", "cudnn_benchmark": False, "deterministic": False, "data": "kits19"}),
@@ -414,3 +414,9 @@ def test_hostile_values_of_every_flag(workplace: Path) -> None:
                     assert not isinstance(item, float) or abs(item) < 1e13, (spelling, value)
                     assert not isinstance(item, str) or (item.strip() and item.isprintable()), (spelling, value)
     assert len(tried) > 150
+
+
+@pytest.mark.parametrize(("written", "read"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_a_file_of_when_compile_was_a_switch(written: object, read: str, workplace: Path) -> None:
+    Path("s.json").write_text(json.dumps({"compile": written}))
+    assert parsed("--config s.json").device.compile == read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, error_of
 
+from unet import cli as program
 from unet import host
 from unet.cli import resolve
 from unet.commands import setup
@@ -212,3 +214,15 @@ def test_intel_s_builds_of_torch_are_known(version: str, known: bool, monkeypatc
     monkeypatch.setattr(HPU, "installed", classmethod(lambda cls: True))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     assert ("lazy mode needs Intel's build" not in str(HPU.missing(DeviceOptions(use_lazy_mode=True)))) is known
+
+
+def test_a_task_goes_to_other_processes_without_its_device() -> None:
+    """Those that make a cache have no card: a device of a vendor's package cannot be sent to them."""
+    where = device()
+    where.bridge = sys  # type: ignore[attr-defined]  # a module, as an HPU holds
+    with pytest.raises(TypeError, match="cannot pickle 'module'"):
+        pickle.dumps(where)
+    task = setup.task_on(where, program.resolve("train", []).config)
+    assert task.compute is where
+    sent = pickle.loads(pickle.dumps(task))
+    assert sent.config == task.config and sent.compute is not where

@@ -63,6 +63,8 @@ def test_the_weights_are_the_cpu_s_bit_for_bit(mode: str, place: Path, phantoms:
     if mode == "eager":
         assert (log["lazy"], counts.get("mark_step", 0)) == (False, 0)
         assert log["environment"]["PT_HPU_LAZY_MODE"] == "0"
+        assert counts["graphs_captured"] >= 2  # one to train, one to score
+        assert "eager mode, compiled by hpu_backend" in done.err
     if mode == "mlu":
         assert log["tf32"] == {"cnnl": False, "matmul": False}  # fp32 that is fp32
         listed(log, "training")
@@ -226,7 +228,8 @@ def test_the_mode_is_set_before_a_bridge_that_torch_loads_by_itself(mode: str, p
 @pytest.mark.parametrize(
     ("mode", "more", "said"),
     [
-        ("eager", ("--compile",), "eager mode"),
+        ("eager", ("--compile", "off"), "eager mode, float32"),
+        ("eager", ("--recipe-cache", "recipes"), "compiled by hpu_backend"),
         ("lazy", ("--precision", "bf16"), "bfloat16"),
         ("lazy", ("--capture", "off"), "lazy mode"),
         ("mlu", ("--precision", "fp16"), "float16"),
@@ -255,6 +258,8 @@ def test_settings_run(mode: str, more: tuple[object, ...], said: str, place: Pat
         ("lazy", ("--precision", "fp16"), "bf16"),
         ("lazy", ("--compile",), "--compile is for an HPU's eager mode"),
         ("eager", ("--capture",), "HPU graphs are for lazy mode"),
+        ("eager", ("--layout", "NHWC"), "--layout NHWC: hpu keeps images channels first"),
+        ("mlu", ("--recipe-cache", "r"), "--recipe-cache: mlu has no recipes"),
         ("mlu", ("--compile",), "no compiler backend"),
         ("mlu", ("--capture",), "no graphs to record"),
         ("mlu", ("--precision", "bf16"), "this mlu runs fp32 and fp16, not bf16"),

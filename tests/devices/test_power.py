@@ -17,6 +17,8 @@ from unet.devices import power
 OUTPUTS = [
     ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n1, GPU-0b2e, 402.10\n", "1", 402.10),
     ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n1, GPU-0b2e, 402.10\n", "GPU-6d8c1f3a", 71.33),
+    ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n1, GPU-0b2e, 402.10\n", "GPU-0b", 402.10),  # a beginning of it
+    ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n1, GPU-6d2e, 402.10\n", "GPU-6d", None),
     ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n", "3", 71.33),  # a container sees one card, under any number
     ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, [N/A]\n", "0", None),
     ("cuda", "nvidia-smi", "0, GPU-6d8c1f3a, 71.33\n1, GPU-0b2e, 402.10\n", "7", None),

@@ -324,6 +324,7 @@ MPI = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 LINES: dict[str, Callable[[], list[str]]] = {
     "seed": lambda: [*MPI, "-n", "2", "--rank-by", "core", sys.executable],
+    "mapped": lambda: [*MPI, "-n", "2", "--map-by", "slot", sys.executable],
     "tagged": lambda: [*MPI, "--tag-output", "--merge-stderr-to-stdout", "-np", "3", sys.executable],
     "bound": lambda: [*MPI, "--bind-to", "core", "--map-by", "core", "-np", "2", sys.executable],
     "torchrun": lambda: [*TORCHRUN, "--nnodes=1", "--nproc_per_node=2"],

@@ -286,7 +286,7 @@ def our_step(context: setup.Context, batch: Mapping[str, Any]) -> Step:
 
     config, device = context.config, context.device
     model = device.place(context.task.build_model())
-    network = device.capture(device.compile(model) if config.device.compile else model)
+    network = device.capture(device.compile(model) if device.compiled() else model)
     fused = None if config.device.deterministic else device  # torch's own: the same bits on every device
     optimizer, scaler = optim.build(config.train, context.task.param_groups(model), fused), device.scaler()
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
@@ -313,7 +313,7 @@ def our_pass(context: setup.Context) -> Step:
 
     config, device = context.config, context.device
     network = device.place(context.task.build_model()).eval()
-    network = device.capture(device.compile(network) if config.device.compile else network, training=False)
+    network = device.capture(device.compile(network) if device.compiled() else network, training=False)
     images = torch.rand(config.eval.eval_batch_size, *context.task.eval_input_shape()[1:])
 
     @torch.no_grad()

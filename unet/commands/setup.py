@@ -97,6 +97,11 @@ def init_distributed(config: Config, device: Device) -> Group:
     if rank.world == 1 or distributed.group().world > 1:
         return distributed.group()
     address, port = launchers.master_address(config.distributed, rank)
+    if device.own_memory and rank.local_world > 1 and rank.local == 0 and (size := host.small_shared_memory()):
+        host.notice(
+            f"warning: {rank.local_world} processes of this node exchange gradients through {host.SHARED}, which has"
+            f" {size}. Start the container with docker run --shm-size=1g, or --ipc=host."
+        )
     interface, own = ("lo", None) if rank.one_node else launchers.route(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -143,7 +148,7 @@ def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Modu
         network = context.task.build_model()
     checkpoint.fit(network, own, path)
     placed = context.device.place(network)
-    compiled = context.device.compile(placed) if context.config.device.compile else placed
+    compiled = context.device.compile(placed) if context.device.compiled() else placed
     return context.device.capture(compiled, training=False)
 
 

@@ -221,10 +221,10 @@ def build_trainer(
     training, validation = split_cases(cases, split)
     seeding.seed_all(config.general.seed, device)
     model = device.place(task.build_model())
-    compiled = device.compile(model) if config.device.compile else model
+    compiled = device.compile(model) if device.compiled() else model
     averaged = averaged_model(model, config.train.ema)
     scored = compiled if averaged is None else averaged.module
-    if averaged is not None and config.device.compile:
+    if averaged is not None and device.compiled():
         scored = device.compile(scored)
     eval_model = device.capture(scored, training=False)
     network = device.parallel(device.capture(compiled))

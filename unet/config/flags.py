@@ -29,12 +29,7 @@ class GeneralOptions:
         aliases=("--json_config_file",),
         common=True,
     )
-    recipe: str | None = option(
-        None,
-        "a named set of settings of the task",
-        metavar="NAME",
-        common=True,
-    )
+    recipe: str | None = option(None, "a named set of settings of the task", metavar="NAME", common=True)
     seed: int = option(
         2001, "seed of weights, sampling and augmentation; -1 draws one", minimum=-1, maximum=2**32 - 1, common=True
     )
@@ -260,7 +255,19 @@ class DeviceOptions:
         metavar="FILE",
         aliases=("--bf16_config_path",),
     )
-    compile: bool = option(False, "compile the network (slow first step, faster run)", aliases=("--xla",), common=True)
+    recipe_cache: str | None = option(
+        None, "HPU: keep compiled graphs in this folder, on a disk of the machine, for later runs", metavar="DIR"
+    )
+    compile: str = option(
+        "auto",
+        "compile the network (slow first step, faster run); auto = where the vendor advises it (HPU in eager mode)",
+        choices=("auto", "on", "off"),
+        const="on",
+        metavar="auto|on|off",
+        synonyms=(("true", "on"), ("false", "off")),
+        aliases=("--xla",),
+        common=True,
+    )
     capture: str = option(
         "auto",
         "record the network as a graph and replay it; auto = where that is faster (HPU in lazy mode)",
@@ -314,11 +321,7 @@ class InputOptions:
     """Input"""
 
     inputs: tuple[str, ...] = option(
-        (),
-        "images, patient folders or whole data sets",
-        metavar="FILES|FOLDERS",
-        positional=True,
-        common=True,
+        (), "images, patient folders or whole data sets", metavar="FILES|FOLDERS", positional=True, common=True
     )
 
 
@@ -367,10 +370,7 @@ class MLPerfOptions:
     """MLPerf logging"""
 
     mlperf_division: str | None = option(
-        None,
-        "write an MLPerf log for this division: closed or open",
-        choices=("closed", "open"),
-        metavar="NAME",
+        None, "write an MLPerf log for this division: closed or open", choices=("closed", "open"), metavar="NAME"
     )
     mlperf_rehearsal: bool = option(False, "allow other settings than the rules; the log says that this is a rehearsal")
     mlperf_org: str | None = option(None, "submitter named in the log", metavar="NAME")

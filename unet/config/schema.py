@@ -147,7 +147,7 @@ def _of_device(config: Config) -> list[str]:
     mistakes = []
     if device.use_lazy_mode and device.device not in ("auto", "hpu"):
         mistakes.append(f"--use-lazy-mode is for an HPU, but --device is {device.device}")
-    if device.use_lazy_mode and device.compile:
+    if device.use_lazy_mode and device.compile == "on":
         mistakes.append("--compile is for an HPU's eager mode, not for --use-lazy-mode (which has graphs: --capture)")
     port = several.dist_url.rstrip("/").rpartition(":")[2]
     if port.isdecimal() and not 0 < int(port) < 65536:

@@ -57,7 +57,8 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
     """`value` (text, or an item of a settings file) as `kind`, within the option's bounds. Raises ValueError in
     words.
     """
-    word = value.strip().lower() if isinstance(value, str) else None
+    said = str(value) if isinstance(value, bool) and kind is str else value  # a file of when this was a switch
+    word = said.strip().lower() if isinstance(said, str) else None
     for synonym, meaning in option.synonyms:
         if word is not None and synonym.lower() == word:
             return meaning

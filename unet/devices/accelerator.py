@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers
-from unet.devices.base import USUAL, Device, Workload, first_line
-from unet.devices.compilers import C, Compiler
+from unet.devices.base import USUAL, Device, Workload, first_line, listed
+from unet.devices.refusals import C, Compiler
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 class Accelerator(Device):
     """A device whose `torch.<name>` counts cards, synchronises, and has random state.
 
-    `single`: a process has one card, without a number; `pins`: batches come from pinned memory, on a stream of their
-    own; `converts`: precisions that the hardware lacks work, slowly; `library`: the part of torch without which the
-    device is not there; `absent`, `unloadable`, `silent`: why it cannot be used, and what to do, where its package is
-    not installed, does not load, or finds no card.
+    `single`: a process has one card, without a number; `numbers`: torch may tell the number of the hardware (UUID);
+    `pins`: batches come from pinned memory, on a stream of their own; `converts`: precisions that the hardware lacks
+    work, slowly; `library`: the part of torch without which the device is not there; `absent`, `unloadable`, `silent`:
+    why it cannot be used, and what to do, where its package is not installed, does not load, or finds no card.
     """
 
     own_memory = True
-    single = converts = pins = False
+    single = converts = pins = numbers = False
     library = ""
     absent = unloadable = silent = ""
 
@@ -177,9 +177,17 @@ class Accelerator(Device):
 
     def card_name(self) -> str:
         """By the variable that lists the visible cards, else by its index."""
-        seen = [name.strip() for name in os.environ.get(self.visible, "").split(",") if name.strip()]
-        index = self.device.index or 0
+        seen, index = listed(self.listing()), self.device.index or 0
         return seen[index] if index < len(seen) else str(index)
+
+    def identity(self) -> str:
+        """The hardware's own number where torch tells it, else what the lists of visible cards have. SLURM counts the
+        cards that it gives to a process from 0, so there they tell nothing."""
+        if self.numbers and (own := getattr(self._ask("get_device_properties"), "uuid", None)):
+            return str(own)
+        if any(name in os.environ for name in launchers.OWN_CARD):
+            return ""
+        return "/".join([self.card_name() or "0", *filter(None, map(os.environ.get, self.outside))])
 
 
 class XPU(Accelerator):
@@ -188,6 +196,7 @@ class XPU(Accelerator):
     name = "xpu"
     collective = "xccl"
     visible = "ZE_AFFINITY_MASK"
+    numbers = True
     library = "xpu"
     compilers = (C, Compiler("C++", "CXX", ("icpx", "clang++", "g++")))
     absent = "this torch is built without XPU; type: pip install torch --index-url https://download.pytorch.org/whl/xpu"
@@ -219,7 +228,7 @@ class NPU(Accelerator):
 
     name = "npu"
     collective = "hccl"
-    visible = "ASCEND_RT_VISIBLE_DEVICES"
+    visible, outside = "ASCEND_RT_VISIBLE_DEVICES", ("ASCEND_VISIBLE_DEVICES",)
     vendor = "torch_npu"
     compiles = False
     absent = "torch_npu is not installed; start Ascend's PyTorch container, or install the version of your torch."

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet import host
 from unet.config.flags import DeviceOptions
-from unet.devices import launchers
-from unet.devices.compilers import Compiler
-from unet.errors import DeviceError, UsageError
+from unet.devices import launchers, refusals
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +47,12 @@ class Device:
     `name`: what --device calls it; `torch_name`: torch's device type, where that is another word; `collective`: the
     backend of the process group, empty where only one process can run; `static_shapes`: every new shape is compiled;
     `compiles_slices`: so is every new place where a slice begins: windows are cut and put together on the host;
-    `has_tf32`, `graphs`, `operator_lists`, `numbered`, `compiles`: support for --precision tf32, --capture,
-    --precision-ops, --cuda-devices, --compile; `compilers`: those of the host that --compile needs; `vendor`: the
-    package that adds the device to torch; `forced`: environment variables that flags override; `visible`: the variable
-    that lists the cards of a process; `own_memory`: it has memory besides the host's; `chunk`: voxels that loss and
-    scores work on at a time.
+    `has_tf32`, `graphs`, `operator_lists`, `numbered`, `recipes`, `compiles`, `orders`: support for --precision tf32,
+    --capture, --precision-ops, --cuda-devices, --recipe-cache, --compile, --layout of channels last; `compilers`: those
+    of the host that --compile needs; `vendor`: the package that adds the device to torch; `forced`: environment
+    variables that flags override; `visible`: the variable that lists the cards of a process, `visible_too`: others that
+    come before it, `outside`: those that a container or a lower layer reads; `own_memory`: it has memory besides the
+    host's; `chunk`: voxels that loss and scores work on at a time.
     """
 
     name = "cpu"
@@ -64,9 +63,11 @@ class Device:
     own_memory = False
     chunk = 2**24
     visible = ""
-    has_tf32 = graphs = operator_lists = numbered = False
-    compiles = True
-    compilers: tuple[Compiler, ...] = ()
+    visible_too: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    has_tf32 = graphs = operator_lists = numbered = recipes = False
+    compiles = orders = True
+    compilers: tuple[refusals.Compiler, ...] = ()
     fused: tuple[str, ...] = ()
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
@@ -78,7 +79,7 @@ class Device:
         self.device = torch.device(self.torch_type())
         self.require(options)
         self.dtype = self._dtype(options.precision)
-        self.static_shapes = self.static_shapes or options.compile
+        self.static_shapes = self.static_shapes or self.compiled()
 
     @classmethod
     def torch_type(cls) -> str:
@@ -107,36 +108,26 @@ class Device:
         return None
 
     @classmethod
+    def visible_by(cls) -> tuple[str, ...]:
+        """The variables that list the cards of a process."""
+        return tuple(filter(None, (cls.visible, *cls.visible_too, *cls.outside)))
+
+    @classmethod
+    def listing(cls) -> str:
+        """The variable that lists the cards of this process: the first that is set."""
+        return next((name for name in cls.visible_too if os.environ.get(name)), cls.visible)
+
+    @classmethod
     def card(cls, number: int) -> dict[str, str]:
         """The environment variables of a process that uses only one of the visible cards."""
         if not cls.visible:
             return {}
-        seen = [name.strip() for name in os.environ.get(cls.visible, "").split(",") if name.strip()]
-        return {cls.visible: seen[number] if seen else str(number)}
+        seen = listed(cls.listing())
+        return {cls.listing(): seen[number] if seen else str(number)}
 
     def require(self, options: DeviceOptions) -> None:
         """Raise DeviceError or UsageError for settings that this device does not support."""
-        if options.precision == "tf32" and not self.has_tf32:
-            raise DeviceError(f"--precision tf32: {self.name} has no TF32.", "Type --precision fp32, or auto.")
-        if options.precision_ops and not self.operator_lists:
-            raise DeviceError(
-                f"--precision-ops: the operator lists of {self.name} are torch's own and fixed.",
-                "Leave it out, or run on an HPU.",
-            )
-        if options.capture == "on" and not self.graphs:
-            raise DeviceError(f"--capture: {self.name} has no graphs to record.", "Leave it out.")
-        if options.compile and not self.compiles:
-            raise DeviceError(f"--compile: {self.vendor} has no compiler backend.", "Leave out --compile.")
-        for compiler in self.compilers if options.compile else ():
-            compiler.require(self.name)
-        if options.cuda_devices and not self.numbered:
-            named = host.counted(len(options.cuda_devices), "card")
-            shown = " ".join(map(str, options.cuda_devices))
-            raise UsageError(
-                f"--cuda-devices {shown} (CUDA_devices) names {named}, but the device of this run is {self.name}.",
-                f"To run on {self.name} type --cuda-devices none, or write CUDA_devices [] in the file; to see why no"
-                " card is used type --device cuda.",
-            )
+        refusals.require(self, options)
 
     def describe(self) -> str:
         """A description of the device for logs."""
@@ -240,8 +231,12 @@ class Device:
             return tensor.contiguous(memory_format=self.memory_format(tensor.ndim - 2))
         return tensor
 
+    def compiled(self) -> bool:
+        """Whether this run compiles its networks."""
+        return self.options.compile == "on"
+
     def compile(self, module: nn.Module) -> nn.Module:
-        """Compile the network for the device."""
+        """The network compiled for the device. Only for runs that compile (`compiled`)."""
         import torch
 
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
@@ -361,6 +356,11 @@ class Device:
         """The name of this process's card in the vendor's tools; empty on a CPU."""
         return ""
 
+    def identity(self) -> str:
+        """What tells this process's card from the others of its node; empty if that is not known, or if processes may
+        share it."""
+        return ""
+
     def power(self, interval: float = 0.2) -> float | None:
         """Power in watts, after this many seconds (their mean, where the device counts energy); None if unknown."""
         from unet.devices import power
@@ -372,6 +372,11 @@ class Device:
         words = ("can't allocate memory", "not enough memory", "out of memory")
         known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
         return known or isinstance(error, MemoryError)
+
+
+def listed(variable: str) -> list[str]:
+    """The cards that a variable lists."""
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from unet import files, host
 from unet.config.flags import DeviceOptions
 from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
-from unet.devices.compilers import Compiler
+from unet.devices.refusals import Compiler
 from unet.errors import UnetError
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
 from unet.devices.base import USUAL, Workload
-from unet.devices.compilers import C
+from unet.devices.refusals import C
 from unet.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
     from unet.devices.launchers import Rank
 
-PEAKS = {  # FLOP/s
+PEAKS = {  # FLOP/s in bf16 and fp16, dense; a longer name comes before the shorter one that it begins with
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "GH200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H20": 148e12,
     "B200": 2250e12,
@@ -36,13 +39,14 @@ PEAKS = {  # FLOP/s
     "V100": 125e12,
     "T4": 65e12,
 }
+SLICE = re.compile(r"\bMIG (?:(\d)c\.)?(\d)g\.")  # "MIG 3g.40gb"; "MIG 1c.3g.40gb" has one of the three for itself
 
 
 class CUDA(Accelerator):
     """One NVIDIA card."""
 
     name = "cuda"
-    has_tf32 = graphs = numbered = converts = pins = True
+    has_tf32 = graphs = numbered = converts = pins = numbers = True
     compilers = (C,)
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
@@ -119,6 +123,15 @@ class CUDA(Accelerator):
 
         return super().channels_last() or (self.options.layout == "auto" and self.dtype != torch.float32)
 
+    def place(self, module: nn.Module) -> nn.Module:
+        import torch
+
+        volumes = any(parameter.ndim == 5 for parameter in module.parameters())
+        versions = torch.__version__, torch.backends.cudnn.version()
+        if volumes and self.dtype != torch.float32 and (words := cudnn_fault(*versions, self.dtype == torch.bfloat16)):
+            host.notice_once(words)
+        return super().place(module)
+
     def optimize(self, module: nn.Module) -> nn.Module:
         """torch's 3D instance norm copies channels-last volumes to contiguous order and back: ours does not."""
         from unet.kernels import select
@@ -136,7 +149,7 @@ class CUDA(Accelerator):
         """CUDA graphs by torch's own recorder; with --compile the compiler records them (`reduce-overhead`)."""
         import torch
 
-        if self.options.capture != "on" or self.options.compile:
+        if self.options.capture != "on" or self.compiled():
             return module
         captured: nn.Module = torch.compile(module, backend="cudagraphs", dynamic=False)  # type: ignore[assignment]
         return captured
@@ -145,12 +158,10 @@ class CUDA(Accelerator):
         return super().loader_options() | {"pin_memory": True}  # of CUDA, which torch takes for granted
 
     def peak_flops(self) -> float | None:
-        """Dense tensor-core peak in half precision, by the card's name; half of it for TF32. Source: NVIDIA's data
-        sheets."""
+        """Dense tensor-core peak in half precision, by the card's name; half of it for TF32."""
         import torch
 
-        name = torch.cuda.get_device_name(self.device)
-        known = next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
+        known = peak_of(torch.cuda.get_device_name(self.device))
         if known is None or (self.dtype == torch.float32 and self.options.precision != "tf32"):
             return None
         return known / 2 if self.dtype == torch.float32 else known
@@ -161,8 +172,44 @@ class CUDA(Accelerator):
         return super().is_out_of_memory(error) or isinstance(error, torch.cuda.OutOfMemoryError)
 
     def card_name(self) -> str:
-        """Its UUID: the order of the driver's tool may be another than CUDA's."""
+        """Its UUID: the order of the driver's tool may be another than CUDA's. Of a slice (MIG) what the variable
+        lists: torch may know the whole card's."""
         import torch
 
+        named = super().card_name()
         own = getattr(torch.cuda.get_device_properties(self.device), "uuid", None)
-        return f"GPU-{own}" if own else super().card_name()
+        return f"GPU-{own}" if own and not named.startswith("MIG-") else named
+
+    def identity(self) -> str:
+        named = self.card_name()
+        return named if named.startswith(("GPU-", "MIG-")) else super().identity()
+
+    def power(self, interval: float = 0.2) -> float | None:
+        import torch
+
+        if SLICE.search(torch.cuda.get_device_name(self.device)):
+            host.notice_once("No watts: nvidia-smi gives none for a slice of a card (MIG).")
+            return None
+        return super().power(interval)
+
+
+def peak_of(name: str) -> float | None:
+    """FLOP/s of a card in bf16 and fp16 (dense), by its name; of a slice (MIG) its share. None for a card that is not
+    known. Sources: NVIDIA's data sheets; its MIG user guide (a card has 7 slices, an A30 4)."""
+    card, peak = next(((card, peak) for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), ("", None))
+    if peak is None or not (slices := SLICE.search(name)):
+        return peak
+    return peak * int(slices[1] or slices[2]) / (4 if card == "A30" else 7)
+
+
+def cudnn_fault(torch_version: str, cudnn: int | None, bf16: bool) -> str | None:
+    """What is known to be wrong with 3D convolutions in bf16 and fp16 in these versions (cuDNN 9.15.0 is 91500); None
+    if nothing is. Sources: PyTorch's issues 166122, 166643 and 163539."""
+    if cudnn is None or not ((90800 <= cudnn < 91100 and bf16) or (torch_version.startswith("2.9.") and cudnn < 91500)):
+        return None
+    wrong = "may give wrong results" if 90800 <= cudnn < 91100 else "is slow"
+    found = f"{cudnn // 10000}.{cudnn // 100 % 100}"
+    return (
+        f"warning: cuDNN {found} with torch {torch_version} {wrong} in 3D convolutions of {'bf16' if bf16 else 'fp16'}."
+        " Type: pip install 'nvidia-cudnn-cu12>=9.15', or --precision fp32."
+    )

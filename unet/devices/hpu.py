@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files
 from unet.config.flags import DeviceOptions
+from unet.devices import launchers
 from unet.devices.accelerator import Accelerator
-from unet.devices.base import USUAL, Device, Workload, first_line
+from unet.devices.base import USUAL, Device, Workload, first_line, listed
 from unet.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from unet.devices.launchers import Rank
 
+RECIPE_MB = 8192
+RECIPES = "PT_HPU_RECIPE_CACHE_CONFIG"  # path, whether it is emptied at the start, megabytes that it may have
 LISTS = {"lower": "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "fp32": "PT_HPU_AUTOCAST_FP32_OPS_LIST"}
 
 
@@ -36,12 +39,13 @@ class HPU(Accelerator):
     """One Gaudi card; each process has one, which torch calls `hpu`."""
 
     name = "hpu"
-    graphs = operator_lists = pins = True
+    graphs = operator_lists = recipes = pins = True
+    orders = False
     collective = "hccl"
-    visible = "HABANA_VISIBLE_MODULES"
+    visible, outside = "HABANA_VISIBLE_MODULES", ("HABANA_VISIBLE_DEVICES",)
     vendor = "habana_frameworks"
     static_shapes = single = True
-    forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", *LISTS.values()}
+    forced = Accelerator.forced | {"PT_HPU_LAZY_MODE", "HLS_MODULE_ID", RECIPES, *LISTS.values()}
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         self.lazy = self.compiles_slices = options.use_lazy_mode
@@ -53,11 +57,12 @@ class HPU(Accelerator):
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         result = super().environment(options, rank, workload)
         result["PT_HPU_LAZY_MODE"] = "1" if options.use_lazy_mode else "0"
-        modules = os.environ.get("HABANA_VISIBLE_MODULES", "").split(",")
-        if modules != [""] and rank.local < len(modules):
-            result["HLS_MODULE_ID"] = modules[rank.local].strip()
-        elif rank.world > 1:
+        if modules := listed("HABANA_VISIBLE_MODULES"):  # a process may have a list of its own
+            result["HLS_MODULE_ID"] = modules[rank.local % len(modules)]
+        elif rank.world > 1 and not (len(listed(cls.outside[0])) == 1 and launchers.has_own_card(rank, cls.outside)):
             result["HLS_MODULE_ID"] = str(rank.local)
+        if options.recipe_cache:
+            result[RECIPES] = f"{recipe_folder(options.recipe_cache)},False,{RECIPE_MB}"
         if options.precision_ops:
             result |= write_lists(Path(options.precision_ops))
         return result
@@ -92,15 +97,19 @@ class HPU(Accelerator):
     def require(self, options: DeviceOptions) -> None:
         super().require(options)
         if options.capture == "on" and not options.use_lazy_mode:
-            raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well, or --compile.")
+            raise DeviceError("--capture: HPU graphs are for lazy mode.", "Type --use-lazy-mode as well.")
 
     def describe(self) -> str:
-        mode = "lazy mode" if self.lazy else "eager mode"
+        mode = "lazy mode" if self.lazy else "eager mode" + (", compiled by hpu_backend" if self.compiled() else "")
         module = os.environ.get("HLS_MODULE_ID")
         return f"hpu, {self._api.get_device_name()}, {mode}" + (f", module {module}" if module else "")
 
     def dtypes(self) -> tuple[str, ...]:
         return ("bf16",)
+
+    def compiled(self) -> bool:
+        """In eager mode too where it is left to the device: the vendor's default way."""
+        return not self.lazy and self.options.compile != "off"
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
@@ -166,6 +175,16 @@ class HPU(Accelerator):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return super().is_out_of_memory(error) or "Allocation failed for size" in str(error)
+
+
+def recipe_folder(name: str) -> Path:
+    """The folder of --recipe-cache, made if it is not there; all ranks share it, and nothing in it is deleted. Raises
+    UsageError for a path that the bridge cannot read."""
+    path = Path(name).absolute()
+    if "," in str(path):
+        raise UsageError(f"--recipe-cache {path}: the path has a comma.", "Name a folder without a comma in its path.")
+    files.make_folder(path)
+    return path
 
 
 def write_lists(path: Path) -> dict[str, str]:

@@ -58,6 +58,7 @@ PLACES = {"MASTER_ADDR", "MASTER_PORT"}.union(  # the variables that say where t
 STARTER = "UNET_STARTER"  # set by --devices and --restarts
 START = "UNET_START"  # set by the same: a number of the start, by which its run is found
 ELASTIC = "TORCHELASTIC_RUN_ID"  # set by torch.distributed.run alone
+OWN_CARD = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND")  # set where SLURM gives each process cards of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +314,15 @@ def threads(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
     typed = variables.get("OMP_NUM_THREADS", "")
     own = rank.launcher != LAUNCHERS[0].name or "OMP_NUM_THREADS" in _variables_of(_launcher_process(rank))
     return int(typed) if typed.isdecimal() and int(typed) and own else cores(rank, variables)
+
+
+def has_own_card(rank: Rank, names: Sequence[str], variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was given cards of its own: by SLURM, or by a list of cards in one of the variables `names`
+    that the launcher itself does not have, so that a script between the two has set it."""
+    if rank.world == 1 or any(name in variables for name in OWN_CARD):
+        return True
+    outside = _variables_of(_launcher_process(rank))
+    return any(variables.get(name) and variables[name] != outside.get(name) for name in names)
 
 
 def _launcher_process(rank: Rank) -> int:

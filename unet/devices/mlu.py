@@ -25,7 +25,7 @@ class MLU(Accelerator):
     name = "mlu"
     has_tf32 = pins = True
     collective = "cncl"
-    visible = "MLU_VISIBLE_DEVICES"
+    visible, visible_too = "MLU_VISIBLE_DEVICES", ("CN_VISIBLE_DEVICES",)
     vendor = "torch_mlu"
     compiles = False
     absent = "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."

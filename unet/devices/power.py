@@ -34,7 +34,10 @@ def read(device: str, card: str = "", interval: float = 0.2) -> float | None:
     time.sleep(interval)
     tool = TOOLS.get(device)
     found = _answer(tool, card) if tool else {}
-    return found.get(card, next(iter(found.values())) if len(found) == 1 else None)
+    if card not in found:  # CUDA's variable may hold the beginning of a UUID; a container sees one card
+        named = [name for name in found if name.startswith(card)] if card.startswith("GPU-") else []
+        card = next(iter(named if len(named) == 1 else found if len(found) == 1 else ()), card)
+    return found.get(card)
 
 
 def _answer(tool: Tool, card: str) -> dict[str, float]:

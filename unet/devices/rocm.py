@@ -16,7 +16,8 @@ class ROCm(CUDA):
 
     name, torch_name = "rocm", "cuda"
     has_tf32 = False
-    visible = "HIP_VISIBLE_DEVICES"
+    visible, visible_too = "HIP_VISIBLE_DEVICES", ("CUDA_VISIBLE_DEVICES",)
+    outside = ("ROCR_VISIBLE_DEVICES",)
     forced = CUDA.forced | {"HIP_VISIBLE_DEVICES"}
     library = "hip"
     absent = "this torch is built without ROCm; install the ROCm build (https://pytorch.org/get-started)."
@@ -42,6 +43,8 @@ class ROCm(CUDA):
     def channels_last(self) -> bool:
         """Only where it is typed: MIOpen's convolutions copy to channels first."""
         return Device.channels_last(self)
+
+    place = Device.place  # cuDNN is NVIDIA's
 
     def peak_flops(self) -> float | None:
         return None

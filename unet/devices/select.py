@@ -26,8 +26,6 @@ DEVICES = {
     "cpu": "unet.devices.cpu:CPU",
 }
 
-OWN_CARD = "SLURM_GPUS_PER_TASK"  # set where every process has a card of its own and sees no other
-
 
 def load(name: str) -> type[Device]:
     """The class of a device."""
@@ -68,7 +66,10 @@ def _together(absent: dict[str, str]) -> list[str]:
 
 def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> str | None:
     """None, or why a device cannot be used; flags override environment variables. Raises DeviceError if it can be used
-    but has fewer cards than there are processes."""
+    but has fewer cards than there are processes. Processes that each have cards of their own tell each other, once they
+    meet, whether that is so."""
+    names = () if options.cuda_devices else device.visible_by()
+    own = launchers.has_own_card(rank, names)
     if device.installed():
         for variable, value in device.environment(options, rank, workload).items():
             if variable not in os.environ or variable in device.forced:
@@ -78,14 +79,14 @@ def usable(device: type[Device], options: DeviceOptions, rank: Rank, workload: W
     if not why and not device.collective and rank.world > 1:
         return f"it runs one process, and {rank.launcher} runs {rank.world}."
     cards = None if why else device.cards()
-    if cards == 1 and OWN_CARD in os.environ:
-        cards = None
     needed = rank.local + 1 if rank.guessed else rank.local_world
-    if cards is not None and needed > cards:
+    if cards is not None and needed > cards and not own:
+        seen = next((f" ({name}={os.environ[name]} in each)" for name in names if os.environ.get(name)), "")
         error = DeviceError(
             f"{rank.launcher} runs {rank.local_world} processes on this node, but it has {cards} {device.name}"
-            f" card{'s' if cards > 1 else ''}.",
-            f"Start {cards} process{'es' if cards > 1 else ''} on each node.",
+            f" card{'s' if cards > 1 else ''}{seen}.",
+            f"Start {cards} process{'es' if cards > 1 else ''} on each node"
+            + (f", or set {names[0]} to another card for each of them." if names else "."),
         )
         error.shared = not rank.guessed
         raise error

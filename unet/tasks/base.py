@@ -169,6 +169,10 @@ class Task:
         assert isinstance(config.task, self.Settings)
         self.config, self.settings = config, config.task
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The device stays in its process: those that prepare cases have no card, or lack the vendor's package."""
+        return {name: value for name, value in self.__dict__.items() if name != "compute"}
+
     @property
     def name(self) -> str:
         return self.Settings.name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from unet import host
 from unet.data.cache.cache import CachedCase
 from unet.data.cache.maps import Maps
 from unet.data.loading.augment import Change, changes, finish, on_host
+from unet.data.loading.memory import require_memory
 from unet.data.loading.sampling import Window, balanced_window, generator
 from unet.errors import DataError
 
 Batch = dict[str, Tensor]
-SHARED = Path("/dev/shm")
 
 
 class Volumes:
@@ -43,7 +42,8 @@ class Volumes:
         self._whole: tuple[Tensor, Tensor] | None = None
         self._starts = np.cumsum([0, *(math.prod(case.shape) for case in self.cases)])
         if where == "ram":
-            require_memory(self.cases, shared)
+            needed = sum(path.stat().st_size for case in self.cases for path in (case.image, case.mask))
+            require_memory(len(self.cases), needed, shared)
             self._whole = self._read(shared)
         elif where == "device":
             keep = place or (lambda tensor: tensor)
@@ -88,26 +88,6 @@ class Volumes:
         return (
             torch.from_numpy(np.array(image_map[place][mirrored], np.float32, order="C")),
             torch.from_numpy(np.array(mask_map[place][mirrored], np.uint8, order="C")),
-        )
-
-
-def require_memory(cases: Sequence[CachedCase], shared: bool) -> None:
-    """Raise DataError where the volumes do not fit into this machine's memory, or into the part of it that processes
-    may share."""
-    needed = sum(path.stat().st_size for case in cases for path in (case.image, case.mask))
-    _, available = host.memory()
-    if available and needed > 0.9 * available:
-        raise DataError(
-            f"--data-on ram: {len(cases)} volumes take {host.format_bytes(needed)}, {host.format_bytes(available)} of"
-            f" memory are free.",
-            "Leave it out: memory-mapped files are cached by the system as far as memory goes.",
-        )
-    if shared and needed > host.disk(SHARED):
-        raise DataError(
-            f"--data-on ram: {len(cases)} volumes take {host.format_bytes(needed)}, {SHARED} has"
-            f" {host.format_bytes(host.disk(SHARED))}"
-            " for what processes share.",
-            "Type --workers 0, give the container more (docker run --ipc=host), or leave --data-on out.",
         )
 
 

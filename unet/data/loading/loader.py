@@ -6,6 +6,7 @@ on at any batch without replaying the ones before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 
 from unet.data.cache.cache import CachedCase
 from unet.data.cache.maps import Maps
+from unet.data.loading.memory import require_memory
 from unet.data.loading.sampling import draw, generator, slice_probabilities
 from unet.data.loading.workers import Batch, Key, Pool
 from unet.errors import DataError, UnetError
@@ -27,12 +29,19 @@ class Slices:
     """
 
     def __init__(
-        self, cases: Sequence[CachedCase], where: str = "disk", place: Callable[[Tensor], Tensor] | None = None
+        self,
+        cases: Sequence[CachedCase],
+        where: str = "disk",
+        place: Callable[[Tensor], Tensor] | None = None,
+        shared: bool = False,
     ) -> None:
         self.cases = list(cases)
         self.starts = np.cumsum([0, *(case.shape[0] for case in cases)])
         self._maps = Maps(self.cases)
         self._whole: tuple[Tensor, Tensor] | None = None
+        if where == "ram":  # tensors go to loader processes, unless these are forked, through memory that all share
+            pixels = sum(math.prod(case.shape[:3]) for case in self.cases)
+            require_memory(len(self.cases), pixels * (4 * self.cases[0].shape[3] + 1), shared)
         if where != "disk":
             image, mask = self._read(range(len(self)))
             if where == "device" and place:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from unet import host
 from unet.devices.base import Device, first_line
 from unet.errors import DeviceError, UnetError, UsageError
 from unet.runtime.distributed.rendezvous import Meeting
-from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Watchdog
+from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Watchdog, machine
 
 T = TypeVar("T")
 ENDLESS = datetime.timedelta(days=1)  # timeout of a collective: the watchdog ends it long before
@@ -129,6 +130,7 @@ class DistributedGroup(Group):
                 f"Rank 0 runs on {first}, rank {self.rank} on {own}.",
                 "Type the same --device for all, and start all processes in the same environment.",
             )
+        self._require_own_cards(device)
         device.join(self._meeting.store, ENDLESS)
         self._host_group = distributed.new_group(backend="gloo", timeout=ENDLESS)
         total = device.put(torch.ones(1))
@@ -144,6 +146,23 @@ class DistributedGroup(Group):
         self._meeting.close()
         self.watchdog.set_phase("starting", may_block=True)
         self.watchdog.step = 0.0
+
+    def _require_own_cards(self, device: Device) -> None:
+        """Every rank tells its card to rank 0, which raises DeviceError if two of a node have the same."""
+        own, line = device.identity(), self._meeting.line
+        line.write(f"card/{self.rank}", json.dumps([machine(), socket.gethostname(), own]))
+        owners: dict[tuple[str, str], int] = {}
+        for rank in range(self.world if self.is_main else 0):
+            where, node, card = json.loads(line.wait(f"card/{rank}", self.watchdog.timeout) or '["", "", ""]')
+            other = owners.setdefault((where, card), rank)
+            if card and other != rank:
+                names = device.visible_by()
+                raise DeviceError(
+                    f"Ranks {other} and {rank} both use the {device.name} card {card} of {node}.",
+                    f"Set {' or '.join(names)} to another card for each process, or start fewer on each node."
+                    if names
+                    else "Start fewer processes on each node.",
+                )
 
     def gather(self, value: T) -> list[T]:
         from torch import distributed

@@ -93,7 +93,7 @@ class Watchdog(threading.Thread):
         self.line.write(f"beat/{self.rank}", json.dumps(self.state()))
 
     def state(self) -> list[Any]:
-        return [self.beats, self.phase_count, self.may_block, self.phase, socket.gethostname(), _machine(), os.getpid()]
+        return [self.beats, self.phase_count, self.may_block, self.phase, socket.gethostname(), machine(), os.getpid()]
 
     def watch(self) -> tuple[str | None, bool]:
         """(failure message or None, whether rank 0 is lost and cannot report it)."""
@@ -121,7 +121,7 @@ class Watchdog(threading.Thread):
     def gone(self) -> str | None:
         """A message if a watched process on this machine has ended."""
         for rank, peer in self.peers.items():
-            if rank != self.rank and peer.machine == _machine() and peer.pid and not files.process_alive(peer.pid):
+            if rank != self.rank and peer.machine == machine() and peer.pid and not files.process_alive(peer.pid):
                 with contextlib.suppress(RuntimeError, OSError):
                     if self.read(f"left/{rank}") is not None:  # it left in order just before
                         continue
@@ -223,7 +223,7 @@ class PeerState:
         self.beats, self.phase_count, self.may_block, self.phase, self.host, self.machine, self.pid = beat
 
 
-def _machine() -> str:
+def machine() -> str:
     """An id of the machine and its process namespace: equal where process numbers can be compared."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())

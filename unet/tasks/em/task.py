@@ -122,6 +122,7 @@ class EM(SegmentationTask):
     ) -> Loader:
         from unet.data.loading.augment import Frame
         from unet.data.loading.loader import Loader, Slices, StreamBatches
+        from unet.data.loading.memory import shared_by
 
         frame = Frame(
             margin(self.config.network.layers),
@@ -133,8 +134,8 @@ class EM(SegmentationTask):
         length = self.config.train.accumulate * min(
             self.config.train.evaluate_every or ROUND, self.config.train.max_steps or ROUND
         )
-        slices = Slices(cases, self.config.device.data_on, to_device)
         workers, options = self.loader_workers(options)
+        slices = Slices(cases, self.config.device.data_on, to_device, shared_by(workers, options))
         stream = StreamBatches(slices, self.config.train.batch_size, self.config.general.seed, frame, shard, length)
         return Loader(stream, workers, options)
 

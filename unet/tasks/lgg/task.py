@@ -84,11 +84,12 @@ class LGG(SegmentationTask):
         self.require_foreground(cases)
         from unet.data.loading import augment
         from unet.data.loading.loader import EpochBatches, Loader, Slices
+        from unet.data.loading.memory import shared_by
 
         how = self.settings.aug_scale, self.settings.aug_angle
         change = augment.affine_with(*how) if self.config.train.augment else None
-        slices = Slices(cases, self.config.device.data_on, to_device)
         workers, options = self.loader_workers(options)
+        slices = Slices(cases, self.config.device.data_on, to_device, shared_by(workers, options))
         train, seed = self.config.train, self.config.general.seed
         return Loader(EpochBatches(slices, train.batch_size, seed, change, shard), workers, options)
 
