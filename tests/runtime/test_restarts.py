@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from conftest import error_of, program, read_json
 from test_distributed import epochs_of, left_behind, pid_of_rank, result, start, wait_for, weights, words_of
 
 from unet import cli as unet_cli
-from unet.commands import launch
+from unet.commands import launch, run_end
 from unet.config.schema import Config
+from unet.devices.launchers import Rank
 
 
 def config_of(*words: object) -> Config:
@@ -159,6 +161,15 @@ def test_another_launcher_restarts_by_itself(
     assert "--max-restarts 3" in error and "--devices 2" in error
     assert not found
     assert cli(*words)[0] == 0 and len(found) == 1  # and without a launcher
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "--run-name r"), (2, "--run-name r --devices 2")])
+def test_the_command_to_go_on_names_devices_for_several_processes_alone(count: int, expected: str) -> None:
+    rank = Rank(0, count, 0, count, f"--devices {count}")
+    context: Any = SimpleNamespace(config=config_of(), device=SimpleNamespace(rank=rank))
+    folder: Any = SimpleNamespace(name="r")
+    (line,) = run_end.next_commands(context, folder, Path("weights/r.safetensors"), "stopped: SIGINT")
+    assert line.endswith(f"--resume {expected}")
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def next_commands(context: setup.Context, folder: RunFolder, weights: Path, reas
     if reason.startswith("stopped"):
         out = "" if config.run.out == "performance" else f" --out {shell_path(Path(config.run.out))}"
         rank = context.device.rank
-        again = f" {rank.launcher}" if rank.launcher.startswith("--") else ""
+        again = f" {rank.launcher}" if rank.world > 1 and rank.launcher.startswith("--") else ""
         lines.append(
             f"  go on      python -m unet train{own} --resume --run-name {shlex.quote(folder.name)}{out}{again}"
         )
