@@ -11,7 +11,7 @@ job_id=$(date +%Y%m%d-%H%M%S)
 MARGIN_MINUTES=0 # nobody kills at the end of a slice
 launcher=(mpirun --allow-run-as-root --tag-output --merge-stderr-to-stdout --bind-to core
     --map-by "socket:PE=${CORES:-6}" -np "${CARDS:-8}")
-settings=(--hpu --use_lazy_mode --distributed)
+settings=(--hpu --distributed)
 
 seconds_left() { echo $((60 * ${SLICE_MINUTES:-240})); }
 
