@@ -161,7 +161,7 @@ def test_compiling_needs_a_compiler(
         program(tmp_path / "clang")
     kind = select.load(name)
     kind(DeviceOptions(device=name), Rank())  # nothing is asked for without the flag
-    compiling = DeviceOptions(device=name, compile=True)
+    compiling = DeviceOptions(device=name, compile="on")
 
     def refused() -> DeviceError:
         with pytest.raises(DeviceError) as caught:

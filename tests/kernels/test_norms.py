@@ -67,11 +67,45 @@ def test_instance_norm_is_that_of_torch_in_any_order() -> None:
     x = torch.randn(3, 6, 4, 5, 6).contiguous(memory_format=LAST).requires_grad_()
     slope = torch.randn_like(x)
     found, expected = own(x), stock(x)
-    formula = norms.instance_norm(x, own.weight, own.bias, own.eps)
+    operator = norms.operator(x, own.weight, own.bias, own.eps, 1.0)[0]
     assert found.is_contiguous(memory_format=LAST)
-    for y in (found, formula):
+    for y in (found, operator):
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
         pairs = (torch.autograd.grad(y, (x, own.weight, own.bias), slope),)
         pairs += (torch.autograd.grad(expected, (x, stock.weight, stock.bias), slope, retain_graph=True),)
         for a, b in zip(*pairs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_operator_is_a_good_citizen() -> None:
+    """Its form without content, its gradients, and what compilers ask of it."""
+    x = torch.randn(2, 3, 4, 2, 6).contiguous(memory_format=LAST).requires_grad_()
+    weight, bias = torch.rand(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    for slope in (1.0, 0.0, 0.01):
+        torch.library.opcheck(norms.operator, (x, weight, bias, 1e-5, slope))
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.LeakyReLU(0.01)])
+def test_compiled_norm_and_activation_are_one_operator_in_bf16(activation: nn.Module | None) -> None:
+    """Also within autocast, which would compute a norm in float32; the bits are those of the layer that is not
+    compiled."""
+    kinds: list[list[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        kinds.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    torch.manual_seed(8)
+    parts = [nn.InstanceNorm3d(8, affine=True), *([activation] if activation else [])]
+    layer = select.optimize_norms(nn.Sequential(*parts))
+    x = torch.randn(2, 8, 4, 4, 4).bfloat16().contiguous(memory_format=LAST)
+    slope, results = torch.randn_like(x), []
+    for way in (layer, torch.compile(layer, backend=backend)):
+        own = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = way(own)
+        assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=LAST)
+        results.append([y, *torch.autograd.grad(y, (own, *layer.parameters()), slope)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    forward = [kind for kind in kinds[0] if "getitem" not in kind]
+    assert forward == ["unet.instance_norm.default"]

@@ -38,23 +38,63 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     slope = 1.0  # of the activation for negative values: 0 is ReLU, 1 is none
 
     def forward(self, x: Tensor) -> Tensor:
-        last, slope = channel_last(x), self.slope
-        if last and not torch.compiler.is_compiling():
-            y: Tensor = _Normalised.apply(x, self.weight, self.bias, self.eps, slope)
+        y: Tensor
+        if channel_last(x):
+            if torch.compiler.is_compiling():
+                return operator(x, self.weight, self.bias, self.eps, self.slope)[0]
+            y = _Normalised.apply(x, self.weight, self.bias, self.eps, self.slope)
             return y
-        y = instance_norm(x, self.weight, self.bias, self.eps) if last else super().forward(x)
-        return y if slope == 1 else F.leaky_relu_(y, slope) if slope else F.relu_(y)
+        return activate(super().forward(x), self.slope)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, slope={self.slope}"
 
 
-def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The formula, in float32 inside; a compiler turns it into two passes over memory of any order."""
-    values = x.float()
-    var, mean = torch.var_mean(values, (2, 3, 4), correction=0, keepdim=True)
-    scale = torch.rsqrt(var + eps) * weight[:, None, None, None]
-    return ((values - mean) * scale + bias[:, None, None, None]).to(x.dtype)
+def activate(y: Tensor, slope: float) -> Tensor:
+    """(Leaky) ReLU in place."""
+    return y if slope == 1 else F.leaky_relu_(y, slope) if slope else y.clamp_min_(0)
+
+
+@torch.library.custom_op("unet::instance_norm", mutates_args=())
+def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm and activation as one operator, which compilers and recorders of graphs keep whole: in the type of `x`, with
+    float32 inside. Gives the volume, and mean and variance of each channel (N, C), float32."""
+    mean, variance = statistics_of_all(x)
+    return normalised(x, weight, bias, mean, variance, eps, slope), mean, variance
+
+
+@operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    size = x.shape[:2]
+    return torch.empty_like(x), x.new_empty(size, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.custom_op("unet::instance_norm_backward", mutates_args=())
+def operator_backward(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x`, weight and bias by that of the volume `y`, which the operator gave."""
+    return gradients(grad, x, y, weight, mean, variance, eps, slope)
+
+
+@operator_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, ctx.eps, ctx.slope = inputs
+    ctx.save_for_backward(x, weight, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, y, mean, variance = ctx.saved_tensors
+    return *operator_backward(grad, x, y, weight, mean, variance, ctx.eps, ctx.slope), None, None
+
+
+operator.register_autograd(_backward, setup_context=_keep)
 
 
 class _Normalised(torch.autograd.Function):
@@ -62,7 +102,7 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
-        mean, variance = (torch.stack(part) for part in zip(*map(statistics, x.split(1)), strict=True))
+        mean, variance = statistics_of_all(x)
         norm = RecomputedNorm(x, weight, bias, mean, variance, eps, slope)
         y = norm.recompute()
         if _recomputed is not None:
@@ -74,30 +114,46 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        norm = ctx.norm
-        grad = grad.contiguous(memory_format=torch.channels_last_3d)
-        if norm.slope != 1:
-            grad = torch.ops.aten.leaky_relu_backward(grad, norm.output(), norm.slope, True)
+        (weight,), norm = ctx.saved_tensors, ctx.norm
+        y = None if norm.slope == 1 else norm.output()
         x = norm.release()
-        scale = torch.rsqrt(norm.variance + norm.eps)
-        parts = [
-            torch.ops.aten.native_batch_norm_backward(
-                grad[n : n + 1],
-                x[n : n + 1],
-                weight,
-                None,
-                None,
-                norm.mean[n],
-                scale[n],
-                True,
-                norm.eps,
-                [True] * 3,
-            )
-            for n in range(len(x))
-        ]
-        dx, dweight, dbias = zip(*parts, strict=True)
-        return torch.cat(dx) if len(dx) > 1 else dx[0], sum(dweight), sum(dbias), None, None
+        found = gradients(grad, x, y, weight, norm.mean, norm.variance, norm.eps, norm.slope)
+        return *found, None, None
+
+
+def normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
+) -> Tensor:
+    """Norm and activation (N, C, D, H, W), with mean and variance (N, C)."""
+    parts = [
+        torch.ops.aten.native_batch_norm(part, weight, bias, *of_part, False, 0.0, eps)[0]
+        for part, *of_part in zip(x.split(1), mean, variance, strict=True)
+    ]
+    return activate(torch.cat(parts) if len(parts) > 1 else parts[0], slope)
+
+
+def gradients(
+    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x`, weight and bias by that of `normalised`, whose result `y` is needed where it activates."""
+    grad = grad.contiguous(memory_format=torch.channels_last_3d)
+    if y is not None and slope != 1:
+        grad = torch.ops.aten.leaky_relu_backward(grad, y, slope, True)
+    scale = torch.rsqrt(variance + eps)
+    parts = [
+        torch.ops.aten.native_batch_norm_backward(
+            grad[n : n + 1], x[n : n + 1], weight, None, None, mean[n], scale[n], True, eps, [True] * 3
+        )
+        for n in range(len(x))
+    ]
+    dx, dweight, dbias = zip(*parts, strict=True)
+    return torch.cat(dx) if len(dx) > 1 else dx[0], sum(dweight), sum(dbias)
+
+
+def statistics_of_all(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N, C) of the channels of each sample."""
+    mean, variance = (torch.stack(part) for part in zip(*map(statistics, x.split(1)), strict=True))
+    return mean, variance
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,14 +189,7 @@ class RecomputedNorm:
         """Norm and activation of the stored input."""
         if self.x is None:
             raise RuntimeError(ONCE)
-        parts = [
-            torch.ops.aten.native_batch_norm(part, self.weight, self.bias, mean, variance, False, 0.0, self.eps)[0]
-            for part, mean, variance in zip(self.x.split(1), self.mean, self.variance, strict=True)
-        ]
-        y = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if self.slope == 1:
-            return y
-        return F.leaky_relu_(y, self.slope) if self.slope else y.clamp_min_(0)
+        return normalised(self.x, self.weight, self.bias, self.mean, self.variance, self.eps, self.slope)
 
     def output(self) -> Tensor:
         """The normalised volume, recomputed once for all layers that need it in the backward pass."""
