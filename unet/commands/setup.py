@@ -266,6 +266,7 @@ def largest_batch(run: Any) -> int:
     The trial steps change the network and optimiser of the run, so it cannot continue afterwards.
     """
     device = run.device
+    vars(run).pop("batches", None)  # the stream holds batches on the device
     whole = next(run.loader.epochs([run.progress.epoch]))
 
     def fits(batch: int) -> bool:

@@ -149,9 +149,11 @@ class Accelerator(Device):
             side.wait_stream(self._api.current_stream())
             with self._api.stream(side):
                 coming = self.to(batch)
-            if ahead is not None:
-                yield ahead
-            self._api.current_stream().wait_stream(side)
+            try:
+                if ahead is not None:
+                    yield ahead
+            finally:  # also where nobody takes the rest
+                self._api.current_stream().wait_stream(side)
             ahead = coming
         if ahead is not None:
             yield ahead

@@ -30,6 +30,18 @@ def _kept(memory: list[_Any], tensors: _Any) -> list[_Any]:
     return [None if own is None else own.detach() for own in memory]
 
 
+def _parts(made: _Any) -> tuple[_Any, ...]:
+    """The tensors that a network gave."""
+    return (made,) if isinstance(made, _torch.Tensor) else tuple(made)
+
+
+def _as(made: _Any, parts: _Any) -> _Any:
+    """Tensors in the shape of what a network gave: one, a tuple, or a tuple with names."""
+    if isinstance(made, _torch.Tensor):
+        return parts[0]
+    return type(made)(*parts) if hasattr(made, "_fields") else tuple(parts)
+
+
 class _TrainingGraph:
     """Forward and backward pass of a network for one shape."""
 
@@ -39,15 +51,15 @@ class _TrainingGraph:
         self.gradients: list[_Any] = []
 
     def __call__(self, *inputs: _Any, **named: _Any) -> _Any:
-        graph, single = self, []
+        graph, given = self, []
 
         class Replay(_torch.autograd.Function):
             @staticmethod
             def forward(ctx: _Any, *weights: _Any) -> _Any:
                 with _torch.enable_grad():
                     made = graph.forward(*inputs, **named)
-                single.append(isinstance(made, _torch.Tensor))
-                ctx.made = (made,) if single[0] else tuple(made)
+                given.append(made)
+                ctx.made = _parts(made)
                 return tuple(_kept(graph.outputs, ctx.made))
 
             @staticmethod
@@ -64,7 +76,7 @@ class _TrainingGraph:
                 return tuple(_kept(graph.gradients, each))
 
         results = Replay.apply(*self.weights)
-        return results[0] if single[0] else results
+        return _as(given[0], results)
 
 
 class ModuleCacher:
@@ -129,9 +141,7 @@ def wrap_in_hpu_graph(model: _torch.nn.Module, **other: _Any) -> _torch.nn.Modul
         if key not in graphs:
             graphs[key] = []
             _RECORD.note("graph captured", "graphs_captured")
-        single = isinstance(made, _torch.Tensor)
-        results = _kept(graphs[key], (made,) if single else tuple(made))
-        return results[0] if single else tuple(results)
+        return _as(made, _kept(graphs[key], _parts(made)))
 
     model.forward = replay
     return model
