@@ -157,7 +157,9 @@ def test_a_compiled_network_is_tried_before_it_is_traced(monkeypatch: pytest.Mon
     break_torch(monkeypatch, "output")
     place = device(precision="bf16")
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module, **_: real(module, backend="eager", fullgraph=True))
+    monkeypatch.setattr(
+        torch, "compile", lambda module, **_: real(module, backend="eager", fullgraph=True, dynamic=False)
+    )
     network = place.place(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Dropout(0.5)))
     plain = copy.deepcopy(network)
     compiled = place.compile(network)

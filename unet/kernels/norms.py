@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = 4096  # voxels whose sums may be kept in float32 one after the other
+# the operators' types; torch 2.4 does not read them from annotations that are text
+FORWARD = "(Tensor x, Tensor weight, Tensor bias, float eps, float slope) -> (Tensor, Tensor, Tensor)"
+BACKWARD = (
+    "(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor mean, Tensor variance, float eps, float slope)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 ONCE = (
     "The stored input was released by the first backward pass. For a second one through the same graph use"
     " --layout NCDHW, which keeps torch's own layers in effect."
@@ -55,7 +61,7 @@ def activate(y: Tensor, slope: float) -> Tensor:
     return y if slope == 1 else F.leaky_relu_(y, slope) if slope else y.clamp_min_(0)
 
 
-@torch.library.custom_op("unet::instance_norm", mutates_args=())
+@torch.library.custom_op("unet::instance_norm", mutates_args=(), schema=FORWARD)
 def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
     """Norm and activation as one operator, which compilers and recorders of graphs keep whole: in the type of `x`, with
     float32 inside. Gives the volume, and mean and variance of each channel (N, C), float32."""
@@ -69,7 +75,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tupl
     return torch.empty_like(x), x.new_empty(size, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
 
 
-@torch.library.custom_op("unet::instance_norm_backward", mutates_args=())
+@torch.library.custom_op("unet::instance_norm_backward", mutates_args=(), schema=BACKWARD)
 def operator_backward(
     grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
