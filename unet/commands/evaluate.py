@@ -47,7 +47,8 @@ def run(resolved: Resolved, command: str) -> int:
     folder.write(
         "summary.json",
         {
-            "metric": task.metric.key,
+            **task.metric.described(),
+            "item": task.item,
             "best_score": evaluation.mean(records, task.metric.key),
             "cases": len(records),
             "seconds": {"evaluate": seconds},

@@ -49,7 +49,8 @@ def finish(
         records = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
     summary = {
-        "metric": context.task.metric.key,
+        **context.task.metric.described(),
+        "item": context.task.item,
         "best_score": progress.best_score,
         "best_epoch": progress.best_epoch,
         "ended": reason,
