@@ -51,24 +51,24 @@ def read_page(path: Path) -> Array:
     image = _plain(path)
     if image is not None:
         return image
-    with _opened(path) as (kind, load):
+    with opened(path) as (kind, load):
         if kind.pages != 1:
             raise DataError(
                 f"{path}: has {kind.pages} pages; a slice is a file with one.",
                 "Save each slice as a file of its own; channels become one RGB image (Fiji: Image, Type, RGB Color).",
             )
-        return _shown(load(None), kind, path)[0]
+        return shown(load(None), kind, path)[0]
 
 
 def read_stack(path: Path, page: int | None = None) -> NDArray[np.uint8]:
     """Grey images of 8 bits -> (S, H, W), or one page of them (H, W). RGB with equal channels is grey. Raises
     DataError."""
-    with _opened(path) as (kind, load):
+    with opened(path) as (kind, load):
         if kind.dtype != np.uint8:
             raise DataError(
                 f"{path}: is {words(kind.shape)} of {values_of(kind)}; grey values of 8 bits are expected.", GREY
             )
-        images = _one_channel(_shown(load(page), kind, path))
+        images = one_channel(shown(load(page), kind, path))
         if images is None:
             raise DataError(f"{path}: is {words(kind.shape)} of colour; grey values of 8 bits are expected.", GREY)
     return images if page is None else images[0]
@@ -79,10 +79,10 @@ def read_labels(path: Path, page: int | None = None) -> Array:
     equal channels one channel. Raises DataError for colours and for values that are not finite."""
     found = _plain(path)
     if found is not None:
-        images = _one_channel(found[None])
+        images = one_channel(found[None])
     else:
-        with _opened(path) as (kind, load):
-            images = _one_channel(_shown(load(page), kind, path))
+        with opened(path) as (kind, load):
+            images = one_channel(shown(load(page), kind, path))
     if images is None:
         raise DataError(
             f"{path}: is a mask in colours; a mask has one channel (or equal ones).",
@@ -109,10 +109,10 @@ def read_mask(path: Path) -> Array:
 def stack_shape(path: Path) -> tuple[int, int, int]:
     """(S, H, W) of a file; its pixels are not read. Raises DataError."""
     _require_file(path)
-    with contextlib.suppress(Exception), _pillow().open(path, formats=("TIFF",)) as file:
+    with contextlib.suppress(Exception), pillow().open(path, formats=("TIFF",)) as file:
         if _plain_axes(file):
             return 1, file.height, file.width
-    with _opened(path) as (kind, _):
+    with opened(path) as (kind, _):
         return kind.pages, *kind.upright
 
 
@@ -161,7 +161,7 @@ def values_of(of: Array | Kind) -> str:
 
 
 @functools.cache
-def _pillow() -> Any:
+def pillow() -> Any:
     """Pillow, without its warnings: sizes are checked here, and damage becomes an error."""
     import warnings
 
@@ -177,7 +177,7 @@ def _plain(path: Path) -> Array | None:
     other file, damaged ones among them."""
     _require_file(path)
     try:
-        with _pillow().open(path, formats=("TIFF",)) as file:
+        with pillow().open(path, formats=("TIFF",)) as file:
             axes = _plain_axes(file)
             image = np.asarray(file) if axes else None
             return image if image is not None and image.ndim == axes else None
@@ -205,21 +205,22 @@ def _plain_axes(file: Any) -> int:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Kind, Load]]:
-    """(what a file holds, what reads a page of it, or all). Raises DataError for damaged files and those that would
-    take too much memory."""
+def opened(path: Path, lossy: bool = False) -> Iterator[tuple[Kind, Load]]:
+    """(what a file holds, what reads a page of it, or all); `lossy`: JPEG is read too. Raises DataError for damaged
+    files and those that would take too much memory."""
     _require_file(path)
     try:
         with open(path, "rb") as stream:
-            png = stream.read(8) == b"\x89PNG\r\n\x1a\n"
-        with _open_png(path) if png else open_tiff(path) as (kind, load):
+            start = stream.read(8)
+        png, jpeg = start == b"\x89PNG\r\n\x1a\n", lossy and start.startswith(b"\xff\xd8\xff")
+        with _open_png(path) if png else _open_jpeg(path) if jpeg else open_tiff(path) as (kind, load):
             _require_room(path, kind)
             yield kind, load
     except UnetError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged files
         raise DataError(
-            f"{path}: cannot be read as a TIFF or PNG image ({type(error).__name__}: {str(error)[:80]};"
+            f"{path}: cannot be read as a TIFF{', PNG or JPEG' if lossy else ' or PNG'} image ({type(error).__name__}: {str(error)[:80]};"
             f" {path.stat().st_size} bytes).",
             "Copy the file again from its source, or remove it.",
         ) from error
@@ -238,10 +239,10 @@ def _require_room(path: Path, kind: Kind) -> None:
 
 @contextlib.contextmanager
 def _open_png(path: Path) -> Iterator[tuple[Kind, Load]]:
-    """As `_opened`, for a PNG."""
+    """As `opened`, for a PNG."""
     with open(path, "rb") as stream:
         head = stream.read(26)
-    with _pillow().open(path, formats=("PNG",)) as file:
+    with pillow().open(path, formats=("PNG",)) as file:
         width, height = file.size
         deep = head[24:25] == b"\x10"
         dtype = np.dtype(bool if file.mode == "1" else np.uint16 if deep else np.uint8)
@@ -260,7 +261,20 @@ def _open_png(path: Path) -> Iterator[tuple[Kind, Load]]:
         yield dataclasses.replace(kind, orientation=file.getexif().get(ORIENTATION, 1)), load
 
 
-def _shown(array: Array, kind: Kind, path: Path) -> Array:
+@contextlib.contextmanager
+def _open_jpeg(path: Path) -> Iterator[tuple[Kind, Load]]:
+    """As `opened`, for a JPEG. Raises DataError for what is neither grey nor RGB."""
+    with pillow().open(path, formats=("JPEG",)) as file:
+        if file.mode not in ("L", "RGB"):
+            raise DataError(f"{path}: is a JPEG with {file.mode} colours; grey or RGB is expected.", RGB)
+        width, height = file.size
+        shape = (1, height, width, 1 if file.mode == "L" else 3)
+        orientation = file.getexif().get(ORIENTATION, 1)
+        kind = Kind(shape, np.dtype(np.uint8), 1 if file.mode == "L" else 2, (), orientation)
+        yield kind, lambda page: np.asarray(file).reshape(shape)
+
+
+def shown(array: Array, kind: Kind, path: Path) -> Array:
     """(S, H, W, C) as stored -> (S, H, W) or (S, H, W, 3) as the tags say that it is shown. Raises DataError."""
     if kind.extra:
         colours, extra = array[..., : -len(kind.extra)], array[..., -len(kind.extra) :]
@@ -296,7 +310,7 @@ def _upright(array: Array, orientation: int) -> Array:
     return np.ascontiguousarray(np.flip(array, flips)) if flips or orientation > 4 else array
 
 
-def _one_channel(images: Array) -> Array | None:
+def one_channel(images: Array) -> Array | None:
     """(S, H, W) or (S, H, W, 3) with equal channels -> (S, H, W); None for colours."""
     if images.ndim == 3:
         return images

@@ -33,7 +33,8 @@ class Kind:
     """What a file holds: `shape` (S, H, W, C) and `dtype` as stored, and the tags that say what the values mean.
 
     `extra` has an item for each channel beyond the colours. `palette` (N, 3) uint8. `top` is what white is where that
-    is not the dtype's largest value.
+    is not the dtype's largest value. `lead`: the axes that the pages run over, the first the slowest, by their letters
+    in tifffile (Z, C, T ...) with their lengths.
     """
 
     shape: tuple[int, int, int, int]
@@ -43,6 +44,7 @@ class Kind:
     orientation: int
     palette: NDArray[np.uint8] | None = None
     top: int | None = None
+    lead: tuple[tuple[str, int], ...] = ()
 
     @property
     def pages(self) -> int:
@@ -178,6 +180,7 @@ def _kind(path: Path, series: Any) -> Kind:
         1,
         _palette(first) if photometric == PALETTE else None,
         2**bits - 1 if 8 < bits < 16 else None,
+        tuple((axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"),
     )
 
 

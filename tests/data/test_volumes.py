@@ -1,0 +1,218 @@
+"""Every format that a user's own data may have: read with its grid, its channels and its labels told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import tifffile
+from PIL import Image
+
+from unet.data.io import itk, volumes
+from unet.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+VOLUME = RANDOM.integers(0, 4000, (5, 6, 7)).astype(np.uint16)  # (x, y, z)
+LABELS = RANDOM.integers(0, 4, (5, 6, 7)).astype(np.uint8)
+OBLIQUE = np.array([[0, -0.768, -0.7, 4], [0.7, 0, 0, -5], [0, 0.224, -2.4, 6], [0, 0, 0, 1]])
+
+
+def nifti(path: Path, array: Any, affine: Any = None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.7, 0.8, 2.5, 1]) if affine is None else affine), path)
+    return path
+
+
+def nrrd(path: Path, array: Any, spacing: Any = (0.7, 0.8, 2.5), direction: Any = None) -> Path:
+    image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
+    image.SetSpacing(spacing)
+    if direction is not None:
+        image.SetDirection(direction)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii.gz", "a.nii"])
+def test_a_volume_with_a_place_in_space(name: str, tmp_path: Path) -> None:
+    path = (nifti if ".nii" in name else nrrd)(tmp_path / name, VOLUME.astype(np.int16))
+    head = volumes.read_head(path)
+    assert (head.stored, head.channels, head.flat) == ((5, 6, 7), 1, False)
+    assert head.spacing == pytest.approx((0.7, 0.8, 2.5))
+    assert head.codes == (("R", "A", "S") if ".nii" in name else ("L", "P", "S"))
+    image = volumes.read_image(head)
+    assert image.dtype == np.float32
+    assert np.array_equal(image[0], VOLUME)
+    turn = head.turn("IPL")
+    turned = turn.apply(image)
+    assert turned.shape == (1, 7, 6, 5)
+    assert np.array_equal(turn.undo(turned), image)
+
+
+def test_copies_of_a_volume_in_two_formats_are_the_same_when_turned(tmp_path: Path) -> None:
+    one = nifti(tmp_path / "a.nii.gz", VOLUME.astype(np.int16), OBLIQUE)
+    stored = SimpleITK.ReadImage(str(one))
+    SimpleITK.WriteImage(SimpleITK.PermuteAxes(stored, [2, 0, 1]), str(tmp_path / "b.nrrd"))
+    heads = [volumes.read_head(path) for path in (one, tmp_path / "b.nrrd")]
+    a, b = (head.turn("IPL").apply(volumes.read_image(head)) for head in heads)
+    assert np.array_equal(a, b)
+    assert volumes.mismatch(*heads) == []
+
+
+def test_what_differs_between_two_grids_is_named(tmp_path: Path) -> None:
+    image = volumes.read_head(nifti(tmp_path / "image.nii.gz", VOLUME.astype(np.int16)))
+
+    def words(array: Any = LABELS, affine: Any = None) -> str:
+        return "; ".join(volumes.mismatch(image, volumes.read_head(nifti(tmp_path / "m.nii.gz", array, affine))))
+
+    assert words() == ""
+    assert words(LABELS[:, :5]) == "size 5 x 6 x 7 and 5 x 5 x 7"
+    assert words(affine=np.diag([0.7, 0.8, 2, 1])) == "spacing 0.7 x 0.8 x 2.5 and 0.7 x 0.8 x 2 mm"
+    moved = np.diag([0.7, 0.8, 2.5, 1])
+    moved[2, 3] = 3
+    assert words(affine=moved) == "origin 0 0 0 and 0 0 3 mm"
+    moved[2, 3] = 0.01
+    assert words(affine=moved) == ""  # a rounded header
+    turned = np.diag([0.7, 0.8, 2.5, 1])
+    turned[:2, :2] = [[0.7 * 0.96, -0.8 * 0.28], [0.7 * 0.28, 0.8 * 0.96]]
+    assert words(affine=turned).startswith("direction")
+    flipped = nibabel.Nifti1Image(LABELS, np.diag([0.7, 0.8, 2.5, 1])).as_reoriented(
+        nibabel.orientations.axcodes2ornt("LAS")
+    )
+    nibabel.save(flipped, tmp_path / "f.nii.gz")
+    assert volumes.mismatch(image, volumes.read_head(tmp_path / "f.nii.gz")) == []  # the same place, stored backwards
+    flat = tmp_path / "x.npy"
+    np.save(flat, LABELS)
+    assert volumes.mismatch(image, volumes.read_head(flat)) == ["size 7 x 6 x 5 and 5 x 6 x 7"]
+
+
+@pytest.mark.parametrize(
+    ("array", "axes", "stored", "channels"),
+    [
+        ((6, 7), "YX", (1, 6, 7), 1),
+        ((4, 6, 7), "ZYX", (4, 6, 7), 1),
+        ((4, 2, 6, 7), "ZCYX", (4, 6, 7), 2),
+        ((3, 6, 7), "CYX", (1, 6, 7), 3),
+        ((4, 6, 7, 3), "ZYXS", (4, 6, 7), 3),
+    ],
+)
+def test_slices_and_channels_of_a_tiff(
+    array: tuple[int, ...], axes: str, stored: tuple[int, ...], channels: int, tmp_path: Path
+) -> None:
+    values = RANDOM.integers(0, 200, array).astype(np.uint8 if "S" in axes else np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, metadata={"axes": axes})
+    head = volumes.read_head(tmp_path / "a.tif")
+    assert (head.stored, head.channels, head.codes) == (stored, channels, None)
+    order = [axes.replace("S", "C").find(letter) for letter in "CZYX"]
+    wanted = values.transpose([place for place in order if place >= 0]).reshape(channels, *stored)
+    assert np.array_equal(volumes.read_image(head), wanted)
+
+
+def test_a_tiff_of_imagej_has_a_spacing_and_dots_per_inch_are_none(tmp_path: Path) -> None:
+    values = np.zeros((4, 6, 7), np.uint16)
+    about = {"axes": "ZYX", "unit": "um", "spacing": 2.0}
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, resolution=(4.0, 2.0), metadata=about)
+    assert volumes.read_head(tmp_path / "a.tif").spacing == pytest.approx((0.002, 0.0005, 0.00025))
+    tifffile.imwrite(tmp_path / "b.tif", values[0], resolution=(72, 72), resolutionunit="INCH")
+    assert volumes.read_head(tmp_path / "b.tif").spacing is None
+
+
+def test_pictures_and_arrays(tmp_path: Path) -> None:
+    colours = RANDOM.integers(0, 255, (6, 7, 3)).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "b.JPG", "JPEG")
+    deep = RANDOM.integers(0, 60000, (6, 7)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "c.png")
+    np.save(tmp_path / "d.npy", RANDOM.random((2, 4, 6, 7)))
+    found = {path.name: volumes.read_head(path) for path in sorted(tmp_path.iterdir())}
+    shapes = {name: (head.stored, head.channels) for name, head in found.items()}
+    assert shapes == {
+        "a.png": ((1, 6, 7), 3),
+        "b.JPG": ((1, 6, 7), 1),
+        "c.png": ((1, 6, 7), 1),
+        "d.npy": ((4, 6, 7), 2),
+    }
+    assert found["a.png"].flat
+    assert np.array_equal(volumes.read_image(found["a.png"])[:, 0], colours.transpose(2, 0, 1))
+    assert np.array_equal(volumes.read_image(found["c.png"])[0, 0], deep)
+    assert np.array_equal(volumes.read_labels(found["c.png"])[0], deep)
+
+
+def test_a_mask_with_a_palette_holds_the_numbers_of_its_colours(tmp_path: Path) -> None:
+    numbers = (np.arange(42).reshape(6, 7) % 3).astype(np.uint8)
+    picture = Image.fromarray(numbers, "P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(volumes.read_labels(volumes.read_head(tmp_path / "a.png"))[0], numbers)
+    colours = np.stack([128 * (numbers == 1), 128 * (numbers == 2), 0 * numbers], -1)
+    tifffile.imwrite(tmp_path / "p.tif", numbers, photometric="palette", colormap=np.zeros((3, 256), np.uint16))
+    assert np.array_equal(volumes.read_labels(volumes.read_head(tmp_path / "p.tif"))[0], numbers)
+    Image.fromarray(colours.astype(np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match="a mask in colours"):
+        volumes.read_labels(volumes.read_head(tmp_path / "b.png"))
+
+
+def test_labels_are_whole_numbers_of_any_size(tmp_path: Path) -> None:
+    for name, write in (("a.nii.gz", nifti), ("a.nrrd", nrrd)):
+        path = write(tmp_path / name, LABELS.astype(np.int16) * np.int16(100))
+        assert np.array_equal(volumes.read_labels(volumes.read_head(path)), LABELS * np.int32(100))
+    head = volumes.read_head(nifti(tmp_path / "b.nii.gz", LABELS.astype(np.float32) + np.float32(2e-4)))
+    assert np.array_equal(volumes.read_labels(head), LABELS)
+    assert "they are rounded" in " ".join(head.notes)
+    head = volumes.read_head(nifti(tmp_path / "c.nii.gz", LABELS.astype(np.float32) / 2))
+    with pytest.raises(DataError, match=r"holds 0\.5, 1\.5; the values of a mask are whole numbers"):
+        volumes.read_labels(head)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.bmp", "is no format that is read here"),
+        ("a.npy", "may be an image in colours"),
+        ("b.npy", "is an array of 3 float64"),
+        ("t.tif", "run over several axes"),
+        ("a.nii.gz", "one volume of three dimensions"),
+        ("a.nrrd", "cannot be read as an image"),
+        ("a.jpg", "cannot be read"),
+        ("c.jpg", "is a JPEG with CMYK colours"),
+        ("none.png", "No such file"),
+    ],
+)
+def test_what_cannot_be_read_is_said(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bmp").write_bytes(b"BM")
+    np.save(tmp_path / "a.npy", np.zeros((16, 16, 3)))
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    tifffile.imwrite(tmp_path / "t.tif", np.zeros((2, 3, 6, 7), np.uint16), imagej=True, metadata={"axes": "TZYX"})
+    nifti(tmp_path / "a.nii.gz", np.zeros((5, 6, 7, 2), np.int16))
+    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\ntype: short\n")
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    Image.new("CMYK", (8, 8)).save(tmp_path / "c.jpg")
+    with pytest.raises(DataError, match=words):
+        volumes.read_head(tmp_path / name)
+
+
+def test_a_jpeg_is_no_mask(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="JPEG is lossy"):
+        volumes.read_labels(volumes.read_head(tmp_path / "a.jpg"))
+
+
+def test_the_library_of_two_formats_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = nrrd(tmp_path / "a.nrrd", LABELS)
+    monkeypatch.setitem(__import__("sys").modules, "SimpleITK", None)
+    with pytest.raises(DataError) as caught:
+        volumes.read_head(path)
+    assert "pip install 'unet-accelerators[formats]'" in caught.value.hint
+
+
+def test_a_written_volume_has_the_grid_of_its_image(tmp_path: Path) -> None:
+    like = nrrd(tmp_path / "a.nrrd", VOLUME.astype(np.int16), direction=(0, 1, 0, 1, 0, 0, 0, 0, -1))
+    itk.write_like(tmp_path / "out.nrrd", LABELS, like, {"class_1": "tumour"})
+    one, other = SimpleITK.ReadImage(str(like)), SimpleITK.ReadImage(str(tmp_path / "out.nrrd"))
+    for name in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
+        assert getattr(one, name)() == getattr(other, name)()
+    assert other.GetMetaData("class_1") == "tumour"
+    assert np.array_equal(SimpleITK.GetArrayFromImage(other).transpose(2, 1, 0), LABELS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nrrd", "out.nrrd"]

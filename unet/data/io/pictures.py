@@ -1,0 +1,113 @@
+"""TIFF, PNG and JPEG files of any depth as volumes (C, S, H, W): photographs, microscopes' stacks, and label maps in
+them. `images` has the readers; here channels and slices are told apart. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.data.io import images
+from unet.data.io.tiff import Kind
+from unet.errors import DataError
+
+Array = NDArray[Any]
+SLICES = "ZIQT"  # tifffile's letters of an axis that counts slices: depth, a series, an unknown one, time
+TO_MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6}
+
+
+class Found(NamedTuple):
+    """What a file holds: slices, rows, columns as shown, channels, the type of the values."""
+
+    shape: tuple[int, int, int]
+    channels: int
+    dtype: np.dtype[Any]
+
+
+def look(path: Path) -> Found:
+    """What a file holds; its pixels are not read. Raises DataError."""
+    with images.opened(path, lossy=True) as (kind, _):
+        slices, channels = _pages(kind, path)
+        colours = kind.shape[3] - len(kind.extra) if kind.palette is None else 3
+        return Found(
+            (slices, *kind.upright), channels * colours, np.dtype(np.uint8) if kind.palette is not None else kind.dtype
+        )
+
+
+def read(path: Path) -> Array:
+    """(C, S, H, W) of the file's own type: channels of the pages, or the colours of RGB. Raises DataError."""
+    with images.opened(path, lossy=True) as (kind, load):
+        slices, channels = _pages(kind, path)
+        array = images.shown(load(None), kind, path)
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 0, 1, 2))
+    if channels == 1:
+        return array[None]
+    names = "".join(letter for letter, size in kind.lead if size > 1)
+    first = names.startswith("C")
+    split = array.reshape(*((channels, slices) if first else (slices, channels)), *array.shape[1:])
+    return np.ascontiguousarray(split if first else split.swapaxes(0, 1))
+
+
+def read_labels(path: Path) -> Array:
+    """The values of a mask, (S, H, W): of a file with a palette the numbers of its colours, as label maps are stored;
+    RGB with equal channels is grey. Raises DataError for colours, and for several channels."""
+    with images.opened(path, lossy=True) as (kind, load):
+        _, channels = _pages(kind, path)
+        if channels > 1:
+            raise DataError(f"{path}: has {channels} channels; a mask has one.", "Save one label map a file.")
+        indices = _palette_numbers(path)
+        if indices is not None:
+            return indices
+        if kind.palette is not None:
+            return np.ascontiguousarray(load(None)[..., 0])
+        found = images.one_channel(images.shown(load(None), kind, path))
+    if found is None:
+        raise DataError(
+            f"{path}: is a mask in colours; a mask has one channel with the number of a class in each pixel.",
+            "Save it as grey values or with a palette, one number for each class.",
+        )
+    return found
+
+
+def spacing(path: Path) -> tuple[float, float, float] | None:
+    """mm of a voxel along slices, rows and columns, where a TIFF of ImageJ gives it in a unit of length; None
+    elsewhere: dots per inch of a photograph say nothing of what it shows."""
+    import tifffile
+
+    pixel, unit = images.pixel_size(path)
+    scale = TO_MM.get(str(unit).lower())
+    if pixel is None or scale is None:
+        return None
+    x, y = (scale * down / up for up, down in pixel)
+    deep = y
+    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
+        deep = scale * float((file.imagej_metadata or {}).get("spacing", y / scale))
+    found = (deep, y, x)
+    return found if min(found) > 0 else None
+
+
+def _pages(kind: Kind, path: Path) -> tuple[int, int]:
+    """(slices, channels) that the pages of a file are. Raises DataError where that is not clear."""
+    lead = [(letter, size) for letter, size in kind.lead if size > 1]
+    channels = [size for letter, size in lead if letter == "C"]
+    slices = [size for letter, size in lead if letter in SLICES]
+    if len(channels) + len(slices) != len(lead) or len(slices) > 1 or len(channels) > 1:
+        axes = ", ".join(f"{letter} {size}" for letter, size in lead)
+        raise DataError(
+            f"{path}: its pages run over several axes ({axes}); slices and channels are read.",
+            "Save one volume a file (Fiji: Image, Hyperstacks, Reduce Dimensionality).",
+        )
+    return (slices or [kind.pages // (channels or [1])[0]])[0], (channels or [1])[0]
+
+
+def _palette_numbers(path: Path) -> Array | None:
+    """The stored numbers (1, H, W) of a PNG with a palette; None for another file."""
+    with contextlib.suppress(Exception), images.pillow().open(path, formats=("PNG",)) as file:
+        if file.mode == "P":
+            return np.asarray(file)[None]
+    return None
