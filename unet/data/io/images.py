@@ -220,7 +220,8 @@ def opened(path: Path, lossy: bool = False) -> Iterator[tuple[Kind, Load]]:
         raise
     except Exception as error:  # decoders raise many kinds on damaged files
         raise DataError(
-            f"{path}: cannot be read as a TIFF{', PNG or JPEG' if lossy else ' or PNG'} image ({type(error).__name__}: {str(error)[:80]};"
+            f"{path}: cannot be read as a TIFF{', PNG or JPEG' if lossy else ' or PNG'} image"
+            f" ({type(error).__name__}: {str(error)[:80]};"
             f" {path.stat().st_size} bytes).",
             "Copy the file again from its source, or remove it.",
         ) from error
