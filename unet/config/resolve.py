@@ -372,6 +372,8 @@ def _setting(
             raise ValueError(f"{key} takes true or false")
         chosen = spec.value if value else spec.off
         return {} if chosen is None else {spec.name: chosen}
+    if spec.many and spec.kind is str and value == []:  # names that the data give
+        return {}
     return {spec.name: convert_many(key, spec.option, spec.kind, spec.many, value)}
 
 

@@ -1,0 +1,349 @@
+"""One case of a user's set: what its files say, whether they fit each other, and the way to the network's grid and
+back. No torch.
+
+Order, as in nnU-Net: turn, cut the border of zeros away (where the plan says so), normalise, resample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import host, windows
+from unet.data.cache.layout import Layout
+from unet.data.cases import Case
+from unet.data.io import volumes
+from unet.data.io.nifti_header import times
+from unet.data.preprocessing import resize
+from unet.errors import CacheError, DataError, UnetError
+from unet.tasks.folder import sets
+from unet.tasks.folder.labels import IGNORED, Labels
+from unet.tasks.folder.settings import Settings
+
+Array = NDArray[Any]
+DRAWN = 500  # voxels of each class that are kept to draw patches about
+GRIDS = "Save the mask on the grid of its image, or type --resample-masks to take the nearest voxel of it."
+MOST = 2**31  # voxels of a case on the network's grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a case came to the network's grid: enough to undo it.
+
+    `stored`: voxels as stored; `order`, `flips`: see `volumes.Turn`; `box`: (low, high) of each of D, H, W that is kept
+    of the turned volume; `size`: voxels after resampling; `spacing`: mm of the turned volume's voxels.
+    """
+
+    stored: tuple[int, int, int]
+    order: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    box: tuple[tuple[int, int], ...]
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    @property
+    def turn(self) -> volumes.Turn:
+        return volumes.Turn(self.order, self.flips)
+
+    @property
+    def turned(self) -> tuple[int, ...]:
+        """Voxels of the turned volume."""
+        return tuple(self.turn.sizes(self.stored))
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """The part of the turned volume that is kept."""
+        return tuple(slice(low, high) for low, high in self.box)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Voxels of that part."""
+        return tuple(high - low for low, high in self.box)
+
+
+def labels_of(settings: Settings) -> Labels:
+    return Labels(settings.label_values, settings.classes, settings.ignore_value)
+
+
+def index(found: sets.Set, settings: Settings) -> list[Case]:
+    """Every case of a set, by its headers. Raises one DataError that names the first faults and counts them."""
+    cases, faults, odd = [], [], list[tuple[str, str]]()
+    for name, own in found.cases.items():
+        case, fault, remarks = read_case(name, own, settings)
+        cases.append(case)
+        faults += [fault] if fault else []
+        odd += remarks
+    host.notice_by_kind(odd)
+    if faults:
+        more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+        words = "; ".join(fault.message.rstrip(".") for fault in faults[:2])
+        raise DataError(f"{words}{more}.", faults[0].hint)
+    return cases
+
+
+def read_case(name: str, own: sets.Found, settings: Settings) -> tuple[Case, UnetError | None, list[tuple[str, str]]]:
+    """One case, what is wrong with it, and what is odd about it (kind, words); only headers are read."""
+    case = Case(name, own.images, (own.mask,) if own.mask else ())
+    try:
+        heads = heads_of(name, own.images, settings)
+        require_mask(name, heads[0], own.mask, settings)
+        way = way_of(heads[0], None, settings)
+        require_size(name, way)
+    except UnetError as error:
+        return case, error, []
+    voxels = math.prod(heads[0].stored) * len(settings.channels)
+    case = dataclasses.replace(
+        case,
+        cost=cost_of(way.size, settings),
+        spacing=way.spacing,
+        memory=12 * voxels + 8 * len(settings.channels) * math.prod(way.size) + 200_000_000,
+    )
+    return case, None, [("header", note) for head in heads for note in head.notes]
+
+
+def cost_of(size: Sequence[int], settings: Settings) -> int:
+    """Windows that scoring a case takes."""
+    return windows.count(size, settings.patch, settings.overlap) if settings.patch else 1
+
+
+def heads_of(name: str, images: Sequence[Path], settings: Settings) -> list[volumes.Head]:
+    """The heads of a case's images. Raises DataError for images that lie on different grids, and for other channels
+    than the network has."""
+    heads = [volumes.read_head(path) for path in images]
+    for head in heads[1:]:
+        if words := volumes.mismatch(heads[0], head):
+            raise DataError(
+                f"{name}: {heads[0].path.name} and {head.path.name} lie on two grids: {'; '.join(words)}.",
+                "Resample the channels of a case to one grid, or remove the case.",
+            )
+    count, wanted = sum(head.channels for head in heads), len(settings.channels)
+    if wanted and count != wanted:
+        given = ", ".join(settings.channels)
+        raise DataError(
+            f"{name}: has {host.counted(count, 'channel')} ({', '.join(path.name for path in images[:4])}); the network"
+            f" takes {wanted}: {given}.",
+            "Give the channels in this order, CASE_0000, CASE_0001 ..., or one image that holds them.",
+        )
+    return heads
+
+
+def require_mask(name: str, image: volumes.Head, mask: Path | None, settings: Settings) -> None:
+    """Raise DataError for a mask that does not lie on the grid of its image, unless it shall be resampled."""
+    if mask is None:
+        raise DataError(f"{name}: has no mask.", "Complete the set, or move the image out of it.")
+    head = volumes.read_head(mask)
+    words = volumes.mismatch(image, head)
+    if words and not (settings.resample_masks and head.affine is not None and image.affine is not None):
+        hint = GRIDS
+        if settings.resample_masks:
+            hint = "One of the two files does not say where it lies, so it cannot be resampled: save it again."
+        raise DataError(f"{name}: image and mask differ: {'; '.join(words)} (image and mask).", hint)
+
+
+def way_of(head: volumes.Head, box: tuple[tuple[int, int], ...] | None, settings: Settings) -> Way:
+    """The way of an image to the network's grid, `box` of its turned voxels kept (all of them)."""
+    turn = head.turn("" if settings.orientation in (None, "as-stored") else str(settings.orientation))
+    sizes = turn.sizes(head.stored)
+    lengths = turn.sizes(head.spacing or (1.0, 1.0, 1.0))
+    kept = box or tuple((0, side) for side in sizes)
+    target = settings.spacing or lengths
+    size = tuple(
+        high - low if math.isclose(mm, wanted, rel_tol=1e-3) else max(1, round((high - low) * mm / wanted))
+        for (low, high), mm, wanted in zip(kept, lengths, target, strict=True)
+    )
+    return Way(head.stored, turn.order, turn.flips, kept, size, tuple(map(float, lengths)))  # type: ignore[arg-type]
+
+
+def require_size(name: str, way: Way) -> None:
+    if math.prod(way.size) > MOST:
+        raise DataError(
+            f"{name}: its {times(way.turned)} voxels of {times(way.spacing)} mm become {times(way.size)}, more than"
+            f" {MOST} voxels.",
+            "Correct the spacing in its header, type a coarser --spacing, or remove the case.",
+        )
+
+
+def prepare_image(name: str, images: Sequence[Path], settings: Settings) -> tuple[Array, Way, list[str]]:
+    """The images of a case -> (C, D, H, W) float32 on the network's grid, the way back, and what was odd about them.
+    Raises DataError."""
+    heads = heads_of(name, images, settings)
+    way = way_of(heads[0], None, settings)
+    parts = []
+    for head in heads:
+        turn = head.turn("" if settings.orientation in (None, "as-stored") else str(settings.orientation))
+        parts.append(turn.apply(volumes.read_image(head)))
+    image = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if settings.crop_background:
+        way = way_of(heads[0], border(image), settings)
+        whole: Any = (slice(None), *way.inner)
+        image = image[whole]
+    require_size(name, way)
+    result = np.empty((len(image), *way.size), np.float32)
+    for channel, values in enumerate(image):
+        result[channel] = resize.image(normalised(values, channel, heads[0].dtype, settings), way.size)
+    notes = list(dict.fromkeys(note for head in heads for note in head.notes))
+    return result, way, notes
+
+
+def border(image: Array) -> tuple[tuple[int, int], ...]:
+    """The box of voxels that are not 0 in every channel, (low, high) of each axis; the whole, where all are 0."""
+    held = (image != 0).any(0)
+    found = []
+    for axis in range(3):
+        places = np.flatnonzero(held.any(tuple(other for other in range(3) if other != axis)))
+        found.append((int(places[0]), int(places[-1]) + 1) if len(places) else (0, held.shape[axis]))
+    return tuple(found)
+
+
+def normalised(values: Array, channel: int, dtype: np.dtype[Any], settings: Settings) -> Array:
+    """One channel (D, H, W) of a file of this type as float32, by its kind: zscore, ct, rescale (whole numbers by the
+    range of their type, others by the image's own, to 0 to 1), none."""
+    kind = settings.normalize[channel] if settings.normalize else "zscore"
+    volume = np.array(values, np.float32)
+    if kind == "ct":
+        low, high, mean, deviation = settings.intensities[4 * channel : 4 * channel + 4]
+        np.clip(volume, low, high, out=volume)
+        volume -= np.float32(mean)
+        volume /= np.float32(max(deviation, 1e-8))
+    elif kind == "rescale":
+        limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+        low, high = (limits.min, limits.max) if limits else (float(volume.min()), float(volume.max()))
+        volume -= np.float32(low)
+        volume /= np.float32(max(high - low, 1e-8))
+    elif kind == "zscore":
+        volume -= np.float32(volume.mean(dtype=np.float64))
+        volume /= np.float32(max(float(volume.std(dtype=np.float64)), 1e-8))
+    return volume
+
+
+def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) -> Array:
+    """The classes of a mask (D, H, W) uint8, turned as its image. Raises DataError."""
+    head = volumes.read_head(path)
+    classes = labels_of(settings).classes_of(volumes.read_labels(head), path)
+    codes = "" if settings.orientation in (None, "as-stored") else str(settings.orientation)
+    if not volumes.mismatch(image, head):
+        if image.codes and head.codes:  # the same place, perhaps stored in another order
+            return head.turn(codes or "".join(image.codes[::-1])).apply(classes)
+        return (image if head.format == image.format else head).turn(codes).apply(classes)
+    require_mask(name, image, path, settings)
+    return image.turn(codes).apply(on_grid_of(image, head, classes))
+
+
+def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
+    """A mask on the grid of an image by the nearest voxel, axes as the image stores them; 0 outside of the mask."""
+    assert image.affine is not None
+    assert mask.affine is not None
+    way = np.linalg.inv(mask.affine) @ image.affine
+    result = np.zeros(image.stored, np.uint8)
+    rows, columns = np.meshgrid(*(np.arange(side) for side in image.stored[1:]), indexing="ij")
+    for plane in range(image.stored[0]):
+        places = np.stack([np.full_like(rows, plane), rows, columns, np.ones_like(rows)]).reshape(4, -1)
+        a, b, c = np.rint(way[:3] @ places).astype(int)
+        held = np.logical_and.reduce(
+            [(each >= 0) & (each < side) for each, side in zip((a, b, c), mask.stored, strict=True)]
+        )
+        result[plane].ravel()[held] = classes[a[held], b[held], c[held]]
+    return result
+
+
+def prepare(case: Case, settings: Settings) -> dict[str, Any]:
+    """A case -> image (C, D, H, W) float32, mask (1, D, H, W) uint8 of classes (255: ignored), foreground (labelled
+    voxels), voxels (drawn places of each class), way, remarks. Raises DataError."""
+    image, way, notes = prepare_image(case.id, case.images, settings)
+    mask = read_mask(case.id, case.labels[0], volumes.read_head(case.images[0]), settings)
+    mask = resize.labels(mask[way.inner], way.size)
+    voxels, counts = {}, {}
+    for number in np.unique(mask).tolist():
+        if number in (0, IGNORED):
+            continue
+        places = np.flatnonzero(mask == number)
+        counts[str(number)] = len(places)
+        drawn = np.random.default_rng(number).choice(places, min(DRAWN, len(places)), replace=False)
+        voxels[str(number)] = np.stack(np.unravel_index(np.sort(drawn), mask.shape), 1).tolist()
+    return {
+        "image": image,
+        "mask": mask[None],
+        "foreground": [sum(counts.values())],
+        "voxels": voxels,
+        "counts": counts,
+        "way": dataclasses.asdict(way),
+        "remarks": [["header", note] for note in notes],
+    }
+
+
+def way_from(facts: Mapping[str, Any]) -> Way:
+    """The way of a cached case."""
+    stored = facts["way"]
+    return Way(
+        tuple(stored["stored"]),
+        tuple(stored["order"]),
+        tuple(stored["flips"]),
+        tuple((low, high) for low, high in stored["box"]),
+        tuple(stored["size"]),
+        tuple(stored["spacing"]),
+    )
+
+
+def label_map(slabs: Iterable[Array], way: Way, values: Callable[[Array], Array]) -> Array:
+    """Logits in slabs (K, d, h, w) on the network's grid -> label values on the file's own grid, axes as stored: the
+    largest after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
+    result = np.zeros(way.turned, np.uint8)
+    part = result[way.inner]
+    for plane, target in zip(resize.planes_back(slabs, way.size[0], way.kept), part, strict=True):
+        best = plane[0].copy()
+        for number in range(1, len(plane)):
+            larger = plane[number] > best
+            target[larger] = number
+            np.maximum(best, plane[number], out=best)
+    return values(way.turn.undo(result))
+
+
+def require_arrays(path: Path, image: Array, mask: Array, settings: Mapping[str, Any]) -> None:
+    raise CacheError(
+        f"{path.absolute()}: the arrays of another program do not say how they were made.",
+        "Give the raw set with --data, and another --cache: it is then made anew.",
+    )
+
+
+def facts_of(mask: Array) -> dict[str, Any]:
+    return {"foreground": [int(np.count_nonzero((mask != 0) & (mask != IGNORED)))]}
+
+
+def one(shape: tuple[int, ...]) -> int:
+    return 1
+
+
+def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
+    """Whether drawn voxels lie inside of the volume, and the way leads to it."""
+    way = facts.get("way", {})
+    inside = all(
+        len(place) == 3 and all(0 <= at < side for at, side in zip(place, shape[1:], strict=True))
+        for places in facts.get("voxels", {}).values()
+        for place in places
+    )
+    return inside and list(way.get("size", ())) == list(shape[1:])
+
+
+LAYOUT = Layout(
+    "folder",
+    "_image.npy",
+    "_mask.npy",
+    1,
+    one,
+    require_arrays,
+    facts_of,
+    one,
+    possible,
+    schema={
+        "voxels": {str: [[int]]},
+        "counts": {str: int},
+        "way": {"stored": [int], "order": [int], "flips": [bool], "box": [[int]], "size": [int], "spacing": [float]},
+    },
+    needed=("voxels", "counts", "way"),
+)

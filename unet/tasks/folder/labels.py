@@ -1,0 +1,108 @@
+"""The classes of a set and the values that masks give them: any whole numbers in the files, 0, 1, 2 ... in the network.
+
+NumPy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.errors import DataError
+
+Array = NDArray[Any]
+IGNORED = 255  # the class of voxels that are neither trained on nor scored
+MOST = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """`values`: what masks hold for each class, the background first; `names` of the same; `ignore`: the value of
+    voxels whose class is not known, None where there is none."""
+
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+    ignore: int | None = None
+
+    @property
+    def classes(self) -> int:
+        return len(self.values)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values are 0, 1, 2 ... themselves."""
+        return self.values == tuple(range(len(self.values)))
+
+    def classes_of(self, mask: Array, path: Path) -> NDArray[np.uint8]:
+        """Values -> classes, uint8, IGNORED where they are to be ignored. Raises DataError for other values."""
+        found = np.unique(mask)
+        known = [*self.values] + ([] if self.ignore is None else [self.ignore])
+        if odd := sorted(set(found.tolist()) - set(known)):
+            words = ", ".join(map(str, odd[:4])) + (" ..." if len(odd) > 4 else "")
+            raise DataError(
+                f"{path}: holds the value {words}, which is no class of this set"
+                f" ({', '.join(map(str, known[:8]))}{' ...' if len(known) > 8 else ''}).",
+                "Correct the mask, or name every value with --label-values (the background first).",
+            )
+        order = np.argsort(known)
+        classes = np.array([*range(len(self.values))] + ([] if self.ignore is None else [IGNORED]), np.uint8)[order]
+        return classes[np.searchsorted(np.array(known)[order], mask)]
+
+    def values_of(self, classes: Array) -> Array:
+        """Classes -> values as the set's masks have them, uint8 where they fit, else uint16 or int32."""
+        low, high = min(self.values), max(self.values)
+        kind = np.uint8 if low >= 0 and high < 2**8 else np.uint16 if low >= 0 and high < 2**16 else np.int32
+        return classes.astype(kind, copy=False) if self.plain else np.array(self.values, kind)[classes]
+
+    def told(self) -> str:
+        """The mapping in words, empty where the values are the classes."""
+        if self.plain and self.ignore is None:
+            return ""
+        pairs = ", ".join(f"{value} ({name})" for value, name in zip(self.values, self.names, strict=True))
+        ignored = "" if self.ignore is None else f"; {self.ignore} is ignored"
+        return f"masks hold {pairs}{ignored}: classes 0 to {self.classes - 1} in the network, written back as they were"
+
+
+def from_values(found: Sequence[int], names: dict[str, int], ignore: int | None, where: Path) -> Labels:
+    """The classes of a set whose masks hold the values `found`; `names` {class: value} are those of dataset.json, where
+    it has any. Raises DataError for values that are no classes: without a background, more than 100 of them, others
+    than the names tell."""
+    values = sorted(set(found) - {ignore})
+    if names:
+        if len(names) > MOST or not names:
+            raise DataError(f"{where}: names {len(names)} classes; 2 to {MOST} are possible.", "Merge some of them.")
+        if odd := sorted(set(values) - set(names.values())):
+            raise DataError(
+                f"{where}: masks hold {', '.join(map(str, odd[:4]))}, which dataset.json does not name"
+                f" ({', '.join(f'{name} {value}' for name, value in list(names.items())[:6])}).",
+                "Add these classes to dataset.json, or correct the masks.",
+            )
+        return Labels(tuple(names.values()), tuple(names), ignore)
+    if len(values) > MOST:
+        raise DataError(
+            f"{where}: masks hold {len(values)} values ({', '.join(map(str, values[:5]))} ...); a mask has a number for"
+            f" each class, {MOST} at most.",
+            "Masks that were smoothed or saved as JPEG have such values: save them again, with whole numbers.",
+        )
+    if 0 not in values and values:
+        raise DataError(
+            f"{where}: no voxel of any mask is 0, the background; the values are {', '.join(map(str, values[:6]))}.",
+            f"Say which is the background by naming it first: --label-values {' '.join(map(str, values[:6]))}",
+        )
+    if len(values) < 2:
+        raise DataError(
+            f"{where}: every mask is empty: no voxel has a class other than {values[0] if values else 0}.",
+            "Give masks with a number of 1 or more where there is something.",
+        )
+    return Labels(tuple(values), default_names(values), ignore)
+
+
+def default_names(values: Sequence[int]) -> tuple[str, ...]:
+    if len(values) == 2:
+        return "background", "foreground"
+    return ("background", *(f"class {value}" for value in values[1:]))

@@ -1,0 +1,258 @@
+"""Which files of a user's set are the images and the mask of each case, by their names or by a table; no image is read.
+
+<root>/imagesTr/CASE_0000.nii.gz, CASE_0001.nii.gz ...    nnU-Net: a file for each channel; labelsTr/CASE.nii.gz;
+                                                          dataset.json names channels and classes
+<root>/images/NAME.png  masks/NAME.png                    pairs of the same name (also labels/, also with _0000 ...)
+TABLE.csv                                                 a row for each case: image columns, mask, patient, group
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unet import files
+from unet.config.schema import shell_path
+from unet.data.cases import require_folder
+from unet.data.io import volumes
+from unet.errors import DataError
+
+IMAGES, MASKS = (
+    ("imagestr", "images", "image", "imgs"),
+    ("labelstr", "masks", "labels", "mask", "label", "segmentations"),
+)
+TESTS = ("imagests",)
+CHANNEL = re.compile(r"_(\d{4})$")
+CHANNEL_ZERO = re.compile(r"_0000$")
+DATASET = "dataset.json"
+CASE_COLUMNS, MASK_COLUMNS = ("case", "id", "name"), ("mask", "label", "segmentation", "target")
+GROUP_COLUMNS = ("patient", "patient_id", "subject", "group")
+IMAGE_COLUMN = re.compile(r"image|img|channel|modality|path", re.IGNORECASE)
+LAYOUTS = (
+    "Give a folder with imagesTr/ and labelsTr/ (nnU-Net), a folder with images/ and masks/, or a table .csv with the"
+    " columns image and mask."
+)
+LARGEST_TABLE = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The files of one case: an image for each channel (or one of several channels), its mask if there is one, and the
+    patient or group that it belongs to."""
+
+    images: tuple[Path, ...]
+    mask: Path | None = None
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a set says of itself: names of channels, {class: its value in the masks} with the background, the value that
+    is ignored; all empty where it says nothing."""
+
+    channels: tuple[str, ...] = ()
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ignore: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """A set: {case: its files}, sorted, what it says of itself, and what is odd about it, in words."""
+
+    root: Path
+    cases: dict[str, Found]
+    names: Names
+    remarks: tuple[str, ...] = ()
+
+
+def find(root: Path) -> Set:
+    """The cases of a set with masks. Raises one DataError that names the first faults and counts them."""
+    if root.suffix.lower() in (".csv", ".tsv"):
+        return from_table(root)
+    require_folder(root, LAYOUTS)
+    names = read_names(root / DATASET)
+    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
+    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
+    mask_folder = next((inside[name] for name in MASKS if name in inside), None)
+    if image_folder is None or mask_folder is None:
+        held = ", ".join(item.name for item in list(root.iterdir())[:5]) or "nothing"
+        raise DataError(f"{root.absolute()}: holds {held}; images and masks are not told apart.", LAYOUTS)
+    images = groups_of(listed(image_folder))
+    masks: dict[str, list[Path]] = {}
+    for path in listed(mask_folder):
+        masks.setdefault(volumes.stem(path), []).append(path)
+    found = pair(root, images, masks)
+    if not found:
+        raise DataError(f"{image_folder.absolute()}: holds no image of a known format.", LAYOUTS)
+    return Set(root, dict(sorted(found.items())), names)
+
+
+def listed(folder: Path) -> list[Path]:
+    """The images of a folder by their names, sorted."""
+    return sorted(path for path in folder.iterdir() if volumes.is_image(path) and not path.is_dir())
+
+
+def groups_of(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """{case: the files of its channels in order}. A number of four digits at a name's end is that of a channel, where
+    the folder has _0000 of that name."""
+    stems = {volumes.stem(path) for path in paths}
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        name = volumes.stem(path)
+        base = CHANNEL.sub("", name)
+        several = base != name and base and f"{base}_0000" in stems
+        found.setdefault(base if several else name, []).append(path)
+    return found
+
+
+def pair(root: Path, images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> dict[str, Found]:
+    """Images with the masks of the same name. Raises DataError for one without the other, two masks of one name, and
+    channels that are not numbered from 0."""
+    faults = [
+        f"{name}: {len(paths)} masks ({', '.join(path.name for path in paths)})"
+        for name, paths in masks.items()
+        if len(paths) > 1
+    ]
+    alone, left = [name for name in images if name not in masks], [name for name in masks if name not in images]
+    faults += [f"{images[name][0]}: no mask of the name {name}" for name in alone]
+    faults += [f"{masks[name][0]}: no image of the name {name}" for name in left]
+    for name, paths in images.items():
+        numbers = [CHANNEL.search(volumes.stem(path)) for path in paths]
+        if len(paths) > 1 and [int(number[1]) for number in numbers if number] != list(range(len(paths))):
+            held = ", ".join(path.name for path in paths)
+            faults.append(f"{name}: its files are not the channels 0 to {len(paths) - 1}: {held}")
+    raise_faults(root, faults)
+    return {name: Found(tuple(paths), masks[name][0]) for name, paths in images.items()}
+
+
+def raise_faults(
+    root: Path, faults: Sequence[str], hint: str = "Complete the set, or move these files out of it"
+) -> None:
+    """One DataError for all faults of a set, which names the first and counts the others."""
+    if faults:
+        more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+        raise DataError(
+            "; ".join(faults[:2]) + more + ".",
+            f"{hint}; all faults: python -m unet check --task folder --data {shell_path(root)}",
+        )
+
+
+def read_names(path: Path) -> Names:
+    """What nnU-Net's dataset.json says (also in the form of its first version and of the Medical Segmentation
+    Decathlon). Raises DataError for labels that are regions of several classes, and for damaged files."""
+    if not path.is_file():
+        return Names()
+    hint = "Correct it, as nnU-Net documents dataset.json, or remove it: classes are then named by their numbers."
+    content = files.read_json(path, dict, hint)
+    channels, labels = content.get("channel_names", content.get("modality", {})), content.get("labels", {})
+    try:
+        named = [str(name) for _, name in sorted(dict(channels).items(), key=lambda item: int(item[0]))]
+        numbers = {str(key): value for key, value in dict(labels).items()}
+        if any(isinstance(value, list | tuple) for value in numbers.values()):
+            region = next(key for key, value in numbers.items() if isinstance(value, list | tuple))
+            raise DataError(
+                f"{path}: the label {region!r} is a region, {list(numbers[region])}; each class has one value.",
+                "Give each value a class of its own; the union of classes is scored from their masks.",
+            )
+        if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
+            numbers = {str(name): int(key) for key, name in numbers.items()}
+        classes = {name: int(value) for name, value in numbers.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
+    ignore = classes.pop("ignore", None)
+    return Names(tuple(named), dict(sorted(classes.items(), key=lambda item: item[1])), ignore)
+
+
+def from_table(path: Path) -> Set:
+    """The cases of a table: columns `image` (or image_1 ..., in order), `mask`, and where there are such `case`,
+    `patient` or `group`. Paths are relative to the table. Raises one DataError that names the first faults."""
+    if not path.is_file():
+        raise DataError(f"{path.absolute()}: no such file.", LAYOUTS)
+    text = files.read_text(path, LARGEST_TABLE).removeprefix("\ufeff")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    columns = [name or "" for name in (rows[0] if rows else {})]
+    mask = next((name for name in columns if name.strip().lower() in MASK_COLUMNS), None)
+    group = next((name for name in columns if name.strip().lower() in GROUP_COLUMNS), None)
+    case = next((name for name in columns if name.strip().lower() in CASE_COLUMNS), None)
+    images = [name for name in columns if name not in (mask, group, case) and IMAGE_COLUMN.search(name)]
+    if not images or mask is None:
+        raise DataError(
+            f"{path.absolute()}: has the columns {', '.join(columns) or '(none)'}; image and mask are needed.",
+            "Name the columns image (or image_1, image_2 ...), mask, and if you like case and patient.",
+        )
+    found: dict[str, Found] = {}
+    faults: list[str] = []
+    for number, row in enumerate(rows, 2):
+        own = [place(path.parent, row[name]) for name in images if (row[name] or "").strip()]
+        target = place(path.parent, row[mask]) if (row[mask] or "").strip() else None
+        name = (row[case] or "").strip() if case else CHANNEL.sub("", volumes.stem(own[0])) if own else ""
+        missing = [item for item in (*own, *([target] if target else [])) if not item.is_file()]
+        if len(own) != len(images) or target is None:
+            faults.append(
+                f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
+            )
+        elif missing:
+            faults.append(f"{path.name}, line {number}: {missing[0]} is not there")
+        elif name in found or not name:
+            faults.append(f"{path.name}, line {number}: case {name!r} is {'there already' if name else 'empty'}")
+        else:
+            found[name] = Found(tuple(own), target, (row[group] or "").strip() if group else "")
+    raise_faults(path, faults, "Correct the table")
+    if not found:
+        raise DataError(f"{path.absolute()}: has no rows.", LAYOUTS)
+    return Set(path, dict(sorted(found.items())), read_names(path.parent / DATASET))
+
+
+def place(folder: Path, text: str) -> Path:
+    """A path of a table."""
+    path = Path(text.strip())
+    return path if path.is_absolute() else folder / path
+
+
+def inputs(paths: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """Images, folders of them and whole sets -> {case: the files of its channels}. Raises DataError for what is no
+    image, and for two cases of one name."""
+    found: dict[str, tuple[Path, ...]] = {}
+    given: dict[Path, list[Path]] = {}
+    for path in paths:
+        for image in images_in(path):
+            given.setdefault(image.parent, []).append(image)
+    for folder, images in given.items():
+        own = (
+            {path: name for name, group in groups_of(listed(folder)).items() for path in group} if channels > 1 else {}
+        )
+        grouped: dict[str, list[Path]] = {}
+        for image in dict.fromkeys(images):
+            grouped.setdefault(own.get(image) or CHANNEL_ZERO.sub("", volumes.stem(image)), []).append(image)
+        for name, group in grouped.items():
+            if channels > 1 and len(group) == 1 and group[0] in own:  # one channel was named: the others lie beside it
+                group = [path for path, case in own.items() if case == name]
+            if found.setdefault(name, tuple(group)) != tuple(group):
+                raise DataError(
+                    f"{group[0]}: another image, {found[name][0]}, is case {name} too; their masks would meet.",
+                    "Predict them one after the other, each with its own --output.",
+                )
+    return found
+
+
+def images_in(path: Path) -> list[Path]:
+    """The images that a path names: itself, those of a folder, or of a set's folder of images."""
+    if path.is_dir():
+        inside = {item.name.lower(): item for item in path.iterdir() if item.is_dir()}
+        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), path)
+        found = listed(folder)
+        if not found:
+            raise DataError(f"{path}: holds no image of a known format.", f"Give images: {', '.join(volumes.FORMATS)}.")
+        return found
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder.", "Give images, or a folder of them.")
+    if not volumes.is_image(path):
+        raise DataError(f"{path}: is no format that is read here.", f"Give images: {', '.join(volumes.FORMATS)}.")
+    return [path]
