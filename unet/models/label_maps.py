@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from unet.errors import DataError
-from unet.models.losses import CHUNK, SMOOTH
+from unet.models.losses import CHUNK, FEW, SMOOTH
+
+MANY = 8  # classes, above which pairs are counted by their number instead of by a product of matrices
 
 
 def label_map(logits: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -28,29 +30,51 @@ def label_map(logits: Tensor, chunk: int = CHUNK) -> Tensor:
 
 def confusion(prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK) -> Tensor:
     """Voxels of each class (rows: target, columns: prediction) of two uint8 label maps: (classes, classes) int64, on
-    their device, without reading it. A voxel of a higher class is counted nowhere."""
+    their device, up to 8 classes without reading it. A voxel of a higher class in either is counted nowhere."""
     counts = torch.zeros((classes, classes), dtype=torch.int64, device=target.device)
     numbers = torch.arange(classes, dtype=torch.uint8, device=target.device)[:, None]
     for rows in _chunks(target, min(chunk, CHUNK)):  # float32 counts exactly up to there
-        true, predicted = ((labels[rows].flatten() == numbers).float() for labels in (target, prediction))
-        counts += (true @ predicted.T).long()
+        both = target[rows].flatten(), prediction[rows].flatten()
+        if classes > MANY:
+            true, predicted = (labels.long() for labels in both)
+            known = (true < classes) & (predicted < classes)
+            pairs = torch.where(known, true * classes + predicted, classes**2)
+            counts += torch.bincount(pairs, minlength=classes**2 + 1)[:-1].view(classes, classes)
+        else:
+            true, predicted = ((labels == numbers).float() for labels in both)
+            counts += (true @ predicted.T).long()
     return counts
 
 
-def dice_by_class(prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK) -> list[float]:
+def dice_by_class(
+    prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK, ignore: int | None = None
+) -> list[float]:
     """MLPerf's Dice of each class, background first, of two uint8 label maps: (2 |p t| + 1e-6) / (|p| + |t| + 1e-6), so
-    1 for a class that is in neither. Reads the device once. Raises DataError for a class that there is not."""
-    table = confusion(prediction, target, classes, chunk).cpu().double()
-    if table.sum() != target.numel():
+    1 for a class that is in neither. Voxels of the label `ignore`, which is no class, are not counted. Raises DataError
+    for a class that there is not."""
+    counts = confusion(prediction, target, classes, chunk)
+    ignored = [(target[rows] == ignore).sum() for rows in _chunks(target, chunk)] if ignore is not None else []
+    both = torch.cat((counts.flatten(), sum(ignored, counts.new_zeros(1)))).cpu()  # one read
+    if both.sum() != target.numel():
+        found = max(int(labels[target != ignore].max()) for labels in (prediction, target))
         raise DataError(
-            f"The label map holds a class above {classes - 1} (it goes up to {int(target.max())}).",
+            f"The label map holds a class above {classes - 1} (it goes up to {found}).",
             "Check the labels: python -m unet check",
         )
+    table = both[:-1].view(classes, classes).double()
     return ((2 * table.diagonal() + SMOOTH) / (table.sum(0) + table.sum(1) + SMOOTH)).tolist()
 
 
-def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False, chunk: int = CHUNK) -> float:
-    """MLPerf's loss of one case, (1 - mean soft Dice + cross entropy) / 2: logits (K, D, H, W), labels (D, H, W) uint8.
+def dice_ce_of(
+    logits: Tensor,
+    labels: Tensor,
+    include_background: bool = False,
+    chunk: int = CHUNK,
+    ignore: int | None = None,
+    smooth: float = SMOOTH,
+) -> float:
+    """MLPerf's loss of one case, (1 - mean soft Dice + cross entropy) / 2: logits (K, D, H, W), labels (D, H, W) uint8,
+    of which `ignore` is no class and not counted.
 
     Softmax, cross entropy and the sums of the Dice of each chunk in turn, so nothing of the size of the logits is made;
     one read from the device. Without gradients: training has `unet.models.losses`.
@@ -58,16 +82,19 @@ def dice_ce_of(logits: Tensor, labels: Tensor, include_background: bool = False,
     first = 0 if include_background else 1
     classes = torch.arange(len(logits), dtype=torch.float32, device=logits.device)[:, None]
     parts = []
-    for rows in _chunks(labels, chunk):
+    for rows in _chunks(labels, chunk * FEW // max(FEW, len(logits))):
         log_p = torch.log_softmax(logits[:, rows].float().flatten(1), 0)
         truth = labels[rows].flatten().float().repeat(len(logits), 1).eq_(classes)  # in place: 7 times as fast on a CPU
         agreed = (log_p * truth).sum()
         p, t = log_p[first:].exp_(), truth[first:]
-        parts.append(torch.cat((agreed[None], (p * t).sum(1), p.sum(1), t.sum(1))))
+        valid = (labels[rows] != ignore).flatten() if ignore is not None else None
+        count = agreed.new_tensor(labels[rows].numel()) if valid is None else valid.sum().float()
+        p = p if valid is None else p.mul_(valid)
+        parts.append(torch.cat((agreed[None], count[None], (p * t).sum(1), p.sum(1), t.sum(1))))
     sums = torch.stack(parts).cpu().double().sum(0)
-    both, predicted, true = sums[1:].chunk(3)
-    dice = (2 * both + SMOOTH) / (predicted + true + SMOOTH)
-    return float((1 - dice.mean() - sums[0] / labels.numel()) / 2)
+    both, predicted, true = sums[2:].chunk(3)
+    dice = (2 * both + smooth) / (predicted + true + smooth)
+    return float((1 - dice.mean() - sums[0] / max(1, int(sums[1]))) / 2)
 
 
 def _chunks(volume: Tensor, size: int) -> Iterator[slice]:

@@ -1,16 +1,20 @@
-"""Losses, in float32 whatever the type of the network's outputs; call them outside of autocast."""
+"""Losses, in float32 whatever the type of the network's outputs (float64 stays); call them outside of autocast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.errors import UnetError
+
 SMOOTH = 1e-6
 CHUNK = 2**24  # voxels that are worked on at a time, where the caller does not say
+FEW = 3  # classes, up to which a chunk has that many voxels; with more it has the same memory
+LEAST = 1e-8  # of a Dice's denominator, which could be 0 only without smoothing
 
 
 def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -22,16 +26,69 @@ def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) 
     return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
 
 
-def dice_ce_loss(logits: Tensor, labels: Tensor, include_background: bool = False, chunk: int = CHUNK) -> Tensor:
+def dice_ce_loss(
+    logits: Tensor,
+    labels: Tensor,
+    include_background: bool = False,
+    chunk: int = CHUNK,
+    *,
+    batch_dice: bool = False,
+    ignore: int | None = None,
+    smooth: float = SMOOTH,
+) -> Tensor:
     """(mean(1 - dice) + cross-entropy) / 2: logits (N, C, *S), integer labels (N, 1, *S) -> scalar.
 
-    dice = (2 sum(p t) + 1e-6) / (sum(p) + sum(t) + 1e-6) of softmax and one-hot labels for every sample and class, sums
-    over the voxels, class 0 left out unless `include_background`; cross-entropy is the mean over batch and voxels.
-    Source: DiceCELoss of MLPerf Training's U-Net3D. Nothing of the logits' size is kept for the backward pass.
-    A sample is worked on `chunk` voxels at a time. The plain form is `plain_dice_ce`.
+    dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s) of softmax and one-hot labels for every sample and class, sums over
+    the voxels, class 0 left out unless `include_background`; with `batch_dice` for every class, sums over the batch.
+    Cross-entropy is the mean over batch and voxels. Voxels of the label `ignore`, which is no class, count in neither;
+    where a sample has no others its dice is 1. Source: DiceCELoss of MLPerf Training's U-Net3D (s = 1e-6). Nothing of
+    the logits' size is kept for the backward pass. A sample is worked on `chunk` voxels at a time, fewer where there
+    are many classes. The plain form is `plain_dice_ce`.
     """
-    loss: Tensor = _DiceCE.apply(logits, labels, include_background, chunk)
+    loss: Tensor = _DiceCE.apply(logits, labels, include_background, chunk, batch_dice, ignore, smooth)
     return loss
+
+
+def nnunet_loss(
+    logits: Tensor, labels: Tensor, include_background: bool = False, chunk: int = CHUNK, **how: Any
+) -> Tensor:
+    """Cross-entropy - mean(dice), from -1 up: twice `dice_ce_loss`, less 1, with s = 1e-5. The same settings.
+
+    Source: nnU-Net's DC_and_CE_loss, whose learning rate and clipping of gradients are made for its scale. Over several
+    processes `batch_dice` is of each one's own batch.
+    """
+    return 2 * dice_ce_loss(logits, labels, include_background, chunk, **{"smooth": 1e-5, **how}) - 1
+
+
+def deep_supervision_loss(
+    outputs: Sequence[Tensor], labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Weighted mean of `loss(logits, labels)` over the outputs (N, C, *S) of a network, full resolution first: weights
+    1, 1/2, 1/4 ... by their sum; labels (N, 1, *S) of the full resolution. Source: nnU-Net, where the lowest output has
+    weight 0 (here it is left out)."""
+    total = sum(0.5**level for level in range(len(outputs)))
+    terms = [
+        0.5**level / total * loss(logits, down_sampled(labels, logits.shape[2:]))
+        for level, logits in enumerate(outputs)
+    ]
+    return torch.stack(terms).sum()
+
+
+def down_sampled(labels: Tensor, sides: Sequence[int]) -> Tensor:
+    """Labels (N, 1, *S) at a lower resolution, the nearest voxel of each: a view (N, 1, *sides).
+
+    Of f voxels number f // 2 is taken, as by torch's "nearest-exact". Raises UnetError where f is no whole number.
+    """
+    factors = [own // side for own, side in zip(labels.shape[2:], sides, strict=True)]
+    if [side * factor for side, factor in zip(sides, factors, strict=True)] != list(labels.shape[2:]):
+        raise UnetError(
+            f"Labels of {' x '.join(map(str, labels.shape[2:]))} are no multiple of an output of"
+            f" {' x '.join(map(str, sides))}.",
+            "Give labels with the sides of the image, which are multiples of the network's strides.",
+        )
+    for axis, factor in enumerate(factors, 2):
+        labels = labels.movedim(axis, 0)[factor // 2 :: factor].movedim(0, axis)
+    return labels
 
 
 def two_class_losses(logits: Tensor, target: Tensor, cross_entropy: str = "softmax") -> tuple[Tensor, Tensor]:
@@ -52,59 +109,103 @@ def two_class_losses(logits: Tensor, target: Tensor, cross_entropy: str = "softm
     return F.cross_entropy(logits, truth), dice
 
 
-def plain_dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same by its formula, as the reference computes it (without background): what tests and `benchmark` compare
-    with."""
+def plain_dice_ce(
+    logits: Tensor,
+    labels: Tensor,
+    include_background: bool = False,
+    batch_dice: bool = False,
+    ignore: int | None = None,
+    smooth: float = SMOOTH,
+) -> Tensor:
+    """The same by its formula, as the reference computes it: what tests and `benchmark` compare with."""
     p, labels = logits.softmax(1), labels[:, 0].long()
-    hot = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
-    p, hot = p[:, 1:].flatten(2), hot[:, 1:].flatten(2)
-    dice = (2 * (p * hot).sum(2) + SMOOTH) / (p.sum(2) + hot.sum(2) + SMOOTH)
-    return ((1 - dice).mean() + F.cross_entropy(logits, labels)) / 2
+    valid = torch.ones_like(labels, dtype=torch.bool) if ignore is None else labels != ignore
+    hot = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1).to(p.dtype)
+    if ignore is not None:
+        p, hot = p * valid[:, None], hot * valid[:, None]
+    first = 0 if include_background else 1
+    p, hot = p[:, first:].flatten(2), hot[:, first:].flatten(2)
+    if batch_dice:
+        p, hot = (item.movedim(0, 1).flatten(1)[None] for item in (p, hot))
+    total = (p.sum(2) + hot.sum(2) + smooth).clamp_min(LEAST)
+    dice = (2 * (p * hot).sum(2) + smooth) / total
+    if ignore is None:
+        return ((1 - dice).mean() + F.cross_entropy(logits, labels)) / 2
+    log_likelihood = F.cross_entropy(logits, labels.where(valid, -100), ignore_index=-100, reduction="sum")
+    return ((1 - dice).mean() + log_likelihood / valid.sum().clamp_min(1)) / 2
 
 
 class _DiceCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, include_background: bool, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        include_background: bool,
+        chunk: int,
+        batch_dice: bool,
+        ignore: int | None,
+        smooth: float,
+    ) -> Tensor:
         n, classes = logits.shape[:2]
-        sums = logits.new_zeros((4, n, classes), dtype=torch.float32)  # p t, p, t, t log p
-        for sample, _, z, hot in chunks(logits, labels, chunk):
+        rows = 1 if batch_dice else n
+        sums = logits.new_zeros((4, rows, classes), dtype=exact(logits))  # p t, p, t, t log p
+        for sample, _, z, hot, valid in chunks(logits, labels, chunk, ignore):
+            row = 0 if batch_dice else sample
             log_p = torch.log_softmax(z, 0)
             p = log_p.exp()
-            sums[0, sample] += (p * hot).sum(1)
-            sums[1, sample] += p.sum(1)
-            sums[2, sample] += hot.sum(1)
-            sums[3, sample] += (log_p * hot).sum(1)
+            sums[0, row] += (p * hot).sum(1)
+            sums[1, row] += (p if valid is None else p * valid).sum(1)
+            sums[2, row] += hot.sum(1)
+            sums[3, row] += (log_p * hot).sum(1)
         overlap, predicted, true, log_likelihood = sums
         counted = sums.new_ones(classes)
         counted[0] = float(include_background)
-        counted /= n * counted.sum()
-        total = predicted + true + SMOOTH
-        dice = (2 * overlap + SMOOTH) / total
+        counted /= rows * counted.sum()
+        bare = predicted + true + smooth
+        total = bare.clamp_min(LEAST)
+        dice = (2 * overlap + smooth) / total
         # d loss / d p = slope t + shift, and d cross-entropy / d logit = (p - t) / voxels
-        ctx.save_for_backward(logits, labels, -counted / total, counted * dice / (2 * total))
-        ctx.chunk = chunk
-        return ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * labels.numel())
+        shift = counted * dice / (2 * total) * (bare > LEAST)
+        voxels = labels.numel() if ignore is None else (labels != ignore).sum().clamp_min(1)
+        ctx.save_for_backward(logits, labels, -counted / total, shift, *(() if ignore is None else (voxels,)))
+        ctx.settings = chunk, batch_dice, ignore
+        return ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * voxels)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, slope, shift = ctx.saved_tensors
-        result, each = torch.empty_like(logits.flatten(2)), 1 / (2 * labels.numel())
-        for sample, where, z, hot in chunks(logits, labels, ctx.chunk):
+        logits, labels, slope, shift, *voxels = ctx.saved_tensors
+        chunk, batch_dice, ignore = ctx.settings
+        result, each = torch.empty_like(logits.flatten(2)), 1 / (2 * (voxels[0] if voxels else labels.numel()))
+        for sample, where, z, hot, valid in chunks(logits, labels, chunk, ignore):
+            row = 0 if batch_dice else sample
             p = torch.softmax(z, 0)
-            by_p = slope[sample][:, None] * hot + shift[sample][:, None]
+            by_p = slope[row][:, None] * hot + shift[row][:, None]
             mean = (p * by_p).sum(0)
             part = p * (by_p - mean) + (p - hot) * each
+            if valid is not None:
+                part *= valid
             result[sample, :, where] = part * grad
-        return result.view(logits.shape), None, None, None
+        return result.view(logits.shape), *(None,) * 6
 
 
-def chunks(logits: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """(sample, its voxels, logits (C, n), one-hot labels (C, n)), both float32, of `size` voxels at most."""
-    values, truth = logits.flatten(2), labels.flatten(1)
+def exact(logits: Tensor) -> torch.dtype:
+    """The type in which a loss of these logits is computed."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def chunks(
+    logits: Tensor, labels: Tensor, size: int, ignore: int | None = None
+) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor | None]]:
+    """(sample, its voxels, logits (C, n), one-hot labels (C, n), which voxels count (n), or None for all), numbers of
+    one type, of `size` voxels at most."""
+    values, truth, kind = logits.flatten(2), labels.flatten(1), exact(logits)
     classes = torch.arange(logits.shape[1], device=labels.device, dtype=labels.dtype)[:, None]
+    size = max(1, size * FEW // max(FEW, logits.shape[1]))
     for sample in range(len(values)):
         for start in range(0, values.shape[2], size):
             where = slice(start, min(values.shape[2], start + size))
-            hot = (truth[sample, where] == classes).float()
-            yield sample, where, values[sample, :, where].float().contiguous(), hot
+            hot = (truth[sample, where] == classes).to(kind)
+            valid = None if ignore is None else truth[sample, where] != ignore
+            yield sample, where, values[sample, :, where].to(kind).contiguous(), hot, valid
