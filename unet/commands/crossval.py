@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import launch, run_start, tables
+from unet.commands import launch, run_start, setup, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
@@ -109,8 +109,9 @@ class Fold:
 def run(resolved: Resolved, command: str) -> int:
     """Train the remaining folds, then print and write the table. Returns 0, or 130 if it was stopped (the same command
     continues); raises UnetError if a fold failed."""
-    config = resolved.config
     require(resolved)
+    resolved = setup.settled(resolved)
+    config = resolved.config
     began = time.perf_counter()
     name = config.run.run_name or f"{config.task.name}-crossval"
     cards = own_cards(config, min(config.distributed.devices or 1, config.split.folds))

@@ -6,6 +6,7 @@ import os
 import time
 
 from unet import host
+from unet.commands import setup
 from unet.config.resolve import Resolved
 from unet.config.schema import resolve_path
 
@@ -16,6 +17,7 @@ def run(resolved: Resolved, command: str) -> int:
     from unet.data.cache import cache
     from unet.tasks.registry import create
 
+    resolved = setup.settled(resolved)
     config = resolved.config
     task = create(config)
     folder, raw = resolve_path(config.data.cache, "data"), resolve_path(config.data.data, "data")

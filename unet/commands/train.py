@@ -51,6 +51,7 @@ def run(resolved: Resolved, command: str) -> int:
         return dry_run(resolved)
     cleared = clear_node_caches(resolved.config, rank.local)
     context = setup.assemble(resolved.config, resolved.sources)
+    resolved = context.group.main_first(functools.partial(setup.settled, resolved))
     capacity.require(resolved.config, context.device.own_memory)
     folder, resolved, resuming = context.group.run_on_main(lambda: run_start.open_run(resolved, command))
     context = context.with_config(resolved.config)

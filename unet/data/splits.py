@@ -43,15 +43,24 @@ def number_of(case: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def fold(ids: Sequence[str], number: int, folds: int, seed: int) -> Split:
-    """Fold `number` of `folds` disjoint ones, whose sizes differ by at most one, over one seeded shuffle."""
+def fold(ids: Sequence[str], number: int, folds: int, seed: int, groups: Mapping[str, str] | None = None) -> Split:
+    """Fold `number` of `folds` disjoint ones over one seeded shuffle. `groups` {case: its patient}: cases of a patient
+    stay together; without them the folds' sizes differ by at most one."""
     ordered = sorted(ids)
-    if folds > len(ordered):
+    units = sorted({unit_of(case, groups) for case in ordered})
+    if folds > len(units):
+        what = "cases" if len(units) == len(ordered) else "patients"
         raise DataError(
-            f"{folds} folds of {len(ordered)} cases: a fold would be empty.", f"Type --folds {len(ordered)} or less."
+            f"{folds} folds of {len(units)} {what}: a fold would be empty.", f"Type --folds {len(units)} or less."
         )
-    shuffled = random.Random(seed).sample(ordered, k=len(ordered))
-    return split_off(ordered, shuffled[number::folds])
+    held = set(random.Random(seed).sample(units, k=len(units))[number::folds])
+    return split_off(ordered, [case for case in ordered if unit_of(case, groups) in held])
+
+
+def unit_of(case: str, groups: Mapping[str, str] | None) -> str:
+    """What must not be split: the case's patient, or the case."""
+    group = (groups or {}).get(case)
+    return f"group {group}" if group else case
 
 
 def from_file(ids: Sequence[str], path: Path) -> Split:
@@ -107,19 +116,33 @@ def split_off(ordered: Sequence[str], validation: Sequence[str]) -> Split:
     return {"train": [item for item in ordered if item not in held], "validation": sorted(held)}
 
 
+def require_together(split: Split, groups: Mapping[str, str]) -> None:
+    """Raise DataError where cases of one patient lie in both parts."""
+    own = {groups[case]: case for case in split["train"] if groups.get(case)}
+    leaks = [(own[groups[case]], case) for case in split["validation"] if groups.get(case) in own]
+    if leaks:
+        one, other = leaks[0]
+        raise DataError(
+            f"{groups[one]!r} is in both parts of the split: {one} trains, {other} validates"
+            + (f" (and {len(leaks) - 1} more)." if len(leaks) > 1 else "."),
+            "Keep the cases of a patient in one part; --fold N does.",
+        )
+
+
 def make(
     ids: Sequence[str],
     asked: SplitOptions,
     seed: int,
     named: Mapping[str, Callable[[Sequence[str]], Split]] | None = None,
     training: bool = True,
+    groups: Mapping[str, str] | None = None,
 ) -> Split:
     """The split that the settings ask for; `named` are those that a task has of its own. Raises DataError where a part
     that is needed would be empty; training cases are needed for `training`. A number of cases to hold out overrides
     the cases that a named split has: they are drawn."""
     kind, held_out, named = asked.split, asked.held_out, named or {}
     if asked.fold is not None:
-        result = fold(ids, asked.fold, asked.folds, max(seed, 0))
+        result = fold(ids, asked.fold, asked.folds, max(seed, 0), groups)
     elif kind == "none":
         result = {"train": sorted(ids), "validation": []}
     elif kind in named and held_out is None:
@@ -128,6 +151,7 @@ def make(
         result = (last if kind == "last" else published)(ids, held_out)
     else:
         result = from_file(ids, Path(kind))
+    require_together(result, groups or {})
     no_training = training and not result["train"]
     if no_training or (not result["validation"] and kind != "none"):
         empty = "train" if no_training else "validation"

@@ -65,6 +65,16 @@ class Predictor(Protocol):
         """(C, D, H, W) array or tensor -> mean logits (K, d, h, w) of the part that the plan looks at, on the device
         where its memory allows."""
 
+    def slabs(
+        self,
+        volume: Any,
+        plan: Plan,
+        blend: str = "gaussian",
+        mirror: bool = False,
+        pad_value: float = 0.0,
+    ) -> Iterator[Tensor]:
+        """As `windows`, in slabs (K, d, h, w) on the host along D, one after another: for many classes."""
+
     def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
         """`work(network, put)` of each network: tensors, given back as float32 on the host; `put` moves a tensor to
         the device."""
@@ -283,6 +293,11 @@ class Task:
     def eval_input_shape(self) -> tuple[int, ...]:
         """The network's input for one item where it scores: (1, channels, *sides)."""
         return self.input_shape()
+
+    def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
+        """Settings that follow from the raw set, by name; `unchosen`: those that the user has not given. They are
+        settled before the set is prepared."""
+        return {}
 
     def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
         """The settings of a training run, with what its cases and its number of processes decide."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,6 +54,45 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
     with atomic(path) as stream:
         Image.fromarray(image).save(stream, "PNG")
+
+
+def write_label_stack(
+    path: Path, labels: NDArray[Any], pixel: tuple[Any, Any] | None, unit: str | None, about: str
+) -> None:
+    """Write label values (S, H, W) as a TIFF, a page for each slice, deflated, with the pixel size of its image and
+    `about` in the description of the first page. Atomic."""
+    import tifffile
+
+    kind = {"inch": "INCH", "cm": "CENTIMETER"}.get(unit or "", "NONE")
+    how: dict[str, Any] = {"resolution": pixel, "resolutionunit": kind} if pixel else {}
+    with atomic(path) as stream:
+        tifffile.imwrite(
+            stream,
+            labels if len(labels) > 1 else labels[0],
+            photometric="minisblack",
+            compression="zlib",
+            description=about,
+            metadata=None,
+            **how,
+        )
+
+
+def write_label_png(path: Path, labels: NDArray[Any], about: Mapping[str, str]) -> None:
+    """Write label values (H, W) as grey PNG, of 8 bits or 16, with `about` as text. Atomic. Raises DataError for values
+    that PNG does not have."""
+    from PIL import Image, PngImagePlugin
+
+    if labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
+        raise DataError(
+            f"{path}: PNG holds values from 0 to 65535, not {labels.min()} to {labels.max()}.",
+            "Number the classes from 0 on, or give images as TIFF or NIfTI.",
+        )
+    text = PngImagePlugin.PngInfo()
+    for key, value in about.items():
+        text.add_itxt(key, value)
+    with atomic(path) as stream:
+        kind = np.uint8 if labels.max(initial=0) < 256 else np.uint16
+        Image.fromarray(labels.astype(kind)).save(stream, "PNG", pnginfo=text)
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> str:

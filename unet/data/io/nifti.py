@@ -11,6 +11,7 @@ import functools
 import gzip
 import io
 import math
+import struct
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,10 +194,10 @@ def _whole(head: Header, convert: Callable[[Header], Iterator[Array]], dtype: An
     return result.transpose(2, 1, 0)
 
 
-def write_like(path: Path, array: Array, like: Path) -> None:
-    """Write a volume (uint8 mask or float32), axes as stored, on the grid of `like`: its shape, affine with the codes,
-    spacing and units, byte for byte; of a file of several volumes, that of one. Atomic; packed where the name ends in
-    .gz."""
+def write_like(path: Path, array: Array, like: Path, comment: str = "") -> None:
+    """Write a volume (mask or float32), axes as stored, on the grid of `like`: its shape, affine with the codes,
+    spacing and units, byte for byte; of a file of several volumes, that of one. `comment` becomes an extension of the
+    header. Atomic; packed where the name ends in .gz."""
     raw = raw_header(like).copy()
     shape = shape_of(like, raw, 0)
     if array.shape != shape:
@@ -206,7 +207,7 @@ def write_like(path: Path, array: Array, like: Path) -> None:
     raw.set_data_dtype(array.dtype)
     raw["vox_offset"], raw["magic"] = raw.single_vox_offset, raw.single_magic
     raw["cal_min"] = raw["cal_max"] = 0
-    write(path, array, raw)
+    write(path, array, raw, comment)
 
 
 def new_header(shape: Sequence[int], dtype: Any, spacing: Sequence[float]) -> Any:
@@ -226,18 +227,29 @@ def new_header(shape: Sequence[int], dtype: Any, spacing: Sequence[float]) -> An
     return header
 
 
-def write(path: Path, array: Array, raw: Any) -> None:
+def write(path: Path, array: Array, raw: Any, comment: str = "") -> None:
     """Write a volume, axes as stored, under a header that has its shape and type. Atomic; packed where the name ends in
     .gz."""
     shape = array.shape
     raw.set_slope_inter(1, 0)
+    room = bytes(raw.single_vox_offset - len(raw.binaryblock))
+    if comment:
+        room = _extension(comment, raw.endianness)
+        raw["vox_offset"] = len(raw.binaryblock) + len(room)
     with atomic(path) as stream, _packer(path, stream) as target:
-        target.write(raw.binaryblock + bytes(raw.single_vox_offset - len(raw.binaryblock)))
+        target.write(raw.binaryblock + room)
         planes = max(1, BLOCK // (shape[0] * shape[1] * array.dtype.itemsize))
         order = raw.get_data_dtype()
         for first in range(0, shape[2], planes):
             part = array[:, :, first : first + planes].transpose(2, 1, 0)
             target.write(np.ascontiguousarray(part, order).tobytes())
+
+
+def _extension(comment: str, order: str) -> bytes:
+    """A comment as the NIfTI standard keeps it between header and voxels: a flag, then size, code 6 and text."""
+    text = comment.encode()
+    size = -(-(8 + len(text)) // 16) * 16
+    return bytes((1, 0, 0, 0)) + struct.pack(f"{order}ii", size, 6) + text.ljust(size - 8, b"\0")
 
 
 @contextlib.contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from unet.data.io import nifti
+from unet.data.io import nifti, volumes
 from unet.data.io.arrays import write_png, write_stack, write_tiff
 from unet.files import make_folder
 
@@ -19,7 +20,8 @@ class Output:
 
     `name`: of its file among the task's `output_files` of that image. `format`: "tiff" (one image), "stack" (many of
     them; `pixel` is pixels a `unit` along x and y, as rational numbers), "png", or "nifti" (on the image's grid, with
-    its affine; of `spacing` mm about the origin where it has no image).
+    its affine; of `spacing` mm about the origin where it has no image), or "like" (label values, axes as stored, in the
+    image's format and on its grid; `names` are kept where the format has a place).
     """
 
     image: Path
@@ -29,6 +31,7 @@ class Output:
     pixel: tuple[Any, Any] | None = None
     unit: str | None = None
     spacing: tuple[float, ...] = ()
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write(path: Path, output: Output) -> None:
@@ -37,6 +40,8 @@ def write(path: Path, output: Output) -> None:
     if output.format == "nifti" and output.spacing:
         array = output.array
         nifti.write(path, array, nifti.new_header(array.shape, array.dtype, output.spacing))
+    elif output.format == "like":
+        volumes.write_labels(path, output.array, output.image, output.names)
     elif output.format == "nifti":
         nifti.write_like(path, output.array, output.image)
     elif output.format == "stack":

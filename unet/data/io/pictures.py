@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.data.io import images
+from unet.data.io.images import pixel_size
 from unet.data.io.tiff import Kind
 from unet.errors import DataError
+
+__all__ = ["look", "pixel_size", "read", "read_labels", "spacing"]
 
 Array = NDArray[Any]
 SLICES = "ZIQT"  # tifffile's letters of an axis that counts slices: depth, a series, an unknown one, time
@@ -79,7 +82,7 @@ def spacing(path: Path) -> tuple[float, float, float] | None:
     elsewhere: dots per inch of a photograph say nothing of what it shows."""
     import tifffile
 
-    pixel, unit = images.pixel_size(path)
+    pixel, unit = pixel_size(path)
     scale = TO_MM.get(str(unit).lower())
     if pixel is None or scale is None:
         return None

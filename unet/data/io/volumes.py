@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.data.io import itk, nifti, pictures
-from unet.data.io.arrays import open_npy
+from unet.data.io.arrays import open_npy, write_label_png, write_label_stack, write_npy
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, StorageError
 from unet.files import require_regular
@@ -298,3 +299,28 @@ def _apart(one: Array, other: Array, shape: Triple) -> float:
 
 def _numbers(values: Any) -> str:
     return " ".join(f"{0.0 if math.isclose(value, 0, abs_tol=5e-4) else value:.4g}" for value in values)
+
+
+def output_suffix(image: Path) -> str:
+    """The ending of a label map's file: that of its image, of which a lossy format becomes PNG, and two files one."""
+    own = suffix(image)
+    return {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(own, own)
+
+
+def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str]) -> None:
+    """Write label values, axes as stored, in the format of `path` on the grid of the image `like`; `names` of the
+    classes are kept in the header where the format has a place. Atomic. Raises DataError."""
+    kind = format_of(path)
+    told = "\n".join(f"{key}: {name}" for key, name in names.items())
+    if kind == NIFTI:
+        nifti.write_like(path, labels, like, told)
+    elif kind == ITK:
+        itk.write_like(path, labels, like, names)
+    elif kind == TIFF:
+        pixel, unit = pictures.pixel_size(like)
+        write_label_stack(path, labels, pixel, unit, told)
+    elif kind == NPY:
+        shape = open_npy(like).shape[-3:] if labels.shape[0] > 1 else open_npy(like).shape[-2:]
+        write_npy(path, labels.reshape(shape) if math.prod(shape) == labels.size else labels)
+    else:
+        write_label_png(path, labels[0], names)

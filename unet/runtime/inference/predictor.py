@@ -27,6 +27,7 @@ from unet.windows import Plan
 # every subset of the axes (D, H, W) of a batch (N, C, D, H, W)
 FLIPS = tuple(axes for size in range(4) for axes in itertools.combinations((2, 3, 4), size))
 FEW = 8  # passes that need no progress bar
+LARGE = 2**31  # bytes of a slab's sums above which half precision holds them
 
 Transform = Callable[[Tensor], Any]
 
@@ -99,6 +100,30 @@ class Predictor:
 
         return self._mean(run)
 
+    def slabs(
+        self,
+        volume: Any,
+        plan: Plan,
+        blend: str = "gaussian",
+        mirror: bool = False,
+        pad_value: float = 0.0,
+    ) -> Iterator[Tensor]:
+        """As `windows`, but the logits come in slabs (K, d, h, w) float32 on the host, one after another along D, of a
+        plan that looks at the whole volume: no more than the depth of a window is ever held. Of many classes the sums
+        are held in half precision where they would take more than `LARGE` bytes."""
+        padded = padded_part(volume, plan, pad_value)
+        weights = [
+            window_weights(length, starts, blend) for length, starts in zip(plan.window, plan.starts, strict=True)
+        ]
+        start = self.device.now()
+        with contextlib.ExitStack() as stack:
+            for network in self.networks:
+                stack.enter_context(evaluating(network))
+            for slab in self._slabs(padded, plan, weights, mirror):
+                self._require_finite(slab)
+                yield slab
+        self.seconds.append(self.device.now() - start)
+
     def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
         """`work(network, put)` of each network: tensors on the device, given back as float32 on the host. `put` moves
         a tensor to the device; the device's number format holds inside of `work`."""
@@ -143,13 +168,16 @@ class Predictor:
             output = run(network, *given)
         if network is self.networks[0]:
             self.seconds.append(self.device.now() - start)
+        self._require_finite(output)
+        return output
+
+    def _require_finite(self, output: Tensor) -> None:
         if not math.isfinite(output.sum().item()):  # one read; what is not finite stays so in a sum
             words = "the network's output is not finite (NaN or infinity)."
             if self.finite:
                 hint = "Use weights of a run that did not diverge, or --precision fp32 where fp16 overflows."
                 raise DataError(words, hint)
             host.notice_once(f"A score says nothing: {words}")
-        return output
 
     def _slices(self, network: nn.Module, images: Tensor) -> Tensor:
         parts = []
@@ -199,6 +227,48 @@ class Predictor:
         assert result is not None  # a plan has at least one window
         return result
 
+    @torch.no_grad()
+    def _slabs(self, volume: Tensor, plan: Plan, weights: list[Tensor], mirror: bool) -> Iterator[Tensor]:
+        """The slabs of a padded volume, as `slabs`."""
+        z, y, x = weights
+        forward = self._mirrored if mirror else self._forward
+        starts, inner, sums = plan.starts[0], plan.inner, None
+        first, last = inner[0].start, inner[0].stop
+        rows = [(i, list(row)) for i, row in itertools.groupby(plan.indices(), key=lambda index: index[0])]
+        total = math.ceil(plan.count / self.batch)
+        passes = host.progress(total=total, name="windows", unit="pass") if total > FEW else contextlib.nullcontext()
+        with passes as bar:
+            for i, row in rows:
+                for place in range(0, len(row), self.batch):
+                    group = row[place : place + self.batch]
+                    full = group
+                    if self.device.static_shapes or plan.count > self.batch:
+                        full = group + group[-1:] * (self.batch - len(group))
+                    images = torch.stack([volume[(slice(None),) + plan.place(index)] for index in full])
+                    logits = functools.reduce(
+                        Tensor.add_, (forward(network, images).float() for network in self.networks)
+                    )
+                    logits = logits[: len(group)].cpu() / len(self.networks)
+                    if sums is None:
+                        shape = (logits.shape[1], plan.window[0], *volume.shape[2:])
+                        large = 4 * math.prod(shape) > LARGE
+                        sums = torch.zeros(shape, dtype=torch.float16 if large else torch.float32)
+                    for (_, j, k), output in zip(group, logits, strict=True):
+                        weight = z[i][:, None, None] * (y[j][:, None] * x[k])
+                        part = (slice(None), slice(None), *plan.place((i, j, k))[1:])
+                        sums[part] += (output * weight).to(sums.dtype)
+                    if bar:
+                        bar.update()
+                assert sums is not None
+                low = starts[i]
+                done = (starts[i + 1] if i + 1 < len(starts) else plan.padded[0]) - low
+                cut = slice(max(0, first - low), min(done, last - low))
+                if cut.start < cut.stop:
+                    yield sums[:, cut][(slice(None), slice(None)) + inner[1:]].float()
+                rest = plan.window[0] - done
+                sums[:, :rest] = sums[:, done:].clone()
+                sums[:, rest:] = 0
+
     def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
         """The network's output on the device; a graph of its own on devices that have such."""
         device = self.device
@@ -209,9 +279,10 @@ class Predictor:
         return output
 
     def _mirrored(self, network: nn.Module, images: Tensor) -> Tensor:
-        """The mean output over the eight flips of (N, C, D, H, W), each flipped back."""
-        outputs = (self._forward(network, images.flip(axes)).float().flip(axes) for axes in FLIPS)
-        return functools.reduce(Tensor.add_, outputs).div_(len(FLIPS))
+        """The mean output over the flips of (N, C, D, H, W), each flipped back: eight, or four of slices (D = 1)."""
+        flips = [axes for axes in FLIPS if all(images.shape[axis] > 1 for axis in axes)]
+        outputs = (self._forward(network, images.flip(axes)).float().flip(axes) for axes in flips)
+        return functools.reduce(Tensor.add_, outputs).div_(len(flips))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,9 +290,9 @@ def way_from(facts: Mapping[str, Any]) -> Way:
     )
 
 
-def label_map(slabs: Iterable[Array], way: Way, values: Callable[[Array], Array]) -> Array:
-    """Logits in slabs (K, d, h, w) on the network's grid -> label values on the file's own grid, axes as stored: the
-    largest after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
+def label_map(slabs: Iterable[Array], way: Way) -> NDArray[np.uint8]:
+    """Logits in slabs (K, d, h, w) on the network's grid -> classes on the file's own grid, axes as stored: the largest
+    after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
     result = np.zeros(way.turned, np.uint8)
     part = result[way.inner]
     for plane, target in zip(resize.planes_back(slabs, way.size[0], way.kept), part, strict=True):
@@ -301,7 +301,12 @@ def label_map(slabs: Iterable[Array], way: Way, values: Callable[[Array], Array]
             larger = plane[number] > best
             target[larger] = number
             np.maximum(best, plane[number], out=best)
-    return values(way.turn.undo(result))
+    return way.turn.undo(result)
+
+
+def on_grid(labels: Array, way: Way) -> Array:
+    """Classes (D, H, W) of the turned file on the network's grid, by the nearest voxel."""
+    return resize.labels(labels[way.inner], way.size)
 
 
 def require_arrays(path: Path, image: Array, mask: Array, settings: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ NumPy only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Labels:
         return f"masks hold {pairs}{ignored}: classes 0 to {self.classes - 1} in the network, written back as they were"
 
 
-def from_values(found: Sequence[int], names: dict[str, int], ignore: int | None, where: Path) -> Labels:
+def from_values(found: Sequence[int], names: Mapping[str, int], ignore: int | None, where: Path) -> Labels:
     """The classes of a set whose masks hold the values `found`; `names` {class: value} are those of dataset.json, where
     it has any. Raises DataError for values that are no classes: without a background, more than 100 of them, others
     than the names tell."""

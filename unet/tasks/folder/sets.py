@@ -216,30 +216,35 @@ def place(folder: Path, text: str) -> Path:
     return path if path.is_absolute() else folder / path
 
 
-def inputs(paths: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """Images, folders of them and whole sets -> {case: the files of its channels}. Raises DataError for what is no
-    image, and for two cases of one name."""
-    found: dict[str, tuple[Path, ...]] = {}
-    given: dict[Path, list[Path]] = {}
+def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
+    """Images, folders of them and whole sets -> {case: its image, of several channels the first}. Raises DataError for
+    what is no image, and for two cases of one name."""
+    found: dict[str, Path] = {}
     for path in paths:
         for image in images_in(path):
-            given.setdefault(image.parent, []).append(image)
-    for folder, images in given.items():
-        own = (
-            {path: name for name, group in groups_of(listed(folder)).items() for path in group} if channels > 1 else {}
-        )
-        grouped: dict[str, list[Path]] = {}
-        for image in dict.fromkeys(images):
-            grouped.setdefault(own.get(image) or CHANNEL_ZERO.sub("", volumes.stem(image)), []).append(image)
-        for name, group in grouped.items():
-            if channels > 1 and len(group) == 1 and group[0] in own:  # one channel was named: the others lie beside it
-                group = [path for path, case in own.items() if case == name]
-            if found.setdefault(name, tuple(group)) != tuple(group):
+            first = channel_files(image, channels)[0]
+            name = CHANNEL_ZERO.sub("", volumes.stem(first))
+            if found.setdefault(name, first) != first:
                 raise DataError(
-                    f"{group[0]}: another image, {found[name][0]}, is case {name} too; their masks would meet.",
+                    f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
     return found
+
+
+def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
+    """The files of a case's channels, of which one is named: CASE_0000, CASE_0001 ... beside each other; the file alone
+    where it is not numbered so, or a case has one channel."""
+    number = CHANNEL.search(volumes.stem(image))
+    if channels == 1 or number is None:
+        return (image,)
+    base = CHANNEL.sub("", volumes.stem(image))
+    beside = {volumes.stem(path): path for path in listed(image.parent)}
+    names = [f"{base}_{channel:04}" for channel in range(channels)]
+    missing = [name for name in names if name not in beside]
+    if missing and len(missing) < channels - 1:
+        raise DataError(f"{image}: its channel {missing[0]} is not there.", "Complete the case's channels.")
+    return (image,) if missing else tuple(beside[name] for name in names)
 
 
 def images_in(path: Path) -> list[Path]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet.config.options import flag, option
 from unet.config.task_settings import TaskSettings
-from unet.tasks.folder.topology import topology
+from unet.models.planned_shape import PlannedShape, parameters, standard_stages
+from unet.tasks.folder.topology import Topology, topology
 
 if TYPE_CHECKING:
     from unet.config.schema import Config
@@ -227,9 +228,19 @@ class Settings(TaskSettings):
             f" {' '.join(map(str, multiples))} for these levels; nearest: {near}"
         ]
 
-    def levels(self, config: Config) -> Any:
+    def levels(self, config: Config) -> Topology:
         """Kernels and strides of the network."""
         return topology(self.patch, self.spacing or (1.0, 1.0, 1.0), config.network.layers)
+
+    def shape(self, config: Config) -> PlannedShape:
+        """The network's shape."""
+        residual = self.encoder == "residual"
+        levels = self.levels(config)
+        stages = standard_stages(levels.kernels, levels.strides, config.network.width, self.widest, residual)
+        return PlannedShape(self.dims, len(self.channels), len(self.classes), stages, residual, self.deep_supervision)
+
+    def parameters(self, config: Config) -> int:
+        return parameters(self.shape(config)) if self.planned else 0
 
     def input_size(self, config: Config) -> int:
         return math.prod(self.patch) if self.patch else 0

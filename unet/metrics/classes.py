@@ -1,0 +1,69 @@
+"""Scores of label maps of any classes, on the grid of the masks. NumPy and SciPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.metrics.surface import bounding_box, distances
+
+Array = NDArray[Any]
+KINDS = ("dice", "surface", "hd95", "volume")
+
+
+def dice_of(prediction: Array, target: Array, classes: int, ignore: int | None = None) -> list[float]:
+    """Dice of each class but the background, NaN where it is in neither map: one pass over both."""
+    valid = slice(None) if ignore is None else target.ravel() != ignore
+    pairs = classes * target.ravel()[valid].astype(np.int64) + prediction.ravel()[valid]
+    table = np.bincount(pairs, minlength=classes * classes)[: classes * classes].reshape(classes, classes)
+    both, own, true = table.diagonal(), table.sum(0), table.sum(1)
+    return [
+        float(2 * both[number] / (own[number] + true[number])) if own[number] + true[number] else math.nan
+        for number in range(1, classes)
+    ]
+
+
+def full_scores(
+    prediction: Array,
+    target: Array,
+    spacing: Sequence[float],
+    classes: int,
+    tolerance: float,
+    ignore: int | None = None,
+) -> dict[str, float]:
+    """`dice_<n>`, `surface_<n>`, `hd95_<n>` (mm), `volume_<n>` of each class n >= 1 of two label maps (D, H, W), with
+    `spacing` and `tolerance` in mm; voxels whose target is `ignore` are left out.
+
+    Surface Dice: the share of both surfaces that lies within the tolerance of the other. HD95: 95 % of the distances
+    between them. Volume: (predicted - true) / true. A class in neither map has no score (NaN); in one of them Dice and
+    surface Dice are 0, and HD95 is undefined.
+    """
+    found: dict[str, float] = {}
+    deep = [axis for axis, side in enumerate(target.shape) if side > 1]  # a flat image has an outline, no surface
+    prediction, target = (each.reshape([target.shape[axis] for axis in deep]) for each in (prediction, target))
+    spacing = [spacing[axis] for axis in deep]
+    if ignore is not None:
+        prediction = np.where(target == ignore, 0, prediction)
+        target = np.where(target == ignore, 0, target)
+    for number, dice in enumerate(dice_of(prediction, target, classes), 1):
+        own, true = prediction == number, target == number
+        count, wanted = int(own.sum()), int(true.sum())
+        found[f"dice_{number}"] = dice
+        found[f"volume_{number}"] = (count - wanted) / wanted if wanted else math.nan
+        if not (count and wanted):
+            found |= {f"surface_{number}": math.nan if not count and not wanted else 0.0, f"hd95_{number}": math.nan}
+            continue
+        box = bounding_box(own | true) or (slice(None),) * own.ndim
+        apart = distances(own[box], true[box], spacing)
+        found |= {f"surface_{number}": apart.dice(tolerance), f"hd95_{number}": apart.hausdorff95()}
+    return found
+
+
+def mean_of(scores: Sequence[float]) -> float:
+    """The mean of the classes that have a score; NaN where none has."""
+    known = [score for score in scores if not math.isnan(score)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -1,0 +1,96 @@
+"""What is wrong with a user's set: every case read, each fault with its file, leaks between training and validation.
+No torch."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet import files, host
+from unet.data import checks
+from unet.data.io import volumes
+from unet.data.io.nifti_header import times
+from unet.errors import DataError, UnetError
+from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.settings import Settings
+
+if TYPE_CHECKING:
+    from unet.tasks.folder.task import Folder
+
+
+def raw(path: Path, task: Folder) -> checks.Report:
+    """Every case of a set, its files read whole."""
+    report = checks.Report()
+    try:
+        found = sets.find(path)
+    except UnetError as error:
+        report.errors.append(f"{error.message} {error.hint}")
+        return report
+    work = functools.partial(look, settings=task.settings, ignore=found.names.ignore)
+    seen = checks.each_case(work, [(name, (name, case)) for name, case in found.cases.items()], report)
+    report.errors += [fault for case in seen for fault in case["faults"]]
+    report.warnings += list(dict.fromkeys(note for case in seen for note in case["notes"]))
+    held = report.validation_of(lambda ids: task.split(ids), sorted(found.cases)) if len(found.cases) > 1 else set()
+    twins: dict[str, str] = {}
+    for case in seen:
+        if not case["digest"]:
+            continue
+        other = twins.setdefault(case["digest"], case["name"])
+        if other != case["name"]:
+            report.equal(f"{other} and {case['name']} hold the same image", (other in held) != (case["name"] in held))
+    values: collections.Counter[int] = collections.Counter(value for case in seen for value in case["values"])
+    for value, count in sorted(values.items()):
+        if count == 1 < len(seen):
+            report.warnings.append(f"value {value} of the masks is in one case only: trained on or scored, not both")
+    for value in set(found.names.classes.values()) - set(values):
+        report.warnings.append(f"no mask holds {value}, which dataset.json names")
+    empty = [case["name"] for case in seen if case["values"] == [0]]
+    if seen and len(empty) == len(seen):
+        report.errors.append("every mask is empty: nothing but 0")
+    elif empty:
+        report.warnings.append(f"{host.counted(len(empty), 'mask')} without any class ({', '.join(empty[:3])})")
+    sizes = [case["size"] for case in seen if case["size"]]
+    report.facts = {
+        "cases": len(found.cases),
+        "channels": ", ".join(found.names.channels) or (seen[0]["channels"] if seen else "-"),
+        "values of the masks": ", ".join(f"{value} in {count}" for value, count in sorted(values.items())) or "-",
+        "smallest, largest": f"{times(min(sizes))}, {times(max(sizes))}" if sizes else "-",
+        "patients": len({case.group for case in found.cases.values() if case.group}) or "not named",
+    }
+    return report
+
+
+def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: int | None) -> dict[str, Any]:
+    """One case: its faults, what was odd, its values, a digest of its image."""
+    name, case = item[1]
+    result: dict[str, Any] = {
+        "name": name,
+        "faults": [],
+        "notes": [],
+        "values": [],
+        "digest": "",
+        "size": (),
+        "channels": 0,
+    }
+    try:
+        heads = dataset.heads_of(name, case.images, settings)
+        result |= {"size": heads[0].stored, "channels": sum(head.channels for head in heads)}
+        image = np.concatenate([volumes.read_image(head) for head in heads])
+        result["digest"] = files.digest(image.tobytes())
+        if image.min() == image.max():
+            result["faults"].append(f"{case.images[0]}: every value is {image.min():g}")
+        dataset.require_mask(name, heads[0], case.mask, settings)
+        assert case.mask is not None
+        mask = volumes.read_head(case.mask)
+        labels = volumes.read_labels(mask)
+        result["values"] = [value for value in np.unique(labels).tolist() if value != ignore]
+        if settings.label_values:
+            dataset.labels_of(settings).classes_of(labels, case.mask)
+        result["notes"] = [*(note for head in heads for note in head.notes), *mask.notes]
+    except UnetError as error:
+        result["faults"].append(f"{error.message} {error.hint}" if isinstance(error, DataError) else error.message)
+    return result

@@ -1,0 +1,352 @@
+"""A user's own images and masks: any common format, 2D or 3D, several channels, up to 100 classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unet import host, windows
+from unet.config.schema import resolve_path
+from unet.data import splits
+from unet.data.cases import Case
+from unet.data.io import volumes
+from unet.data.io.nifti_header import times
+from unet.errors import DataError, UnetError
+from unet.metrics import classes as scores
+from unet.tasks.base import Column, Metric, Predictor
+from unet.tasks.folder import dataset, figure, plan, sets
+from unet.tasks.folder.fingerprint import look
+from unet.tasks.folder.labels import IGNORED, Labels, from_values
+from unet.tasks.folder.settings import FROM_DATA
+from unet.tasks.folder.settings import Settings as OwnSettings
+from unet.tasks.segmentation import SegmentationTask
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unet.config.flags import PredictOptions
+    from unet.data.cache.cached_case import CachedCase
+    from unet.data.checks import Report
+    from unet.data.io.outputs import Output
+    from unet.data.loading.loader import Loader
+
+TABLED = 8  # classes that the table of scores shows one by one
+METRIC_NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
+class, on the grid of the masks. A class that is in neither mask of a case has no score there (-)."""
+
+
+class Folder(SegmentationTask):
+    """Volumes (C, D, H, W) -> logits (K, D, H, W); D is 1 where images are flat or taken slice by slice."""
+
+    Settings = OwnSettings
+    settings: OwnSettings
+    layout = dataset.LAYOUT
+    metric = Metric("mean_dice", "max", "mean Dice")
+    item, subject, cost_unit = "patches", "case", "windows"
+    metric_notes = METRIC_NOTES
+    figure_title = "the slice with most classes of each case, from worst to best mean Dice"
+    foreground = "a class other than the background"
+    label_values = "masks with a number of 1 or more where there is something"
+    fold_seed = 2001
+
+    @property
+    def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
+        """Mean Dice, the Dice of each class, and on the masks' grid the other scores."""
+        names = list(enumerate(self.settings.classes[1:], 1))
+        found = [Column("mean_dice", "mean Dice", "{:.4f}")]
+        found += [Column(f"dice_{number}", name, "{:.4f}") for number, name in names]
+        if len(names) <= TABLED:
+            for key, words, form in (
+                ("surface", "surf.", "{:.4f}"),
+                ("hd95", "HD95", "{:.2f}"),
+                ("volume", "volume", "{:+.3f}"),
+            ):
+                found += [Column(f"{key}_{number}", f"{words} {name}", form) for number, name in names]
+        return tuple(found)
+
+    @property
+    def colour_key(self) -> tuple[tuple[str, tuple[int, int, int]], ...]:  # type: ignore[override]
+        names = self.settings.classes[1:]
+        return tuple(zip(names, figure.colours_of(len(names) + 1), strict=True))[: len(figure.COLOURS)]
+
+    @property
+    def labels(self) -> Labels:
+        return dataset.labels_of(self.settings)
+
+    @property
+    def ignored(self) -> int | None:
+        """The class of voxels that are left out, where masks have such."""
+        return None if self.settings.ignore_value is None else IGNORED
+
+    def describe_input(self) -> str:
+        what = "slices" if self.settings.dims == 2 else "patches"
+        sides = self.settings.patch[1:] if self.settings.dims == 2 else self.settings.patch
+        return f"{what} of {times(sides)}, {host.counted(len(self.settings.channels), 'channel')}"
+
+    def describe_window(self) -> str:
+        return f"windows of {times(self.settings.patch)}"
+
+    def input_shape(self) -> tuple[int, ...]:
+        return 1, len(self.settings.channels), *self.settings.patch
+
+    # What follows from the data.
+
+    def found(self) -> sets.Set:
+        """The files of the set; made ones where --synth-data asks for them."""
+        root = resolve_path(self.config.data.data, "data")
+        if self.config.data.synth_data:
+            self.synthesize(root, self.synthetic_seed)
+        return sets.find(root)
+
+    def decisions(self, unchosen: Collection[str]) -> list[plan.Decision]:
+        """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
+        found = self.found()
+        seen = look(found, resolve_path(self.config.data.cache, "data"))
+        names = found.names.classes
+        typed = {name: self.config.get(name) for name in FROM_DATA if name not in unchosen}
+        if values := typed.get("label_values"):
+            named = typed.get("classes") or tuple(f"class {value}" for value in values)
+            names = dict(zip(named, values, strict=True))
+        ignore = typed.get("ignore_value", found.names.ignore)
+        labels = from_values(list(seen.values()), names, ignore, found.root)
+        given = typed.get("channels") or found.names.channels
+        channels = given if len(given) == seen.channels else tuple(f"channel {n}" for n in range(seen.channels))
+        return plan.decide(seen, labels, channels, self.settings.size, typed)
+
+    def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
+        if self.settings.planned and "patch" not in unchosen:
+            return {}
+        found = plan.as_settings(self.decisions(unchosen))
+        if told := Labels(found["label_values"], found["classes"], found["ignore_value"]).told():
+            host.notice(told)
+        return found
+
+    # Data.
+
+    def find_cases(self) -> list[Case]:
+        return dataset.index(self.found(), self.settings)
+
+    def index(self, root: Path) -> list[Case]:
+        return dataset.index(sets.find(root), self.settings)
+
+    def cache_settings(self) -> dict[str, Any]:
+        """What decides the content of the cache."""
+        own = self.settings
+        found: dict[str, Any] = {
+            name: list(value) if isinstance(value := getattr(own, name), tuple) else value
+            for name in ("channels", "label_values", "orientation", "spacing", "normalize", "intensities")
+        }
+        for name in ("ignore_value", "crop_background", "resample_masks"):
+            if getattr(own, name) not in (None, False):
+                found[name] = getattr(own, name)
+        return found
+
+    def preprocess(self, case: Case) -> dict[str, Any]:
+        return dataset.prepare(case, self.settings)
+
+    def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
+        """Classes that no case, or just one, has."""
+        found = []
+        for number, name in enumerate(self.settings.classes[1:], 1):
+            count = sum(str(number) in case.facts.get("counts", {}) for case in cases)
+            if count < 2 <= len(cases):
+                where = "no case has it" if not count else "one case has it: it is trained on or scored, not both"
+                found.append(f"class {name!r}: {where}")
+        return found
+
+    def named_splits(self) -> dict[str, Callable[[Sequence[str]], splits.Split]]:
+        return {"fold": self.first_fold}
+
+    def first_fold(self, ids: Sequence[str]) -> splits.Split:
+        """Fold 0 of 5 (of fewer cases, of as many): what a set without a split of its own gets."""
+        folds = min(self.config.split.folds, len(ids))
+        if folds < 2:
+            raise DataError(
+                f"The set has {host.counted(len(ids), 'case')}: nothing is left to validate on.",
+                "Add cases, or type --split none to train without validation.",
+            )
+        host.notice_once(f"No split was given: fold 0 of {folds} (--split, --fold and --held-out choose another)")
+        return splits.fold(ids, 0, folds, self.fold_seed, self.groups())
+
+    def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
+        return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.groups())
+
+    def groups(self) -> dict[str, str]:
+        """{case: its patient}, where the set's table has them; cases of one patient stay together."""
+        with contextlib.suppress(UnetError):
+            return {name: case.group for name, case in self.found().cases.items() if case.group}
+        return {}
+
+    def train_loader(
+        self,
+        cases: Sequence[CachedCase],
+        shard: tuple[int, int],
+        options: dict[str, Any],
+        to_device: Callable[[Tensor], Tensor],
+    ) -> Loader:
+        self.require_foreground(cases)
+        from unet.data.loading.crops import Volumes
+        from unet.data.loading.loader import Loader
+        from unet.data.loading.patches import EpochPatches
+        from unet.data.transforms.augmentation import Augmentation
+
+        own, train = self.settings, self.config.train
+        flat = own.dims == 2
+        change = Augmentation(
+            axes=(1, 2) if flat else (0, 1, 2),
+            still=0 if own.anisotropic or flat else -1,
+            spacing=own.spacing,
+        )
+        workers, options = self.loader_workers(options)
+        volumes_of = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
+        patches = EpochPatches(
+            *(volumes_of, own.patch, train.batch_size, own.epoch_batches, self.config.general.seed),
+            oversampling=own.oversampling,
+            change=change if train.augment else None,
+            shard=shard,
+            outside=(0.0, 0 if self.ignored is None else IGNORED),
+            labelled_only=self.ignored is not None,
+            late=own.augment_on == "device",
+        )
+        return Loader(patches, workers, options)
+
+    # Network and loss.
+
+    def build_model(self) -> nn.Module:
+        """nnU-Net's network for this patch and spacing."""
+        from unet.models.planned_unet import PlannedUNet
+
+        return PlannedUNet(self.settings.shape(self.config))
+
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Dice and cross-entropy of every output, at its own resolution."""
+        from unet.models.losses import deep_supervision_loss, nnunet_loss
+
+        def one(logits: Tensor, labels: Tensor) -> Tensor:
+            return nnunet_loss(
+                logits, labels, chunk=self.compute.chunk, batch_dice=self.settings.dims == 2, ignore=self.ignored
+            )
+
+        levels = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
+
+    def is_diverged(self, score: float) -> bool:
+        return False
+
+    # Scoring and prediction.
+
+    def slabs(self, image: Any, predictor: Predictor) -> Iterator[Any]:
+        """(C, D, H, W) -> logits in slabs (K, d, h, w) along D, arrays."""
+        whole = windows.plan(image.shape[1:], self.settings.patch, self.settings.overlap, "full")
+        for slab in predictor.slabs(image, whole, self.settings.blend, self.settings.mirror):
+            yield slab.numpy()
+
+    def warm_up(self, predictor: Predictor) -> None:
+        import numpy as np
+
+        for _ in self.slabs(np.zeros(self.input_shape()[1:], np.float32), predictor):
+            pass
+
+    def evaluate_case(
+        self, case: CachedCase, predictor: Predictor, full: bool = False
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Numbers: mean_dice and dice_<n> of each class, on the network's grid; with `full` on that of the mask, with
+        surface_<n>, hd95_<n> and volume_<n>. Arrays: image (C, D, H, W), prediction, target (D, H, W)."""
+        import numpy as np
+        import torch
+
+        from unet.models import label_maps
+
+        image, mask = case.arrays()
+        classes = len(self.settings.classes)
+        if full and (truth := self.truth(case)) is not None:
+            target, way = truth
+            prediction = way.turn.apply(dataset.label_map(self.slabs(image, predictor), way))
+            found = scores.full_scores(
+                prediction, target, way.spacing, classes, self.settings.surface_tolerance, self.ignored
+            )
+            shown = dataset.on_grid(prediction, way), np.asarray(mask[0])
+        else:
+            parts = [label_maps.label_map(torch.from_numpy(slab)).numpy() for slab in self.slabs(image, predictor)]
+            prediction, target = np.concatenate(parts), np.asarray(mask[0])
+            found = {
+                f"dice_{number}": value
+                for number, value in enumerate(scores.dice_of(prediction, target, classes, self.ignored), 1)
+            }
+            if full:
+                found = scores.full_scores(
+                    *(prediction, target, self.settings.spacing, classes),
+                    *(self.settings.surface_tolerance, self.ignored),
+                )
+            shown = prediction, target
+        dices = [found[f"dice_{number}"] for number in range(1, classes)]
+        return {"mean_dice": scores.mean_of(dices), **found}, {
+            "image": image,
+            "prediction": shown[0],
+            "target": shown[1],
+        }
+
+    def truth(self, case: CachedCase) -> tuple[Any, dataset.Way] | None:
+        """The classes of a case's mask (D, H, W) on its own grid, and the way of the case; None, with a notice, where
+        the raw set is not at hand."""
+        way = dataset.way_from(case.facts)
+        try:
+            own = self.found().cases.get(case.id)
+            if own is None or own.mask is None:
+                raise DataError(f"{case.id} is not in the raw set.", "")
+            head = volumes.read_head(own.images[0])
+            return dataset.read_mask(case.id, own.mask, head, self.settings), way
+        except DataError as error:
+            host.notice_once(f"{error.message} Scores are those of the cache's grid.")
+            return None
+
+    def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.panel(arrays["image"], arrays["target"], arrays["prediction"], len(self.settings.classes))
+
+    def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        found = sets.inputs(paths, len(self.settings.channels))
+        return {Path(name): [image] for name, image in found.items()}
+
+    def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
+        return list(sets.channel_files(image, len(self.settings.channels)))
+
+    def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
+        found = {"mask": output_prefix.with_name(f"{output_prefix.name}{volumes.output_suffix(image)}")}
+        if options.overlay:
+            found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
+        return found
+
+    def predict_case(
+        self, images: Sequence[Path], wanted: Sequence[Path], predictor: Predictor, options: PredictOptions
+    ) -> Iterator[Output]:
+        """The label values of a case on its image's own grid, in its format; on request the slice with most classes as
+        PNG. Raises DataError."""
+        from unet.data.io.outputs import Output
+
+        names = {f"class_{value}": name for value, name in zip(self.labels.values, self.labels.names, strict=True)}
+        for first in wanted:
+            channels = sets.channel_files(first, len(self.settings.channels))
+            image, way, notes = dataset.prepare_image(first.name, channels, self.settings)
+            for note in notes:
+                host.notice(note)
+            classes = dataset.label_map(self.slabs(image, predictor), way)
+            if options.overlay:
+                shown = dataset.on_grid(way.turn.apply(classes), way)
+                yield Output(first, "overlay", figure.overlay(image, shown, len(self.settings.classes)), "png")
+            yield Output(first, "mask", self.labels.values_of(classes), "like", names=names)
+
+    def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
+        from unet.tasks.folder import synthetic
+
+        made = self.config.synthetic
+        synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
+
+    def check_raw(self, path: Path) -> Report:
+        from unet.tasks.folder import check
+
+        return check.raw(path, self)
+
+
+TASK = Folder
