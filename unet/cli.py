@@ -59,6 +59,11 @@ COMMANDS = {
         "--weights NAME.safetensors --count 8 --temperature 0.8",
         ("sample", "predict", "general", *APPLYING),
     ),
+    "plan": Command(
+        "look at images and masks of your own, and write the settings that follow, with their reasons",
+        "--data DIR",
+        ("plan", "general", "data", "network", "train", "eval", "device", "distributed", "logging"),
+    ),
     "preprocess": Command(
         "preprocess a raw set into a cache",
         "--data kaggle_3m --image-size 256 --cache kaggle_256_cache",
@@ -197,6 +202,8 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         raise SystemExit(0)
     typed = typed_task(words)
     reading = read(declared_of_all(command.groups, typed), words)
+    if name == "plan":
+        reading.given.setdefault("task", (registry.planner(), "plan"))
     mode = reading.given.get("mode", (None,))[0]
     shaping = name in ("train", "crossval", "benchmark", "config")
     mistakes, hint, resolved = list(reading.mistakes), f"See: python -m unet {name} --help", None

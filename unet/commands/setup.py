@@ -45,16 +45,20 @@ class Context:
         return dataclasses.replace(self, config=config, task=task_on(self.device, config))
 
 
+def unchosen(resolved: Resolved) -> list[str]:
+    """The settings whose values are the defaults of the program or of the task."""
+    usual = ("default", f"task {resolved.config.task.name}")
+    return [name for name, source in resolved.sources.items() if source in usual]
+
+
 def settled(resolved: Resolved) -> Resolved:
     """The settings, with those that follow from the data where the user has given none. Raises UnetError."""
-    config = resolved.config
-    given = ("default", f"task {config.task.name}")
-    unchosen = [name for name, source in resolved.sources.items() if source in given]
-    found = create(config).settings_from_data(unchosen)
+    config, names = resolved.config, unchosen(resolved)
+    found = create(config).settings_from_data(names)
     if not found:
         return resolved
-    sources = {**resolved.sources, **{name: "data" for name in found if name in unchosen}}
-    config = config.replace(**{name: value for name, value in found.items() if name in unchosen})
+    sources = {**resolved.sources, **{name: "data" for name in found if name in names}}
+    config = config.replace(**{name: value for name, value in found.items() if name in names})
     if wrong := [*config.task.check_values(), *config.task.check_input_size(config)]:
         raise UsageError(
             f"{'; '.join(wrong)}.", "Type other values, or leave them out: they then follow from the data."

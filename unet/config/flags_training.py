@@ -122,3 +122,10 @@ class EvalOptions:
     )
     eval_steps: int | None = option(None, "score at most N cases", minimum=1)
     bootstrap: int = option(10000, "resamples of the patients for the 95 % interval", minimum=100, maximum=10**6)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """Plan"""
+
+    plan_file: str = option("plan.json", "file for the plan, which train --config takes", metavar="FILE", common=True)

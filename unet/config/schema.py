@@ -34,7 +34,7 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
+from unet.config.flags_training import EvalOptions, NetworkOptions, PlanOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
 
@@ -65,6 +65,7 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    plan: PlanOptions = dataclasses.field(default_factory=PlanOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 

@@ -118,6 +118,32 @@ class Column(NamedTuple):
     format: str
 
 
+class Decision(NamedTuple):
+    """A setting that follows from a set: its name and value, why, what was seen, what else would do."""
+
+    name: str
+    value: Any
+    reason: str
+    saw: str
+    other: str = ""
+
+    @property
+    def line(self) -> str:
+        """value · reason · what was seen · what else would do, after the flag."""
+        other = f" · else {self.other}" if self.other else ""
+        return f"{flag(self.name)} {as_typed(self.value)} · {self.reason} · saw {self.saw}{other}"
+
+
+def as_typed(value: Any) -> str:
+    """A setting's value as it is typed."""
+    if isinstance(value, tuple | list):
+        return " ".join(map(as_typed, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "-" if value is None else str(value)
+    return f"'{text}'" if " " in text else text
+
+
 @dataclasses.dataclass(frozen=True)
 class MLPerfBenchmark:
     """What MLPerf's rules say of a task: the benchmark's name, the settings of a closed submission, its numbers of
@@ -294,10 +320,19 @@ class Task:
         """The network's input for one item where it scores: (1, channels, *sides)."""
         return self.input_shape()
 
+    def decisions(self, unchosen: Collection[str]) -> list[Decision]:
+        """Every setting that follows from the raw set, where the task has such; those that are not `unchosen` are the
+        user's and kept. Raises DataError."""
+        return []
+
     def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
-        """Settings that follow from the raw set, by name; `unchosen`: those that the user has not given. They are
-        settled before the set is prepared."""
+        """The same by name, for a run that begins; empty where they are known. They are settled before the set is
+        prepared."""
         return {}
+
+    def trial_batch(self, count: int) -> dict[str, Tensor]:
+        """A training batch of noise, for a try of the network."""
+        raise NotImplementedError
 
     def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
         """The settings of a training run, with what its cases and its number of processes decide."""

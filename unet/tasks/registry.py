@@ -38,6 +38,11 @@ def built_in() -> tuple[str, ...]:
 BUILT_IN = built_in()
 
 
+def planner() -> str:
+    """The task whose settings follow from the data: what `plan` is for where no task is typed."""
+    return next(name for name in BUILT_IN if settings_of(name).plans)
+
+
 @functools.cache
 def settings_of(name: str) -> type[TaskSettings]:
     """The settings of a task: of a built-in one, or of `package.module:Class`. Raises UsageError."""

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unet.config.options import flag
 from unet.data.io.nifti_header import times
 from unet.data.preprocessing.grids import AXIAL, TURNED, WORLD
+from unet.tasks.base import Decision
 from unet.tasks.folder.fingerprint import Fingerprint, median
 from unet.tasks.folder.labels import Labels
 from unet.tasks.folder.topology import LEAST, fitted, topology
@@ -45,28 +45,6 @@ SIZES = {
     "M": Size(96**3, 512, 32, 320, 2, 12, 200),
     "L": Size(128**3, 768, 32, 320, 2, 16, 1000),
 }
-
-
-class Decision(NamedTuple):
-    """One setting of a plan: its name and value, why, what was seen, and what else would do."""
-
-    name: str
-    value: Any
-    reason: str
-    saw: str
-    other: str = ""
-
-    @property
-    def line(self) -> str:
-        other = f" · else {self.other}" if self.other else ""
-        return f"{flag(self.name)} {shown(self.value)} · {self.reason} · saw {self.saw}{other}"
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, tuple | list):
-        return " ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def decide(
@@ -242,13 +220,6 @@ def normalisation(found: Fingerprint, channels: Sequence[str]) -> list[Decision]
     found_kinds = Decision("normalize", tuple(kinds), why, "; ".join(seen) or "no labelled values")
     limits = Decision("intensities", tuple(numbers), "used by ct alone", "; ".join(seen) or "no labelled values")
     return [found_kinds, limits] if "ct" in kinds else [found_kinds]
-
-
-def changed(decisions: Sequence[Decision], **values: Any) -> list[Decision]:
-    """The plan with other values, where trying has found them."""
-    return [
-        decision._replace(**values[decision.name]) if decision.name in values else decision for decision in decisions
-    ]
 
 
 def as_settings(decisions: Sequence[Decision]) -> dict[str, Any]:

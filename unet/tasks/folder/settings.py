@@ -61,6 +61,7 @@ class Settings(TaskSettings):
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("fold",)
     large_tensors: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
     notes: ClassVar[dict[str, str]] = {
         "data": "a folder of images/ and masks/, of nnU-Net's imagesTr/ and labelsTr/, or a table .csv",
         "split": "fold: fold 0 of 5, where nothing else is typed",

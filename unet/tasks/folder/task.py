@@ -15,7 +15,7 @@ from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError
 from unet.metrics import classes as scores
-from unet.tasks.base import Column, Metric, Predictor
+from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import dataset, figure, plan, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import IGNORED, Labels, from_values
@@ -100,7 +100,7 @@ class Folder(SegmentationTask):
             self.synthesize(root, self.synthetic_seed)
         return sets.find(root)
 
-    def decisions(self, unchosen: Collection[str]) -> list[plan.Decision]:
+    def decisions(self, unchosen: Collection[str]) -> list[Decision]:
         """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
         found = self.found()
         seen = look(found, resolve_path(self.config.data.cache, "data"))
@@ -122,6 +122,14 @@ class Folder(SegmentationTask):
         if told := Labels(found["label_values"], found["classes"], found["ignore_value"]).told():
             host.notice(told)
         return found
+
+    def trial_batch(self, count: int) -> dict[str, Tensor]:
+        import torch
+
+        _, channels, *sides = self.input_shape()
+        drawn = torch.Generator().manual_seed(0)
+        mask = torch.randint(len(self.settings.classes), (count, 1, *sides), generator=drawn, dtype=torch.uint8)
+        return {"image": torch.randn(count, channels, *sides, generator=drawn), "mask": mask}
 
     # Data.
 

@@ -1,0 +1,114 @@
+"""Which files are the images and the mask of a case, in every layout; what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tasks.folder import sets as made
+
+from unet.errors import DataError
+from unet.tasks.folder import sets
+
+
+def test_the_layout_of_nnunet(tmp_path: Path) -> None:
+    found = sets.find(made.nnunet(tmp_path, cases=2, channels=2, classes=3))
+    assert {name: [path.name for path in case.images] for name, case in found.cases.items()} == {
+        "case_0": ["case_0_0000.nii.gz", "case_0_0001.nii.gz"],
+        "case_1": ["case_1_0000.nii.gz", "case_1_0001.nii.gz"],
+    }
+    assert found.names.channels == ("T1", "T2")
+    assert found.names.classes == {"background": 0, "organ 1": 1, "organ 2": 2}
+
+
+def test_the_first_version_of_dataset_json_and_its_ignore_label(tmp_path: Path) -> None:
+    content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "ignore"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    names = sets.read_names(tmp_path / "dataset.json")
+    assert (names.channels, names.classes, names.ignore) == (("CT",), {"background": 0, "liver": 1}, 2)
+
+
+def test_pairs_of_the_same_name_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    made.pairs(tmp_path, ".png", cases=2)
+    (tmp_path / "masks").rename(tmp_path / "Labels")
+    assert sorted(sets.find(tmp_path).cases) == ["case_0", "case_1"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_table_with_patients(delimiter: str, tmp_path: Path) -> None:
+    made.pairs(tmp_path / "files", ".nii.gz", cases=3)
+    rows = [("image", "mask", "patient")]
+    rows += [(f"files/images/case_{n}.nii.gz", f"files/masks/case_{n}.nii.gz", f"P{n // 2}") for n in range(3)]
+    (tmp_path / "set.csv").write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
+    found = sets.find(tmp_path / "set.csv")
+    assert {name: case.group for name, case in found.cases.items()} == {"case_0": "P0", "case_1": "P0", "case_2": "P1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "masks/case_1.png").unlink(), "images/case_1.png: no mask of the name case_1"),
+        (lambda root: (root / "images/case_1.png").unlink(), "masks/case_1.png: no image of the name case_1"),
+        (lambda root: (root / "masks").rename(root / "answers"), "images and masks are not told apart"),
+        (lambda root: [path.unlink() for path in root.glob("*/*")], "holds no image of a known format"),
+        (
+            lambda root: made.write(root / "masks/case_1.npy", np.zeros((4, 4, 1))),
+            r"case_1: 2 masks \(case_1.npy, case_1.png\)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(change: object, words: str, tmp_path: Path) -> None:
+    change(made.pairs(tmp_path, ".png", cases=3))  # type: ignore[operator]
+    with pytest.raises(DataError, match=words):
+        sets.find(tmp_path)
+
+
+def test_channels_that_are_not_numbered_from_0(tmp_path: Path) -> None:
+    made.nnunet(tmp_path, cases=2, channels=3)
+    (tmp_path / "imagesTr/case_0_0001.nii.gz").unlink()
+    with pytest.raises(
+        DataError, match="case_0: its files are not the channels 0 to 1: case_0_0000.nii.gz, case_0_0002"
+    ):
+        sets.find(tmp_path)
+
+
+def test_labels_that_are_regions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2]}}))
+    with pytest.raises(DataError, match=r"the label 'whole' is a region, \[1, 2\]"):
+        sets.read_names(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "has the columns a, b; image and mask are needed"),
+        ("image,mask\n", "image and mask are needed|has no rows"),
+        ("image,mask\nx.png,y.png\n", "line 2: .*x.png is not there"),
+        ("image,mask\n,y.png\n", "line 2: an image is empty"),
+    ],
+)
+def test_a_table_with_faults(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        sets.find(tmp_path / "set.csv")
+
+
+def test_inputs_of_a_prediction(tmp_path: Path) -> None:
+    made.nnunet(tmp_path, cases=2, channels=2)
+    first = tmp_path / "imagesTr/case_1_0000.nii.gz"
+    assert sets.inputs([first.with_name("case_1_0001.nii.gz")], 2) == {"case_1": first}
+    assert list(sets.inputs([tmp_path], 2)) == ["case_0", "case_1"]
+    first.with_name("case_1_0001.nii.gz").unlink()
+    assert sets.channel_files(first, 2) == (first,)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/none: no such file or folder")):
+        sets.inputs([tmp_path / "none"], 1)
+
+
+def test_names_with_spaces_and_umlauts(tmp_path: Path) -> None:
+    made.pairs(tmp_path, ".png", cases=1)
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "case_0.png").rename(tmp_path / folder / "Frau Müller 1.png")
+    assert list(sets.find(tmp_path).cases) == ["Frau Müller 1"]
