@@ -30,10 +30,11 @@ class CachedCase:
     own: bool = False
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (1, D, H, W) both. Raises
-        CacheError where the image has another shape than is known of it."""
+        """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
+        Raises CacheError where the image has another shape than is known of it, or the mask does not fit it."""
         image, mask = open_npy(self.image), open_npy(self.mask)
-        if image.shape != self.shape or mask.shape[:-1] != image.shape[:-1]:
+        fits = mask.shape in ((*image.shape[:-1], 1), (1, *image.shape[1:]))
+        if image.shape != self.shape or not fits:
             raise CacheError(
                 f"{self.image.absolute()}: is {image.shape} with a mask of {mask.shape}; {self.shape} is expected.",
                 "Make the cache again with --rebuild-cache.",
