@@ -27,7 +27,8 @@ Batch = dict[str, Tensor]
 
 
 class Volumes:
-    """Crops of cases: from disk (memory-mapped), from memory (`ram`), or from where `place` puts them (`device`)."""
+    """Crops of cases, images (C, D, H, W) with masks (1, D, H, W): from disk (memory-mapped), from memory (`ram`), or
+    from where `place` puts them (`device`)."""
 
     def __init__(
         self,
@@ -40,7 +41,10 @@ class Volumes:
         self._maps = Maps(self.cases)
         self._placed: list[tuple[Tensor, Tensor]] | None = None
         self._whole: tuple[Tensor, Tensor] | None = None
-        self._starts = np.cumsum([0, *(math.prod(case.shape) for case in self.cases)])
+        self._starts = {  # where the voxels of each case begin, all cases one after the other
+            part: np.cumsum([0, *(math.prod(shape) for shape in map(self._shape(part), self.cases))])
+            for part in ("image", "mask")
+        }
         if where == "ram":
             needed = sum(path.stat().st_size for case in self.cases for path in (case.image, case.mask))
             require_memory(len(self.cases), needed, shared)
@@ -52,43 +56,78 @@ class Volumes:
                 for image, mask in (case.arrays() for case in host.progress(self.cases, name="to device", unit="case"))
             ]
 
+    @staticmethod
+    def _shape(part: str) -> Callable[[CachedCase], tuple[int, ...]]:
+        """The shape of a case's image or mask, from what is known before they are opened."""
+        return lambda case: case.shape if part == "image" else (1, *case.shape[1:])
+
     def _read(self, shared: bool) -> tuple[Tensor, Tensor]:
         """All images (float32) and all masks (uint8) one after the other: shared by processes as two files, where a
         tensor for each would take a file descriptor for each."""
-        images, masks = (torch.empty(int(self._starts[-1]), dtype=kind) for kind in (torch.float32, torch.uint8))
-        if shared:
-            images, masks = images.share_memory_(), masks.share_memory_()
+        whole = tuple(
+            torch.empty(int(self._starts[part][-1]), dtype=kind)
+            for part, kind in (("image", torch.float32), ("mask", torch.uint8))
+        )
+        images, masks = (tensor.share_memory_() for tensor in whole) if shared else whole
         for number, case in enumerate(host.progress(self.cases, name="to ram", unit="case")):
-            span = slice(int(self._starts[number]), int(self._starts[number + 1]))
-            image, mask = case.arrays()
-            images[span].numpy()[...], masks[span].numpy()[...] = image.reshape(-1), mask.reshape(-1)
+            for part, into, array in zip(("image", "mask"), (images, masks), case.arrays(), strict=True):
+                into[self._span(part, number)].numpy()[...] = array.reshape(-1)
         return images, masks
 
+    def _span(self, part: str, case: int) -> slice:
+        return slice(int(self._starts[part][case]), int(self._starts[part][case + 1]))
+
     def _arrays(self, case: int) -> tuple[Any, Any]:
-        """Image and mask of a case (1, D, H, W), from memory or mapped."""
+        """Image (C, D, H, W) and mask (1, D, H, W) of a case, from memory or mapped."""
         if self._placed is not None:
             image, mask = (tensor.numpy() for tensor in self._placed[case])
             return image, mask
         if self._whole is None:
             return self._maps[case]
-        span = slice(int(self._starts[case]), int(self._starts[case + 1]))
-        image, mask = (tensor[span].numpy().reshape(self.cases[case].shape) for tensor in self._whole)
+        image, mask = (
+            tensor[self._span(part, case)].numpy().reshape(self._shape(part)(self.cases[case]))
+            for part, tensor in zip(("image", "mask"), self._whole, strict=True)
+        )
         return image, mask
 
-    def crop(self, case: int, window: Window, flips: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Image (1, d, h, w) float32 and mask (1, d, h, w) uint8 of a case's window, mirrored along `flips`."""
-        place = (slice(None), *(slice(low, high) for low, high in window))
-        axes = [axis for axis, flip in enumerate(flips, 1) if flip]
+    def crop(
+        self, case: int, window: Window, flips: Sequence[bool], outside: tuple[float, int] = (0.0, 0)
+    ) -> tuple[Tensor, Tensor]:
+        """Image (C, d, h, w) float32 and mask (1, d, h, w) uint8 of a case's window, mirrored along `flips`: copies.
+        Where the window reaches over the border, they have the values `outside`."""
+        sides = self.cases[case].shape[1:]
+        cut = tuple((max(0, low), min(side, high)) for (low, high), side in zip(window, sides, strict=True))
+        place = (slice(None), *(slice(low, high) for low, high in cut))
+        # where the piece that was cut lies in the window
+        inner = (slice(None), *(slice(a - low, b - low) for (a, b), (low, _) in zip(cut, window, strict=True)))
+        lengths = [high - low for low, high in window]
         if self._placed is not None and self._placed[case][0].device.type != "cpu":
-            image, mask = (tensor[place] for tensor in self._placed[case])
-            return (image.flip(axes), mask.flip(axes)) if axes else (image.contiguous(), mask.contiguous())
-        image_map, mask_map = self._arrays(case)
+            image, mask = (
+                _taken(tensor[place], lengths, inner, flips, value)
+                for tensor, value in zip(self._placed[case], outside, strict=True)
+            )
+            return image, mask
         mirrored = (slice(None), *(slice(None, None, -1 if flip else None) for flip in flips))
-        # cut and mirrored in one copy; the copy is C-contiguous whatever the strides of the view
-        return (
-            torch.from_numpy(np.array(image_map[place][mirrored], np.float32, order="C")),
-            torch.from_numpy(np.array(mask_map[place][mirrored], np.uint8, order="C")),
-        )
+        result = []
+        for array, kind, value in zip(self._arrays(case), (np.float32, np.uint8), outside, strict=True):
+            shape = (len(array), *lengths)
+            copy = np.empty(shape, kind) if cut == tuple(window) else np.full(shape, value, kind)
+            copy[mirrored][inner] = array[place]  # cut and mirrored in one copy, C-contiguous
+            result.append(torch.from_numpy(copy))
+        return result[0], result[1]
+
+
+def _taken(
+    piece: Tensor, lengths: Sequence[int], inner: tuple[slice, ...], flips: Sequence[bool], outside: float
+) -> Tensor:
+    """A copy of a piece of a tensor on a device, in a window of these lengths, mirrored. Never the tensor itself, which
+    what follows would write to."""
+    if list(piece.shape[1:]) != list(lengths):
+        whole = piece.new_full((len(piece), *lengths), outside)
+        whole[inner] = piece
+        piece = whole
+    axes = [axis for axis, flip in enumerate(flips, 1) if flip]
+    return piece.flip(axes) if axes else piece.clone(memory_format=torch.contiguous_format)
 
 
 class EpochCases(Dataset[Batch]):

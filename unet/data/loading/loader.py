@@ -173,10 +173,17 @@ class Batches(Protocol):
 class Loader:
     """Batches of any epoch from any position, prepared by `workers` processes that live as long as the loader.
 
-    `options` are the device's: "multiprocessing_context" (how the processes are started), "pin_memory".
+    `options` are the device's: "multiprocessing_context" (how the processes are started), "pin_memory". `finish`: what
+    is still done to a batch in this process, after it arrived: where it is changed on the device.
     """
 
-    def __init__(self, batches: Batches, workers: int = 0, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        workers: int = 0,
+        options: dict[str, Any] | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         how = dict(options or {})
         method, self.pin = how.pop("multiprocessing_context", None), how.pop("pin_memory", False)
         if how:
@@ -184,7 +191,7 @@ class Loader:
                 f"The device's loader_options name {', '.join(sorted(how))}.",
                 "A device may give workers, multiprocessing_context and pin_memory.",
             )
-        self.batches = batches
+        self.batches, self.finish = batches, finish
         self.pool = Pool(batches, workers, method) if workers else None
 
     def __len__(self) -> int:
@@ -206,7 +213,9 @@ class Loader:
         kind = () if self.pin is True else (self.pin,)  # older torch must be told whose memory it is
         keys = ((epoch, number) for place, epoch in enumerate(epochs) for number in range(0 if place else start, last))
         for batch in self.pool.take(keys) if self.pool else map(self.batches.__getitem__, keys):
-            yield {name: value.pin_memory(*kind) for name, value in batch.items()} if self.pin else batch
+            if self.pin:
+                batch = {name: value.pin_memory(*kind) for name, value in batch.items()}
+            yield self.finish(batch) if self.finish else batch
 
     def names(self, index: Tensor) -> list[str]:
         """What the samples of a batch are, in words."""

@@ -100,14 +100,24 @@ def gaussian(deviation: float, reach: int) -> list[float]:
 def smoothed(volume: Tensor, deviations: Sequence[float], reach: int) -> Tensor:
     """Gaussian filter of (C, D, H, W) with a deviation in voxels for each axis, cut off `reach` voxels away; beyond the
     border the border's value goes on."""
-    for axis, deviation in enumerate(deviations, 1):
-        weights, side = gaussian(deviation, reach), volume.shape[axis]
+    return weighted(volume, [gaussian(deviation, reach) for deviation in deviations])
+
+
+def weighted(volume: Tensor, rows: Sequence[Sequence[float]]) -> Tensor:
+    """Each voxel of (C, D, H, W) as the weighted sum of its neighbours along one axis after the other: a row of weights
+    for each axis, of odd length, the middle one for the voxel itself. An axis whose row is 0 ... 1 ... 0 stays; beyond
+    the border the border's value goes on. The weights go to the device as a tensor."""
+    sent = torch.tensor(rows, dtype=volume.dtype).to(volume.device, non_blocking=True)
+    for axis, weights in enumerate(rows, 1):
+        reach, side = len(weights) // 2, volume.shape[axis]
+        if weights[reach] == 1:
+            continue
         pad = [0, 0] * (3 - axis) + [reach, reach] + [0, 0] * (axis - 1)
         wide = F.pad(volume[None], pad, mode="replicate")[0]
-        volume = wide.narrow(axis, reach, side) * weights[reach]
+        volume = wide.narrow(axis, reach, side) * sent[axis - 1, reach]
         for number, weight in enumerate(weights):
             if number != reach and weight > 0:
-                volume.add_(wide.narrow(axis, number, side), alpha=weight)
+                volume.addcmul_(wide.narrow(axis, number, side), sent[axis - 1, number])
     return volume
 
 
