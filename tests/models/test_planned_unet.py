@@ -159,7 +159,7 @@ def test_it_starts_as_nnunet_does() -> None:
     stages = standard_stages([CUBE] * 3, [ONE, HALF, HALF], 32, residual=True)
     network = PlannedUNet(PlannedShape(3, 1, 3, stages, residual=True))
     weight = network.encoders[1][1].convolutions[0].weight
-    assert float(weight.var()) == pytest.approx(2 / 1.0001 / (64 * 27), rel=0.02)
+    assert float(weight.detach().var()) == pytest.approx(2 / 1.0001 / (64 * 27), rel=0.02)
     assert not network.heads[0].bias.any()
     assert not network.ups[0].bias.any()
     block = network.encoders[1][1]
