@@ -46,6 +46,7 @@ FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...
     "few voxels": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), conv3d.WinogradConv3d, (2, 2, 2)),
     "norm": (lambda: nn.InstanceNorm3d(8, affine=True), norms.InstanceNorm3d, (5, 6, 7)),
     "up": (lambda: nn.ConvTranspose3d(8, 4, 2, stride=2), upsample.ConvTranspose3d, (3, 4, 5)),
+    "up, anisotropic": (lambda: nn.ConvTranspose3d(8, 4, (1, 2, 3), (1, 2, 3)), upsample.ConvTranspose3d, (3, 4, 5)),
 }
 
 
@@ -63,7 +64,9 @@ def test_a_swapped_layer_computes_what_the_plain_one_does(name: str, last: bool)
     if not last:
         fast = select.optimize(copy.deepcopy(plain), channels_last=False)
     fast = fast.to(memory_format=order)  # type: ignore[call-overload]
-    channels = next(iter(plain.parameters())).shape[0 if name in ("norm", "up") else 1] * getattr(plain, "groups", 1)
+    channels = next(iter(plain.parameters())).shape[0 if name.startswith(("norm", "up")) else 1] * getattr(
+        plain, "groups", 1
+    )
     x = torch.randn(2, channels, *sides)
     y = fast(x.contiguous(memory_format=order).requires_grad_())
     expected = plain(x)
@@ -86,6 +89,7 @@ def test_a_swapped_layer_computes_what_the_plain_one_does(name: str, last: bool)
         nn.InstanceNorm3d(4, affine=True).double(),
         nn.ConvTranspose3d(4, 4, 3, stride=2),
         nn.ConvTranspose3d(4, 4, 2, stride=2, groups=2),
+        nn.ConvTranspose3d(4, 4, 2, stride=(1, 2, 2)),
         nn.Conv2d(4, 4, 3),
         nn.BatchNorm3d(4),
     ],

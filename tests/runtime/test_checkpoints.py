@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -365,7 +366,8 @@ def test_what_is_not_on_the_list_is_refused(tmp_path: Path, monkeypatch) -> None
 
     for name, content in (
         ("attack", {"model": Attack()}),
-        ("numpy", {"score": __import__("numpy").float64(1.5)}),
+        ("numpy", {"score": np.zeros(2)}),
+        ("text", {"name": np.str_("a")}),
         ("set", {"a": {1, 2}}),
         ("default", collections.defaultdict(int, a=1)),
     ):

@@ -10,7 +10,7 @@ from unet.kernels.norms import channel_last
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d` of kernel and stride 2: (N, I, D, H, W) -> (N, O, 2D, 2H, 2W).
+    """`nn.ConvTranspose3d` whose kernel is its stride: (N, I, D, H, W) -> (N, O, aD, bH, cW).
 
     Faster where the input is channels-last; any other input takes the plain form.
     """
@@ -22,15 +22,15 @@ class ConvTranspose3d(nn.ConvTranspose3d):
 
 
 def applies_to(layer: nn.ConvTranspose3d) -> bool:
-    """Whether this plain layer puts 2 x 2 x 2 voxels side by side, without overlap or padding."""
-    tiles = layer.kernel_size == layer.stride == (2, 2, 2) and layer.padding == layer.output_padding == (0, 0, 0)
+    """Whether this plain layer puts blocks of voxels (2 x 2 x 2, 1 x 2 x 2) side by side, without overlap."""
+    tiles = layer.kernel_size == layer.stride and layer.padding == layer.output_padding == (0, 0, 0)
     return tiles and layer.dilation == (1, 1, 1) and layer.groups == 1
 
 
 def upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x` (N, I, D, H, W) times `weight` (I, O, 2, 2, 2) as one matrix product -> (N, O, 2D, 2H, 2W), channels-last."""
-    n, _, d, h, w = x.shape
-    matrix = weight.permute(2, 3, 4, 1, 0).flatten(0, 3)  # 2 2 2 O, I
-    y = F.linear(x.permute(0, 2, 3, 4, 1), matrix, None if bias is None else bias.repeat(8))
-    y = y.view(n, d, h, w, 2, 2, 2, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
-    return y.reshape(n, 2 * d, 2 * h, 2 * w, -1).permute(0, 4, 1, 2, 3)
+    """`x` (N, I, D, H, W) times `weight` (I, O, a, b, c) as one matrix product -> (N, O, aD, bH, cW), channels-last."""
+    (n, _, d, h, w), (a, b, c) = x.shape, weight.shape[2:]
+    matrix = weight.permute(2, 3, 4, 1, 0).flatten(0, 3)  # a b c O, I
+    y = F.linear(x.permute(0, 2, 3, 4, 1), matrix, None if bias is None else bias.repeat(a * b * c))
+    y = y.view(n, d, h, w, a, b, c, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return y.reshape(n, a * d, b * h, c * w, -1).permute(0, 4, 1, 2, 3)

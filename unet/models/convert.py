@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from unet.errors import CheckpointError
+from unet.models.planned_shape import PlannedShape, Stage, Triple
 from unet.models.unet import UNetShape
 
 _PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net|network)\.)+")
@@ -178,4 +179,83 @@ def shape_of(state: Mapping[str, Tensor], task: str, **rest: Any) -> UNetShape:
             f"These weights are not those of a UNet of task {task}: {error} is missing.",
             f"Give weights of `unet train --task {task}` or of the program that it replaces; for another task add"
             " --task NAME.",
+        ) from error
+
+
+_NNUNET = (
+    (re.compile(r"^encoder\.stem\.convs\.0\.(conv|norm)\.(\w+)$"), "stem"),
+    (re.compile(r"^encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)\.(\w+)$"), "encoder"),
+    (re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv([12])\.(conv|norm)\.(\w+)$"), "block"),
+    (re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.([01])\.(conv|norm)\.(\w+)$"), "skip"),
+    (re.compile(r"^decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)\.(\w+)$"), "decoder"),
+    (re.compile(r"^decoder\.transpconvs\.(\d+)\.(\w+)$"), "up"),
+    (re.compile(r"^decoder\.seg_layers\.(\d+)\.(\w+)$"), "head"),
+)
+_NNUNET_TWICE = re.compile(r"^decoder\.encoder\.|\.all_modules\.")  # second names of the same tensors
+
+
+def is_nnunet(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of nnU-Net's PlainConvUNet or ResidualEncoderUNet."""
+    return any(key.startswith("decoder.seg_layers.") for key in state)
+
+
+def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of nnU-Net's PlainConvUNet or ResidualEncoderUNet (`network_weights` of a checkpoint) -> keys of
+    `models.planned_unet.PlannedUNet`. The head of the lowest decoder stage, which nnU-Net does not train, is left out.
+    Raises CheckpointError for any other key."""
+    heads = sum(1 for key in state if re.match(r"^decoder\.seg_layers\.\d+\.weight$", key))
+    names = {key: _own_of_nnunet(key, heads) for key in state if not _NNUNET_TWICE.search(key)}
+    return {own: state[key] for key, own in names.items() if own is not None}
+
+
+def _own_of_nnunet(key: str, heads: int) -> str | None:
+    kind, match = next(((kind, match) for form, kind in _NNUNET if (match := form.match(key))), ("", None))
+    if match is None:
+        raise CheckpointError(
+            f"Key {key!r} belongs to no known network.",
+            "Give weights of nnU-Net's PlainConvUNet or ResidualEncoderUNet, or of this program.",
+        )
+    *places, leaf = match.groups()
+    if kind in ("up", "head"):
+        level = int(places[0])
+        lowest = level == 0 and heads > 1
+        return f"ups.{level}.{leaf}" if kind == "up" else None if lowest else f"heads.{heads - 1 - level}.{leaf}"
+    numbers, part = [int(place) for place in places[:-1]], 0 if places[-1] == "conv" else 1
+    if kind == "stem":
+        return f"stem.{part}.{leaf}"
+    if kind in ("encoder", "decoder"):
+        return f"{kind}s.{numbers[0]}.{3 * numbers[1] + part}.{leaf}"
+    inner = f"convolutions.{3 * (numbers[2] - 1) + part}" if kind == "block" else f"skip.{numbers[2] + part}"
+    return f"encoders.{numbers[0]}.{numbers[1]}.{inner}.{leaf}"
+
+
+def planned_shape_of(state: Mapping[str, Tensor]) -> PlannedShape:
+    """The shape of a `PlannedUNet` from its weights (own keys). Raises CheckpointError for those of another network."""
+
+    def count(form: str) -> int:
+        return len({match[1] for key in state if (match := re.match(form, key))})
+
+    def triple(sides: Sequence[int]) -> Triple:
+        return (1, sides[-2], sides[-1]) if len(sides) == 2 else (sides[0], sides[1], sides[2])
+
+    try:
+        levels, residual = count(r"^encoders\.(\d+)\."), "stem.0.weight" in state
+        inner = "0.convolutions.0.weight" if residual else "0.weight"
+        first = [state[f"encoders.{level}.{inner}"] for level in range(levels)]
+        head, heads = state["heads.0.weight"], count(r"^heads\.(\d+)\.weight$")
+        stages = []
+        for level, weight in enumerate(first):
+            unit = rf"^encoders\.{level}\.(\d+)\." + ("convolutions" if residual else r"weight")
+            ups = state[f"ups.{levels - 1 - level}.weight"].shape[2:] if level else (1, 1, 1)
+            blocks = count(unit) if residual else count(unit) // 2  # a convolution and a norm have weights
+            decoder = count(rf"^decoders\.{levels - 2 - level}\.(\d+)\.weight") // 2 if level < levels - 1 else 1
+            stages.append(Stage(weight.shape[0], triple(weight.shape[2:]), triple(ups), blocks, decoder))
+        stem = state["stem.0.weight"] if residual else first[0]
+        bias = ("stem.0.bias" if residual else "encoders.0.0.bias") in state
+        sizes = first[0].ndim - 2, stem.shape[1], head.shape[0]
+        return PlannedShape(*sizes, tuple(stages), residual, heads == max(1, levels - 2), bias)
+    except (KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"These weights are not those of a planned UNet: {error} is missing.",
+            "Give weights that this task has trained, or a checkpoint of nnU-Net.",
         ) from error

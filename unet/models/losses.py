@@ -167,7 +167,7 @@ class _DiceCE(torch.autograd.Function):
         dice = (2 * overlap + smooth) / total
         # d loss / d p = slope t + shift, and d cross-entropy / d logit = (p - t) / voxels
         shift = counted * dice / (2 * total) * (bare > LEAST)
-        voxels = labels.numel() if ignore is None else (labels != ignore).sum().clamp_min(1)
+        voxels = labels.numel() if ignore is None else (labels != ignore).sum().clamp_min(1).to(sums.dtype)
         ctx.save_for_backward(logits, labels, -counted / total, shift, *(() if ignore is None else (voxels,)))
         ctx.settings = chunk, batch_dice, ignore
         return ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * voxels)

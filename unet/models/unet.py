@@ -38,8 +38,8 @@ class UNet(nn.Module):
     Source: Ronneberger et al., U-Net, MICCAI 2015; 3D form: Çiçek et al., MICCAI 2016. With the default shape this is
     the network of brain-segmentation-pytorch (Buda et al. 2019) without its final sigmoid: 7,763,041 parameters.
     MLPerf's 3D U-Net is `UNetShape(3, 1, 3, (32, 64, 128, 256, 320), 320, "instance", down="stride")`: 31,190,243
-    parameters. With same padding, sides must be multiples of 2^levels, and in training an instance norm needs more than
-    one voxel at the bottleneck; `forward` raises UnetError otherwise.
+    parameters. With same padding, sides must be multiples of 2^levels, and an instance norm needs more than one voxel
+    at the bottleneck; `forward` raises UnetError otherwise.
     """
 
     def __init__(self, shape: UNetShape) -> None:
@@ -68,8 +68,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shape.padding == "same":
-            alone = self.training and self.shape.norm == "instance"
-            check_sides(x.shape[2:], 2 ** len(self.shape.features), alone)
+            check_sides(x.shape[2:], 2 ** len(self.shape.features), alone=self.shape.norm == "instance")
         skips = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -102,7 +101,7 @@ def check_sides(sides: Sequence[int], step: int, alone: bool = False) -> None:
     if any(side % step for side in sides):
         fault = f"does not fit {levels} levels: sides must be multiples of {step}."
     elif alone:
-        fault = f"leaves one voxel after {levels} levels, too few for instance normalisation in training."
+        fault = f"leaves one voxel after {levels} levels, too few for instance normalisation."
     else:
         return
     if alone:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,19 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+SCALARS = ("numpy._core.multiarray scalar", "numpy.core.multiarray scalar")  # of NumPy 2 and 1
+NUMPY = (*SCALARS, "numpy dtype", "_codecs encode")
+PLAIN = [3, None, None, None, None, -1, -1, 0]  # the state of a type of numbers, without its byte order
 NAMES = {
+    *NUMPY,
     "collections OrderedDict",
     "torch Size",
+    "torch device",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
     *(f"torch {name}" for name in STORAGES),
 }
+NUMBER = re.compile(r"[fiu][1248]|b1")
 MARK = object()
 
 
@@ -64,6 +71,13 @@ class Tensor:
     """A tensor's shape; its values are not read."""
 
     shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A NumPy type of numbers of `size` bytes."""
+
+    size: int
 
 
 class Reader:
@@ -119,11 +133,24 @@ class Reader:
         elif name == "REDUCE":
             arguments = self.require(stack.pop(), tuple)
             stack.append(self.call(self.require(stack.pop(), Name).name, arguments))
-        elif name == "BUILD":  # an OrderedDict's attributes: the versions that a state dict carries
-            self.require(stack.pop(), dict)
-            self.require(stack[-1], dict)
+        elif name == "BUILD":
+            self.build(stack.pop(), stack[-1])
         elif name != "PROTO":
             raise UnsafePickle(f"the pickle instruction {name}")
+
+    def build(self, state: Any, item: Any) -> None:
+        """The attributes of an OrderedDict (the versions that a state dict carries), or the details of a NumPy type,
+        which must be those of plain numbers: with others NumPy reads memory that is not its own."""
+        if type(item) is Number:
+            if (
+                type(state) is not tuple
+                or [state[0], None, *state[2:]] != PLAIN
+                or state[1] not in ("<", ">", "|", "=")
+            ):
+                raise UnsafePickle("a NumPy type of an unknown form")
+        else:
+            self.require(state, dict)
+            self.require(item, dict)
 
     def pop_mark(self) -> list[Any]:
         at = len(self.stack) - 1 - self.stack[::-1].index(MARK)
@@ -167,6 +194,10 @@ class Reader:
             return {}
         if name == "torch Size" and len(arguments) == 1:
             return tuple(map(self.require_size, arguments[0]))
+        if name in NUMPY:
+            return self.call_numpy(name, arguments)
+        if name == "torch device" and [type(item) for item in arguments] in ([str], [str, int]):
+            return arguments[0]
         if name == "torch._utils _rebuild_parameter" and len(arguments) == 3:
             return self.require(arguments[0], Tensor)
         if name == "torch._utils _rebuild_tensor_v2" and len(arguments) in (6, 7):
@@ -178,6 +209,19 @@ class Reader:
             if arguments[4] not in (True, False) or arguments[5] != {} or arguments[6:] not in ((), (None,), ({},)):
                 raise UnsafePickle("a tensor of an unknown form")
             return Tensor(shape)
+        raise UnsafePickle(f"a call of {name.replace(' ', '.')}")
+
+    def call_numpy(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """One number of NumPy's, as other programs keep scores: None. Its parts are a type and bytes, which are written
+        as text."""
+        if name == "_codecs encode" and len(arguments) == 2 and arguments[1] == "latin1":
+            return self.require(arguments[0], str).encode("latin1")
+        if name == "numpy dtype" and arguments[1:] == (False, True) and NUMBER.fullmatch(str(arguments[0])):
+            return Number(int(arguments[0][1:]))
+        if name in SCALARS and [type(item) for item in arguments] == [Number, bytes]:
+            kind, value = arguments
+            if len(value) == kind.size:
+                return None
         raise UnsafePickle(f"a call of {name.replace(' ', '.')}")
 
     @staticmethod

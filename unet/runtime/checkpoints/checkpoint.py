@@ -7,6 +7,7 @@ read too, by a torch without known vulnerabilities, or after a check of their op
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import shlex
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from unet.errors import CheckpointError, DamagedError, StorageError
 from unet.files import explain, schema_error
-from unet.runtime.checkpoints import nested, tensor_files
+from unet.runtime.checkpoints import nested, numpy_numbers, tensor_files
 from unet.runtime.progress import wrong_progress
 from unet.weight_files import pickles, safetensors_header
 
@@ -121,7 +122,7 @@ def _torch_file(path: Path, kind: str, version: str = torch.__version__) -> dict
     try:
         if not is_safe(version):
             pickles.structure(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except pickles.UnsafePickle as error:
         raise CheckpointError(
             f"{path.absolute()}: holds {error}; it was not opened, since torch {version} has known holes.",
@@ -142,6 +143,16 @@ def _torch_file(path: Path, kind: str, version: str = torch.__version__) -> dict
             "Give a state dict saved with torch.save.",
         )
     return content
+
+
+def _load(path: Path) -> Any:
+    """What torch reads without executing code. Raises pickle.UnpicklingError for anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        with contextlib.suppress(pickles.UnsafePickle):
+            return numpy_numbers.read(path)
+        raise error
 
 
 def require_state(content: Mapping[str, Any], path: Path) -> None:
