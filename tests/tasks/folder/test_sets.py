@@ -70,7 +70,7 @@ def test_channels_that_are_not_numbered_from_0(tmp_path: Path) -> None:
     made.nnunet(tmp_path, cases=2, channels=3)
     (tmp_path / "imagesTr/case_0_0001.nii.gz").unlink()
     with pytest.raises(
-        DataError, match="case_0: its files are not the channels 0 to 1: case_0_0000.nii.gz, case_0_0002"
+        DataError, match=r"case_0: its files are not the channels 0 to 1: case_0_0000.nii.gz, case_0_0002"
     ):
         sets.find(tmp_path)
 

@@ -1,0 +1,183 @@
+"""The way of a case to the network's grid and back, in every format; cases that do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from tasks.folder import sets as made
+
+from unet.data.cases import Case
+from unet.data.io import outputs, volumes
+from unet.data.preprocessing import resize
+from unet.errors import DataError
+from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.settings import Settings
+
+OWN = Settings(
+    channels=("T1",),
+    classes=("background", "organ"),
+    label_values=(0, 1),
+    orientation="IPL",
+    spacing=(2.0, 1.0, 1.0),
+    normalize=("zscore",),
+    patch=(8, 16, 16),
+)
+
+
+def hot(labels: Any, classes: int) -> Any:
+    """Label map (D, H, W) -> logits (K, D, H, W)."""
+    return np.stack([(labels == number).astype(np.float32) for number in range(classes)])
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".npy", ".png"])
+def test_a_mask_comes_back_as_it_was(suffix: str, tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    image_path = made.write(tmp_path / f"i{suffix}", image.clip(0, 255).astype(np.uint8) if suffix == ".png" else image)
+    mask_path = made.write(tmp_path / f"m{suffix}", mask * np.uint8(255))
+    own = dataclasses.replace(OWN, label_values=(0, 255), orientation="IPL" if suffix[1] in "nm" else "as-stored")
+    if suffix in (".tif", ".npy", ".png"):
+        own = dataclasses.replace(own, orientation="as-stored", spacing=(1.0, 1.0, 1.0))
+    made_of = dataset.prepare(Case("c", (image_path,), (mask_path,)), own)
+    assert made_of["image"].shape == (1, *made_of["mask"].shape[1:])
+    assert made_of["image"].std() == pytest.approx(1, abs=1e-3)
+    assert set(np.unique(made_of["mask"])) == {0, 1}
+    slabs = [hot(made_of["mask"][0], 2)[:, low : low + 5] for low in range(0, made_of["mask"].shape[1], 5)]
+    classes = dataset.label_map(slabs, dataset.way_from(made_of))
+    values = dataset.labels_of(own).values_of(classes)
+    out = tmp_path / f"out{suffix}"
+    outputs.write(out, outputs.Output(image_path, "mask", values, "like", names={"class_255": "organ"}))
+    before, after = (volumes.read_head(path) for path in (mask_path, out))
+    assert np.array_equal(volumes.read_labels(after), volumes.read_labels(before))
+    assert volumes.mismatch(before, after) == []
+
+
+def test_resampled_and_back_the_mask_is_nearly_the_same(tmp_path: Path) -> None:
+    image, mask = made.volume(0, (40, 44, 30))
+    files = made.write(tmp_path / "i.nii.gz", image), made.write(tmp_path / "m.nii.gz", mask)
+    own = dataclasses.replace(OWN, spacing=(1.5, 1.3, 1.3))
+    prepared = dataset.prepare(Case("c", files[:1], files[1:]), own)
+    assert prepared["mask"].shape == (1, 40, 34, 31)
+    classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+    both = 2 * np.count_nonzero((classes == 1) & (mask == 1)) / (np.count_nonzero(classes) + np.count_nonzero(mask))
+    assert both > 0.9
+
+
+def test_images_stored_in_other_directions_become_the_same_numbers(tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    found = []
+    for codes in ("RAS", "LPS", "SAL"):
+        paths = []
+        for name, array in (("i", image), ("m", mask)):
+            stored = nibabel.Nifti1Image(array, made.AFFINE).as_reoriented(
+                nibabel.orientations.ornt_transform(
+                    nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(codes)
+                )
+            )
+            paths.append(tmp_path / f"{name}_{codes}.nii.gz")
+            nibabel.save(stored, paths[-1])
+        prepared = dataset.prepare(Case("c", (paths[0],), (paths[1],)), OWN)
+        found.append((prepared["image"], prepared["mask"]))
+        classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+        assert np.array_equal(classes, np.asanyarray(nibabel.load(paths[1]).dataobj))
+    for image_of, mask_of in found[1:]:
+        assert np.array_equal(image_of, found[0][0])
+        assert np.array_equal(mask_of, found[0][1])
+
+
+@pytest.mark.parametrize("orientation", ["IPL", "as-stored"])
+def test_a_mask_stored_in_another_direction_than_its_image(orientation: str, tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    turned = nibabel.Nifti1Image(mask, made.AFFINE).as_reoriented(nibabel.orientations.axcodes2ornt("LPI"))
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    files = made.write(tmp_path / "i.nii.gz", image), made.write(tmp_path / "m.nii.gz", mask)
+    own = dataclasses.replace(OWN, orientation=orientation)
+    plain = dataset.prepare(Case("c", files[:1], files[1:]), own)
+    other = dataset.prepare(Case("c", files[:1], (tmp_path / "turned.nii.gz",)), own)
+    assert np.array_equal(plain["mask"], other["mask"])
+
+
+def test_a_mask_on_another_grid_is_refused_or_resampled(tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    files = made.write(tmp_path / "i.nii.gz", image), tmp_path / "m.nii.gz"
+    fine = np.repeat(np.repeat(mask, 2, 0), 2, 1)
+    affine = np.diag([0.5, 0.5, 2.0, 1.0])
+    affine[:3, 3] = -0.25, -0.25, 0
+    nibabel.save(nibabel.Nifti1Image(fine, affine), files[1])
+    _, fault, _ = dataset.read_case("c", sets.Found(files[:1], files[1]), OWN)
+    assert "image and mask differ: size 20 x 24 x 12 and 40 x 48 x 12; spacing" in fault.message
+    assert "--resample-masks" in fault.hint
+    own = dataclasses.replace(OWN, resample_masks=True)
+    prepared = dataset.prepare(Case("c", files[:1], files[1:]), own)
+    made.write(tmp_path / "same.nii.gz", mask)
+    plain = dataset.prepare(Case("c", files[:1], (tmp_path / "same.nii.gz",)), OWN)
+    assert np.mean(prepared["mask"] != plain["mask"]) < 0.01
+
+
+def test_the_border_of_zeros_is_cut_away_and_comes_back(tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    wide = [np.pad(array, 6) for array in (image, mask)]
+    files = made.write(tmp_path / "i.nii.gz", wide[0]), made.write(tmp_path / "m.nii.gz", wide[1])
+    prepared = dataset.prepare(Case("c", files[:1], files[1:]), dataclasses.replace(OWN, crop_background=True))
+    assert prepared["mask"].shape == (1, 12, 24, 20)
+    classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+    assert np.array_equal(classes, wide[1])
+
+
+def test_two_channels_from_two_files_or_one(tmp_path: Path) -> None:
+    image, _ = made.volume(0)
+    paths = [made.write(tmp_path / f"c_{n:04}.nii.gz", image * (n + 1)) for n in range(2)]
+    own = dataclasses.replace(
+        OWN, channels=("a", "b"), normalize=("none", "ct"), intensities=(0, 0, 0, 0, 0, 100, 50, 2)
+    )
+    prepared, way, _ = dataset.prepare_image("c", paths, own)
+    assert prepared.shape == (2, 12, 24, 20)
+    assert np.array_equal(way.turn.undo(prepared[0]), image)
+    assert prepared[1].max() == 25
+    with pytest.raises(DataError, match=r"c: has 1 channel \(c_0000.nii.gz\); the network takes 2: a, b"):
+        dataset.prepare_image("c", paths[:1], own)
+    other = made.write(tmp_path / "other.nii.gz", image[:-1])
+    with pytest.raises(DataError, match=r"c_0000.nii.gz and other.nii.gz lie on two grids: size"):
+        dataset.prepare_image("c", [paths[0], other], own)
+
+
+def test_colours_are_scaled_by_their_type(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 100, (6, 7, 3)).astype(np.uint8)
+    from PIL import Image
+
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    own = Settings(
+        channels=("red", "green", "blue"),
+        classes=("background", "a"),
+        label_values=(0, 1),
+        orientation="as-stored",
+        spacing=(1.0, 1.0, 1.0),
+        normalize=("rescale",) * 3,
+        patch=(1, 8, 8),
+    )
+    prepared, _, _ = dataset.prepare_image("c", [tmp_path / "a.png"], own)
+    assert np.allclose(prepared[:, 0], colours.transpose(2, 0, 1) / 255)
+
+
+def test_planes_that_come_back_one_by_one_are_those_of_the_whole() -> None:
+    logits = np.random.default_rng(0).random((3, 9, 6, 5)).astype(np.float32)
+    for shape in ((9, 6, 5), (17, 6, 5), (4, 9, 11), (1, 3, 3)):
+        slabs = (logits[:, low : low + 4] for low in range(0, 9, 4))
+        found = np.stack(list(resize.planes_back(slabs, 9, shape)), 1)
+        assert np.allclose(found, resize.image(logits, shape), atol=1e-6), shape
+
+
+def test_resizing_is_that_of_torch() -> None:
+    import torch
+    from torch.nn import functional as F
+
+    volume = np.random.default_rng(0).random((2, 9, 6, 5)).astype(np.float32)
+    for shape in ((9, 6, 5), (17, 3, 8), (4, 12, 5)):
+        wanted = F.interpolate(torch.from_numpy(volume)[None], shape, mode="trilinear", align_corners=False)[0]
+        assert np.allclose(resize.image(volume, shape), wanted, atol=1e-6), shape
+        nearest = F.interpolate(torch.from_numpy(volume)[None], shape, mode="nearest-exact")[0]
+        assert np.array_equal(resize.labels(volume, shape), nearest), shape
