@@ -28,7 +28,7 @@ def volume(number: int, shape: tuple[int, int, int] = (20, 24, 12), classes: int
 
 
 def write(path: Path, array: Any) -> Path:
-    """Write (x, y, z) in the format of the name; flat formats take the middle slice, rows and columns."""
+    """Write (x, y, z) in the format of the name; flat formats take a slice that has labels, rows and columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name
     if ".nii" in name:
@@ -42,7 +42,7 @@ def write(path: Path, array: Any) -> Path:
     elif name.endswith(".npy"):
         np.save(path, array.transpose(2, 1, 0))
     else:
-        Image.fromarray(array[..., array.shape[2] // 2].T.astype(np.uint8)).save(path)
+        Image.fromarray(array[..., array.shape[2] // 4].T.astype(np.uint8)).save(path)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,8 @@ class Folder(SegmentationTask):
             labelled_only=self.ignored is not None,
             late=own.augment_on == "device",
         )
-        return Loader(patches, workers, options)
+        finish = functools.partial(patches.finish, place=to_device) if patches.late else None
+        return Loader(patches, workers, options, finish)
 
     # Network and loss.
 

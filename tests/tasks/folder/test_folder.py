@@ -1,0 +1,191 @@
+"""The task as a user has it: from a set in any format to masks, without a setting typed; what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from builders import task_config
+from conftest import error_of, read_json
+from PIL import Image
+from tasks.folder import sets as made
+
+from unet.errors import DataError
+from unet.tasks.folder import plan, sets
+from unet.tasks.folder.fingerprint import look
+from unet.tasks.folder.labels import from_values
+from unet.tasks.folder.task import Folder
+from unet.tasks.folder.topology import fitted, topology
+
+Cli = Callable[..., tuple[int, str, str]]
+QUICK = ["--size", "S", "--width", "4", "--epochs", "1", "--epoch-batches", "2", "--batch-size", "2", "--device", "cpu"]
+
+
+def decided(root: Path, size: str = "M", **typed: Any) -> dict[str, Any]:
+    found = sets.find(root)
+    seen = look(found)
+    labels = from_values(list(seen.values()), found.names.classes, found.names.ignore, root)
+    channels = found.names.channels or tuple(f"channel {n}" for n in range(seen.channels))
+    return plan.as_settings(plan.decide(seen, labels, channels, size, typed))
+
+
+@pytest.mark.usefixtures("here")
+def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "data/set", channels=2, classes=3)
+    code, out, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
+    assert code == 0, err
+    assert "No split was given: fold 0 of 4" in err or "fold 0 of 5" in err
+    assert "organ 1" in out
+    assert "surf. organ 2" in out
+    settings = read_json(Path("performance/a/config.json"))["settings"]
+    assert settings["task"]["classes"] == {"value": ["background", "organ 1", "organ 2"], "source": "data"}
+    assert settings["task"]["channels"]["value"] == ["T1", "T2"]
+    code, out, err = cli("predict", "--weights", "a.safetensors", "data/set/imagesTr/case_1_0000.nii.gz", "--overlay")
+    assert code == 0, err
+    mask, image = (nibabel.load(path) for path in ("predictions/case_1.nii.gz", "data/set/imagesTr/case_1_0000.nii.gz"))
+    assert (mask.affine == image.affine).all()
+    assert mask.shape == image.shape
+    assert "class_2: organ 2" in str(mask.header.extensions[0].get_content())
+    assert Path("predictions/case_1_overlay.png").is_file()
+    first = read_json(Path("performance/a/summary.json"))["best_score"]
+    code, out, err = cli("evaluate", "--weights", "a.safetensors", "--data", "set", "--cache", "c", "--run-name", "e")
+    assert code == 0, err
+    rows = list(csv.DictReader(io.StringIO(Path("performance/e/cases.csv").read_text())))
+    assert {"case", "mean_dice", "dice_1", "dice_2", "surface_1", "hd95_2", "volume_1"} <= set(rows[0])
+    assert first is not None
+
+
+@pytest.mark.usefixtures("here")
+def test_flat_pictures_with_values_of_0_and_255(cli: Cli, tmp_path: Path) -> None:
+    made.pairs(tmp_path / "data/set", ".png", cases=5, values=lambda mask: mask * np.uint8(255))
+    code, _, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
+    assert code == 0, err
+    assert "masks hold 0 (background), 255 (foreground)" in err
+    code, _, err = cli("predict", "--weights", "a.safetensors", "data/set/images")
+    assert code == 0, err
+    masks = [np.asarray(Image.open(path)) for path in sorted(Path("predictions").glob("*.png"))]
+    assert len(masks) == 5
+    assert set(np.unique(np.stack(masks))) <= {0, 255}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "data/set")
+    code, out, err = cli("plan", "--data", "set", "--cache", "c", "--size", "S", "--width", "4", "--device", "cpu")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert any(line.startswith("--patch 12 24 20 · the shape of the median case") for line in lines)
+    assert any("typed" in line for line in lines if line.startswith("--width 4"))
+    written = read_json(Path("plan.json"))
+    assert written["width"] == 4
+    assert written["task"] == "folder"
+    code, _, err = cli("train", "--config", "plan.json", "--run-name", "a", *QUICK[4:])
+    assert code == 0, err
+    kept = read_json(Path("performance/a/config.json"))["settings"]
+    assert kept["task"]["patch"]["source"] == "file plan.json"
+    assert "plan.json exists" in error_of(cli("plan", "--data", "set"), 2)
+    shutil.copytree("data/set", "data/other")
+    for path in Path("data/other/labelsTr").iterdir():
+        made.write(path, made.volume(1, classes=4)[1])
+    words = error_of(cli("train", "--config", "plan.json", "--data", "other", "--cache", "o", "--run-name", "b"), 1)
+    assert "holds the value" in words
+    Path("plan.json").write_text(json.dumps({**written, "patch": [7, "x", 3], "normalize": ["magic"]}))
+    words = error_of(cli("train", "--config", "plan.json", "--run-name", "c"), 2)
+    assert "patch" in words
+    assert "magic" in words
+
+
+def test_plan_is_for_tasks_that_follow_from_data(cli: Cli) -> None:
+    words = error_of(cli("plan", "--task", "lgg"), 2)
+    assert "The settings of task lgg do not follow from the data" in words
+    assert "--task folder" in words
+
+
+def test_cases_of_a_patient_stay_together(tmp_path: Path) -> None:
+    made.pairs(tmp_path / "files", ".npy", cases=9)
+    rows = [f"files/images/case_{n}.npy,files/masks/case_{n}.npy,P{n // 3}" for n in range(9)]
+    (tmp_path / "set.csv").write_text("image,mask,patient\n" + "\n".join(rows))
+    for fold in range(3):
+        task = Folder(task_config("folder", data=str(tmp_path / "set.csv"), fold=fold, folds=3))
+        split = task.split([f"case_{n}" for n in range(9)])
+        patients = {case: int(case[5:]) // 3 for part in split.values() for case in part}
+        assert len({patients[case] for case in split["validation"]}) == 1
+        assert not {patients[case] for case in split["train"]} & {patients[case] for case in split["validation"]}
+    (tmp_path / "names.txt").write_text("case_0\n")
+    task = Folder(task_config("folder", data=str(tmp_path / "set.csv"), split=str(tmp_path / "names.txt")))
+    with pytest.raises(DataError, match="'P0' is in both parts of the split: case_2 trains, case_0 validates"):
+        task.split([f"case_{n}" for n in range(9)])
+
+
+@pytest.mark.usefixtures("here")
+def test_the_plan_of_a_flat_set_and_of_a_deep_one(tmp_path: Path) -> None:
+    flat = decided(made.pairs(tmp_path / "flat", ".png"))
+    assert flat["patch"][0] == 1
+    assert flat["orientation"] == "as-stored"
+    deep = decided(made.nnunet(tmp_path / "deep"))
+    assert deep["patch"] == (12, 24, 20)
+    assert deep["spacing"] == (2.0, 1.0, 1.0)
+    assert deep["normalize"] == ("zscore",)
+    typed = decided(tmp_path / "deep", patch=(8, 8, 8), normalize=("none",))
+    assert typed["patch"] == (8, 8, 8)
+    assert typed["normalize"] == ("none",)
+
+
+def test_thick_slices_are_neither_halved_nor_looked_across_at_first() -> None:
+    found = topology((16, 128, 128), (5.0, 1.0, 1.0), 5)
+    assert found.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
+    assert found.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    assert fitted((17, 120, 121), (5.0, 1.0, 1.0), 5) == (16, 128, 128)
+    flat = topology((1, 256, 256), (1.0, 1.0, 1.0), 6)
+    assert {kernel[0] for kernel in flat.kernels} == {1}
+    assert flat.multiples == (1, 64, 64)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: made.write(root / "masks/case_1.png", np.zeros((9, 24, 4))), "image and mask differ: size"),
+        (lambda root: made.write(root / "images/case_1.png", np.zeros((9, 24, 4))), "size 1 x 24 x 9 and 1 x 24 x 20"),
+        (
+            lambda root: Image.new("RGB", (20, 24), (9, 8, 7)).save(root / "masks/case_1.png"),
+            "a mask in colours",
+        ),
+        (
+            lambda root: Image.new("RGB", (20, 24)).save(root / "images/case_1.png"),
+            "case_1 has 3 channels, 3 of 4 cases",
+        ),
+        (
+            lambda root: [made.write(path, np.zeros((20, 24, 4))) for path in root.glob("masks/*")],
+            "every mask is empty",
+        ),
+        (lambda root: (root / "images/case_1.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_case(change: Any, words: str, cli: Cli, tmp_path: Path) -> None:
+    change(made.pairs(tmp_path / "data/set", ".png"))
+    found = error_of(cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK))
+    assert words in found
+
+
+@pytest.mark.usefixtures("here")
+def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
+    root = made.pairs(tmp_path / "data/set", ".nii.gz", cases=5)
+    split = Folder(task_config("folder", data=str(root))).split([f"case_{n}" for n in range(5)])
+    held, kept = split["validation"][0], split["train"][0]
+    shutil.copy(root / f"images/{held}.nii.gz", root / f"images/{kept}.nii.gz")
+    mask = made.volume(3)[1]
+    mask[0, 0, 0] = 9
+    made.write(root / f"masks/{kept}.nii.gz", mask)
+    code, out, _ = cli("check", "--task", "folder", "--data", "set")
+    assert code == 1
+    assert "leakage:" in out
+    assert "value 9 of the masks is in one case only" in out
