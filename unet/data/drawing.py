@@ -81,3 +81,12 @@ def side_by_side(images: Sequence[tuple[str, Image]]) -> Image:
         sheet.paste(Pillow.fromarray(image), (number * width, STRIP))
         ImageDraw.Draw(sheet).text((number * width + 6, 4), words, fill=(255, 255, 255), font=font)
     return np.asarray(sheet)
+
+
+def stacked(rows: Sequence[tuple[str, Image]], columns: int = 2) -> Image:
+    """Images of one size under their words, in columns."""
+    rows = list(rows)
+    while len(rows) % columns:
+        rows.append(("", np.zeros_like(rows[0][1])))
+    lines = [side_by_side(rows[first : first + columns]) for first in range(0, len(rows), columns)]
+    return np.vstack(lines)

@@ -60,24 +60,16 @@ def page(arrays: Mapping[str, Array], residual: Array, by_level: Mapping[int, Ar
     rows += [(f"latents of up to {side}^3 voxels", strip(cut(grey(mean, low)))) for side, mean in by_level.items()]
     rows += [("standard deviation (white: 0.3)", strip(cut(drawing.grey(arrays["std"] / 0.3))))]
     rows += [(f"residual (blue -{RESIDUAL:g}, red {RESIDUAL:g} std)", strip(cut(signed(residual))))]
-    return stacked(rows)
-
-
-def stacked(rows: Sequence[tuple[str, Image]], columns: int = 2) -> Image:
-    """Images of one size under their words, in columns."""
-    rows = list(rows)
-    while len(rows) % columns:
-        rows.append(("", np.zeros_like(rows[0][1])))
-    lines = [drawing.side_by_side(rows[first : first + columns]) for first in range(0, len(rows), columns)]
-    return np.vstack(lines)
+    return drawing.stacked(rows)
 
 
 def samples(volumes: Sequence[Array], low: float) -> Image:
     """Drawn volumes: a row of three slices each."""
-    return stacked([(f"sample {number}", strip(cut(grey(volume, low)))) for number, volume in enumerate(volumes)])
+    rows = [(f"sample {number}", strip(cut(grey(volume, low)))) for number, volume in enumerate(volumes)]
+    return drawing.stacked(rows)
 
 
 def pipeline(volume: Array, after: Mapping[str, Array], low: float) -> Image:
     """A volume, and what each training transform alone makes of it: the middle slices."""
     rows = {"as it is cached": volume, **after}
-    return stacked([(name, strip(cut(grey(each, low)))) for name, each in rows.items()], 3)
+    return drawing.stacked([(name, strip(cut(grey(each, low)))) for name, each in rows.items()], 3)
