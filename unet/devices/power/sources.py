@@ -150,10 +150,10 @@ def of_cards(device: str, cards: Sequence[str]) -> Source:
 
 def of(device: str, cards: Sequence[str], own: Callable[[float], float | None] | None) -> list[Source]:
     """All that tells the power of a run on this machine; `own`: how a device of the user's own tells its power."""
-    if device == "cpu":
-        return [Counters()]
     if device not in TOOLS and own is not None:
         return [Asked(device, own), Counters()]
+    if device == "cpu":
+        return [Counters()]
     return [of_cards(device, cards), Counters()]
 
 
