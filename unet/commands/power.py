@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from unet import host
@@ -103,6 +104,21 @@ def of_cases(context: Context, cases: int) -> dict[str, Any]:
     result = power_use.used(use.collect(context.group), cases)
     about = use.about(context.group)
     return {"joules_per_sample": result["joules_per_sample"], "power": {**about, **result}}
+
+
+def metered(context: Context, work: Callable[[], int], least: float) -> dict[str, Any] | None:
+    """What `work` uses, which returns the items that it did, called again and again for at least so many seconds and
+    five readings; the idle level is measured before. None where nothing could be read."""
+    with measured(context, logs=False) as context:
+        begin(context)
+        start, done = time.monotonic(), 0
+        while time.monotonic() - start < max(least, 5 * context.config.power.power):
+            done += work()
+        found = of_cases(context, done)["power"]
+        tell(context)
+    if not found["joules"] or not found["joules_per_sample"]:
+        return None
+    return {"watts": found["mean_watts"], "items_per_joule": 1 / found["joules_per_sample"], **found}
 
 
 def text(found: dict[str, Any], sample: str) -> str:

@@ -19,8 +19,7 @@ class PowerUse:
 
     def __init__(self, sampler: Any, interval: float, machines: int = 1, name: str = "") -> None:
         self.sampler, self.interval, self.machines, self.name = sampler, interval, machines, name
-        self.before = self.now()
-        self.counted: dict[str, float] = {}
+        self.forget()
 
     def now(self) -> dict[str, float]:
         """The sampler's counts until now; nothing where there is none."""
@@ -29,7 +28,9 @@ class PowerUse:
 
     def forget(self) -> None:
         """What was used so far does not count."""
-        self.before, self.counted = self.now(), {}
+        self.before = self.now()
+        self.counted: dict[str, float] = {}
+        self.first: dict[str, tuple[float | None, float, float]] = self.sampler.by_channel() if self.sampler else {}
 
     def count(self, training: bool) -> None:
         """Count what this machine used since the last call; it was used for training, or for something else."""
@@ -53,13 +54,22 @@ class PowerUse:
             self.sampler.add_rows([row for _, found in every for row in found])
         return together([counts for counts, _ in every if counts])
 
+    def by_source(self) -> dict[str, dict[str, float | None]]:
+        """{channel: idle level, mean watts and joules} of this machine since `forget`, up to the last reading."""
+        found = {}
+        for name, (idle, joules, seconds) in self.sampler.by_channel().items():
+            _, joules_before, seconds_before = self.first.get(name, (None, 0.0, 0.0))
+            used, passed = joules - joules_before, seconds - seconds_before
+            found[name] = {"idle_watts": idle, "mean_watts": used / passed if passed else None, "joules": used}
+        return found
+
     def remarks(self) -> list[str]:
         found: list[str] = self.sampler.remarks() if self.sampler else []
         return found
 
     def about(self, group: Group) -> dict[str, Any]:
         """Interval, sources, idle level and what failed, of all machines; with several machines all ranks call it."""
-        own = (self.name, self.sampler.by_channel(), self.sampler.failed) if self.sampler else None
+        own = (self.name, self.by_source(), self.sampler.failed) if self.sampler else None
         found = group.gather(own) if self.machines > 1 else [own]
         channels: dict[str, Any] = {}
         failed: dict[str, str] = {}

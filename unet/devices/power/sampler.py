@@ -37,7 +37,14 @@ class Channel:
     at: float | None = None
     watts: float = 0.0
     idle: float | None = None
-    resting: list[float] = dataclasses.field(default_factory=list)
+    resting: list[Reading] = dataclasses.field(default_factory=list)
+
+    def rested(self) -> float | None:
+        """The idle level: the mean of what a counter said, else the median of what was read."""
+        seconds = sum(reading.seconds for reading in self.resting)
+        if seconds:
+            return sum(reading.watts * reading.seconds for reading in self.resting) / seconds
+        return statistics.median(reading.watts for reading in self.resting) if self.resting else None
 
     def add(self, at: float, reading: Reading, longest: float) -> None:
         """Count the energy since the last reading."""
@@ -81,7 +88,7 @@ class Sampler:
         self._thread.start()
 
     def rest(self) -> float:
-        """Measure the idle level: wait some seconds, and take the median of the readings. Returns the seconds."""
+        """Measure the idle level: wait some seconds, and look at the readings. Returns the seconds."""
         least, most = REST
         began, seconds = time.monotonic(), min(max(10 * self.interval, least), most)
         while time.monotonic() - began < seconds and not self._over.wait(0.05):
@@ -89,7 +96,7 @@ class Sampler:
                 break  # none can be read
         with self._lock:
             for channel in self.channels.values():
-                channel.idle = statistics.median(channel.resting) if channel.resting else None
+                channel.idle = channel.rested()
             self._resting, self._pace = False, self.interval
         return time.monotonic() - began
 
@@ -119,17 +126,10 @@ class Sampler:
                 "readings": float(sum(channel.readings for channel, _, _ in found)),
             }
 
-    def by_channel(self) -> dict[str, dict[str, float | None]]:
-        """{channel: its idle level, mean watts, joules} since the start."""
+    def by_channel(self) -> dict[str, tuple[float | None, float, float]]:
+        """{channel: (its idle level, joules, seconds) since the start}."""
         with self._lock:
-            return {
-                name: {
-                    "idle_watts": channel.idle,
-                    "mean_watts": channel.joules / channel.seconds if channel.seconds else None,
-                    "joules": channel.joules,
-                }
-                for name, channel in self.channels.items()
-            }
+            return {name: (item.idle, item.joules, item.seconds) for name, item in self.channels.items()}
 
     def remarks(self) -> list[str]:
         """What is to be told to the user, each once."""
@@ -194,7 +194,7 @@ class Sampler:
                 channel = self.channels.setdefault(reading.channel, Channel())
                 channel.add(now, reading, self._longest)
                 if self._resting:
-                    channel.resting.append(reading.watts)
+                    channel.resting.append(reading)
                 if self.keeps_rows:
                     self._rows.append(f"{time.time():.3f},{self.name}{reading.channel},{reading.watts:.2f}")
 
