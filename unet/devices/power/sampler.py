@@ -9,12 +9,14 @@ no gaps.
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from unet import files
 from unet.devices.base import first_line
 from unet.devices.power.sources import Reading, Source
 from unet.devices.power.tools import PATIENCE, Unreadable
@@ -138,11 +140,10 @@ class Sampler:
         return told
 
     def log_to(self, path: Path) -> None:
-        """From now on add the readings to a file, those that are kept included."""
+        """From now on add the readings to a file, those that are kept included. Raises StorageError if it is none."""
+        known = files.require_regular(path).read_bytes().count(b"\n") if os.path.lexists(path) else 0
         with self._lock:
-            self._path = path
-            known = path.read_bytes().splitlines() if path.exists() else []
-            self.lines = len(known)
+            self._path, self.lines = path, known
             if not known:
                 self._rows.insert(0, HEAD)
 
