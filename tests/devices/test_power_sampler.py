@@ -245,7 +245,7 @@ class Nvidia(SimpleNamespace):
 
     class NVMLError(Exception): ...
 
-    class NVMLError_NotSupported(NVMLError): ...  # noqa: N801, N818 (their name)
+    class NVMLError_NotSupported(NVMLError): ...
 
     def __init__(self) -> None:
         super().__init__(used=5000, lost=False)
