@@ -37,7 +37,7 @@ class ResultsTable:
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
         columns = list(dict.fromkeys(name for row in history for name in numbers(row))) or ["epoch"]
-        text = [",".join(columns), *(line(columns, row) for row in history)]
+        text = [cells(columns), *(line(columns, row) for row in history)]
         self.folder.write(RESULTS_CSV, "\n".join(text) + "\n")
         self.columns = columns
 
@@ -51,7 +51,10 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 def line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
     """A line of the table, with all digits."""
     found = numbers(row)
-    cells = [repr(found[name]) if name in found else "" for name in columns]
+    return cells([repr(found[name]) if name in found else "" for name in columns])
+
+
+def cells(words: Sequence[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
+    csv.writer(text, lineterminator="").writerow(words)
     return text.getvalue()
