@@ -31,7 +31,8 @@ ALLOWED = {
     "devices": BASE | {"devices", "kernels"},
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
-    "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
+    "report": BASE | {"report", "metrics.statistics"},
+    "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime", "report"},
     "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
 }

@@ -344,7 +344,8 @@ def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str,
 
     keys = [key for key, _, _ in task.columns if key in rows[0]]
     return {
-        "metric": task.metric.key,
+        **task.metric.described(),
+        "item": task.item,
         "folds": folds,
         "done": len(rows),
         "mean": {key: mean(rows, key) for key in keys},

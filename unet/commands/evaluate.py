@@ -55,7 +55,8 @@ def score(context: setup.Context, resolved: Resolved, command: str, path: Path, 
     folder.write(
         "summary.json",
         {
-            "metric": task.metric.key,
+            **task.metric.described(),
+            "item": task.item,
             "best_score": evaluation.mean(records, task.metric.key),
             "cases": len(records),
             "seconds": {"evaluate": seconds},

@@ -67,7 +67,8 @@ def summary(
     """The content of summary.json; all ranks call it. `scored`: cases that were scored in full."""
     config, progress = context.config, run.progress
     return {
-        "metric": context.task.metric.key,
+        **context.task.metric.described(),
+        "item": context.task.item,
         "best_score": progress.best_score,
         "best_epoch": progress.best_epoch,
         "ended": reason,

@@ -84,6 +84,10 @@ class Metric(NamedTuple):
     def name(self) -> str:
         return self.title or self.key.replace("_", " ").upper()
 
+    def described(self) -> dict[str, str]:
+        """For the summary of a run."""
+        return {"metric": self.key, "metric_title": self.name, "metric_goal": self.goal}
+
     def refused(self, target: float) -> list[str]:
         """A message if no case can have this score."""
         if self.lowest <= target <= self.highest:
