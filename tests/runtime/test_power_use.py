@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from unet.commands.power import machine_name
 from unet.runtime.distributed.process_group import Group
 from unet.runtime.power_use import PowerUse, format_joules, used
 
@@ -66,6 +67,11 @@ def test_what_is_not_known_is_not_told() -> None:
     assert used(counts, 0.0)["joules_per_sample"] is None
     assert used({**counts, "readings": 0.0}, 25.0)["joules"] is None
     assert used({}, 25.0)["mean_watts"] is None
+
+
+def test_machines_of_the_same_name_are_told_apart() -> None:
+    assert machine_name({"a": "node0", "b": "node1"}, "b") == "node1"
+    assert [machine_name({"a": "box", "b": "box"}, where) for where in ("a", "b")] == ["box 0", "box 1"]
 
 
 @pytest.mark.parametrize(("joules", "words"), [(3.4, "3.4 J"), (999.0, "999 J"), (4310.0, "4.31 kJ"), (2.5e7, "25 MJ")])

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unet import host
@@ -31,12 +31,12 @@ def measured(context: Context, logs: bool = True) -> Iterator[Context]:
     from unet.runtime.distributed.watchdog import machine
     from unet.runtime.power_use import PowerUse
 
-    here, card = machine(), context.device.card_name()
-    seen = group.gather((here, card))
-    machines = list(dict.fromkeys(where for where, _ in seen))
-    first = next(rank for rank, (where, _) in enumerate(seen) if where == here) == group.rank
-    cards = list(dict.fromkeys(name for where, name in seen if where == here))
-    name = f"{socket.gethostname()} " if len(machines) > 1 else ""
+    here = machine()
+    seen = group.gather((here, context.device.card_name(), socket.gethostname()))
+    machines = {where: name for where, _, name in seen}
+    first = next(rank for rank, (where, _, _) in enumerate(seen) if where == here) == group.rank
+    cards = list(dict.fromkeys(card for where, card, _ in seen if where == here))
+    name = f"{machine_name(machines, here)} " if len(machines) > 1 else ""
     sampler = Sampler(context.device.power_sources(cards), interval, name) if first else None
     group.set_phase("measuring the idle level", may_block=True)
     try:
@@ -50,6 +50,12 @@ def measured(context: Context, logs: bool = True) -> Iterator[Context]:
     finally:
         if sampler:
             sampler.stop()
+
+
+def machine_name(machines: Mapping[str, str], here: str) -> str:
+    """The name of a machine; with its number where another has the same (two containers of one host)."""
+    name = machines[here]
+    return name if list(machines.values()).count(name) == 1 else f"{name} {list(machines).index(here)}"
 
 
 def begin(context: Context, folder: RunFolder | None = None) -> None:
