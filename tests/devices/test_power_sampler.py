@@ -181,7 +181,8 @@ def test_a_tool_appears_and_dies_while_the_run_goes_on(folder: Path) -> None:
     joules = sampler.energy()["joules"]
     assert joules > 0
     sampler.stop()
-    assert sampler.failed == {"hl-smi": "hl-smi is not on the PATH"}
+    (said,) = sampler.failed.values()
+    assert said == "hl-smi is not on the PATH" or "exit code" in said  # it had just been started
     assert set(sampler.channels) == {"hpu 0", "hpu 1"}
     assert {item.watts for item in sampler.channels.values()} == {92.0, 103.0}
 
