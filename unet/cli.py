@@ -79,6 +79,12 @@ COMMANDS = {
         "--synth-data --batch-size 16 --precision bf16",
         ("general", "run", "timing", "train", *APPLYING),
     ),
+    "report": Command(
+        "one page on one run or several: the verdict, curves, cases, pictures",
+        "performance/first-run performance/second-run",
+        ("runs", "report", "output", "logging"),
+        " RUN [RUN ...]",
+    ),
     "doctor": Command("show which device would be used, and why", "", ("general", "data", "device", "logging")),
     "config": Command("print every setting and where it came from", "--recipe published --epochs 50", TRAINING),
 }
@@ -242,6 +248,8 @@ def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> 
     found = {
         name: item for task in (*others, *([own] if own else ())) for name, item in declared_of(task, groups).items()
     }
+    if "general" not in groups:
+        return found
     task = found["task"]
     names = (*registry.BUILT_IN, *([own.name] if own and own.name not in registry.BUILT_IN else ()))
     option = dataclasses.replace(task.option, choices=names, pattern=CLASS)
@@ -257,10 +265,11 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
     task = registry.settings_of(reading.given.get("task", (default_task(),))[0])
     sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
-    about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
+    if tasks := "general" in command.groups:
+        about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
     more = f" {host.counted(hidden, 'more flag')}: --help-all." if hidden else ""
     usage = f"{program} [options]{command.positional}"
-    about_help = "show this text; --help-all: every flag; with --task NAME: those of that task"
+    about_help = "show this text; --help-all: every flag" + ("; with --task NAME: those of that task" if tasks else "")
     return parser(program, about + more, sections, usage, about_help).format_help()
 
 

@@ -34,6 +34,7 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
+from unet.config.flags_reports import OutputOptions, ReportOptions, RunListOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
@@ -65,6 +66,9 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    runs: RunListOptions = dataclasses.field(default_factory=RunListOptions)
+    report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 

@@ -1,0 +1,71 @@
+"""report: one page on one run or several; with --watch again and again while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from unet import files, host
+from unet.config.resolve import Resolved
+from unet.config.schema import shell_path
+from unet.errors import UnetError, UsageError
+from unet.report.page import document
+from unet.report.page.folder import PageFolder
+from unet.report.run import Run, read
+
+
+def run(resolved: Resolved, command: str) -> int:
+    """Write the page, and what lies beside it. Returns 0."""
+    config = resolved.config
+    if not config.runs.runs and not config.report.import_logs:
+        raise UsageError(
+            "report needs the folders of runs.",
+            "Type: python -m unet report performance/RUN [performance/RUN ...]; for old logs: --import FOLDER",
+        )
+    folder = PageFolder(Path(config.report.page))
+    every = config.report.every if config.report.watch else None
+    while True:
+        began = time.monotonic()
+        runs, omitted = found(config.runs.runs, config.report.import_logs)
+        report = document.build(runs, omitted, every)
+        folder.write(report.page, report.beside)
+        if every is None or not report.running:
+            break
+        time.sleep(max(0.5, every - (time.monotonic() - began)))
+    if config.output.json:
+        print(files.json_text({**report.data, "page": str(folder.page.absolute())}), end="")
+        return 0
+    for verdict in report.data["verdicts"]:
+        print("\n".join([verdict["words"], *(f"  {words}" for words in verdict["more"])]))
+    for words in report.data["omitted"]:
+        host.notice(f"left out: {words}")
+    kinds = f"{sum(name.endswith('.png') for name in report.beside)} PNG and "
+    kinds += f"{sum(name.endswith('.csv') for name in report.beside)} CSV files beside it"
+    print(f"\n  page       {shell_path(folder.page)}  ({len(report.page) / 1e6:.1f} MB; {kinds})")
+    return 0
+
+
+def found(paths: Sequence[str], imports: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs of the folders and of imported logs, and what could not be read, in words. One folder of several that
+    is no run is left out with its reason; raises UsageError where there is none at all."""
+    runs, omitted = list[Run](), list[str]()
+    for name in paths:
+        try:
+            runs += read(Path(name))
+        except UnetError as error:
+            if len(paths) + len(imports) == 1:
+                raise
+            omitted.append(f"{error.message} {error.hint}")
+    for name in imports:
+        from unet.report.logs.find import read_logs
+
+        logs, said = read_logs(Path(name))
+        runs += logs
+        omitted += said
+    if not runs:
+        raise UsageError(
+            f"None of {', '.join([*paths, *imports])} holds a run: {omitted[0] if omitted else 'they are empty'}",
+            "python -m unet runs lists the folders of runs.",
+        )
+    return runs, omitted

@@ -1,0 +1,97 @@
+"""Curves that one can hover, zoom and switch: Bokeh's figures as JSON, and its script from the installed package."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from unet.report.page.curves import OVER, Line, Panel
+from unet.report.page.markup import script_json, tag
+
+HEIGHT = 260
+MARKED = 40  # points: a line of fewer shows each
+MORE = 'Type pip install "bokeh>=3.4" for curves that can be zoomed, read point by point and switched.'
+
+
+def installed() -> bool:
+    try:
+        import bokeh.plotting  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def library() -> str:
+    """Bokeh's own script, whole, without an address in it that could be asked for."""
+    from bokeh.resources import Resources
+
+    scripts = Resources(mode="inline", components=["bokeh"]).js_raw
+    text = "\n".join(scripts).replace("</script", "<\\/script")
+    text = re.sub(r"//# sourceMappingURL=\S*", "", text)
+    text = re.sub(r"https://(cdn\.jsdelivr\.net|maps\.googleapis\.com)[\w./-]*", "", text)
+    return f"<script>{text}</script>"
+
+
+def plots(panels: Sequence[Panel]) -> dict[str, str]:
+    """{key of a panel: the place of its figure}, and "" -> the figures' data."""
+    from bokeh.embed import json_item
+
+    found, items = {}, []
+    for number, panel in enumerate(panels):
+        place = f"plot-{number}"
+        items.append(json_item(plot(panel), place))
+        found[f"{panel.task} {panel.key}"] = tag(
+            "div", id=place, class_="plot", role="img", aria_label=f"curves: {panel.title}", style=f"height:{HEIGHT}px"
+        )
+    found[""] = script_json(json.loads(json.dumps(items)), "plots")
+    return found
+
+
+def plot(panel: Panel) -> Any:
+    from bokeh.models import BoxZoomTool, HoverTool, PanTool, ResetTool, WheelZoomTool
+    from bokeh.plotting import figure
+
+    wheel = WheelZoomTool(modifiers={"ctrl": True})
+    tools = [PanTool(), BoxZoomTool(), wheel, ResetTool()]
+    made = figure(height=HEIGHT, sizing_mode="stretch_width", tools=tools, output_backend="canvas", min_width=200)
+    made.toolbar.logo = None
+    made.toolbar.active_drag = None  # a finger on the picture scrolls the page
+    made.toolbar.active_scroll = wheel
+    made.xaxis.axis_label = OVER["step"]
+    made.background_fill_alpha = made.border_fill_alpha = 0
+    made.outline_line_alpha = 0
+    made.title.text = panel.title
+    made.title.text_font_size, made.title.text_font = "13px", "system-ui, sans-serif"
+    for axis in (*made.xaxis, *made.yaxis):
+        axis.axis_label_text_font_style, axis.axis_label_text_font_size = "normal", "12px"
+        axis.major_label_text_font_size, axis.minor_tick_line_alpha = "12px", 0
+        axis.major_label_text_font = axis.axis_label_text_font = "system-ui, sans-serif"
+    drawn = [draw(made, line) for line in panel.lines]
+    tips = [("", "@run"), ("", "@y{0.0000a}"), ("step", "@step{0,0}"), ("minutes", "@seconds{0.0}")]
+    made.add_tools(HoverTool(renderers=drawn, tooltips=tips, mode="mouse", point_policy="snap_to_data"))
+    return made
+
+
+def draw(made: Any, line: Line) -> Any:
+    """The band of a group's seeds, its points and its line; the tags say which group they belong to."""
+    import numpy as np
+    from bokeh.models import ColumnDataSource
+
+    data: dict[str, Any] = {name: np.array(values, np.float32) for name, values in line.over.items()}
+    data["x"] = data["step"]
+    data["y"] = np.array(line.y, np.float32)
+    data["run"] = [line.label] * len(line.y)
+    colour, dash = line.group.colour, "dashed" if line.dashed else line.group.dash
+    if len(line.group.runs) > 1:
+        data |= {"low": np.array(line.low, np.float32), "high": np.array(line.high, np.float32)}
+    source = ColumnDataSource(data)
+    tags = [line.group.number]
+    if "low" in data:
+        made.varea("x", "low", "high", source=source, fill_color=colour, fill_alpha=0.18).tags = tags
+    if len(line.y) <= MARKED:
+        made.scatter("x", "y", source=source, color=colour, size=5, line_alpha=0).tags = tags
+    drawn = made.line("x", "y", source=source, line_color=colour, line_dash=dash, line_width=2)
+    drawn.tags = tags
+    return drawn

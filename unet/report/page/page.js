@@ -1,0 +1,128 @@
+"use strict";
+// What the page does by itself: theme, sliders through slices, the axis of curves, runs shown or hidden, saving CSV, and,
+// while a run goes on, coming back to the same place after the page has loaded itself again.
+(() => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const store = {
+    get(name) { try { return sessionStorage.getItem(name); } catch { return null; } },
+    set(name, value) { try { sessionStorage.setItem(name, value); } catch { /* the browser keeps nothing for files */ } },
+  };
+  const figures = [];
+
+  // Theme: that of the system until the button is pressed.
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
+  const themeButton = document.getElementById("theme");
+  function showTheme() {
+    themeButton.textContent = isDark() ? "Light page" : "Dark page";
+    const [ink, rule] = isDark() ? ["#c9d0d6", "#39414a"] : ["#3a424a", "#e0e4e8"];
+    for (const figure of figures) {
+      figure.title.text_color = ink;
+      for (const axis of [...figure.below, ...figure.left]) {
+        axis.axis_label_text_color = axis.major_label_text_color = ink;
+        axis.axis_line_color = axis.major_tick_line_color = ink;
+      }
+      for (const grid of figure.center) if ("grid_line_color" in grid) grid.grid_line_color = rule;
+    }
+  }
+  if (store.get("theme")) document.documentElement.dataset.theme = store.get("theme");
+  themeButton.addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    store.set("theme", document.documentElement.dataset.theme);
+    showTheme();
+  });
+  system.addEventListener("change", showTheme);
+
+  // Slices of a case.
+  for (const slider of all(".slices input")) {
+    const numbers = slider.dataset.slices.split(" "), output = slider.parentElement.querySelector("output");
+    const show = () => {
+      slider.closest(".case").style.setProperty("--slice", slider.value);
+      const words = `slice ${numbers[slider.value]} of ${slider.dataset.of}`;
+      output.textContent = words;
+      slider.setAttribute("aria-valuetext", words);
+    };
+    slider.addEventListener("input", show);
+    show(); // browsers keep the place of a slider when a page is loaded again
+  }
+
+  // Curves: the axis, and which runs are shown.
+  const chosenAxis = () => (document.querySelector("input[name=over]:checked") || { value: "step" }).value;
+  const hidden = () => new Set(all("input[name=shown]:not(:checked)").map((box) => Number(box.value)));
+  function showCurves() {
+    const over = chosenAxis(), off = hidden();
+    for (const still of all(".still[data-over]")) still.hidden = still.dataset.over !== over;
+    for (const figure of figures) {
+      figure.below[0].axis_label = data.over[over];
+      for (const renderer of figure.renderers) {
+        const columns = renderer.data_source.data;
+        const has = over in columns;
+        renderer.visible = has && !off.has(renderer.tags[0]);
+        if (has && columns.x !== columns[over]) renderer.data_source.data = { ...columns, x: columns[over] };
+      }
+      for (const view of Object.values(Bokeh.index.roots ? Bokeh.index.roots : Bokeh.index))
+        if (view.model === figure && view.reset) view.reset();
+    }
+    store.set("over", over);
+    store.set("off", [...off].join(" "));
+  }
+  const kept = document.querySelector(`input[name=over][value="${CSS.escape(store.get("over") || "step")}"]`);
+  if (kept && !kept.disabled) kept.checked = true;
+  const off = (store.get("off") || "").split(" ").filter(Boolean);
+  for (const box of all("input[name=shown]")) if (off.includes(box.value)) box.checked = false;
+  for (const input of all("input[name=over], input[name=shown]")) input.addEventListener("change", showCurves);
+
+  async function drawCurves() {
+    const items = document.getElementById("plots");
+    if (items && window.Bokeh) {
+      Bokeh.set_log_level("warn");
+      for (const item of JSON.parse(items.textContent)) await Bokeh.embed.embed_item(item);
+      for (const each of Bokeh.documents) figures.push(...each.roots());
+      if (matchMedia("(pointer: fine)").matches)
+        for (const figure of figures)
+          for (const tool of figure.toolbar.tools) if (tool.type === "BoxZoomTool") tool.active = true;
+    }
+    showTheme();
+    showCurves();
+    document.documentElement.dataset.ready = "yes";
+  }
+
+  // CSV of what the page holds.
+  const quoted = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  function curveRows() {
+    const rows = [];
+    for (const panel of data.curves)
+      for (const line of panel.lines)
+        line.y.forEach((y, i) => rows.push([panel.task, line.run, panel.key, line.validation ? "validation" : "training",
+          line.over.step?.[i], line.over.seconds?.[i], line.over.joules?.[i], y, line.low[i], line.high[i]]));
+    return { heads: ["task", "run", "curve", "of", "step", "minutes", "joules", "mean", "low", "high"], rows };
+  }
+  for (const button of all("button[data-csv]"))
+    button.addEventListener("click", () => {
+      const table = button.dataset.csv === "curves" ? curveRows() : data.tables[button.dataset.csv];
+      const text = [table.heads, ...table.rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+      link.download = `${button.dataset.csv}.csv`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    });
+
+  // The place on the page, where it loads itself again.
+  const folds = all("details");
+  if (data.watched) {
+    const opened = (store.get("open") || "").split(" ").filter(Boolean).map(Number);
+    for (const number of opened) if (folds[number]) folds[number].open = true;
+    addEventListener("pagehide", () => {
+      store.set("scroll", String(scrollY));
+      store.set("open", folds.map((fold, number) => (fold.open ? number : "")).filter((each) => each !== "").join(" "));
+    });
+  }
+  drawCurves().then(() => {
+    if (data.watched && store.get("scroll")) scrollTo(0, Number(store.get("scroll")));
+  });
+})();
