@@ -157,11 +157,11 @@ def chosen_slices(panels: Mapping[str, Any], count: int, most: int) -> NDArray[n
 
 
 def first_of(panels: Mapping[str, Any], slices: NDArray[np.int64]) -> int:
-    """The place of the slice to show first: that with most errors, or with most that is labelled, or the middle."""
-    for name in (DIFFERENCE, TRUTH, PREDICTION):
-        if name in panels and panels[name][slices].any():
-            return int((panels[name][slices] > 0).sum((1, 2)).argmax())
-    return len(slices) // 2
+    """The place of the slice to show first: that with most errors and most of the truth; the middle where there is
+    neither."""
+    labels = [panels[name][slices] > 0 for name in (DIFFERENCE, TRUTH) if name in panels]
+    counts = sum((label.sum((1, 2)) for label in labels), np.zeros(len(slices), int))
+    return int(counts.argmax()) if counts.any() else len(slices) // 2
 
 
 def resized(panel: NDArray[np.uint8], size: tuple[int, ...], name: str) -> NDArray[np.uint8]:

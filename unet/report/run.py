@@ -80,6 +80,9 @@ class Run:
     @property
     def rate(self) -> float | None:
         """Training samples a second; those of `evaluate` and of a benchmark's own step where the run is one."""
+        if self.folds:
+            each = [rate for fold in self.folds if (rate := fold.rate) is not None]
+            return math.fsum(each) / len(each) if each else None
         rates = self.benchmark.get("images_per_second")
         if isinstance(rates, dict):
             return number(rates.get("ours"))
@@ -115,7 +118,9 @@ class Run:
 
     @property
     def peak_memory(self) -> float | None:
-        """Bytes: of the rank that used most."""
+        """Bytes: of the rank, or fold, that used most."""
+        if self.folds:
+            return max((used for fold in self.folds if (used := fold.peak_memory) is not None), default=None)
         found = self.benchmark.get("peak_memory_bytes", self.summary.get("peak_memory_bytes"))
         return number(found.get("ours") if isinstance(found, dict) else found)
 
@@ -127,6 +132,8 @@ class Run:
 
     @property
     def device(self) -> str:
+        if self.folds:
+            return self.folds[0].device
         return str(self.environment.get("device") or self.summary.get("device") or "unknown device")
 
     def curve(self, key: str, over: str = "step") -> list[tuple[float, float]]:

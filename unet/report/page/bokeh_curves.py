@@ -64,6 +64,7 @@ def plot(panel: Panel) -> Any:
     made.outline_line_alpha = 0
     made.title.text = panel.title
     made.title.text_font_size, made.title.text_font = "13px", "system-ui, sans-serif"
+    made.yaxis.formatter.power_limit_high = 6
     for axis in (*made.xaxis, *made.yaxis):
         axis.axis_label_text_font_style, axis.axis_label_text_font_size = "normal", "12px"
         axis.major_label_text_font_size, axis.minor_tick_line_alpha = "12px", 0

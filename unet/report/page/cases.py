@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from unet import files
 from unet.config.run_files import PICTURE_INDEX, PICTURED, PICTURES
 from unet.errors import UnetError
 from unet.report.page.groups import Group, by_task
-from unet.report.page.markup import NONE, escaped, figure, file_name, table, tag
+from unet.report.page.markup import NONE, escaped, figure, file_name, folded, table, tag
 from unet.report.page.tables import chip
 from unet.report.run import Run
 
 FIRST = 20  # cases that a table shows unfolded
+CARDS, ARTICLES = 3, 6  # runs of a case, and cases, whose pictures are shown unfolded
 ROOM = 1_100_000  # bytes of pictures in a page, as text; the others are only beside it
+STILL, LARGE = 1100, 150_000  # pixels and bytes of predictions.png in a page
 START = b"\x89PNG\r\n\x1a\n"
 WIDE, TALL = 160, 22  # of the strip of a case's scores
 
@@ -164,21 +167,26 @@ def strip(shown: Sequence[tuple[Group, float]], ends: tuple[float, float]) -> st
 
 
 def gallery(pictures: Sequence[Picture]) -> str:
-    """The pictures by case, worst first; the first that fit into the page."""
+    """The pictures by case, worst first, the tasks in turn; the first that fit into the page."""
     room = ROOM
     by_case: dict[tuple[str, str], list[Picture]] = {}
     for picture in sorted(pictures, key=place_of):
         by_case.setdefault((picture.run.task, picture.case), []).append(picture)
     several = len({task for task, _ in by_case}) > 1
-    made, left = [], []
+    made, left = list[str](), list[str]()
     for (task, case), each in in_turn(by_case):
         cards = []
         for picture in each:
             room -= len(picture.png) * 4 // 3
             (cards.append(card(picture)) if room > 0 else left.append(picture.name))
+        if len(cards) > CARDS:
+            rest = tag("details", tag("summary", f"{len(cards) - CARDS} more runs of this case"), *cards[CARDS:])
+            cards = [*cards[:CARDS], rest]
         if cards:
             title = escaped(case) + (tag("small", f" {escaped(task)}") if several else "")
             made.append(tag("article", tag("h3", title), *cards))
+    if len(made) > ARTICLES:
+        made[ARTICLES:] = [folded(f"{len(made) - ARTICLES} more cases", *made[ARTICLES:])]
     if left:
         links = ", ".join(tag("a", escaped(name), href=name) for name in left)
         made.append(tag("p", f"For the size of this page, these are only beside it: {links}.", class_="note"))
@@ -224,7 +232,7 @@ def card(picture: Picture) -> str:
     score = (
         f"{figure(entry['score'])} {escaped(picture.group.first.score_name)}" if entry["score"] is not None else NONE
     )
-    place = tag("small", f"{'best' if entry['place'] == 'best' else 'worst'} of the run")
+    place = tag("small", "the best of its run" if entry["place"] == "best" else "among the worst of its run")
     head = tag("p", tag("i", class_="chip", style=f"background:{picture.group.colour}"), escaped(picture.run.name))
     head = head.replace("</p>", f" {tag('b', score)} {place}</p>")
     style = f"--strip:url(data:image/png;base64,{data});--columns:{columns};--rows:{len(slices)};--first:{first}"
@@ -255,16 +263,34 @@ def stills(groups: Sequence[Group], without: set[str]) -> str:
             path = run.pictures.get("predictions")
             if path is None or run.name in without or (content := read_png(path)) is None:
                 continue
+            kind, content = smaller(content)
             room -= len(content) * 4 // 3
             if room < 0:
                 made.append(tag("p", f"{escaped(run.name)}: {escaped(path.name)} is beside the page.", class_="note"))
                 continue
-            source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+            source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
             words = f"Cases of {run.name}, from worst to best: image, truth and prediction"
             made.append(
                 tag("figure", tag("img", src=source, alt=words), tag("figcaption", escaped(words)), class_="still")
             )
     return "".join(made)
+
+
+def smaller(png: bytes) -> tuple[str, bytes]:
+    """(kind, content) of a picture for the page: a large one as a JPEG that is no wider than `STILL` pixels."""
+    from PIL import Image
+
+    if len(png) < LARGE:
+        return "png", png
+    stream = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image = image.convert("RGB")
+            image.thumbnail((STILL, 8 * STILL))
+            image.save(stream, "JPEG", quality=80, optimize=True)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return "png", png
+    return "jpeg", stream.getvalue()
 
 
 def read_png(path: Path) -> bytes | None:

@@ -53,7 +53,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     tasks = by_task(groups)
     for task, each in tasks.items():
         of = f", {task}" if len(tasks) > 1 else ""
-        name = each[0].first.score_name
+        name = next((group.first.score_name for group in each if group.first.metric), "score")
         found.append(panel("score", f"{name} (validation){of}", task, each, (("score", True),), True))
         found.append(panel("loss", f"loss{of}", task, each, (("loss", False), ("eval_loss", True)), True))
         for key in terms(run for group in each for run in group.runs):

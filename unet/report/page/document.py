@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from unet import __version__
 from unet.report.page import bars, bokeh_curves, cases, curves, data, matplotlib_curves, tables
 from unet.report.page.groups import Group, distinct, groups_of, is_running
-from unet.report.page.markup import escaped, file_name, folded, script_json, tag
+from unet.report.page.markup import counted, escaped, figure, file_name, folded, script_json, tag
 from unet.report.page.verdict import Verdict, verdicts
 from unet.report.run import Run
 
@@ -74,7 +75,8 @@ def document(groups: Sequence[Group], body: Sequence[str], numbers: dict[str, An
     ]
     made = time.strftime("%Y-%m-%d %H:%M")
     now = f"; a run goes on, this page loads itself again every {every:.0f} s" if every else ""
-    top = tag("p", escaped(f"Report on {len(groups)} run{'s' * (len(groups) != 1)}, {made}{now}"))
+    count = counted(sum(len(group.runs) for group in groups), "run")
+    top = tag("p", escaped(f"Report on {count}, {made}{now}"))
     buttons = [tag("button", "Save runs as CSV", type="button", data_csv="runs")]
     buttons.append(tag("button", "Dark page", type="button", id="theme"))
     script = here.with_name("page.js").read_text(encoding="utf-8")
@@ -88,11 +90,24 @@ def answer(found: Sequence[Verdict], groups: Sequence[Group], running: bool) -> 
     """The verdict, large; those of several tasks below it."""
     first, *rest = found
     more = [tag("p", escaped(words), class_="more") for words in first.more]
+    names = [name for group in groups for name in (group.name, *(run.name for run in group.runs))]
     lines = [
-        tag("li", tag("strong", escaped(v.words)), *(tag("span", f"{escaped(w)} ", class_="more") for w in v.more))
+        tag(
+            "li", tag("strong", spoken(v.words, names)), *(tag("span", f"{escaped(w)} ", class_="more") for w in v.more)
+        )
         for v in rest
     ]
-    return tag("section", tag("h1", escaped(first.words)), *more, tag("ul", *lines, class_="verdicts") if lines else "")
+    return tag(
+        "section", tag("h1", spoken(first.words, names)), *more, tag("ul", *lines, class_="verdicts") if lines else ""
+    )
+
+
+def spoken(words: str, names: Sequence[str]) -> str:
+    """A verdict as HTML: names of runs stay on a line where they are short, what stands in brackets is lighter."""
+    short = sorted({name for name in names if len(name) < 24}, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, short))})", words) if short else [words]
+    text = "".join(tag("span", escaped(part), class_="name") if part in short else escaped(part) for part in parts)
+    return re.sub(r" (\((?:95 %|Only|so).*?\))", r' <span class="aside">\1</span>', text)
 
 
 def sections(
@@ -122,26 +137,34 @@ def save(table: str) -> str:
 
 def curve_section(groups: Sequence[Group], panels: Sequence[curves.Panel]) -> str:
     """The switch of the axis, the runs to show, the panels: score and loss, and the terms on a click."""
+    lone = [panel for panel in panels if panel.main and all(len(line.y) < 2 for line in panel.lines)]
+    panels = [panel for panel in panels if any(len(line.y) > 1 for line in panel.lines)]
     if not panels:
-        return ""
+        return "".join(tag("p", escaped(f"{one.title}: {points_of(one)}."), class_="note") for one in lone)
     alive = bokeh_curves.installed()
     plots = bokeh_curves.plots(panels) if alive else matplotlib_curves.plots(panels)
     drawn = [group for group in groups if any(line.group is group for panel in panels for line in panel.lines)]
-    place = {True: [], False: []}  # type: dict[bool, list[str]]
+    place: dict[bool, list[str]] = {True: [], False: []}
     for panel in panels:
         place[panel.main].append(tag("div", plots[f"{panel.task} {panel.key}"]))
-    notes = []
+    notes = list[str]()
     if any(len(group.runs) > 1 for group in drawn):
         notes.append("A line is the mean of the seeds, its band from the lowest to the highest of them.")
     if any(line.dashed for panel in panels for line in panel.lines):
         notes.append("Dashes: validation.")
     notes += [] if alive else [bokeh_curves.MORE]
     made = [switch(panels), legend(drawn, alive), tag("p", escaped(" ".join(notes)), class_="note") if notes else ""]
+    made += [tag("p", escaped(f"{one.title}: {points_of(one)}."), class_="note") for one in lone]
     made.append(tag("div", *place[True], class_="plots"))
     if place[False]:
         title = f"{len(place[False])} terms of the loss, and other scores"
         made.append(folded(title, tag("div", *place[False], class_="plots")))
     return "".join([*made, plots.get("", "")])
+
+
+def points_of(panel: curves.Panel) -> str:
+    """The points of a panel that has no more than one a line, in words."""
+    return ", ".join(f"{figure(line.y[0])} ({line.label}, step {line.over['step'][0]:.0f})" for line in panel.lines)
 
 
 def switch(panels: Sequence[curves.Panel]) -> str:
@@ -158,7 +181,7 @@ def switch(panels: Sequence[curves.Panel]) -> str:
 
 def legend(groups: Sequence[Group], alive: bool) -> str:
     """The colour of each run; where curves can be switched, a box to show or hide it."""
-    dashes = {"solid": "", "dashed": "7 4", "dotted": "2 3", "dashdot": "7 3 2 3"}
+    dashes = {"solid": "", "dotted": "2 3", "dashdot": "7 3 2 3"}
     rows = []
     for group in groups:
         line = f'<path d="M0 6H26" stroke="{group.colour}" stroke-width="3" stroke-dasharray="{dashes[group.dash]}"/>'

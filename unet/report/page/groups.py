@@ -15,10 +15,10 @@ from unet.report.run import Run
 
 # Settings that say where things are and not what is computed.
 PLACES = {"run_name", "out", "weights", "overwrite", "resume", "config", "quiet", "verbose", "restarts", "max_time"}
-PLACES |= {"save_minutes", "checkpoint_every", "keep_every", "dist_timeout", "log_all_workers", "json"}
+PLACES |= {"cache", "save_minutes", "checkpoint_every", "keep_every", "dist_timeout", "log_all_workers", "json"}
 # Told apart by the colour-blind (Okabe and Ito, 2008), those that stand out on white and on black first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#9A8700")
-DASHES = ("solid", "dashed", "dotted", "dashdot")
+DASHES = ("solid", "dashdot", "dotted")  # of the second and third eight; plain dashes are for validation
 
 
 @dataclasses.dataclass
@@ -28,6 +28,7 @@ class Group:
     name: str
     runs: list[Run]
     number: int = 0  # on the page
+    place: int = 0  # among those of its task
 
     @property
     def first(self) -> Run:
@@ -44,11 +45,11 @@ class Group:
 
     @property
     def colour(self) -> str:
-        return COLOURS[self.number % len(COLOURS)]
+        return COLOURS[self.place % len(COLOURS)]
 
     @property
     def dash(self) -> str:
-        return DASHES[self.number // len(COLOURS) % len(DASHES)]
+        return DASHES[self.place // len(COLOURS) % len(DASHES)]
 
     @property
     def scores(self) -> dict[str, float]:
@@ -123,6 +124,9 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         found.setdefault(_key(run), []).append(run)
     groups = [Group(each[0].name, each, number) for number, each in enumerate(found.values())]
+    for each_task in by_task(groups).values():
+        for place, group in enumerate(each_task):
+            group.place = place
     for group in groups:
         if len(group.runs) > 1:
             group.name = f"{common_start(run.name for run in group.runs)} ({len(group.runs)} seeds)"
@@ -147,11 +151,15 @@ def _key(run: Run) -> str:
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """The settings in which groups differ, by name, those that say where things are left out."""
+    """The settings in which groups differ, by name, those that say where things are left out. A command that lacks a
+    setting does not differ in it."""
     names = dict.fromkeys(name for group in groups for name in group.first.settings)
-    return [
-        name for name in names if name not in PLACES and name != "seed" and len({shown(g, name) for g in groups}) > 1
-    ]
+    found = []
+    for name in names:
+        values = {shown(group, name) for group in groups if name in group.first.settings}
+        if name not in PLACES and name != "seed" and len(values) > 1:
+            found.append(name)
+    return found
 
 
 def shown(group: Group, name: str) -> str:

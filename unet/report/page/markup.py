@@ -32,12 +32,14 @@ def tag(_name: str, *inner: str, **attributes: Any) -> str:
     return f"<{' '.join(words)}>" + ("" if _name in VOID else f"{''.join(inner)}</{_name}>")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", numbers: int = 1) -> str:
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", numbers: int = 1, last: int | None = None
+) -> str:
     """A table in a box of its own, which scrolls where the screen is narrow. Heads and cells are HTML; the first column
-    names the row; columns from `numbers` on are numbers, to the right."""
+    names the row; columns from `numbers` on (and before `last`) are numbers, to the right."""
 
     def kind(column: int) -> str | None:
-        return "n" if column >= numbers else None
+        return "n" if column >= numbers and (last is None or column < last) else None
 
     head = tag("tr", *(tag("th", cell, scope="col", class_=kind(i)) for i, cell in enumerate(heads)))
     lines = []
@@ -65,10 +67,11 @@ def figure(value: float | None, signed: bool = False) -> str:
     """A number with about three digits that matter."""
     if value is None or not math.isfinite(value):
         return NONE
-    size = abs(value)
+    size = abs(value) if abs(value) >= 1e-6 else 0.0
     form = ".3f" if 0.001 <= size < 10 or not size else ".2f" if 10 <= size < 100 else ".1f" if size >= 1 else ".2e"
     if size >= 1000:
         form = ",.0f"
+    value = value if size else 0.0
     return minus(f"{value:{'+' if signed else ''}{form}}").replace(",", "\u202f")
 
 

@@ -11,7 +11,7 @@ from unet.report.page.curves import OVER, Panel
 from unet.report.page.markup import escaped, tag
 
 INK = "#010203"  # stands for the colour of the page's text, which is known where it is shown
-STYLES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
+STYLES = {"solid": "-", "dotted": ":", "dashdot": "-."}
 MARKED = 40  # points: a line of fewer shows each
 
 

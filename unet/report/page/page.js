@@ -34,17 +34,31 @@
   });
   system.addEventListener("change", showTheme);
 
-  // Slices of a case.
-  for (const slider of all(".slices input")) {
-    const numbers = slider.dataset.slices.split(" "), output = slider.parentElement.querySelector("output");
-    const show = () => {
-      slider.closest(".case").style.setProperty("--slice", slider.value);
-      const words = `slice ${numbers[slider.value]} of ${slider.dataset.of}`;
-      output.textContent = words;
-      slider.setAttribute("aria-valuetext", words);
-    };
-    slider.addEventListener("input", show);
-    show(); // browsers keep the place of a slider when a page is loaded again
+  // Slices of a case; all runs of a case show the same slice, or the nearest that they have.
+  const numbersOf = (slider) => slider.dataset.slices.split(" ").map(Number);
+  function showSlice(slider) {
+    const words = `slice ${numbersOf(slider)[slider.value]} of ${slider.dataset.of}`;
+    slider.closest(".case").style.setProperty("--slice", slider.value);
+    slider.parentElement.querySelector("output").textContent = words;
+    slider.setAttribute("aria-valuetext", words);
+  }
+  function showSlices(article, leader) {
+    const number = numbersOf(leader)[leader.value];
+    for (const slider of all(".slices input", article)) {
+      if (slider !== leader) {
+        const away = numbersOf(slider).map((each) => Math.abs(each - number));
+        slider.value = away.indexOf(Math.min(...away));
+      }
+      showSlice(slider);
+    }
+  }
+  for (const article of all("article")) {
+    const sliders = all(".slices input", article);
+    for (const slider of sliders) {
+      slider.value = slider.getAttribute("value"); // browsers keep the place of a slider when a page is loaded again
+      slider.addEventListener("input", () => showSlices(article, slider));
+    }
+    if (sliders.length) showSlices(article, sliders[0]);
   }
 
   // Curves: the axis, and which runs are shown.

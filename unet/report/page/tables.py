@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unet.report.page.groups import Group, by_task, differing, shown, value_text
+from unet.report.page.groups import Group, by_task, differing, shown, train_seconds, value_text
 from unet.report.page.markup import NONE, duration, escaped, figure, folded, size, table, tag
 from unet.report.page.verdict import state_of
 from unet.report.run import Run
 
 MEASURES = ("score", "minutes to target", "samples/s", "joules/sample", "peak memory")
+FEW = 12  # settings that differ and are shown unfolded
 
 
 def chip(group: Group) -> str:
@@ -31,7 +32,11 @@ def settings(groups: Sequence[Group]) -> str:
             continue
         heads = ["setting", *map(chip, each)]
         rows = [[escaped(name), *(escaped(shown(group, name)) or NONE for group in each)] for name in names]
-        made += [title, table(heads, rows, f"Settings that differ{f' ({task})' if len(tasks) > 1 else ''}", numbers=99)]
+        caption = f"Settings that differ{f' ({task})' if len(tasks) > 1 else ''}"
+        made += [title, table(heads, rows[:FEW], caption, numbers=99)]
+        if len(rows) > FEW:
+            rest = table(heads, rows[FEW:], f"{caption}, the rest", numbers=99)
+            made.append(folded(f"{len(rows) - FEW} more settings that differ", rest))
     same = [every_setting(group) for group in groups if group.first.settings]
     return "".join(made) + (folded("All settings, and where each came from", *same) if same else "")
 
@@ -85,19 +90,23 @@ def cell(group: Group) -> str:
 
 
 def runs(groups: Sequence[Group]) -> str:
-    """A row for each run."""
+    """A row for each run; measures that no run has are named below."""
     several = len(by_task(groups)) > 1
-    heads = ["run", *(["task"] if several else []), "state", *MEASURES, "training", "machine"]
+    each = [(group, run) for group in groups for run in group.runs]
+    known = [[*measures(run), duration(train_seconds(run))] for _, run in each]
+    names = (*MEASURES, "training")
+    kept = [place for place in range(len(names)) if any(row[place] != NONE for row in known)]
+    heads = ["run", *(["task"] if several else []), *(names[place] for place in kept), "machine", "kind"]
     rows = []
-    for group in groups:
-        for run in group.runs:
-            mark = tag("i", class_="chip", style=f"background:{group.colour}")
-            task = [escaped(run.task)] if several else []
-            state = state_of(run) or run.kind
-            seconds = Group(run.name, [run]).train_seconds
-            rows.append([mark + escaped(run.name), *task, escaped(state), *measures(run), duration(seconds)])
-            rows[-1].append(escaped(run.device))
-    return table(heads, rows, "Runs", numbers=3 if several else 2)
+    for (group, run), values in zip(each, known, strict=True):
+        mark = tag("i", class_="chip", style=f"background:{group.colour}")
+        first = [mark + escaped(run.name), *([escaped(run.task)] if several else [])]
+        kind = ", ".join(filter(None, (run.kind, state_of(run))))
+        rows.append([*first, *(values[place] for place in kept), escaped(run.device), escaped(kind)])
+    numbers = 2 if several else 1
+    missing = ", ".join(names[place] for place in range(len(names)) if place not in kept)
+    note = tag("p", f"Not known of any run: {missing}.", class_="note") if missing else ""
+    return table(heads, rows, "Runs", numbers, numbers + len(kept)) + note
 
 
 def made_by(groups: Sequence[Group]) -> str:

@@ -49,21 +49,25 @@ def of_task(task: str, groups: Sequence[Group]) -> Verdict:
         return single(groups[0])
     if len(groups) == 2:
         return pair(*groups)
-    scored = [group for group in groups if group.score is not None and group.first.metric == groups[0].first.metric]
-    if groups[0] not in scored or len(scored) < 2:
+    known = [group for group in groups if group.score is not None]
+    scored = [group for group in known if group.first.metric == known[0].first.metric]
+    if not scored:
         rated = [group for group in groups if group.mean(lambda run: run.rate) is not None]
-        if len(rated) > 1 and len(scored) < 2:
+        if len(rated) > 1:
             return faster(rated[0], max(rated, key=lambda group: group.mean(lambda run: run.rate) or 0))
-        words = f"{counted(len(groups), 'run')}: {groups[0].name}, the first, has no score to compare the others with."
-        return Verdict(words)
+        return Verdict(f"{counted(len(groups), 'run')} without a score.")
+    if len(scored) == 1:
+        verdict = single(scored[0])
+        verdict.more.append(f"The other {len(groups) - 1} have no {scored[0].first.score_name} to compare it with.")
+        return verdict
     best = max(scored, key=lambda group: group.sign * (group.score or 0.0))
-    if best is groups[0]:
+    if best is scored[0]:
         second = max(scored[1:], key=lambda group: group.sign * (group.score or 0.0))
         verdict = pair(second, best)
-        verdict.words = f"The first of {len(groups)} is the best: {verdict.words}"
+        verdict.words = f"The first of {len(scored)} is the best: {verdict.words}"
     else:
-        verdict = pair(groups[0], best)
-        verdict.words = f"The best of {len(groups)} against the first: {verdict.words}"
+        verdict = pair(scored[0], best)
+        verdict.words = f"The best of {len(scored)} against the first: {verdict.words}"
     return verdict
 
 
@@ -120,8 +124,23 @@ def pair(a: Group, b: Group) -> Verdict:
         sign = "higher" if found.mean > 0 else "lower"
         better = "" if a.sign > 0 else ", which is better," if found.mean < 0 else ", which is worse,"
         words = f"{b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}{better}"
-    joined = f" and{time}" if time else ""
-    return Verdict(f"{words}{joined}.", [*more, *few(found.cases)], data)
+    overlap, by_seed = seeds_of(a, b)
+    joined = f", though single seeds overlap{', and' if time else ''}" if overlap else " and" if time else ""
+    return Verdict(f"{words}{joined}{time}.", [*more, *by_seed, *few(found.cases)], data)
+
+
+def seeds_of(a: Group, b: Group) -> tuple[bool, list[str]]:
+    """(whether a seed of the one scores what a seed of the other does, the range of each in words)."""
+    if len(a.runs) == len(b.runs) == 1:
+        return False, []
+    ends = [
+        (min(each), max(each)) for group in (a, b) if (each := [r.score for r in group.runs if r.score is not None])
+    ]
+    if len(ends) < 2:
+        return False, []
+    (low, high), (least, most) = ends
+    words = f"By seed: {b.name} {figure(least)} to {figure(most)}, {a.name} {figure(low)} to {figure(high)}."
+    return low <= most and least <= high, [f"{words} The interval is over cases, of the means of the seeds."]
 
 
 def interval_words(found: Difference) -> str:
@@ -138,7 +157,7 @@ def without_cases(a: Group, b: Group, time: str, more: list[str], data: dict[str
         count = f"over {len(b.scores)} and {len(a.scores)} other cases"
         words = f"{b.name} and {a.name} share no case, so they are not compared: {both}, {count}"
     else:
-        words = f"{b.name} and {a.name} score {both} at best on validation; they have no scores by case to compare"
+        words = f"{b.name} and {a.name} score {both}; without scores by case of both there is no interval"
     return Verdict(f"{words}{f'; {b.name}{time}' if time else ''}.", more, data)
 
 
@@ -148,8 +167,13 @@ def time_words(a: Group, b: Group) -> tuple[str, dict[str, float]]:
         one, two = (group.mean(value) if value else group.train_seconds for group in (a, b))
         if one and two:
             share = two / one
-            words = "of the time" + (f" {name}" if name else "")
-            return f" takes {share:.2f} {words}", {"time_ratio": share, "seconds_a": one, "seconds_b": two}
+            words = f"{share:.2f} of the time" if share < 0.995 else f"{figure(share)} times as long"
+            words = "as long" if 0.995 <= share < 1.005 else words
+            return f" takes {words}{f' {name}' if name else ''}", {
+                "time_ratio": share,
+                "seconds_a": one,
+                "seconds_b": two,
+            }
     return "", {}
 
 
