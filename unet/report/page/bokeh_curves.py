@@ -1,4 +1,5 @@
-"""Curves that one can hover, zoom and switch: Bokeh's figures as JSON, and its script from the installed package."""
+"""Curves that one can hover, zoom and switch: Bokeh's figures as JSON, and its script from the installed package. Their
+points are those of the page's data, which page.js gives them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def plots(panels: Sequence[Panel]) -> dict[str, str]:
     found, items = {}, []
     for number, panel in enumerate(panels):
         place = f"plot-{number}"
-        items.append(json_item(plot(panel), place))
+        items.append(json_item(plot(panel, number), place))
         found[f"{panel.task} {panel.key}"] = tag(
             "div", id=place, class_="plot", role="img", aria_label=f"curves: {panel.title}", style=f"height:{HEIGHT}px"
         )
@@ -49,7 +50,7 @@ def plots(panels: Sequence[Panel]) -> dict[str, str]:
     return found
 
 
-def plot(panel: Panel) -> Any:
+def plot(panel: Panel, number: int) -> Any:
     from bokeh.models import BoxZoomTool, HoverTool, PanTool, ResetTool, WheelZoomTool
     from bokeh.plotting import figure
 
@@ -69,30 +70,25 @@ def plot(panel: Panel) -> Any:
         axis.axis_label_text_font_style, axis.axis_label_text_font_size = "normal", "12px"
         axis.major_label_text_font_size, axis.minor_tick_line_alpha = "12px", 0
         axis.major_label_text_font = axis.axis_label_text_font = "system-ui, sans-serif"
-    drawn = [draw(made, line) for line in panel.lines]
+    drawn = [draw(made, line, [line.group.number, number, place]) for place, line in enumerate(panel.lines)]
     tips = [("", "@run"), ("", "@y{0.0000a}"), ("step", "@step{0,0}"), ("minutes", "@seconds{0.0}")]
     made.add_tools(HoverTool(renderers=drawn, tooltips=tips, mode="mouse", point_policy="snap_to_data"))
     return made
 
 
-def draw(made: Any, line: Line) -> Any:
-    """The band of a group's seeds, its points and its line; the tags say which group they belong to."""
-    import numpy as np
+def draw(made: Any, line: Line, tags: list[int]) -> Any:
+    """The band of a group's seeds, its points and its line, still empty. `tags`: the group, and the places of panel and
+    line in the page's data."""
     from bokeh.models import ColumnDataSource
 
-    data: dict[str, Any] = {name: np.array(values, np.float32) for name, values in line.over.items()}
-    data["x"] = data["step"]
-    data["y"] = np.array(line.y, np.float32)
-    data["run"] = [line.label] * len(line.y)
     colour, dash = line.group.colour, "dashed" if line.dashed else line.group.dash
+    source = ColumnDataSource({name: [] for name in ("x", "y", "low", "high", "run", *OVER)})
+    parts = []
     if len(line.group.runs) > 1:
-        data |= {"low": np.array(line.low, np.float32), "high": np.array(line.high, np.float32)}
-    source = ColumnDataSource(data)
-    tags = [line.group.number]
-    if "low" in data:
-        made.varea("x", "low", "high", source=source, fill_color=colour, fill_alpha=0.18).tags = tags
+        parts.append(made.varea("x", "low", "high", source=source, fill_color=colour, fill_alpha=0.18))
     if len(line.y) <= MARKED:
-        made.scatter("x", "y", source=source, color=colour, size=5, line_alpha=0).tags = tags
-    drawn = made.line("x", "y", source=source, line_color=colour, line_dash=dash, line_width=2)
-    drawn.tags = tags
-    return drawn
+        parts.append(made.scatter("x", "y", source=source, color=colour, size=5, line_alpha=0))
+    parts.append(made.line("x", "y", source=source, line_color=colour, line_dash=dash, line_width=2))
+    for part in parts:
+        part.tags = tags
+    return parts[-1]

@@ -14,13 +14,12 @@ from unet import files
 from unet.config.run_files import PICTURE_INDEX, PICTURED, PICTURES
 from unet.errors import UnetError
 from unet.report.page.groups import Group, by_task
-from unet.report.page.markup import NONE, escaped, figure, file_name, folded, table, tag
+from unet.report.page.markup import NONE, counted, escaped, figure, file_name, folded, table, tag
 from unet.report.page.tables import chip
 from unet.report.run import Run
 
-FIRST = 20  # cases that a table shows unfolded
+FIRST, MOST = 20, 200  # cases that a table shows unfolded, and at all
 CARDS, ARTICLES = 3, 6  # runs of a case, and cases, whose pictures are shown unfolded
-ROOM = 1_100_000  # bytes of pictures in a page, as text; the others are only beside it
 STILL, LARGE = 1100, 150_000  # pixels and bytes of predictions.png in a page
 START = b"\x89PNG\r\n\x1a\n"
 WIDE, TALL = 160, 22  # of the strip of a case's scores
@@ -141,8 +140,12 @@ def cut(heads: list[str], rows: list[list[str]], caption: str, numbers: int) -> 
     """The table with its first rows, the rest on a click."""
     made = table(heads, rows[:FIRST], caption, numbers)
     if len(rows) > FIRST:
-        rest = table(heads, rows[FIRST:], f"{caption}, the rest", numbers)
-        made += tag("details", tag("summary", f"{len(rows) - FIRST} more cases"), rest)
+        rest = table(heads, rows[FIRST:MOST], f"{caption}, the rest", numbers)
+        if len(rows) > MOST:
+            rest += tag(
+                "p", f"These are {MOST} of {len(rows)} cases; cases.csv beside this page has all.", class_="note"
+            )
+        made += tag("details", tag("summary", counted(len(rows) - FIRST, "more case")), rest)
     return made
 
 
@@ -166,9 +169,8 @@ def strip(shown: Sequence[tuple[Group, float]], ends: tuple[float, float]) -> st
     return tag("svg", title, *marks, class_="strip", width=WIDE, height=TALL, viewBox=f"0 0 {WIDE} {TALL}", role="img")
 
 
-def gallery(pictures: Sequence[Picture]) -> str:
-    """The pictures by case, worst first, the tasks in turn; the first that fit into the page."""
-    room = ROOM
+def gallery(pictures: Sequence[Picture], room: int) -> str:
+    """The pictures by case, worst first, the tasks in turn; the first that fit into `room` bytes."""
     by_case: dict[tuple[str, str], list[Picture]] = {}
     for picture in sorted(pictures, key=place_of):
         by_case.setdefault((picture.run.task, picture.case), []).append(picture)
@@ -180,13 +182,15 @@ def gallery(pictures: Sequence[Picture]) -> str:
             room -= len(picture.png) * 4 // 3
             (cards.append(card(picture)) if room > 0 else left.append(picture.name))
         if len(cards) > CARDS:
-            rest = tag("details", tag("summary", f"{len(cards) - CARDS} more runs of this case"), *cards[CARDS:])
+            rest = tag(
+                "details", tag("summary", f"{counted(len(cards) - CARDS, 'more run')} of this case"), *cards[CARDS:]
+            )
             cards = [*cards[:CARDS], rest]
         if cards:
             title = escaped(case) + (tag("small", f" {escaped(task)}") if several else "")
             made.append(tag("article", tag("h3", title), *cards))
     if len(made) > ARTICLES:
-        made[ARTICLES:] = [folded(f"{len(made) - ARTICLES} more cases", *made[ARTICLES:])]
+        made[ARTICLES:] = [folded(counted(len(made) - ARTICLES, "more case"), *made[ARTICLES:])]
     if left:
         links = ", ".join(tag("a", escaped(name), href=name) for name in left)
         made.append(tag("p", f"For the size of this page, these are only beside it: {links}.", class_="note"))
@@ -254,10 +258,9 @@ def key_of(entry: dict[str, Any], panel: str) -> str:
     return tag("ul", *items, class_="key")
 
 
-def stills(groups: Sequence[Group], without: set[str]) -> str:
-    """predictions.png of the runs that wrote no slices."""
+def stills(groups: Sequence[Group], without: set[str], room: int) -> str:
+    """predictions.png of the runs that wrote no slices, as far as they fit into `room` bytes."""
     made = []
-    room = ROOM
     for group in groups:
         for run in group.runs:
             path = run.pictures.get("predictions")

@@ -41,7 +41,13 @@ def curve(panel: Panel) -> dict[str, Any]:
     lines = []
     for line in panel.lines:
         over = {name: rounded(values) for name, values in line.over.items()}
-        about = {"run": line.group.name, "validation": line.validation, "over": over, "y": rounded(line.y)}
+        about = {
+            "run": line.group.name,
+            "label": line.label,
+            "validation": line.validation,
+            "over": over,
+            "y": rounded(line.y),
+        }
         band = len(line.group.runs) > 1
         lines.append({**about, "low": rounded(line.low) if band else [], "high": rounded(line.high) if band else []})
     return {"task": panel.task, "key": panel.key, "title": panel.title, "lines": lines}

@@ -18,7 +18,8 @@ from unet.report.run import Run
 
 # Nothing may be asked for from anywhere, whatever stands in the page.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:"
-MANY = 8  # groups: from here on the list of runs that are shown is folded
+LARGEST = 2_800_000  # bytes of a page: pictures take the room that the rest leaves, the others are only beside it
+PLACE = "<!-- pictures -->"
 
 
 @dataclasses.dataclass
@@ -52,8 +53,12 @@ def build(runs: Sequence[Run], omitted: Sequence[str] = (), every: float | None 
     for run in (run for group in groups for run in group.runs if run.name not in drawn):
         if (path := run.pictures.get("predictions")) and (content := cases.read_png(path)):
             beside[f"{file_name(run.task, run.name, 'predictions')}.png"] = content
-    body = [answer(found, groups, running), *sections(groups, panels, pictures, said)]
-    return Report(document(groups, body, numbers, every if running else None), beside, numbers, running)
+    body = [answer(found, groups, running), *sections(groups, panels, said)]
+    again = every if running else None
+    bare = document(groups, body, numbers, again)
+    room = LARGEST - len(bare.encode())
+    page = bare.replace(PLACE, picture_section(groups, pictures, room), 1)
+    return Report(page, beside, numbers, running)
 
 
 def all_omitted(run: Run) -> list[str]:
@@ -110,25 +115,31 @@ def spoken(words: str, names: Sequence[str]) -> str:
     return re.sub(r" (\((?:95 %|Only|so).*?\))", r' <span class="aside">\1</span>', text)
 
 
-def sections(
-    groups: Sequence[Group], panels: Sequence[curves.Panel], pictures: Sequence[cases.Picture], said: Sequence[str]
-) -> list[str]:
-    drawn = {picture.run.name for picture in pictures}
+def sections(groups: Sequence[Group], panels: Sequence[curves.Panel], said: Sequence[str]) -> list[str]:
+    """The parts of the page below the answer; `PLACE` stands for the pictures."""
     parts = [
         ("settings", "Settings that differ" if len(groups) > 1 else "Settings", tables.settings(groups), ""),
         ("runs", "Machines and runs", tables.matrix(groups) + tables.runs(groups), ""),
         ("curves", "Curves", curve_section(groups, panels), save("curves") if panels else ""),
         ("time", "Where the time went", bars.section(groups), ""),
         ("cases", "Scores by case", cases.section(groups), save("cases")),
-        ("pictures", "The worst cases, and the best", cases.gallery(pictures) + cases.stills(groups, drawn), ""),
+        ("pictures", "", PLACE, ""),
         ("made", "How each run was made", tables.made_by(groups), ""),
         ("omitted", "What could not be read", tables.omitted(said) if said else "", ""),
     ]
     return [
-        tag("section", tag("div", tag("h2", title), button, class_="head"), inner, id=name)
+        inner if inner is PLACE else tag("section", tag("div", tag("h2", title), button, class_="head"), inner, id=name)
         for name, title, inner, button in parts
         if inner
     ]
+
+
+def picture_section(groups: Sequence[Group], pictures: Sequence[cases.Picture], room: int) -> str:
+    """The pictures of cases, as far as there is `room` for them in the page."""
+    drawn = {picture.run.name for picture in pictures}
+    inner = cases.gallery(pictures, room if len(drawn) else 0)
+    inner += cases.stills(groups, drawn, room - len(inner))
+    return tag("section", tag("h2", "The worst cases, and the best"), inner, id="pictures") if inner else ""
 
 
 def save(table: str) -> str:

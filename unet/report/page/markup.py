@@ -36,7 +36,8 @@ def table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", numbers: int = 1, last: int | None = None
 ) -> str:
     """A table in a box of its own, which scrolls where the screen is narrow. Heads and cells are HTML; the first column
-    names the row; columns from `numbers` on (and before `last`) are numbers, to the right."""
+    names the row; columns from `numbers` on (and before `last`, where the table has long rows) are numbers, to the
+    right."""
 
     def kind(column: int) -> str | None:
         return "n" if column >= numbers and (last is None or column < last) else None
@@ -47,7 +48,7 @@ def table(
         first = tag("th", row[0], scope="row")
         lines.append(tag("tr", first, *(tag("td", cell, class_=kind(i)) for i, cell in enumerate(row[1:], 1))))
     words = tag("caption", escaped(caption)) if caption else ""
-    inner = tag("table", words, tag("thead", head), tag("tbody", *lines))
+    inner = tag("table", words, tag("thead", head), tag("tbody", *lines), class_=None if last is None else "long")
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption or "table")
 
 

@@ -69,11 +69,16 @@
     for (const still of all(".still[data-over]")) still.hidden = still.dataset.over !== over;
     for (const figure of figures) {
       figure.below[0].axis_label = data.over[over];
+      const filled = new Set();
       for (const renderer of figure.renderers) {
-        const columns = renderer.data_source.data;
-        const has = over in columns;
-        renderer.visible = has && !off.has(renderer.tags[0]);
-        if (has && columns.x !== columns[over]) renderer.data_source.data = { ...columns, x: columns[over] };
+        const [group, panel, place] = renderer.tags, line = data.curves[panel].lines[place];
+        renderer.visible = over in line.over && !off.has(group);
+        if (!(over in line.over) || filled.has(renderer.data_source)) continue;
+        filled.add(renderer.data_source);
+        const none = line.y.map(() => NaN), run = line.y.map(() => line.label);
+        const places = { step: line.over.step, seconds: line.over.seconds || none, joules: line.over.joules || none };
+        const band = { low: line.low.length ? line.low : none, high: line.high.length ? line.high : none };
+        renderer.data_source.data = { x: line.over[over], y: line.y, run, ...places, ...band };
       }
       for (const view of Object.values(Bokeh.index.roots ? Bokeh.index.roots : Bokeh.index))
         if (view.model === figure && view.reset) view.reset();
@@ -90,7 +95,7 @@
   async function drawCurves() {
     const items = document.getElementById("plots");
     if (items && window.Bokeh) {
-      Bokeh.set_log_level("warn");
+      Bokeh.set_log_level("error"); // it warns of curves without points, which come a moment later
       for (const item of JSON.parse(items.textContent)) await Bokeh.embed.embed_item(item);
       for (const each of Bokeh.documents) figures.push(...each.roots());
       if (matchMedia("(pointer: fine)").matches)

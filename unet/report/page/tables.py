@@ -74,12 +74,15 @@ def matrix(groups: Sequence[Group]) -> str:
         return ""
     rows = []
     for machine in machines:
-        cells = [escaped(machine)]
-        for task in tasks.values():
-            here = [group for group in task if group.first.device == machine]
-            cells.append("".join(map(cell, here)) or NONE)
-        rows.append(cells)
-    return table(["machine", *(escaped(task or "unknown task") for task in tasks)], rows, "Machine by task", numbers=99)
+        cells = [tag("th", escaped(machine), scope="row")]
+        for name, task in tasks.items():
+            here = "".join(cell(group) for group in task if group.first.device == machine)
+            cells.append(tag("td", here or NONE, data_head=name or "unknown task", class_=None if here else "none"))
+        rows.append(tag("tr", *cells))
+    heads = ["machine", *(escaped(task or "unknown task") for task in tasks)]
+    head = tag("thead", tag("tr", *(tag("th", each, scope="col") for each in heads)))
+    inner = tag("table", head, tag("tbody", *rows), class_="matrix")
+    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label="Machine by task")
 
 
 def cell(group: Group) -> str:

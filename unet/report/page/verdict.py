@@ -60,6 +60,8 @@ def of_task(task: str, groups: Sequence[Group]) -> Verdict:
         verdict = single(scored[0])
         verdict.more.append(f"The other {len(groups) - 1} have no {scored[0].first.score_name} to compare it with.")
         return verdict
+    if len(scored) == 2:
+        return pair(*scored)
     best = max(scored, key=lambda group: group.sign * (group.score or 0.0))
     if best is scored[0]:
         second = max(scored[1:], key=lambda group: group.sign * (group.score or 0.0))
