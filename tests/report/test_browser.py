@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(root / "a1", PATIENTS, joules=5.0, pictured=["p1", "p2", "p5"], terms=["dice_loss"])
     write_run(root / "a2", PATIENTS, settings={"seed": 2}, joules=6.0, terms=["dice_loss"])
     write_run(root / "b", other, settings={"lr": 0.01, BAD: BAD}, pictured=["p1", BAD_CASE])
-    named = write_run(root / "named", PATIENTS, task=BAD, pictured=["p3"])
+    named = write_run(root / "named", PATIENTS, task=BAD, pictured=["p3"], epochs=1)
     named.rename(root / BAD.replace("/", "∕"))
     return root
 
@@ -113,6 +113,7 @@ def test_names_are_text(browser: Any, page: Path) -> None:
     opened(browser, page)
     words = browser.execute_script("return document.body.textContent")
     assert BAD in words
+    assert f"DSC (validation), {BAD}: 0.200" in words, "one point is a number, no curve"
     assert BAD_CASE in words
     assert browser.execute_script("return document.querySelectorAll('main script:not([type]), img[src=x]').length") == 0
 

@@ -36,11 +36,13 @@ def library() -> str:
 
 
 def plots(panels: Sequence[Panel]) -> dict[str, str]:
-    """{key of a panel: the place of its figure}, and "" -> the figures' data."""
+    """{key of a panel: the place of its figure} of the panels that have a line, and "" -> the figures."""
     from bokeh.embed import json_item
 
     found, items = {}, []
     for number, panel in enumerate(panels):
+        if not panel.drawable:
+            continue
         place = f"plot-{number}"
         items.append(json_item(plot(panel, number), place))
         found[f"{panel.task} {panel.key}"] = tag(

@@ -46,6 +46,11 @@ class Panel:
     lines: list[Line]
     main: bool  # score and loss
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is more to see than a point."""
+        return any(len(line.y) > 1 for line in self.lines)
+
 
 def panels(groups: Sequence[Group]) -> list[Panel]:
     """Score, loss and terms of each task that has curves."""

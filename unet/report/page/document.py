@@ -148,12 +148,16 @@ def save(table: str) -> str:
 
 def curve_section(groups: Sequence[Group], panels: Sequence[curves.Panel]) -> str:
     """The switch of the axis, the runs to show, the panels: score and loss, and the terms on a click."""
-    lone = [panel for panel in panels if panel.main and all(len(line.y) < 2 for line in panel.lines)]
-    panels = [panel for panel in panels if any(len(line.y) > 1 for line in panel.lines)]
+    lone = [
+        tag("p", escaped(f"{one.title}: {points_of(one)}."), class_="note")
+        for one in panels
+        if one.main and not one.drawable
+    ]
+    every, panels = panels, [panel for panel in panels if panel.drawable]
     if not panels:
-        return "".join(tag("p", escaped(f"{one.title}: {points_of(one)}."), class_="note") for one in lone)
+        return "".join(lone)
     alive = bokeh_curves.installed()
-    plots = bokeh_curves.plots(panels) if alive else matplotlib_curves.plots(panels)
+    plots = bokeh_curves.plots(every) if alive else matplotlib_curves.plots(every)
     drawn = [group for group in groups if any(line.group is group for panel in panels for line in panel.lines)]
     place: dict[bool, list[str]] = {True: [], False: []}
     for panel in panels:
@@ -165,7 +169,7 @@ def curve_section(groups: Sequence[Group], panels: Sequence[curves.Panel]) -> st
         notes.append("Dashes: validation.")
     notes += [] if alive else [bokeh_curves.MORE]
     made = [switch(panels), legend(drawn, alive), tag("p", escaped(" ".join(notes)), class_="note") if notes else ""]
-    made += [tag("p", escaped(f"{one.title}: {points_of(one)}."), class_="note") for one in lone]
+    made += lone
     made.append(tag("div", *place[True], class_="plots"))
     if place[False]:
         title = f"{len(place[False])} terms of the loss, and other scores"

@@ -76,4 +76,4 @@ def _drawn(panel: Panel, over: str, kind: str, **how: Any) -> bytes:
 
 def plots(panels: Sequence[Panel]) -> dict[str, str]:
     """{key of a panel: its SVGs}."""
-    return {f"{panel.task} {panel.key}": svg(panel) for panel in panels}
+    return {f"{panel.task} {panel.key}": svg(panel) for panel in panels if panel.drawable}
