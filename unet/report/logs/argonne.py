@@ -1,8 +1,9 @@
 """Run logs of the Argonne benchmark, `<run-name>.txt`: those of its own programs and ours.
 
 A file holds one block for each start under its name: `Command:`, `Begin CSV`, a heading, rows, `End CSV`. Several
-processes write into one file, each its own `Command`, `Begin` and heading, with a column `card`; the first of them alone
-writes the totals and the end, and others may still write rows after it. The best score stands before or after the end.
+processes write into one file, each its own `Command`, `Begin` and heading, with a column `card`; the first of them
+alone writes the totals and the end, and others may still write rows after it. The best score stands before or after the
+end.
 """
 
 from __future__ import annotations

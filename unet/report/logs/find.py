@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ FORMATS = {  # the first whose sign a file has
     power_logs.KIND: power_logs.looks_like,
     nnunet.KIND: nnunet.looks_like,
 }
-TOOLS = re.compile(
-    r"^(?:power|smi|hl|hl-smi|nvidia|nvidia-smi|theta)[-_. ]+|[-_. ]+(?:power|smi|hl-smi|nvidia-smi|hl)$"
-)
+TOOL = r"(?:power|smi|hl|hl-smi|nvidia|nvidia-smi)"
+TOOLS = re.compile(rf"^{TOOL}[-_. ]+|[-_. ]+{TOOL}$")
 SHOWN = 5
 
 
@@ -42,15 +41,14 @@ def read_logs(folder: Path) -> tuple[list[Run], list[str]]:
             runs.append(read_run(path))
     for kind, reader in ((argonne.KIND, argonne.read), (mlperf.KIND, mlperf.read), (power_logs.KIND, power_logs.read)):
         for path in (path for path, each in found.items() if each == kind):
-            _take(lambda path=path, reader=reader: reader(path), path, runs, omitted)
+            _take(reader, path, path, runs, omitted)
     for paths in _folders([path for path, kind in found.items() if kind == nnunet.KIND]):
-        _take(lambda paths=paths: nnunet.read(paths), paths[0], runs, omitted)
+        _take(nnunet.read, paths, paths[0], runs, omitted)
     omitted += _unknown(folder, found)
     if not runs:
+        why = f" ({omitted[0]})" if omitted else ": it has no text file"
         raise UsageError(
-            f"{folder} holds no log that can be read"
-            + (f": {omitted[0]}" if omitted else " (it has no text file)")
-            + ".",
+            f"{folder} holds no log that can be read{why}.",
             "Logs of the Argonne benchmark, MLPerf, nnU-Net, hl-smi and nvidia-smi are known, and run folders.",
         )
     _name(runs, folder)
@@ -93,9 +91,11 @@ def kind_of(path: Path) -> str:
     return next((kind for kind, looks_like in FORMATS.items() if looks_like(head)), "")
 
 
-def _take(read: Any, path: Path, runs: list[Run], omitted: list[str]) -> None:
+def _take(
+    reader: Callable[[Any], tuple[list[Run], list[str]]], what: Any, path: Path, runs: list[Run], omitted: list[str]
+) -> None:
     try:
-        found, sentences = read()
+        found, sentences = reader(what)
     except UnetError as error:
         omitted.append(f"{path}: {error.message}")
         return
@@ -202,4 +202,3 @@ def join(run: Run, log: Run) -> None:
     run.summary["power"] = {**power, "file": str(log.path)}
     if not run.environment.get("device") and log.environment.get("device"):
         run.environment["device"] = log.environment["device"]
-    run.omitted += log.omitted

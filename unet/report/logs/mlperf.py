@@ -128,8 +128,8 @@ def epochs_of(events: list[Event], settings: Mapping[str, Any]) -> list[dict[str
     since: float | None = None  # when the training went on
     for event in events:
         key, at = event["key"], _time(event)
-        if key in ("block_start", "epoch_start"):
-            since = at if since is None else since
+        if key == "block_start" or (key == "epoch_start" and since is None):
+            since = at
         elif key in ("block_stop", "eval_start"):
             trained, since = trained + (at - since if since is not None else 0.0), None
             scoring = at if key == "eval_start" else scoring

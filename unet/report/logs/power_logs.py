@@ -111,12 +111,10 @@ def read(path: Path) -> tuple[list[Run], list[str]]:
             continue
         columns = columns or guess(line.text)
         if columns is None or line.text.count(",") + 1 != columns.count:
-            ends = " (the file ends within it)" if not line.whole else ""
-            (
-                omitted.append(f"{path}, line {line.number}: not a whole row{ends}")
-                if ends
-                else strange.append(line.number)
-            )
+            if line.whole:
+                strange.append(line.number)
+            else:
+                omitted.append(f"{path}, line {line.number}: the file ends within this row")
             continue
         row, clock = _row(line.text, columns, run, clock)
         if row is None or not line.whole:
