@@ -26,28 +26,28 @@ def test_samples_of_two_modules(tmp_path: Path) -> None:
     sample = {"seconds": 0.0, "source": "module 1", "watts": 103.0}
     assert run.power[0] == sample | {"utilization": 0.15, "memory_bytes": 512 * 2**20}
     power = run.summary["power"]
-    assert power["sources"]["module 0"]["worked"] is False
-    assert power["sources"]["module 1"]["idle_watts"] == 103.0
+    assert power["by_source"]["module 0"]["worked"] is False
+    assert power["by_source"]["module 1"]["idle_watts"] == 103.0
     assert power["idle_from"] == "the median of the samples before the first rise"
     # from the first sample at 153 W to the last: 39 seconds
-    assert (power["seconds"], power["joules"], power["joules_over_idle"]) == (39.0, 39 * 153.0, 39 * 50.0)
-    assert power["sources"]["module 1"]["utilization"] == pytest.approx(0.65)
+    assert (power["seconds"], power["joules"], power["joules_above_idle"]) == (39.0, 39 * 153.0, 39 * 50.0)
+    assert power["by_source"]["module 1"]["utilization"] == pytest.approx(0.65)
 
 
 def test_a_log_of_nvidia_smi(tmp_path: Path) -> None:
     run, _ = alone(tmp_path, old_logs.nvidia_smi())
     assert run.device == "NVIDIA A100-SXM4-40GB"
-    assert list(run.summary["power"]["sources"]) == ["07:00.0"]
-    assert (run.summary["power"]["joules_over_idle"], run.power[1]["seconds"]) == (19 * 200.0, 1.0)
+    assert list(run.summary["power"]["by_source"]) == ["07:00.0"]
+    assert (run.summary["power"]["joules_above_idle"], run.power[1]["seconds"]) == (19 * 200.0, 1.0)
 
 
 def test_a_log_without_a_heading(tmp_path: Path) -> None:
     text = old_logs.nvidia_smi().replace(old_logs.NVIDIA_HEAD, "")
     run, omitted = alone(tmp_path, text)
-    assert (omitted, run.summary["power"]["joules_over_idle"]) == ([], 19 * 200.0)
+    assert (omitted, run.summary["power"]["joules_above_idle"]) == ([], 19 * 200.0)
     text = old_logs.hl_smi().replace(old_logs.HL_HEAD, "")
     run, _ = alone(tmp_path, text)
-    assert sorted(run.summary["power"]["sources"]) == ["card 0", "card 1"]
+    assert sorted(run.summary["power"]["by_source"]) == ["card 0", "card 1"]
 
 
 def test_values_that_are_not_there_and_a_cut_row(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_power_log_belongs_to_the_run_of_its_name(tmp_path: Path) -> None:
         (tmp_path / folder / name).write_text(text)
     runs, omitted = read_logs(tmp_path)
     assert [(run.path.stem, len(run.power)) for run in runs] == [("64-max", 120), ("other", 0)]
-    assert runs[0].summary["power"]["joules_over_idle"] == 39 * 50.0
+    assert runs[0].summary["power"]["joules_above_idle"] == 39 * 50.0
     assert omitted == []
 
 
@@ -99,7 +99,7 @@ def test_the_table_made_of_a_power_log_counts_once(tmp_path: Path) -> None:
         lines += [f"1,{second},{busy},{watts},512", f"0,{second},14,100,512"]
     (tmp_path / "clean.csv").write_text("\n".join(lines) + "\n")
     runs, _ = read_logs(tmp_path)
-    assert runs[0].summary["power"]["joules_over_idle"] == 39 * 50.0
+    assert runs[0].summary["power"]["joules_above_idle"] == 39 * 50.0
     (tmp_path / "raw.txt").write_text(old_logs.hl_smi())
     runs, omitted = read_logs(tmp_path)
     assert [run.name for run in runs] == ["raw"]

@@ -25,7 +25,7 @@ HEADS = {  # key: (heading, how a value is written)
     "loader_seconds": ("loaders s", "{:.1f}"),
     "idle_watts": ("idle W", "{:.1f}"),
     "joules": ("J", "{:.0f}"),
-    "joules_over_idle": ("J over idle", "{:.0f}"),
+    "joules_above_idle": ("J above idle", "{:.0f}"),
 }
 LAST = re.compile(r"[-_. ]?#?\d+$")
 
@@ -50,7 +50,7 @@ def figures(run: Run) -> dict[str, float]:
         found["evaluate_seconds"] = number(stated.get("evaluate"))
         found["loader_seconds"] = number(stated.get("loaders"))
     if isinstance(power, dict):
-        found |= {key: number(power.get(key)) for key in ("idle_watts", "joules", "joules_over_idle")}
+        found |= {key: number(power.get(key)) for key in ("idle_watts", "joules", "joules_above_idle")}
     return {key: value for key, value in found.items() if value is not None}
 
 

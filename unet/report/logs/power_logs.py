@@ -176,21 +176,21 @@ def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sources.setdefault(str(row["source"]), []).append(row)
     by_source = {name: of_source(part) for name, part in sorted(sources.items())}
     worked = [part for part in by_source.values() if part["worked"]]
-    total = {key: math.fsum(part[key] for part in worked) for key in ("joules", "joules_over_idle", "idle_watts")}
+    total = {key: math.fsum(part[key] for part in worked) for key in ("joules", "joules_above_idle", "idle_watts")}
     seconds = max((part["seconds"] for part in worked), default=0.0)
     return {
         **total,
         "seconds": seconds,
         "mean_watts": total["joules"] / seconds if seconds else None,
         "idle_from": "; ".join(sorted({part["idle_from"] for part in worked})),
-        "sources": by_source,
+        "by_source": by_source,
     }
 
 
 def of_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One card. Its work lasts from the first sample above the idle level to the last one; the idle level is the median
     of the samples before, or where there are fewer than three the lowest level that three samples in a row hold.
-    `joules` is the energy of that time (trapezoids), `joules_over_idle` the part above the idle level."""
+    `joules` is the energy of that time (trapezoids), `joules_above_idle` the part above the idle level."""
     watts = [float(row["watts"]) for row in rows]
     times = [float(row["seconds"]) for row in rows]
     levels = [statistics.median(watts[max(0, i - 1) : i + 2]) for i in range(len(watts))]
@@ -220,6 +220,6 @@ def of_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean_watts": joules / seconds if seconds else statistics.fmean(watts),
         "seconds": seconds,
         "joules": joules,
-        "joules_over_idle": over,
+        "joules_above_idle": over,
         **({"utilization": statistics.fmean(busy)} if busy else {}),
     }
