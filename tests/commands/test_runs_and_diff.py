@@ -54,7 +54,7 @@ def result_of(answer: tuple[int, str, str], code: int = 0) -> Any:
     return found
 
 
-def verdict(out: str) -> str:
+def conclusion(out: str) -> str:
     """The last paragraph, as one line."""
     return " ".join(out.strip().rpartition("\n\n")[2].split())
 
@@ -122,7 +122,7 @@ def test_the_same_run_twice_is_the_same_computation(cli_here: Any, made: Path) -
     assert "run_name  first" in out
     assert "no effect on the numbers" in out
     assert "Versions and code: the same" in out
-    end = verdict(out)
+    end = conclusion(out)
     assert end.startswith("The same computation: settings, code, versions and device are the same, and the losses")
     assert end.endswith("equal to the last bit.")
     found = result_of(cli_here("diff", "first", "performance/again", "--json"))
@@ -137,7 +137,7 @@ def test_another_learning_rate_is_another_computation(cli_here: Any) -> None:
     assert code == 0
     assert "  lr " in out
     assert "first not equal at step 2: A " in out  # the first step's loss is of the weights that both begin with
-    assert verdict(out).startswith("Not the same computation: lr differs, and the losses part at step 2")
+    assert conclusion(out).startswith("Not the same computation: lr differs, and the losses part at step 2")
     found = result_of(cli_here("diff", "first", "faster", "--json"))
     assert found["same"] == "no"
     scores = found["scores"]
@@ -165,7 +165,7 @@ def test_losses_that_are_nearly_equal(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = result_of(cli("diff", "a", "b", "--json"))
     assert (found["same"], found["losses"]["first_apart"][0]) == (same, 2)
-    assert words in found["verdict"]
+    assert words in found["conclusion"]
 
 
 def test_other_code_and_versions_are_told(made: Path, cli: Any, workplace: Path) -> None:
@@ -178,7 +178,7 @@ def test_other_code_and_versions_are_told(made: Path, cli: Any, workplace: Path)
     found = result_of(cli("diff", "a", "b", "--json"))
     assert [item["name"] for item in found["software"]] == ["code", "torch"]
     assert found["same"] == "rounding"
-    assert "as far as the losses tell" in found["verdict"] and "with other code, torch" in found["verdict"]
+    assert "as far as the losses tell" in found["conclusion"] and "with other code, torch" in found["conclusion"]
     del about["code"]
     about["packages"]["torch"] = json.loads((made / "performance/first/environment.json").read_text())["packages"][
         "torch"
@@ -186,7 +186,7 @@ def test_other_code_and_versions_are_told(made: Path, cli: Any, workplace: Path)
     (workplace / "performance/old/environment.json").write_text(json.dumps(about))
     found = result_of(cli("diff", "a", "old", "--json"))
     assert found["same"] == "yes"
-    assert "as far as is known" in found["verdict"] and "Not known of both runs: code" in found["verdict"]
+    assert "as far as is known" in found["conclusion"] and "Not known of both runs: code" in found["conclusion"]
 
 
 def test_damaged_runs_are_compared_with_what_is_left(made: Path, cli: Any, workplace: Path) -> None:

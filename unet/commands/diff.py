@@ -49,7 +49,7 @@ def text(first: Run, second: Run, found: Comparison) -> list[str]:
     omitted = [*first.omitted, *second.omitted]
     if omitted:
         lines += ["", "Left out", *(f"  {line}" for line in omitted)]
-    return [*lines, "", *tables.text(found.verdict, 0)]
+    return [*lines, "", *tables.text(found.conclusion, 0)]
 
 
 def words(run: Run) -> str:

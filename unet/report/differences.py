@@ -98,18 +98,18 @@ class Comparison:
     losses: Losses
     scores: Scores
     same: str  # yes, rounding, no, unknown
-    verdict: str
+    conclusion: str
 
     def described(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def compare(first: Run, second: Run, resamples: int = 10000) -> Comparison:
-    """All differences of two runs, and the verdict."""
+    """All differences of two runs, and the conclusion."""
     settings, software = settings_of(first, second), software_of(first, second)
     machine, losses = machine_of(first, second), losses_of(first, second)
-    same, verdict = verdict_of(settings, software, machine, losses)
-    return Comparison(settings, software, machine, losses, scores_of(first, second, resamples), same, verdict)
+    same, conclusion = conclusion_of(settings, software, machine, losses)
+    return Comparison(settings, software, machine, losses, scores_of(first, second, resamples), same, conclusion)
 
 
 def settings_of(first: Run, second: Run) -> list[Difference]:
@@ -204,7 +204,7 @@ def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
     return Scores(means[0], means[1], gain, low, high, over, how)
 
 
-def verdict_of(
+def conclusion_of(
     settings: list[Difference], software: list[Difference], machine: list[Difference], losses: Losses
 ) -> tuple[str, str]:
     """(yes, rounding, no or unknown; the sentences that say it)."""
