@@ -10,6 +10,7 @@ import pytest
 
 from unet.errors import UsageError
 from unet.report.logs import analysis, argonne, mlperf, nnunet, read_logs
+from unet.report.logs.lines import Line
 from unet.report.run import Run
 
 
@@ -102,9 +103,41 @@ def test_lines_of_other_programs_and_damaged_rows(tmp_path: Path) -> None:
     assert [row.get("score") for row in run.epochs] == [None, 0.25, 0.1875]
     assert omitted == [
         f"{path}, line 6: no row of a log (could not convert string to float: '4.0x5')",
-        f"{path}, line 10: 8 cells instead of 5, or 6 with a card",
+        f"{path}, line 10: no row of a log (8 cells instead of 5, or 6 with a card)",
         f"{path}, line 7: not of this log, passed over",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "card", "epoch", "seconds", "loss", "score"),
+    [
+        ("train,2,10.5,0.5,", "", 2, 10.5, 0.5, None),
+        ("train,2,10.5,0.5", "", 2, 10.5, 0.5, None),
+        ("train,1,2,10.5,0.5,", "1", 2, 10.5, 0.5, None),
+        ("train,1,2,10.5,0.5", "1", 2, 10.5, 0.5, None),
+        ("eval,2,10.5,0.5, 0.25", "", 2, 10.5, 0.5, 0.25),
+        ("eval,2,10.5,, 0.25", "", 2, 10.5, None, 0.25),
+        ("eval,1,2,10.5,0.5, 0.25", "1", 2, 10.5, 0.5, 0.25),
+        ("loaders_init,,10.5,,", "", None, 10.5, None, None),
+        ("loaders_init,,,10.5,,", "", None, 10.5, None, None),
+        ("total_train_time,2,10.5,,", "", None, 10.5, None, None),
+        ("total_eval_time,,2,10.5,,", "", None, 10.5, None, None),
+    ],
+)
+def test_rows_with_and_without_a_card(
+    text: str, card: str, epoch: int | None, seconds: float, loss: float | None, score: float | None
+) -> None:
+    row = argonne.row_of(Line(1, text, whole=True))
+    assert row == argonne.Row(text.partition(",")[0], card, epoch, seconds, loss, score)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train,2,,0.5,", "train", "eval,1", "eval,x,1,1,1", "train,1.5,1,1,", "loaders_init,,,,", "eval,1,2,3,4,5,6"],
+)
+def test_rows_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="row"):
+        argonne.row_of(Line(1, text, whole=True))
 
 
 def test_a_best_score_of_nothing(tmp_path: Path) -> None:

@@ -122,19 +122,26 @@ def blocks_of(path: Path) -> tuple[list[Block], list[str]]:
 
 def row_of(line: Line) -> Row:
     """A row, with or without the column `card`. Raises ValueError in words."""
-    cells = [cell.strip() for cell in line.text.split(",")]
+    kind, *cells = [cell.strip() for cell in line.text.split(",")]
     if not line.whole:
         raise ValueError("the file ends within this row")
-    if len(cells) not in (5, 6):
-        raise ValueError(f"{len(cells)} cells instead of 5, or 6 with a card")
-    kind, card = cells[0], cells[1] if len(cells) == 6 else ""
     try:
+        if kind in ONCE:  # of its cells the last that is filled is the time
+            filled = [float(cell) for cell in cells if cell]
+            if not 1 <= len(filled) <= 3 or len(cells) > 6 or not math.isfinite(filled[-1]):
+                raise ValueError(f"{len(filled)} values in {len(cells) + 1} cells")
+            return Row(kind, "", None, filled[-1], None, None)
+        if kind == "train":  # has no score, and a comma or two in its place
+            cells = [*",".join(cells).rstrip(",").split(","), ""]
+        if len(cells) not in (4, 5):
+            raise ValueError(f"{len(cells) + 1} cells instead of 5, or 6 with a card")
+        card = cells[0] if len(cells) == 5 else ""
         epoch, seconds, loss, score = map(number_of, cells[-4:])
     except ValueError as error:
         raise ValueError(f"no row of a log ({error})") from error
-    if seconds is None or not math.isfinite(seconds) or (kind in ("train", "eval") and (epoch is None or epoch % 1)):
+    if epoch is None or epoch % 1 or seconds is None or not math.isfinite(seconds):
         raise ValueError("a row without its epoch or its seconds")
-    return Row(kind, card, None if epoch is None else int(epoch), seconds, loss, score)
+    return Row(kind, card, int(epoch), seconds, loss, score)
 
 
 def run_of(path: Path, block: Block) -> Run:
