@@ -38,7 +38,7 @@ def run(resolved: Resolved, command: str) -> int:
     rows = [row for path in places for row in rows_of(path, config.listing.records)]
     if config.listing.records:  # the files of a record are as old as the copy of the repository
         rows = [{**row, "updated": row["name"][:10]} for row in rows]
-    rows.sort(key=lambda row: (row["updated"], row["name"]), reverse=True)
+    rows.sort(key=lambda row: (row["updated"], written(row["path"]), row["name"]), reverse=True)
     output.show(config, {"folder": folder, "runs": rows}, "\n".join(text(rows, folder)))
     return 0
 
@@ -112,6 +112,14 @@ def updated(path: Path, status: Mapping[str, Any]) -> str:
         return found
     times = [os.stat(place).st_mtime for place in path.iterdir() if place.is_file()]  # noqa: PTH116
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(times, default=0)))
+
+
+def written(path: Path) -> int:
+    """When the status of a run was written, in nanoseconds: the time in it has whole seconds."""
+    try:
+        return (path / "status.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def last_line(path: Path) -> str:
