@@ -195,7 +195,7 @@ def test_damaged_runs_are_compared_with_what_is_left(made: Path, cli: Any, workp
         shutil.copytree(made / "performance/first", workplace / "performance" / name)
     cut = workplace / "performance/b"
     content = (cut / "metrics.jsonl").read_bytes()
-    (cut / "metrics.jsonl").write_bytes(content[: len(content) // 2])
+    (cut / "metrics.jsonl").write_bytes(content[: content.index(b"\n", len(content) // 3) + 20])  # 20 bytes into a line
     (cut / "summary.json").write_text('{"best_sc')
     about = json.loads((cut / "environment.json").read_text()) | {"unet": "99.0.0"}
     (cut / "environment.json").write_text(json.dumps(about))
