@@ -37,7 +37,7 @@ class Command:
 
 
 APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
-TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", *APPLYING)
+TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", "power", *APPLYING)
 COMMANDS = {
     "train": Command(
         "train a network and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
@@ -48,12 +48,12 @@ COMMANDS = {
     "evaluate": Command(
         "score trained weights on every case",
         "--weights first-run.safetensors",
-        ("general", "run", "split", *APPLYING, "output"),
+        ("general", "run", "split", "power", *APPLYING, "output"),
     ),
     "predict": Command(
         "write masks for images, patients or whole data sets",
         "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-        ("input", "predict", "general", *APPLYING),
+        ("input", "predict", "general", "power", *APPLYING),
         " FILES|FOLDERS ...",
     ),
     "sample": Command(
@@ -79,7 +79,7 @@ COMMANDS = {
     "benchmark": Command(
         "samples/s of step and loader, compared with a plain fp32 loop",
         "--synth-data --batch-size 16 --precision bf16",
-        ("general", "run", "timing", "train", *APPLYING),
+        ("general", "run", "timing", "train", "power", *APPLYING),
     ),
     "runs": Command(
         "list the runs: running, done, failed or died, with score, time and last line",

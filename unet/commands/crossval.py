@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
+SUMMARY |= {"power?": {"joules?": (float, int, None)}}
 KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
 KEPT |= {"device_module"}  # typed, never from a file
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -324,9 +325,12 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
                 "steps": about["steps"],
                 "train_seconds": about["seconds"]["train"],
                 "images_per_second": about["images_per_second"],
+                "joules": about.get("power", {}).get("joules"),
                 **{key: mean([{key: float(case[key] or "nan")} for case in cases], key) for key in keys},
             }
         )
+    if all(row["joules"] is None for row in rows):  # without --power
+        rows = [{name: value for name, value in row.items() if name != "joules"} for row in rows]
     return rows
 
 

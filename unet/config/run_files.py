@@ -17,6 +17,7 @@ CONFIG = {"command?": str, "settings": {str: (ENTRY, {str: ENTRY})}}  # by group
 SPLIT = {"train": [str], "validation": [str]}
 MANIFEST = {"files": [str]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
+RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

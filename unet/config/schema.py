@@ -34,6 +34,7 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
+from unet.config.flags_power import SHORTEST, PowerOptions
 from unet.config.flags_reports import ListOptions, OutputOptions, RunsOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
@@ -69,6 +70,7 @@ class Config:
     runs: RunsOptions = dataclasses.field(default_factory=RunsOptions)
     listing: ListOptions = dataclasses.field(default_factory=ListOptions)
     output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
+    power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 
@@ -175,6 +177,8 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append(f"--fold {split.fold} is outside 0 to {split.folds - 1} (--folds {split.folds})")
     if config.train.schedule == "multistep" and not config.train.lr_milestones:
         mistakes.append("--schedule multistep needs --lr-milestones")
+    if 0 < config.power.power < SHORTEST:
+        mistakes.append(f"--power {config.power.power:g} is too short, {SHORTEST:g} s or more (0 is off)")
     if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
     if config.data.rebuild_cache and config.save.resume:
