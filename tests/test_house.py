@@ -60,7 +60,8 @@ TORCH_FREE = [
     "devices.cpu",
     "devices.cuda",
     "devices.rocm",
-    "devices.power",
+    "devices.power.sources",
+    "devices.power.sampler",
 ]
 VENDORS = {"torch", "habana_frameworks", "torch_mlu", "torch_npu"}
 

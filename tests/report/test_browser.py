@@ -141,7 +141,7 @@ def test_the_page_does_not_scroll_to_the_side(browser: Any, page: Path, width: i
     time.sleep(0.2)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     first = browser.execute_script("return document.querySelector('h1').getBoundingClientRect().bottom")
-    assert first < 800, "the verdict is on the first screen"
+    assert first < 800, "the conclusion is on the first screen"
 
 
 def test_sliders_are_worked_by_keyboard(browser: Any, page: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page: its verdict, what it shows of runs that are incomplete, where it is written, its size."""
+"""The page: its conclusion, what it shows of runs that are incomplete, where it is written, its size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from conftest import error_of, start
 from runs import write_pictures, write_run
 
 from unet.report.page import bokeh_curves, document
+from unet.report.page.conclusion import conclusions
 from unet.report.page.folder import LIST
 from unet.report.page.groups import groups_of
 from unet.report.page.markup import duration, figure
-from unet.report.page.verdict import verdicts
 from unet.report.run import Run, read
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -33,10 +33,10 @@ HIGHER = {case: value + 0.05 + 0.01 * float(CALM.standard_normal()) for case, va
 
 def words_of(*paths: Path) -> list[str]:
     runs = [run for path in paths for run in read(path)]
-    return [words for verdict in verdicts(groups_of(runs)) for words in (verdict.words, *verdict.more)]
+    return [words for conclusion in conclusions(groups_of(runs)) for words in (conclusion.words, *conclusion.more)]
 
 
-def test_the_verdict_of_two_runs(tmp_path: Path) -> None:
+def test_the_conclusion_of_two_runs(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {**PATIENTS, "only-a": 0.1})
     b = write_run(tmp_path / "b", HIGHER, settings={"lr": 0.01}, epochs=6)
     first, more = words_of(a, b)[:2]
@@ -74,7 +74,7 @@ def test_less_may_be_better(tmp_path: Path) -> None:
     assert " MSE lower than a" in words_of(*paths)[0]
 
 
-def test_the_verdict_of_one_run_and_of_its_seeds(tmp_path: Path) -> None:
+def test_the_conclusion_of_one_run_and_of_its_seeds(tmp_path: Path) -> None:
     one = write_run(tmp_path / "net-1", PATIENTS)
     assert re.match(r"net-1 scores 0\.626 DSC \(95 % interval 0\.\d+ to 0\.\d+, 7 cases", words_of(one)[0])
     two = write_run(tmp_path / "net-2", HIGHER, settings={"seed": 2})
@@ -200,8 +200,8 @@ def test_json_is_all_that_is_printed(tmp_path: Path, cli: Cli) -> None:
     code, out, _ = cli("report", a, b, tmp_path / "nothing", "--json")
     assert code == 0
     found = json.loads(out)
-    assert found["verdicts"][0]["cases"] == 7
-    assert found["verdicts"][0]["low"] > 0
+    assert found["conclusions"][0]["cases"] == 7
+    assert found["conclusions"][0]["low"] > 0
     assert found["settings_that_differ"] == {"lr": {"a": "0.001", "b": "0.01"}}
     assert len(found["omitted"]) == 1
     assert Path(found["page"]).is_file()
@@ -296,7 +296,7 @@ def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
     assert isinstance(run, Run)
     assert len(run.scores) == 14
     page = document.build([run])
-    assert "cv scores 0.626 DSC" in page.data["verdicts"][0]["words"]
+    assert "cv scores 0.626 DSC" in page.data["conclusions"][0]["words"]
     assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
     assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
     assert {"lgg-cv_fold0-f0_p1.png", "lgg-cv_fold1-f1_p1.png"} <= set(page.beside)

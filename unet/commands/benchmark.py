@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
+from unet.commands import power as power_use
 from unet.commands import setup
 from unet.config import capacity
 from unet.config.resolve import Resolved, dumps
 from unet.config.schema import Config
 from unet.devices import launchers, select
-from unet.devices.base import Device
 from unet.errors import UnetError, UsageError
 from unet.runtime.folders import run_folder
 
@@ -67,7 +67,7 @@ def run(resolved: Resolved, command: str) -> int:
                         if number:
                             times[name].append(sum(seconds) / steps)
             latency["step"] = ours(-config.timing.rounds * config.timing.steps)[0]
-            power = consumed(context.device, ours, config.timing.steps, config.train.batch_size)
+            power = consumed(context, ours, config.timing.steps, config.train.batch_size)
     with worker(config, batch, "predict") as predict:
         if warmup:
             predict(warmup)
@@ -137,9 +137,13 @@ def summary(
     }
 
 
-def consumed(device: Device, ask: Ask, steps: int, items: int, least: float = 2.0) -> dict[str, float] | None:
+def consumed(context: setup.Context, ask: Ask, steps: int, items: int, least: float = 2.0) -> dict[str, Any] | None:
     """Mean watts of the device, and items per joule, over at least so many seconds of steps of `items` each; None where
-    power cannot be read. Not in the timed rounds: reading starts a program."""
+    power cannot be read. Not in the timed rounds: reading starts a program. With --power of the whole machine, and what
+    it takes when it is idle."""
+    if context.config.power.power:
+        return power_use.metered(context, lambda: len(ask(steps)[0]) * items, least)
+    device = context.device
     if device.power() is None:
         return None
     readings: list[float] = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from unet import files, host
+from unet.commands import tables
 from unet.config.resolve import Resolved
-from unet.config.schema import shell_path
+from unet.config.schema import Config, shell_path
 from unet.errors import UnetError, UsageError
+from unet.report.logs import analysis, read_logs
 from unet.report.page import document
 from unet.report.page.folder import PageFolder
-from unet.report.run import Run, read
+from unet.report.places import runs_of
+from unet.report.run import Run
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -27,7 +29,7 @@ def run(resolved: Resolved, command: str) -> int:
     every = config.report.every if config.report.watch else None
     while True:
         began = time.monotonic()
-        runs, omitted = found(config.runs.runs, config.report.import_logs)
+        runs, omitted, imported = found(config)
         report = document.build(runs, omitted, every)
         folder.write(report.page, report.beside)
         if every is None or not report.running:
@@ -36,8 +38,10 @@ def run(resolved: Resolved, command: str) -> int:
     if config.output.json:
         print(files.json_text({**report.data, "page": str(folder.page.absolute())}), end="")
         return 0
-    for verdict in report.data["verdicts"]:
-        print("\n".join([verdict["words"], *(f"  {words}" for words in verdict["more"])]))
+    for conclusion in report.data["conclusions"]:
+        print("\n".join([conclusion["words"], *(f"  {words}" for words in conclusion["more"])]))
+    if imported:
+        print("\n" + analysis.text(imported, tables.table))
     for words in report.data["omitted"]:
         host.notice(f"left out: {words}")
     kinds = f"{sum(name.endswith('.png') for name in report.beside)} PNG and "
@@ -46,26 +50,25 @@ def run(resolved: Resolved, command: str) -> int:
     return 0
 
 
-def found(paths: Sequence[str], imports: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs of the folders and of imported logs, and what could not be read, in words. One folder of several that
-    is no run is left out with its reason; raises UsageError where there is none at all."""
-    runs, omitted = list[Run](), list[str]()
+def found(config: Config) -> tuple[list[Run], list[str], list[Run]]:
+    """The runs that were named and those of imported logs, what could not be read, in words, and the imported runs
+    alone. One of several that is no run is left out with its reason; raises UsageError where there is none at all."""
+    paths, imports = config.runs.runs, config.report.import_logs
+    runs, omitted, imported = list[Run](), list[str](), list[Run]()
     for name in paths:
         try:
-            runs += read(Path(name))
+            runs += runs_of(name, Path(config.run.out))
         except UnetError as error:
             if len(paths) + len(imports) == 1:
                 raise
             omitted.append(f"{error.message} {error.hint}")
     for name in imports:
-        from unet.report.logs.find import read_logs
-
         logs, said = read_logs(Path(name))
-        runs += logs
+        imported += logs
         omitted += said
-    if not runs:
+    if not runs + imported:
         raise UsageError(
             f"None of {', '.join([*paths, *imports])} holds a run: {omitted[0] if omitted else 'they are empty'}",
             "python -m unet runs lists the folders of runs.",
         )
-    return runs, omitted
+    return runs + imported, omitted, imported

@@ -1,4 +1,4 @@
-"""The flags of what reads runs: the page and the lists of runs. No torch."""
+"""The flags of commands that read runs and print tables; the others are in `flags`. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunListOptions:
+class RunsOptions:
     """Runs"""
 
     runs: tuple[str, ...] = option(
-        (), "folders of runs, cross-validations or records", metavar="RUN", positional=True, common=True
+        (),
+        "folders of runs or records; a bare name is looked for under --out and its records/ too",
+        metavar="RUN",
+        positional=True,
+        common=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """List"""
+
+    records: bool = option(False, "list the records in place of the runs", common=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ PANELS = {"case": str, "score": (float, None), "place": str, "file": str, "panel
 PANELS |= {"slices": [int], "of": int, "first": int, "width": int, "height": int, "key": {str: [[object]]}}
 PICTURE_INDEX = {"version": int, "cases": [PANELS]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
+RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

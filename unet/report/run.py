@@ -19,7 +19,7 @@ from unet.errors import UnetError, UsageError
 STARTS = ("config.json", "metrics.jsonl", "summary.json", "benchmark.json", "status.json")  # a run folder holds one
 CASES, METRICS, POWER = "cases.csv", "metrics.jsonl", "power.csv"
 LOWER_IS_BETTER = ("loss", "mse", "hd95", "error", "seconds")  # ends of a metric's key, in runs that do not say so
-TEXT_COLUMNS = ("case", "fold")
+TEXT_COLUMNS = ("case", "fold", "source")
 
 
 @dataclasses.dataclass
@@ -193,7 +193,7 @@ def read_run(path: Path) -> Run:
     run.item = str(run.summary.get("item") or run.benchmark.get("item") or "samples")
     _metrics(run)
     run.cases = read_cases(run, CASES)
-    run.power = [row for row in _csv(run, POWER) if row]
+    run.power = _power(run)
     _metric(run)
     for name in ("progress.png", "terms.png", "predictions.png", "samples.png"):
         if (path / name).is_file():
@@ -279,6 +279,16 @@ def _lines(run: Run, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
                 continue
             if isinstance(row, dict):
                 yield f"{path}, line {count}", row
+
+
+def _power(run: Run) -> list[dict[str, Any]]:
+    """The samples of power.csv, in seconds since the first."""
+    rows = [row for row in _csv(run, POWER) if isinstance(row.get("watts"), float)]
+    first = min((row["time"] for row in rows if number(row.get("time")) is not None), default=0.0)
+    for row in rows:
+        if number(row.get("time")) is not None:
+            row.setdefault("seconds", row.pop("time") - first)
+    return [row for row in rows if number(row.get("seconds")) is not None]
 
 
 def read_cases(run: Run, name: str) -> dict[str, dict[str, float]]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from unet import __version__
+from unet.report.page.conclusion import Conclusion
 from unet.report.page.curves import OVER, Panel
 from unet.report.page.groups import Group, differing, is_running, shown
-from unet.report.page.verdict import Verdict
 from unet.report.run import Run, number
 
 RUN_COLUMNS: tuple[str, ...] = ("run", "group", "task", "kind", "status", "device", "metric", "score", "train_seconds")
@@ -19,14 +19,18 @@ RUN_COLUMNS += ("seconds_to_target", "samples_per_second", "joules_per_sample", 
 
 
 def page_data(
-    groups: Sequence[Group], panels: Sequence[Panel], verdicts: Sequence[Verdict], omitted: Sequence[str], watched: bool
+    groups: Sequence[Group],
+    panels: Sequence[Panel],
+    conclusions: Sequence[Conclusion],
+    omitted: Sequence[str],
+    watched: bool,
 ) -> dict[str, Any]:
     return {
         "version": 1,
         "unet": __version__,
         "watched": watched,
         "over": OVER,
-        "verdicts": [{"words": each.words, "more": each.more, **each.data} for each in verdicts],
+        "conclusions": [{"words": each.words, "more": each.more, **each.data} for each in conclusions],
         "settings_that_differ": {
             name: {group.name: shown(group, name) for group in groups} for name in differing(groups)
         },

@@ -11,9 +11,9 @@ from typing import Any
 
 from unet import __version__
 from unet.report.page import bars, bokeh_curves, cases, curves, data, matplotlib_curves, tables
+from unet.report.page.conclusion import Conclusion, conclusions
 from unet.report.page.groups import Group, distinct, groups_of, is_running
 from unet.report.page.markup import counted, escaped, figure, file_name, folded, script_json, tag
-from unet.report.page.verdict import Verdict, verdicts
 from unet.report.run import Run
 
 # Nothing may be asked for from anywhere, whatever stands in the page.
@@ -39,7 +39,7 @@ def build(runs: Sequence[Run], omitted: Sequence[str] = (), every: float | None 
     groups = groups_of(shown)
     pictures = cases.pictures_of(groups)
     panels = curves.panels(groups)
-    found = verdicts(groups)
+    found = conclusions(groups)
     said = [*omitted, *doubled, *(words for run in shown for words in all_omitted(run))]
     running = any(is_running(run) for run in shown)
     numbers = data.page_data(groups, panels, found, said, watched=every is not None)
@@ -91,8 +91,8 @@ def document(groups: Sequence[Group], body: Sequence[str], numbers: dict[str, An
     return f'<!doctype html>\n<html lang="en">{inner}</html>\n'
 
 
-def answer(found: Sequence[Verdict], groups: Sequence[Group], running: bool) -> str:
-    """The verdict, large; those of several tasks below it."""
+def answer(found: Sequence[Conclusion], groups: Sequence[Group], running: bool) -> str:
+    """The conclusion, large; those of several tasks below it."""
     first, *rest = found
     more = [tag("p", escaped(words), class_="more") for words in first.more]
     names = [name for group in groups for name in (group.name, *(run.name for run in group.runs))]
@@ -103,12 +103,15 @@ def answer(found: Sequence[Verdict], groups: Sequence[Group], running: bool) -> 
         for v in rest
     ]
     return tag(
-        "section", tag("h1", spoken(first.words, names)), *more, tag("ul", *lines, class_="verdicts") if lines else ""
+        "section",
+        tag("h1", spoken(first.words, names)),
+        *more,
+        tag("ul", *lines, class_="conclusions") if lines else "",
     )
 
 
 def spoken(words: str, names: Sequence[str]) -> str:
-    """A verdict as HTML: names of runs stay on a line where they are short, what stands in brackets is lighter."""
+    """A conclusion as HTML: names of runs stay on a line where they are short, what stands in brackets is lighter."""
     short = sorted({name for name in names if len(name) < 24}, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, short))})", words) if short else [words]
     text = "".join(tag("span", escaped(part), class_="name") if part in short else escaped(part) for part in parts)

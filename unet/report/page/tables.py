@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unet.report.page.conclusion import state_of
 from unet.report.page.groups import Group, by_task, differing, shown, train_seconds, value_text
 from unet.report.page.markup import NONE, duration, escaped, figure, folded, size, table, tag
-from unet.report.page.verdict import state_of
 from unet.report.run import Run
 
 MEASURES = ("score", "minutes to target", "samples/s", "joules/sample", "peak memory")

@@ -14,7 +14,7 @@ MANIFEST_NAME = "files.json"
 BOARD = "tensorboard"
 FOLDERS = (BOARD, PICTURED, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
 NAMES = re.compile(
-    r"(config|settings|environment|status|splits|summary|benchmark|files)\.json|metrics\.jsonl|run\.log|cases\.csv"
+    r"(config|settings|environment|status|splits|summary|benchmark|files)\.json|metrics\.jsonl|run\.log|(cases|sweep|results|power)\.csv"
     r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|cases/([\w-]+\.png|index\.json)|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
 )
 WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
@@ -127,6 +127,8 @@ def _start_of(name: str) -> Callable[[bytes], bool]:
         return lambda start: b"brain.Event" in start
     if name == "cases.csv":
         return lambda start: start.startswith((b"case,", b"fold,"))
+    if name in ("results.csv", "power.csv"):
+        return lambda start: start.startswith((b"epoch,", b"time,source,watts"))
     if name.endswith(".txt"):
         return lambda start: start.startswith(b"Command: ")
     if name == "unet3d.log":

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from unet.metrics.statistics import Difference, bootstrap_interval, paired_interval
+from unet.metrics.statistics import Difference, bootstrap_interval, paired_difference
 from unet.report.page.groups import Group, by_task, is_running
 from unet.report.page.markup import counted, duration, figure
 from unet.report.run import Run, number
@@ -17,7 +17,7 @@ LITTLE = 6  # cases: with fewer an interval says little
 
 
 @dataclasses.dataclass
-class Verdict:
+class Conclusion:
     """A sentence, what is added to it in smaller letters, and its numbers for machines."""
 
     words: str
@@ -25,26 +25,26 @@ class Verdict:
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def verdicts(groups: Sequence[Group]) -> list[Verdict]:
-    """One verdict for each task, in the order of the page; where there are several tasks, first the words that they are
+def conclusions(groups: Sequence[Group]) -> list[Conclusion]:
+    """One conclusion for each task, in the order of the page; where there are several tasks, first the words that they are
     not compared."""
     tasks = by_task(groups)
     found = [of_task(task, each) for task, each in tasks.items()]
     if len(tasks) > 1:
         names = ", ".join(task or "unknown task" for task in tasks)
         words = f"Runs of {len(tasks)} tasks ({names}): scores of different tasks are not compared."
-        for task, verdict in zip(tasks, found, strict=True):
-            verdict.words = f"{task or 'unknown task'}: {verdict.words}"
-        return [Verdict(words), *found]
+        for task, conclusion in zip(tasks, found, strict=True):
+            conclusion.words = f"{task or 'unknown task'}: {conclusion.words}"
+        return [Conclusion(words), *found]
     return found
 
 
-def of_task(task: str, groups: Sequence[Group]) -> Verdict:
+def of_task(task: str, groups: Sequence[Group]) -> Conclusion:
     if len(groups) == 1 and len(groups[0].runs) == 2:  # two seeds are two runs that somebody wants to see apart
         a, b = (Group(run.name, [run]) for run in groups[0].runs)
-        verdict = pair(a, b)
-        verdict.more.append("They differ only in their seed.")
-        return verdict
+        conclusion = pair(a, b)
+        conclusion.more.append("They differ only in their seed.")
+        return conclusion
     if len(groups) == 1:
         return single(groups[0])
     if len(groups) == 2:
@@ -55,32 +55,32 @@ def of_task(task: str, groups: Sequence[Group]) -> Verdict:
         rated = [group for group in groups if group.mean(lambda run: run.rate) is not None]
         if len(rated) > 1:
             return faster(rated[0], max(rated, key=lambda group: group.mean(lambda run: run.rate) or 0))
-        return Verdict(f"{counted(len(groups), 'run')} without a score.")
+        return Conclusion(f"{counted(len(groups), 'run')} without a score.")
     if len(scored) == 1:
-        verdict = single(scored[0])
-        verdict.more.append(f"The other {len(groups) - 1} have no {scored[0].first.score_name} to compare it with.")
-        return verdict
+        conclusion = single(scored[0])
+        conclusion.more.append(f"The other {len(groups) - 1} have no {scored[0].first.score_name} to compare it with.")
+        return conclusion
     if len(scored) == 2:
         return pair(*scored)
     best = max(scored, key=lambda group: group.sign * (group.score or 0.0))
     if best is scored[0]:
         second = max(scored[1:], key=lambda group: group.sign * (group.score or 0.0))
-        verdict = pair(second, best)
-        verdict.words = f"The first of {len(scored)} is the best: {verdict.words}"
+        conclusion = pair(second, best)
+        conclusion.words = f"The first of {len(scored)} is the best: {conclusion.words}"
     else:
-        verdict = pair(scored[0], best)
-        verdict.words = f"The best of {len(scored)} against the first: {verdict.words}"
-    return verdict
+        conclusion = pair(scored[0], best)
+        conclusion.words = f"The best of {len(scored)} against the first: {conclusion.words}"
+    return conclusion
 
 
-def single(group: Group) -> Verdict:
+def single(group: Group) -> Conclusion:
     """The score of one run, or of several seeds, with its interval over the cases."""
     run, name = group.first, group.name
     if run.kind == "benchmark":
         return benchmark(run)
     state = state_of(run)
     if group.score is None:
-        return Verdict(f"{name} {state or 'has no score'}.", [last_words(run)] if last_words(run) else [])
+        return Conclusion(f"{name} {state or 'has no score'}.", [last_words(run)] if last_words(run) else [])
     scores = group.scores
     data = {"score": group.score, "metric": run.metric, "cases": len(scores)}
     over = ""
@@ -95,10 +95,10 @@ def single(group: Group) -> Verdict:
         each = [score for one in group.runs if (score := one.score) is not None]
         spread = f", {figure(min(each))} to {figure(max(each))} by seed"
     words = f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{over}{spread}."
-    return Verdict(words, [*timing_of(group), *few(len(scores))], data)
+    return Conclusion(words, [*timing_of(group), *few(len(scores))], data)
 
 
-def pair(a: Group, b: Group) -> Verdict:
+def pair(a: Group, b: Group) -> Conclusion:
     """`b` against `a`."""
     if a.first.kind == b.first.kind == "benchmark":
         return faster(a, b)
@@ -109,8 +109,8 @@ def pair(a: Group, b: Group) -> Verdict:
         why = f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no score" if missing else "they are"
         why += "" if missing else f" scored by {a.first.score_name} and {b.first.score_name}"
         words = f"{b.name} and {a.name} cannot be compared by score: {why}"
-        return Verdict(f"{words}{f'; {b.name}{time}' if time else ''}.", unfinished)
-    found = paired_interval(a.scores, b.scores, RESAMPLES)
+        return Conclusion(f"{words}{f'; {b.name}{time}' if time else ''}.", unfinished)
+    found = paired_difference(a.scores, b.scores, RESAMPLES)
     data = {"a": a.name, "b": b.name, "metric": a.first.metric, **seconds}
     if not found.cases:
         return without_cases(a, b, time, unfinished, data)
@@ -128,7 +128,7 @@ def pair(a: Group, b: Group) -> Verdict:
         words = f"{b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}{better}"
     overlap, by_seed = seeds_of(a, b)
     joined = f", though single seeds overlap{', and' if time else ''}" if overlap else " and" if time else ""
-    return Verdict(f"{words}{joined}{time}.", [*more, *by_seed, *few(found.cases)], data)
+    return Conclusion(f"{words}{joined}{time}.", [*more, *by_seed, *few(found.cases)], data)
 
 
 def seeds_of(a: Group, b: Group) -> tuple[bool, list[str]]:
@@ -152,7 +152,7 @@ def interval_words(found: Difference) -> str:
     return f" (95 % interval {low} to {high}, {counted(found.cases, 'case')}, paired bootstrap)"
 
 
-def without_cases(a: Group, b: Group, time: str, more: list[str], data: dict[str, Any]) -> Verdict:
+def without_cases(a: Group, b: Group, time: str, more: list[str], data: dict[str, Any]) -> Conclusion:
     """Runs that share no case: the scores side by side, without a difference."""
     both = f"{figure(b.score)} and {figure(a.score)} {a.first.score_name}"
     if a.scores and b.scores:
@@ -160,7 +160,7 @@ def without_cases(a: Group, b: Group, time: str, more: list[str], data: dict[str
         words = f"{b.name} and {a.name} share no case, so they are not compared: {both}, {count}"
     else:
         words = f"{b.name} and {a.name} score {both}; without scores by case of both there is no interval"
-    return Verdict(f"{words}{f'; {b.name}{time}' if time else ''}.", more, data)
+    return Conclusion(f"{words}{f'; {b.name}{time}' if time else ''}.", more, data)
 
 
 def time_words(a: Group, b: Group) -> tuple[str, dict[str, float]]:
@@ -179,25 +179,25 @@ def time_words(a: Group, b: Group) -> tuple[str, dict[str, float]]:
     return "", {}
 
 
-def faster(a: Group, b: Group) -> Verdict:
+def faster(a: Group, b: Group) -> Conclusion:
     """Two runs by their samples a second."""
     one, two = (group.mean(lambda run: run.rate) for group in (a, b))
     if not one or not two or a is b:
         return single(a)
     same = a.first.item
     words = f"{b.name} trains {figure(two / one)} times as many {same} a second as {a.name}"
-    return Verdict(f"{words} ({figure(two)} against {figure(one)}).", data={"rate_ratio": two / one})
+    return Conclusion(f"{words} ({figure(two)} against {figure(one)}).", data={"rate_ratio": two / one})
 
 
-def benchmark(run: Run) -> Verdict:
+def benchmark(run: Run) -> Conclusion:
     ratio = run.benchmark.get("ours_over_plain")
     if run.rate is None:
-        return Verdict(f"{run.name} measured prediction only.")
+        return Conclusion(f"{run.name} measured prediction only.")
     words = f"{run.name} trains {figure(run.rate)} {run.item} a second"
     if isinstance(ratio, dict) and (median := number(ratio.get("median"))) is not None:
         low, high = number(ratio.get("min")), number(ratio.get("max"))
         words += f", {figure(median)} times the plain loop ({figure(low)} to {figure(high)})"
-    return Verdict(f"{words}.", data={"rate": run.rate})
+    return Conclusion(f"{words}.", data={"rate": run.rate})
 
 
 def state_of(run: Run) -> str:
