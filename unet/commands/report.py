@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from unet import files, host
-from unet.commands import tables
+from unet import host
+from unet.commands import output, tables
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, shell_path
 from unet.errors import UnetError, UsageError
@@ -36,7 +36,7 @@ def run(resolved: Resolved, command: str) -> int:
             break
         time.sleep(max(0.5, every - (time.monotonic() - began)))
     if config.output.json:
-        print(files.json_text({**report.data, "page": str(folder.page.absolute())}), end="")
+        output.show(config, {**report.data, "page": str(folder.page.absolute())}, "")
         return 0
     for conclusion in report.data["conclusions"]:
         print("\n".join([conclusion["words"], *(f"  {words}" for words in conclusion["more"])]))

@@ -23,6 +23,8 @@ def place_of(name: str, out: Path) -> Path:
         path.name for folder in (out, out / RECORDS) if folder.is_dir() for path in folder.iterdir() if path.is_dir()
     ]
     near = difflib.get_close_matches(name, known, 1, 0.6)
+    if Path(name).name != name:
+        raise UsageError(f"{name} does not exist.", "All runs: python -m unet runs")
     raise UsageError(
         f"There is no run {name!r}: neither {places[0].absolute()} nor {places[1].absolute()} exists.",
         f"Did you mean {near[0]}? All of them: python -m unet runs" if near else "All of them: python -m unet runs",

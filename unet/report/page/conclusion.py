@@ -26,7 +26,7 @@ class Conclusion:
 
 
 def conclusions(groups: Sequence[Group]) -> list[Conclusion]:
-    """One conclusion for each task, in the order of the page; where there are several tasks, first the words that they are
+    """One conclusion for each task, in the order of the page; where there are several, first the words that they are
     not compared."""
     tasks = by_task(groups)
     found = [of_task(task, each) for task, each in tasks.items()]
