@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import launch, run_start, tables
+from unet.commands import launch, output, run_start, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
@@ -138,8 +138,8 @@ def train_and_sum_up(
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
         files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
-        print(table(rows, task, len(found)))
-        print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
+        logs = f"\n\n  logs       {folder.path}/  (summary.json, cases.csv)"
+        output.show(config, result, table(rows, task, len(found)) + logs)
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
     again = "type the same command again" + (", without --overwrite" if config.general.overwrite else "")
     if stopped:
@@ -245,6 +245,7 @@ def clear(fold: Fold) -> None:
 def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:
     """Train folds, one at a time on each of the `cards` (with a share of the cores); a failed fold does not stop the
     others. Returns whether it was stopped, by a signal (passed on to the folds) or by --max-time since `began`."""
+    quiet = len(cards) > 1 or config.output.json
     waiting, running = list(left), dict[int, tuple[Fold, subprocess.Popen[bytes]]]()
     processes: list[subprocess.Popen[bytes]] = []
     stopped = False
@@ -257,7 +258,7 @@ def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[
                 if waiting and place not in running and not stopped:
                     fold = waiting.pop(0)
                     words = fold.command(settings, config, minutes)
-                    running[place] = fold, start(fold, words, variables, place, len(cards))
+                    running[place] = fold, start(fold, words, variables, place, len(cards), quiet)
                     processes.append(running[place][1])
             time.sleep(0.1)
             for place, (fold, process) in list(running.items()):
@@ -286,9 +287,9 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
 
 
 def start(
-    fold: Fold, words: Sequence[str], variables: dict[str, str], place: int, places: int
+    fold: Fold, words: Sequence[str], variables: dict[str, str], place: int, places: int, quiet: bool
 ) -> subprocess.Popen[bytes]:
-    """The process of a fold."""
+    """The process of a fold; `quiet`: what it prints is not shown."""
     cores = sorted(os.sched_getaffinity(0))
     own = cores[place * len(cores) // places : (place + 1) * len(cores) // places] or cores
 
@@ -302,7 +303,7 @@ def start(
         env={**os.environ, **variables},
         start_new_session=True,  # Ctrl-C comes from this process alone, once
         preexec_fn=prepare,
-        stdout=subprocess.DEVNULL if places > 1 else None,
+        stdout=subprocess.DEVNULL if quiet else None,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import power, run_start, scores, setup
+from unet.commands import output, power, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -52,24 +52,25 @@ def score(context: setup.Context, resolved: Resolved, command: str, path: Path, 
     memory = context.group.gather(context.device.memory())
     from unet.runtime import evaluation
 
-    folder.write(
-        "summary.json",
-        {
-            **task.metric.described(),
-            "item": task.item,
-            "best_score": evaluation.mean(records, task.metric.key),
-            "cases": len(records),
-            "seconds": {"evaluate": seconds},
-            "case_latency": evaluation.latency(predictor.seconds),
-            "peak_memory_bytes": max(memory),
-            "ranks": context.group.world,
-            "images_per_second": sum(case.cost for case in cases) / seconds,
-            **used,
-            "paths": {"run": str(folder.path), "weights": str(path)},
-        },
-    )
+    summary = {
+        **task.metric.described(),
+        "item": task.item,
+        "best_score": evaluation.mean(records, task.metric.key),
+        "cases": len(records),
+        "seconds": {"evaluate": seconds},
+        "case_latency": evaluation.latency(predictor.seconds),
+        "peak_memory_bytes": max(memory),
+        "ranks": context.group.world,
+        "images_per_second": sum(case.cost for case in cases) / seconds,
+        **used,
+        "paths": {"run": str(folder.path), "weights": str(path)},
+    }
+    folder.write("summary.json", summary)
     folder.status("done")
     if not context.group.is_main:
+        return 0
+    if config.output.json:
+        output.show(config, {**summary, "scores": records}, "")
         return 0
     print(scores.table(task, records, config.eval.bootstrap))
     if predictor.seconds:

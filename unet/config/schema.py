@@ -35,6 +35,7 @@ from unet.config.flags import (
     WeightsOptions,
 )
 from unet.config.flags_power import SHORTEST, PowerOptions
+from unet.config.flags_reports import ListOptions, OutputOptions, ReportOptions, RunsOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
@@ -66,7 +67,11 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    runs: RunsOptions = dataclasses.field(default_factory=RunsOptions)
+    listing: ListOptions = dataclasses.field(default_factory=ListOptions)
+    output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
     power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
+    report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 
@@ -120,9 +125,12 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
 
 def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None) -> dict[str, Declared]:
     """name -> declaration of the settings in these groups (all of them), those of the task that belong there
-    included."""
+    included. `run.out` is the setting `out` of the group `run` alone."""
     chosen = tuple(Config.GROUPS) if groups is None else groups
-    found = {name: item for group in chosen for name, item in fields(Config.GROUPS[group]).items()}
+    found: dict[str, Declared] = {}
+    for group in chosen:
+        place, _, only = group.partition(".")
+        found |= {name: item for name, item in fields(Config.GROUPS[place]).items() if only in ("", name)}
     return found | {name: item for name, item in fields(task).items() if item.option.section in chosen}
 
 
