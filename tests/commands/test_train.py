@@ -22,6 +22,7 @@ from unet.config import run_files
 from unet.runtime import optim
 
 RUN_FILES = {
+    "cases",
     "files.json",
     "config.json",
     "environment.json",
