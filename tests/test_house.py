@@ -31,7 +31,8 @@ ALLOWED = {
     "devices": BASE | {"devices", "kernels"},
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
-    "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
+    "commands": BASE | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime"},
+    "benchmarks": BASE | {"benchmarks", "commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
     "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
 }

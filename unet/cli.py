@@ -75,9 +75,9 @@ COMMANDS = {
         ("general", "data", "synthetic", "logging"),
     ),
     "benchmark": Command(
-        "samples/s of step and loader, compared with a plain fp32 loop",
-        "--synth-data --batch-size 16 --precision bf16",
-        ("general", "run", "timing", "train", *APPLYING),
+        "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
+        "--source none --sweep batch_size=4,16 precision=fp32,bf16",
+        ("general", "measure", "run", "timing", "train", "output", *APPLYING),
     ),
     "doctor": Command("show which device would be used, and why", "", ("general", "data", "device", "logging")),
     "config": Command("print every setting and where it came from", "--recipe published --epochs 50", TRAINING),

@@ -130,8 +130,10 @@ class _Layers:
         from_file |= self.from_run
         strong = {**from_file, **self.typed}
         self.lay(self.task.defaults, f"task {self.task.name}")
-        if strong.get("synth_data"):
+        made = strong.get("source") == "synthetic"
+        if strong.get("synth_data") or made:
             self.lay(self.task.synthetic_defaults, SYNTHETIC)
+            self.lay({"synth_data": True} if made else {}, "--source synthetic")
         if recipe := strong.get("recipe"):
             self.lay(self.recipe(recipe), f"recipe {recipe}")
         self.lay(from_file, self.file_source)

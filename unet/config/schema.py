@@ -34,6 +34,7 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
+from unet.config.flags_reports import MeasureOptions, OutputOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
@@ -65,6 +66,8 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    measure: MeasureOptions = dataclasses.field(default_factory=MeasureOptions)
+    output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 
@@ -170,6 +173,10 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append("--schedule multistep needs --lr-milestones")
     if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
+    if config.measure.source in ("none", "real") and config.data.synth_data:
+        mistakes.append(f"--source {config.measure.source} and --synth-data contradict each other")
+    if config.measure.sweep and config.measure.profile:
+        mistakes.append("--sweep and --profile contradict each other: a trace is of one combination")
     if config.data.rebuild_cache and config.save.resume:
         mistakes.append("--rebuild-cache and --resume contradict each other")
     if config.save.restarts and not config.save.checkpoints:

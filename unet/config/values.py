@@ -62,6 +62,8 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
     for synonym, meaning in option.synonyms:
         if word is not None and synonym.lower() == word:
             return meaning
+    if value is None and option.optional:
+        return None
     nothing = value is None or (word == NONE if kind is not str else value == "None")
     if nothing and not (option.choices and NONE in option.choices):
         if option.optional:
