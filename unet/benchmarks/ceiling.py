@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unet.devices.base import Device
 
-ENOUGH = 0.2  # seconds that a product should take at least, so that starting it does not count
+ENOUGH = 0.1  # seconds that a product should take at least, so that starting it does not count
 SIDES = (256, 512, 1024, 2048, 4096, 8192)
-REPEATS = 5
+REPEATS = 3
 COPIED = 2**26  # bytes of the copy: more than caches hold
 
 

@@ -1,7 +1,7 @@
 """Against the limit: the convolutions of a step, each alone in its best memory order; the loader beside a plain copy.
 
 A training step cannot be much shorter than its convolutions; what it takes more is norms, activations, copies, the loss
-and the optimiser. Recording asks torch for the convolutions of a forward pass on tensors without content.
+and the optimiser. Which they are is recorded on tensors without content.
 """
 
 from __future__ import annotations
@@ -25,15 +25,25 @@ PASSES = ("forward", "input_gradient", "weight_gradient")
 
 def flops(build: Callable[[], Any], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """(floating-point operations of forward and backward pass of a network over an input, two for a multiply and add;
-    shape of its output), counted by torch on tensors without content."""
-    import torch
+    shape of its output), counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    output = without_content(build, shape, counter)
+    return int(counter.get_total_flops()), tuple(output.shape)
+
+
+def without_content(build: Callable[[], Any], shape: tuple[int, ...], mode: Any) -> Tensor:
+    """Forward and backward pass of a network on tensors without content, within `mode`; gives the output, the first of
+    several."""
+    import torch
+
+    with torch.device("meta"), mode:
         output = build()(torch.empty(shape))
         parts = output if isinstance(output, tuple) else (output,)
         sum(part.float().sum() for part in parts).backward()
-    return int(counter.get_total_flops()), tuple(parts[0].shape)
+    first: Tensor = parts[0]
+    return first
 
 
 class Conv(NamedTuple):
@@ -57,7 +67,8 @@ def fixed(value: Any) -> Any:
 
 
 def recorded(context: setup.Context) -> collections.Counter[Conv]:
-    """The convolutions of a forward pass of the plain network over a training batch, and how often each comes."""
+    """The convolutions of a step of the plain network over a training batch, and how often each comes: torch is asked
+    once for the gradients of each."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,16 +76,15 @@ def recorded(context: setup.Context) -> collections.Counter[Conv]:
 
     class Record(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.ops.aten.convolution.default:
-                x, weight, bias, *how = args
+            if function is torch.ops.aten.convolution_backward.default:
+                _, x, weight, bias, *how, wanted = args
                 shapes = tuple(x.shape), tuple(weight.shape)
-                asked: tuple[Any, ...] = (*shapes, bias is not None, *map(fixed, how), bool(found))
+                asked: tuple[Any, ...] = (*shapes, bias is not None and wanted[2], *map(fixed, how), wanted[0])
                 found[Conv(*asked)] += 1
             return function(*args, **(kwargs or {}))
 
     _, *rest = context.task.input_shape()
-    with torch.device("meta"), Record(), torch.no_grad():
-        context.task.build_model()(torch.empty(context.config.train.batch_size, *rest))
+    without_content(context.task.build_model, (context.config.train.batch_size, *rest), Record())
     return found
 
 

@@ -123,7 +123,7 @@ def trained(
     power = consumed(device, ours, config.timing.steps, items)
     parts = ours.ask("breakdown", config.timing.rounds, min(MOST_PARTS, config.timing.steps))
     step = statistics.median(times["ours"])
-    work, most, top = step_flops(context), device.peak_flops(), limited(ours, "ceiling")
+    work, most, top = ours.ask("flops"), device.peak_flops(), limited(ours, "ceiling")
     done = work * items / step
     convs = limited(ours, "convolutions")
     if convs:
@@ -228,9 +228,3 @@ def consumed(device: Device, ask: Worker, steps: int, items: int, least: float =
         return None
     mean = statistics.mean(readings)
     return {"watts": mean, "items_per_joule": done * items / seconds / mean, "readings": len(readings)}
-
-
-def step_flops(context: setup.Context) -> int:
-    """Floating-point operations of forward and backward pass for one item (two for a multiply and add), counted by
-    torch on tensors without content."""
-    return limit.flops(context.task.build_model, context.task.input_shape())[0]

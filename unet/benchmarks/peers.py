@@ -151,9 +151,10 @@ def fitted(image: Tensor, shape: UNetShape) -> Tensor:
     return F.pad(image, pads) if any(pads) else image
 
 
-def downsampling(shape: UNetShape) -> tuple[str, ...]:
-    """The difference of a network that goes down by strided convolutions."""
-    return () if shape.down == "stride" else ("strided convolutions in place of max pooling",)
+def resampling(shape: UNetShape) -> tuple[str, ...]:
+    """The differences of a network that goes down by strided convolutions, and up by kernel 2."""
+    down = () if shape.down == "stride" else ("strided convolutions in place of max pooling",)
+    return down if shape.up_kernel == 2 else (*down, "transposed convolutions of kernel 2")
 
 
 def monai(shape: UNetShape) -> Peer:
@@ -163,7 +164,7 @@ def monai(shape: UNetShape) -> Peer:
     from monai.networks.nets import DynUNet
 
     widths = (*shape.features, shape.bottleneck)
-    levels, differences = len(widths), [*downsampling(shape)]
+    levels, differences = len(widths), [*resampling(shape)]
     norms: dict[str, Any] = {"batch": "batch", "instance": ("instance", {"affine": True})}
     if shape.norm not in norms:
         differences.append("batch norm, without which it does not exist")
@@ -173,7 +174,7 @@ def monai(shape: UNetShape) -> Peer:
     def build() -> nn.Module:
         made: nn.Module = DynUNet(
             *(shape.dims, shape.inputs, shape.outputs, [3] * levels, [1] + [2] * (levels - 1)),
-            [shape.up_kernel] * (levels - 1),
+            [2] * (levels - 1),
             filters=list(widths),
             norm_name=norms.get(shape.norm, "batch"),
             act_name=act,
@@ -226,10 +227,9 @@ def nnunet(shape: UNetShape) -> Peer:
         named = "DC_and_CE_loss"
         loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
     differences = (
-        *downsampling(shape),
+        *resampling(shape),
         "heads at the lower levels, which are not used without deep supervision",
         *(() if bare else ("transposed convolutions without bias",)),
-        *(("transposed convolutions of kernel 2",) if shape.up_kernel != 2 else ()),
     )
     return Peer(
         "PlainConvUNet",

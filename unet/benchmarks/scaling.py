@@ -107,6 +107,7 @@ def on(context: setup.Context, count: int, batch: Mapping[str, Any]) -> dict[str
         if number:
             seconds.append(max(taken for taken, _ in answers) / length)
             memory = max(peak for _, peak in answers)
+    network = type(getattr(loop, "network", None)).__name__
     del loop
     context.device.release()
     items = count * (config.eval.eval_batch_size if predicting else config.train.batch_size)
@@ -117,6 +118,7 @@ def on(context: setup.Context, count: int, batch: Mapping[str, Any]) -> dict[str
         "max": items / min(seconds),
         "seconds_a_step": seconds,
         "peak_memory_bytes": memory,
+        "network": network,
     }
 
 

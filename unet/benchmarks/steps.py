@@ -102,6 +102,12 @@ class OurLoop(Loop):
 
         return limit.convolutions(self.context)
 
+    def flops(self) -> int:
+        """Floating-point operations of a step for one item (`limit.flops`)."""
+        from unet.benchmarks import limit
+
+        return limit.flops(self.task.build_model, self.task.input_shape())[0]
+
     def passes(self, steps: int) -> list[float]:
         """Seconds of passes of prediction; the training step is given up for them."""
         if self.passing is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,11 @@ INDENT = 2 + LABEL + NUMBER + 1
 
 
 def row(label: str, number: str, rest: str = "") -> list[str]:
-    """A line: its label, a number to the right, the rest; wrapped to the terminal."""
-    return tables.text(f"  {label:<{LABEL}}{number:>{NUMBER}} {rest}".rstrip(), INDENT)
+    """A line: its label, a number to the right, the rest; wrapped to the terminal below the rest."""
+    line, room = f"  {label:<{LABEL}}{number:>{NUMBER}} {rest}".rstrip(), tables.width()
+    if len(line) <= room or room < 2 * INDENT:
+        return tables.text(line, 4)
+    return textwrap.wrap(line, room, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -24,10 +28,8 @@ def text(result: Mapping[str, Any]) -> str:
     source = {"none": "made in memory", "synthetic": "synthetic data", "real": "real data"}[result["source"]]
     lines = tables.text(f"{result['task']}: {result['size']}, {batch}{result['precision']}, {source}")
     lines += tables.text(str(result["device"]))
-    lines += tables.text(
-        f"{host.counted(result['rounds'], 'round')} of {host.counted(result['steps'], 'step')} after the warm-up: the"
-        " median, and in brackets the least and the most"
-    )
+    count = f"{host.counted(result['rounds'], 'round')} of {host.counted(result['steps'], 'step')}"
+    lines += tables.text(f"{count} after the warm-up: median (least to most)")
     lines.append("")
     if "images_per_second" in result:
         lines += rates(result)

@@ -285,7 +285,7 @@ def _has_state(folder: Path) -> bool:
 
 
 NOT_REPLAYED = {
-    *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"),
+    *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
     "restarts",
 }

@@ -143,6 +143,8 @@ def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -
     if not many:
         return convert(label, option, kind, raw)
     items = list(raw) if isinstance(raw, list | tuple) else [raw]
+    if raw == []:  # as a run's config.json has it
+        return ()
     if kind is not str:
         none = [item.strip().lower() for item in items if isinstance(item, str)] == [NONE]
         if none or raw is None or (not items and isinstance(raw, list | tuple)):  # as a run's config.json has it
