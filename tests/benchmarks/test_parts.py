@@ -79,23 +79,34 @@ def test_the_convolutions_of_a_step_are_all_its_arithmetic(task: str) -> None:
     assert sum(found.values()) > 10
 
 
-def test_convolutions_are_timed_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = setup.assemble(small("kits19"))
-    orders: Counter[bool] = Counter()
-    real = limit.in_order
-
-    def noted(device: Device, conv: limit.Conv, last: bool) -> dict[str, float]:
-        orders[last] += 1
-        return real(device, conv, last)
-
-    monkeypatch.setattr(limit, "in_order", noted)
+@pytest.mark.parametrize("task", ["lgg", "kits19"])
+def test_convolutions_in_all_their_forms(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for volumes this processor has layers of its own: their numbers are those of torch's."""
+    context = setup.assemble(small(task))
     monkeypatch.setattr(limit, "ENOUGH", 0.0)
-    found = limit.convolutions(context)
-    assert orders[True] == orders[False] == len(limit.recorded(context))
+    tried: Counter[str] = Counter()
+    real = limit.passes
+
+    def noted(device: Device, conv: limit.Conv, form: str) -> dict[str, float]:
+        found = real(device, conv, form)
+        tried[form] += bool(found)
+        return found
+
+    monkeypatch.setattr(limit, "passes", noted)
+    found, kinds = limit.convolutions(context), limit.recorded(context)
+    assert tried["channels_first"] == tried["channels_last"] == len(kinds)
+    assert tried["own"] == (len(kinds) if task == "kits19" else 0)
     seconds = found["seconds"]
     assert seconds["all"] == pytest.approx(sum(seconds[name] for name in limit.PASSES))
     assert all(value > 0 for value in seconds.values())
-    assert found["count"] == sum(limit.recorded(context).values()) >= found["channels_last"]
+    assert sum(found["fastest"].values()) == found["count"] == sum(kinds.values())
+    for conv in kinds:
+        if made := limit.own_layer(context.device, conv):
+            x, weight, forward = made
+            how = conv.stride, conv.padding, conv.dilation, conv.transposed, conv.output_padding, conv.groups
+            expected = torch.convolution(x, weight, None, *how)
+            found_there = forward() if not conv.bias else None
+            assert found_there is None or torch.allclose(found_there, expected, atol=1e-4)
 
 
 class Clock(Device):

@@ -1,4 +1,4 @@
-"""Against the limit: the convolutions of a step, each alone in its best memory order; the loader beside a plain copy.
+"""Against the limit: the convolutions of a step, each alone in its fastest form; the loader beside a plain copy.
 
 A training step cannot be much shorter than its convolutions; what it takes more is norms, activations, copies, the loss
 and the optimiser. Which they are is recorded on tensors without content.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_BATCHES = 30  # of a round of the loader
 ENOUGH, MOST = 0.1, 5  # seconds of repeats of a convolution, and their number at most
 PASSES = ("forward", "input_gradient", "weight_gradient")
+FORMS = ("channels_first", "channels_last", "own")
 
 
 def flops(build: Callable[[], Any], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -89,44 +90,40 @@ def recorded(context: setup.Context) -> collections.Counter[Conv]:
 
 
 def convolutions(context: setup.Context) -> dict[str, Any]:
-    """Seconds of all convolutions of a step by pass, each the faster of channels first and channels last."""
+    """Seconds of all convolutions of a step by pass, each in its fastest form, and how often each form is that."""
     seconds: dict[str, float] = dict.fromkeys(PASSES, 0.0)
-    last, found = 0, recorded(context)
+    fastest: collections.Counter[str] = collections.Counter()
+    found = recorded(context)
     for conv, times in found.items():
-        orders = [in_order(context.device, conv, order) for order in (False, True)]
-        best = min(orders, key=lambda each: sum(each.values()))
-        last += times * (best is orders[1])
-        for name, value in best.items():
+        forms = {name: passes(context.device, conv, name) for name in FORMS}
+        timed = {name: each for name, each in forms.items() if each}
+        best = min(timed, key=lambda name: sum(timed[name].values()))
+        fastest[best] += times
+        for name, value in timed[best].items():
             seconds[name] += times * value
     return {
         "count": sum(found.values()),
-        "channels_last": last,
+        "fastest": {name: fastest[name] for name in FORMS},
         "seconds": {**seconds, "all": sum(seconds.values())},
     }
 
 
-def in_order(device: Device, conv: Conv, channels_last: bool) -> dict[str, float]:
-    """Seconds of each pass of a convolution in one memory order, in the type of the run."""
+def passes(device: Device, conv: Conv, form: str) -> dict[str, float]:
+    """Seconds of each pass of a convolution alone, in the type of the run: channels first, channels last, or the layer
+    that this device puts in its place ({} where that is torch's own)."""
     import torch
 
-    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
-    order = orders.get(len(conv.shape), torch.contiguous_format) if channels_last else torch.contiguous_format
-
-    def draw(*shape: int) -> Tensor:
-        made = torch.rand(*shape, device=device.device, dtype=device.dtype) - 0.5
-        return made.contiguous(memory_format=order) if made.ndim > 2 else made
-
-    x, weight = draw(*conv.shape), draw(*conv.weight)
-    outputs = conv.weight[1] * conv.groups if conv.transposed else conv.weight[0]
-    bias = draw(outputs) if conv.bias else None
-    how = (conv.stride, conv.padding, conv.dilation, conv.transposed, conv.output_padding, conv.groups)
+    made = own_layer(device, conv) if form == "own" else plain(device, conv, form)
+    if made is None:
+        return {}
+    x, weight, forward = made
     with torch.no_grad():
-        found = {"forward": repeated(device, lambda: torch.convolution(x, weight, bias, *how))}
+        found = {"forward": repeated(device, forward)}
     for name, about in (("input_gradient", x), ("weight_gradient", weight)):
         if name == "input_gradient" and not conv.inner:
             continue
         about.requires_grad_()
-        y = torch.convolution(x, weight, bias, *how)
+        y = forward()
         slope = torch.ones_like(y)
         found[name] = repeated(
             device,
@@ -134,6 +131,53 @@ def in_order(device: Device, conv: Conv, channels_last: bool) -> dict[str, float
         )
         about.requires_grad_(False)
     return found
+
+
+def plain(device: Device, conv: Conv, form: str) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+    """(input, weight, torch's convolution of them) in a memory order."""
+    import torch
+
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
+    order = orders.get(len(conv.shape)) if form == "channels_last" else None
+
+    def draw(*shape: int) -> Tensor:
+        made = torch.rand(*shape, device=device.device, dtype=device.dtype) - 0.5
+        return made.contiguous(memory_format=order or torch.contiguous_format) if made.ndim > 2 else made
+
+    x, weight = draw(*conv.shape), draw(*conv.weight)
+    outputs = conv.weight[1] * conv.groups if conv.transposed else conv.weight[0]
+    bias = draw(outputs) if conv.bias else None
+    how = (conv.stride, conv.padding, conv.dilation, conv.transposed, conv.output_padding, conv.groups)
+    return x, weight, lambda: torch.convolution(x, weight, bias, *how)
+
+
+def own_layer(device: Device, conv: Conv) -> tuple[Tensor, Tensor, Callable[[], Tensor]] | None:
+    """As `plain`, by the layer that this device computes it with; None where that is torch's own."""
+    import torch
+
+    from unet.models.layers import CONV, TRANSPOSED
+
+    dims, (first, second, *kernel) = len(conv.shape) - 2, conv.weight
+    if dims not in CONV:
+        return None
+    how: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    how |= {"groups": conv.groups, "bias": conv.bias}
+    inputs, outputs = (first, second * conv.groups) if conv.transposed else (second * conv.groups, first)
+    how |= {"output_padding": conv.output_padding} if conv.transposed else {}
+    usual: Any = (TRANSPOSED if conv.transposed else CONV)[dims]
+    layer = usual(inputs, outputs, tuple(kernel), **how)
+    placed: Any = device.place(layer).requires_grad_(False)
+    if type(placed) is usual:
+        return None
+    image = torch.rand(*conv.shape, dtype=device.dtype) - 0.5
+    x = device.to({"image": image})["image"]
+
+    def forward() -> Tensor:
+        with device.autocast():
+            found: Tensor = placed(x)
+        return found
+
+    return x, placed.weight, forward
 
 
 def repeated(device: Device, work: Any) -> float:

@@ -77,11 +77,13 @@ def limits(result: Mapping[str, Any]) -> list[str]:
     """Latency, arithmetic, power, and what bounds the step and the loader."""
     item, lines = result["item"], latency("step, waited for", result["step_latency"])
     done, top = result["model_flops_per_second"], result["ceiling"]
+    number, unit = arithmetic(done)
     known = f", {result['mfu']:.1%} of the data sheet's" if result["mfu"] else ""
     if top:
         most, share = top["matrix_flops_per_second"], result["share_of_matrix_product"]
-        known = f": {share:.1%} of a matrix product in {top['precision']} here ({most / 1e12:.3f}){known}"
-    lines += row("arithmetic", f"{done / 1e12:.3f}", f"TFLOP/s{known}")
+        most_here = " ".join(arithmetic(most))
+        known = f": {share:.1%} of a matrix product in {top['precision']} here, {most_here}{known}"
+    lines += row("arithmetic", number, f"{unit}{known}")
     if top:
         copied = top["copy_bytes_per_second"] / 1e9
         lines += row("copy on the device", f"{copied:.2f}", "GB/s, read and written")
@@ -100,6 +102,11 @@ def limits(result: Mapping[str, Any]) -> list[str]:
         words = f"{used['items_per_joule']:.4g} {item} per joule, {result['joules_per_item']:.4g} joules a {one}"
         lines += row("power", f"{used['watts']:.2f}", f"W on average, {words}")
     return lines
+
+
+def arithmetic(rate: float) -> tuple[str, str]:
+    """(number, unit) of operations a second."""
+    return (f"{rate / 1e12:.2f}", "TFLOP/s") if rate >= 1e12 else (f"{rate / 1e9:.2f}", "GFLOP/s")
 
 
 def latency(label: str, found: Mapping[str, float]) -> list[str]:
