@@ -31,7 +31,8 @@ ALLOWED = {
     "devices": BASE | {"devices", "kernels"},
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
-    "commands": BASE | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime"},
+    "report": BASE | {"report", "metrics.statistics"},
+    "commands": BASE | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime", "report"},
     "benchmarks": BASE | {"benchmarks", "commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
     "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
@@ -60,7 +61,8 @@ TORCH_FREE = [
     "devices.cpu",
     "devices.cuda",
     "devices.rocm",
-    "devices.power",
+    "devices.power.sources",
+    "devices.power.sampler",
 ]
 VENDORS = {"torch", "habana_frameworks", "torch_mlu", "torch_npu"}
 

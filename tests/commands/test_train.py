@@ -27,6 +27,7 @@ RUN_FILES = {
     "environment.json",
     "status.json",
     "metrics.jsonl",
+    "results.csv",
     "run.log",
     "a.txt",
     "splits.json",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unet import host
 from unet.benchmarks import breakdown, limit, peers, steps
 from unet.benchmarks.worker import Worker, started
-from unet.commands import setup
+from unet.commands import power, setup
 from unet.config import capacity
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
@@ -20,7 +20,7 @@ from unet.config.schema import Config
 from unet.errors import UnetError
 
 if TYPE_CHECKING:
-    from unet.devices.base import Device
+    pass
 
 MOST_PARTS = 3  # steps of a round whose parts are waited for
 
@@ -120,7 +120,7 @@ def trained(
     config, device = context.config, context.device
     count, items = config.timing.rounds * config.timing.steps, config.train.batch_size
     latency = evaluation.latency(ours(-count)[0])
-    power = consumed(device, ours, config.timing.steps, items)
+    used = consumed(context, ours, config.timing.steps, items)
     parts = ours.ask("breakdown", config.timing.rounds, min(MOST_PARTS, config.timing.steps))
     step = statistics.median(times["ours"])
     work, most, top = ours.ask("flops"), device.peak_flops(), limited(ours, "ceiling")
@@ -144,8 +144,8 @@ def trained(
         "breakdown": breakdown.summary(parts),
         "convolutions": convs,
         "seconds_a_step": {name: list(values) for name, values in times.items()},
-        "power": power,
-        "joules_per_item": 1 / power["items_per_joule"] if power else None,
+        "power": used,
+        "joules_per_item": 1 / used["items_per_joule"] if used else None,
     }
 
 
@@ -203,9 +203,13 @@ def loaded(config: Config, found: dict[str, Any], result: dict[str, Any]) -> dic
     }
 
 
-def consumed(device: Device, ask: Worker, steps: int, items: int, least: float = 2.0) -> dict[str, float] | None:
+def consumed(context: setup.Context, ask: Worker, steps: int, items: int, least: float = 2.0) -> dict[str, Any] | None:
     """Mean watts of the device, and items per joule, over at least so many seconds of steps of `items` each; None where
-    power cannot be read. Not in the timed rounds: reading starts a program."""
+    power cannot be read. Not in the timed rounds: reading starts a program. With --power of the whole machine, and what
+    it takes when it is idle."""
+    if context.config.power.power:
+        return power.metered(context, lambda: len(ask(steps)[0]) * items, least)
+    device = context.device
     if device.power() is None:
         return None
     readings: list[float] = []

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unet import files, host
+from unet import host
 from unet.benchmarks import measure, results, steps
-from unet.commands import setup, tables
+from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
@@ -30,7 +30,7 @@ def run(resolved: Resolved, command: str) -> int:
     context.group.run_on_main(lambda: folders.append(results.folder_of(config)))
     result = measured(context)
     if context.group.is_main:
-        print(files.json_text(result) if config.output.json else text(result))
+        output.show(config, result, "" if config.output.json else text(result))
     if folders and folders[0]:
         results.keep(folders[0], resolved, command, result)
     return 0

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
+from unet import host
 from unet.benchmarks.scaling import table
 from unet.benchmarks.worker import RAN_OUT, WORDS
-from unet.commands import tables
+from unet.commands import output, tables
 from unet.commands.launch import end_with_parent
 from unet.config import capacity
 from unet.config.options import Declared, flag, nearest, normalize_dashes, spellings, values_after
@@ -87,7 +87,7 @@ def run(resolved: Resolved, command: str) -> int:
         raise
     folder.write("environment.json", run_folder.environment(result["device"]))
     folder.status("done")
-    print(files.json_text(result) if config.output.json else text(result, folder.path))
+    output.show(config, result, "" if config.output.json else text(result, folder.path))
     return FAILED if any(row["outcome"] == BROKEN for row in rows) else 0
 
 

@@ -3,8 +3,8 @@ loop and with other programs; over several settings, or on several processes."""
 
 from __future__ import annotations
 
-from unet import files
 from unet.benchmarks import measure, results, scaling, sweep, table
+from unet.commands import output
 from unet.config.resolve import Resolved
 from unet.devices import launchers
 
@@ -28,7 +28,7 @@ def run(resolved: Resolved, command: str) -> int:
     trace = results.draft_of(folder, config)
     try:
         result = measure.measured(resolved, str(trace or ""))
-        print(files.json_text(result) if config.output.json else table.text(result))
+        output.show(config, result, "" if config.output.json else table.text(result))
         if folder:
             results.keep(folder, resolved, command, result, trace)
     finally:

@@ -287,9 +287,9 @@ def _has_state(folder: Path) -> bool:
 NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
-    "restarts",
+    *("restarts", "json"),
 }
-TYPED_ONLY = ("config", "resume", "inputs", "device_module")  # which file to read, or which code to import
+TYPED_ONLY = ("config", "resume", "inputs", "runs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers, refusals
+from unet.devices.power import sources
 
 if TYPE_CHECKING:
     import torch
@@ -366,9 +367,11 @@ class Device:
 
     def power(self, interval: float = 0.2) -> float | None:
         """Power in watts, after this many seconds (their mean, where the device counts energy); None if unknown."""
-        from unet.devices import power
+        return sources.read(self.name, self.card_name(), interval)
 
-        return power.read(self.name, self.card_name(), interval)
+    def power_sources(self, cards: list[str]) -> list[Any]:
+        """What tells the power of these cards of this machine, and of its processors and memory."""
+        return sources.of(self.name, cards, None if type(self).power is Device.power else self.power)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error means out of memory, on the device or the host."""

@@ -84,6 +84,10 @@ class Metric(NamedTuple):
     def name(self) -> str:
         return self.title or self.key.replace("_", " ").upper()
 
+    def described(self) -> dict[str, str]:
+        """For the summary of a run."""
+        return {"metric": self.key, "metric_title": self.name, "metric_goal": self.goal}
+
     def refused(self, target: float) -> list[str]:
         """A message if no case can have this score."""
         if self.lowest <= target <= self.highest:
@@ -142,10 +146,10 @@ class Task:
 
     `item` is what a batch holds, `subject` what a case is, `cost_unit` what scoring a case costs, `input_noun` what
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
-    what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
-    processes share, and its epochs are pieces of them. `terms`: those of the loss that the line of an epoch shows;
-    none named: all. `curves`: title -> how the names of the terms begin that terms.png draws under it. `compute`: the
-    device, once a command has chosen it.
+    what predictions.png shows, in the colours of `colour_key`; `classes` names the labels of `slices`. `by_steps`: a
+    run is so many steps, which several processes share, and its epochs are pieces of them. `terms`: those of the loss
+    that the line of an epoch shows; none named: all. `curves`: title -> how the names of the terms begin that terms.png
+    draws under it. `compute`: the device, once a command has chosen it.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -158,6 +162,7 @@ class Task:
     metric_notes: ClassVar[str] = ""
     figure_title: ClassVar[str] = ""
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
+    classes: ClassVar[tuple[str, ...]] = ()
     by_steps: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ()
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -319,6 +324,11 @@ class Task:
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Name -> image (H, W, 3) in uint8, or probability (H, W), of one case, for predictions.png."""
         raise NotImplementedError
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Name -> slices of one case in uint8, for the report: images (S, H, W) or (S, H, W, 3), and labels (S, H, W)
+        named "truth" and "prediction", 0 for nothing, all of one S, H and W. {}: the task has none."""
+        return {}
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         """What the user named -> {folder: the images of one case, in order}."""

@@ -257,6 +257,9 @@ class Brains(CachedTask):
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["mean"], arrays["std"], residual(arrays), self.low)
 
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.slices(arrays["image"], arrays["mean"], residual(arrays), self.low)
+
     @property
     def low(self) -> float:
         """The background of a volume."""
