@@ -32,7 +32,8 @@ ALLOWED = {
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
     "report": BASE | {"report", "metrics.statistics"},
-    "commands": BASE | {"commands", "tasks", "models", "metrics", "data", "devices", "runtime", "report"},
+    "commands": BASE | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime", "report"},
+    "benchmarks": BASE | {"benchmarks", "commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
     "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
 }

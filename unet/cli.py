@@ -77,9 +77,9 @@ COMMANDS = {
         ("general", "data", "synthetic", "logging"),
     ),
     "benchmark": Command(
-        "samples/s of step and loader, compared with a plain fp32 loop",
-        "--synth-data --batch-size 16 --precision bf16",
-        ("general", "run", "timing", "train", "power", *APPLYING),
+        "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
+        "--source none --sweep batch_size=4,16 precision=fp32,bf16",
+        ("general", "measure", "run", "timing", "train", "power", "output", *APPLYING),
     ),
     "runs": Command(
         "list the runs: running, done, failed or died, with score, time and last line",

@@ -1,10 +1,13 @@
-"""The flags of commands that read runs and print tables; the others are in `flags`. No torch."""
+"""The flags of measuring, of commands that read runs, and of tables; the others are in `flags`. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from unet.config.options import option
+
+SOURCES = ("none", "synthetic", "real")
+OPPONENTS = ("plain", "monai", "nnunet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,4 +59,34 @@ class ReportOptions:
     watch: bool = option(False, "write the page again while a run goes on; the page loads itself again", common=True)
     every: float = option(
         30.0, "seconds between two pages of --watch", minimum=1, maximum=86400, metavar="S", common=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """Measuring"""
+
+    source: str | None = option(
+        None,
+        "where batches come from: none (the device alone: one batch made in memory, no data set), synthetic, real",
+        choices=SOURCES,
+        metavar="none|synthetic|real",
+        default_text="real; synthetic with --synth-data",
+        common=True,
+    )
+    sweep: tuple[str, ...] = option(
+        (),
+        "measure every combination, each in a process of its own, for example: batch_size=1,2,4 precision=fp32,bf16",
+        metavar="NAME=A,B,...",
+        common=True,
+    )
+    against: tuple[str, ...] = option(
+        ("plain",),
+        "what to compare with, in turn: plain (a textbook loop in fp32), monai, nnunet (their own training step)",
+        choices=OPPONENTS,
+        metavar="NAME",
+        common=True,
+    )
+    profile: bool = option(
+        False, "also trace three steps: trace.json in the run's folder, and a table of the operators", common=True
     )

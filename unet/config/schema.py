@@ -35,7 +35,7 @@ from unet.config.flags import (
     WeightsOptions,
 )
 from unet.config.flags_power import SHORTEST, PowerOptions
-from unet.config.flags_reports import ListOptions, OutputOptions, ReportOptions, RunsOptions
+from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
@@ -67,6 +67,7 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    measure: MeasureOptions = dataclasses.field(default_factory=MeasureOptions)
     runs: RunsOptions = dataclasses.field(default_factory=RunsOptions)
     listing: ListOptions = dataclasses.field(default_factory=ListOptions)
     output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
@@ -182,6 +183,10 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append(f"--power {config.power.power:g} is too short, {SHORTEST:g} s or more (0 is off)")
     if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
+    if config.measure.source in ("none", "real") and config.data.synth_data:
+        mistakes.append(f"--source {config.measure.source} and --synth-data contradict each other")
+    if config.measure.sweep and config.measure.profile:
+        mistakes.append("--sweep and --profile contradict each other: a trace is of one combination")
     if config.data.rebuild_cache and config.save.resume:
         mistakes.append("--rebuild-cache and --resume contradict each other")
     if config.save.restarts and not config.save.checkpoints:

@@ -248,8 +248,9 @@ class Device:
         graphs; else the network itself."""
         return module
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """Wrap the network so that gradients are averaged over the processes; unchanged for one process.
+    def parallel(self, module: nn.Module, group: Any = None) -> nn.Module:
+        """Wrap the network so that gradients are averaged over the processes (those of a torch `group` of them);
+        unchanged for one process.
 
         Running statistics of batch normalisation stay each rank's own while training, and are averaged before every
         evaluation and save (`runtime.distributed`).
@@ -262,7 +263,9 @@ class Device:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.4 knows no other name
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(module, broadcast_buffers=False, **self.parallel_options())
+            return DistributedDataParallel(
+                module, process_group=group, broadcast_buffers=False, **self.parallel_options()
+            )
 
     def parallel_options(self) -> dict[str, Any]:
         """Options for DistributedDataParallel on this device."""

@@ -255,6 +255,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def random_batch(self) -> dict[str, Tensor]:
+        """Random values in the form of a training batch: `benchmark --source none` needs no data set."""
+        raise UsageError(f"The task {self.name} makes no random batch.", "Give a data set: leave --source none out.")
+
     def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
         """What training makes of the first cases, as files to look at before it starts, where that is asked for."""
         return iter(())

@@ -140,6 +140,10 @@ class EM(SegmentationTask):
         stream = StreamBatches(slices, self.config.train.batch_size, self.config.general.seed, frame, shard, length)
         return Loader(stream, workers, options)
 
+    def mask_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Those of the network's output."""
+        return (self.output_side,) * 2
+
     def build_model(self) -> nn.Module:
         """The benchmark's network, 34,512,258 parameters with the default settings; Glorot-uniform weights."""
         from unet.models.unet import UNet, UNetShape, glorot
