@@ -108,7 +108,18 @@ def test_a_sweep_that_is_stopped_keeps_its_rows(workplace: Path) -> None:
 
 
 def test_two_processes(workplace: Path) -> None:
-    done = program("benchmark", "--source", "none", *SHORT, "--devices", 2, "--run-name", "two", cwd=workplace)
+    done = program(
+        "benchmark",
+        "--source",
+        "none",
+        *SHORT,
+        "--devices",
+        2,
+        "--run-name",
+        "two",
+        cwd=workplace,
+        env={"COLUMNS": "120"},
+    )
     assert done.returncode == 0, done.stderr
     result = read_json(workplace / "performance" / "two" / "benchmark.json")
     one, two = result["scaling"]
