@@ -31,15 +31,20 @@ class Done:
         return self.logs[0]
 
 
+def emulated(kind: str, log: Path, **how: Any) -> dict[str, str]:
+    """`emulator.environment`; the test is skipped, with the reason, where the device cannot be built."""
+    try:
+        return environment(kind, log, **how)
+    except NoCompiler as error:
+        pytest.skip(str(error))
+
+
 def run(place: Path, mode: str, *words: object, env: dict[str, str] | None = None, **how: Any) -> Done:
     """Run a command line on a device in a mode: lazy, eager (Gaudi), mlu, npu; `how`: as for `emulator.environment`."""
     log = place / "device.json"
     for old in place.glob("device.json*"):
         old.unlink()
-    try:
-        variables = environment(KINDS.get(mode, mode), log, **how)
-    except NoCompiler as error:
-        pytest.skip(str(error))
+    variables = emulated(KINDS.get(mode, mode), log, **how)
     done = program(
         *words, *FLAGS[mode], cwd=place, env={"OMP_NUM_THREADS": "1", **variables, **(env or {})}, timeout=300
     )

@@ -12,6 +12,7 @@ IN_ORDER = {
         "README.md",
         "docs/lgg.md",
         "docs/runs.md",
+        "docs/reports.md",
         "docs/devices.md",
         "docs/many-cards.md",
         "docs/benchmark.md",

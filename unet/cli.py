@@ -37,21 +37,23 @@ class Command:
 
 
 APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
-TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", *APPLYING)
+TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", "power", *APPLYING)
 COMMANDS = {
     "train": Command(
         "train a network and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
     ),
-    "crossval": Command("cross-validation: train and score every fold", "--data kaggle_3m --run-name folds", TRAINING),
+    "crossval": Command(
+        "cross-validation: train and score every fold", "--data kaggle_3m --run-name folds", (*TRAINING, "output")
+    ),
     "evaluate": Command(
         "score trained weights on every case",
         "--weights first-run.safetensors",
-        ("general", "run", "split", *APPLYING),
+        ("general", "run", "split", "power", *APPLYING, "output"),
     ),
     "predict": Command(
         "write masks for images, patients or whole data sets",
         "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-        ("input", "predict", "general", *APPLYING),
+        ("input", "predict", "general", "power", *APPLYING),
         " FILES|FOLDERS ...",
     ),
     "sample": Command(
@@ -72,7 +74,7 @@ COMMANDS = {
     "check": Command(
         "check a raw set or a cache",
         "--data kaggle_3m",
-        ("general", "data", "split", "network", "check", "logging"),
+        ("general", "data", "split", "network", "check", "logging", "output"),
     ),
     "synthesize": Command(
         "write synthetic data in the layout of the real data",
@@ -80,12 +82,33 @@ COMMANDS = {
         ("general", "data", "synthetic", "logging"),
     ),
     "benchmark": Command(
-        "samples/s of step and loader, compared with a plain fp32 loop",
-        "--synth-data --batch-size 16 --precision bf16",
-        ("general", "run", "timing", "train", *APPLYING),
+        "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
+        "--source none --sweep batch_size=4,16 precision=fp32,bf16",
+        ("general", "measure", "run", "timing", "train", "power", "output", *APPLYING),
     ),
-    "doctor": Command("show which device would be used, and why", "", ("general", "data", "device", "logging")),
-    "config": Command("print every setting and where it came from", "--recipe published --epochs 50", TRAINING),
+    "runs": Command(
+        "list the runs: running, done, failed or died, with score, time and last line",
+        "--records",
+        ("listing", "run.out", "output", "logging"),
+    ),
+    "diff": Command(
+        "compare two runs: settings, versions, code, losses, score",
+        "first-run second-run",
+        ("runs", "run.out", "output", "logging"),
+        " RUN RUN",
+    ),
+    "doctor": Command(
+        "show which device would be used, and why", "", ("general", "data", "device", "logging", "output")
+    ),
+    "config": Command(
+        "print every setting and where it came from", "--recipe published --epochs 50", (*TRAINING, "output")
+    ),
+    "report": Command(
+        "one page on one run or several: conclusion, curves, cases, pictures",
+        "first-run second-run",
+        ("runs", "report", "run.out", "output", "logging"),
+        " RUN [RUN ...]",
+    ),
 }
 
 
@@ -189,9 +212,10 @@ def dispatch(words: list[str]) -> int:
     for remark in resolved.remarks:
         host.notice(f"note: {remark}")
     check_paths.require(name, resolved)
-    from unet.commands import launch
+    from unet.commands import launch, output
 
-    return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)
+    with output.json_alone(resolved.config):
+        return launch.run(importlib.import_module(f"unet.commands.{name}"), resolved, words)
 
 
 def resolve(name: str, words: Sequence[str]) -> Resolved:
@@ -249,7 +273,9 @@ def declared_of_all(groups: tuple[str, ...], own: type[TaskSettings] | None) -> 
     found = {
         name: item for task in (*others, *([own] if own else ())) for name, item in declared_of(task, groups).items()
     }
-    task = found["task"]
+    task = found.get("task")
+    if task is None:  # a command that works on runs, whatever their task
+        return found
     names = (*registry.BUILT_IN, *([own.name] if own and own.name not in registry.BUILT_IN else ()))
     option = dataclasses.replace(task.option, choices=names, pattern=CLASS)
     return {**found, "task": task._replace(option=option)}
@@ -264,10 +290,12 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
     task = registry.settings_of(reading.given.get("task", (default_task(),))[0])
     sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
-    about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
+    if "general" in command.groups:
+        about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
     more = f" {host.counted(hidden, 'more flag')}: --help-all." if hidden else ""
     usage = f"{program} [options]{command.positional}"
-    about_help = "show this text; --help-all: every flag; with --task NAME: those of that task"
+    about_help = "show this text; --help-all: every flag"
+    about_help += "; with --task NAME: those of that task" if "general" in command.groups else ""
     return parser(program, about + more, sections, usage, about_help).format_help()
 
 
@@ -284,7 +312,9 @@ def help_sections(
             if not (every or item.option.common or item.option.positional):
                 hidden += 1
                 continue
-            sections.setdefault(title_of(Config.GROUPS[group]), {})[name] = as_task_has_it(name, item, task)
+            sections.setdefault(title_of(Config.GROUPS[group.partition(".")[0]]), {})[name] = as_task_has_it(
+                name, item, task
+            )
     return sections, hidden
 
 

@@ -109,12 +109,13 @@ def write_text(path: Path | str, text: str) -> None:
 
 def append_line(path: Path, text: str) -> None:
     """Add a line to a file. Raises StorageError if it cannot be written."""
-    if os.path.lexists(path):
-        require_regular(path)
+    size = require_regular(path).stat().st_size if os.path.lexists(path) else 0
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(text + "\n")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)  # no half line
         raise explain(error, path) from error
 
 

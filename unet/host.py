@@ -28,6 +28,7 @@ TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent
 SHARED = Path("/dev/shm")  # memory that processes share by name: 64 MB in a container that is not given more
 SHARED_LEAST = 2**29  # bytes of it that the vendors' collectives should find
 PARTING = 3.0  # seconds for a process to finish its current item
+BRIEF = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # a bar without its own time and rate
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 _quiet = False
 
@@ -154,8 +155,10 @@ def progress(
     name: str = "",
     unit: str = "it",
     initial: int = 0,
+    form: str | None = None,
 ) -> Any:
-    """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done."""
+    """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done.
+    `form`: tqdm's format of the line."""
     from tqdm import tqdm
 
     return tqdm(
@@ -169,6 +172,7 @@ def progress(
         file=sys.stderr,
         disable=_quiet or not sys.stderr.isatty(),
         mininterval=0.2,
+        bar_format=form,
     )
 
 

@@ -104,11 +104,11 @@ def test_an_empty_split(tiny) -> None:
 
 def test_the_same_run_name_twice(tiny) -> None:
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
-    before = {path.name: path.read_bytes() for path in Path("performance/a").iterdir()}
+    before = {path: path.read_bytes() for path in Path("performance/a").rglob("*") if path.is_file()}
     error = error_of(tiny("--run-name", "a", "--epochs", 1), 2)
     assert "--resume --run-name a" in error
     assert "--overwrite" in error
-    assert {path.name: path.read_bytes() for path in Path("performance/a").iterdir()} == before
+    assert {path: path.read_bytes() for path in Path("performance/a").rglob("*") if path.is_file()} == before
     assert tiny("--run-name", "a", "--epochs", 1, "--overwrite")[0] == 0
 
 

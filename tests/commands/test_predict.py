@@ -365,7 +365,8 @@ def test_a_pickle_with_code_is_refused(use: Run, workplace: Path) -> None:
     for name in ("bad.pt", "raw.pt"):
         for command in ("evaluate", "predict"):
             error = error_of(use(command, "--weights", name))
-            assert "holds code" in error
+            by_opcodes = ("the object posix.system", "a pickle that torch did not write")  # torch below 2.10
+            assert any(f"holds {words}" in error for words in ("code or objects", *by_opcodes))
     assert not Path("owned").exists()
 
 

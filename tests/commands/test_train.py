@@ -22,11 +22,13 @@ from unet.config import run_files
 from unet.runtime import optim
 
 RUN_FILES = {
+    "cases",
     "files.json",
     "config.json",
     "environment.json",
     "status.json",
     "metrics.jsonl",
+    "results.csv",
     "run.log",
     "a.txt",
     "splits.json",

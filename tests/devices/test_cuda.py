@@ -9,8 +9,9 @@ import torch
 
 from unet import host
 from unet.config.flags import DeviceOptions
-from unet.devices import cuda, power
+from unet.devices import cuda
 from unet.devices.launchers import Rank
+from unet.devices.power import sources
 
 
 def card(monkeypatch: pytest.MonkeyPatch, name: str, uuid: str | None = None, **settings: object) -> cuda.CUDA:
@@ -115,7 +116,7 @@ def test_a_slice_has_no_watts_and_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host.notice_once.cache_clear()
-    monkeypatch.setattr(power, "read", lambda *_: 300.0)
+    monkeypatch.setattr(sources, "read", lambda *_: 300.0)
     device = card(monkeypatch, "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
     assert (device.power(0), device.power(0)) == (None, None)
     assert capsys.readouterr().err.count("nvidia-smi gives none for a slice of a card (MIG)") == 1

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, TINY, program, read_json, stored
-from emulated_runs import FLAGS, listed, run, same_bits
-from emulator import environment
+from emulated_runs import FLAGS, emulated, listed, run, same_bits
 
 STEPS = 12
 FUSED = "the device's own optimiser"  # not a flag: it leaves --deterministic out
@@ -160,7 +159,7 @@ def test_the_bridge_leaves_rank_and_meeting_point_as_they_were(nodes: int, tmp_p
     mpi = {"COMM_WORLD_RANK": 1, "COMM_WORLD_SIZE": 2, "COMM_WORLD_LOCAL_RANK": 0, "COMM_WORLD_LOCAL_SIZE": 1}
     launched = {"PMIX_NAMESPACE": "7", "PBS_NODEFILE": str(tmp_path / "hosts")}
     launched |= {f"OMPI_{name}": str(value) for name, value in mpi.items()}
-    env = {**os.environ, **environment("hpu", tmp_path / "log.json"), **(launched if nodes == 2 else {})}
+    env = {**os.environ, **emulated("hpu", tmp_path / "log.json"), **(launched if nodes == 2 else {})}
     done = subprocess.run([sys.executable, "-c", MEETING], env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["127.0.0.1" if nodes == 1 else "node-3"]
@@ -190,7 +189,7 @@ for depth in (16, 40):
 
 def test_windows_are_cut_and_put_together_where_no_slice_is_compiled(tmp_path: Path) -> None:
     """In lazy mode a slice of a tensor of the device is a graph of its own, for each place where it begins."""
-    env = {**os.environ, **environment("hpu", tmp_path / "log.json")}
+    env = {**os.environ, **emulated("hpu", tmp_path / "log.json")}
     done = subprocess.run([sys.executable, "-c", WINDOWS], env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["0 1", "0 1"]
@@ -200,7 +199,7 @@ def test_windows_are_cut_and_put_together_where_no_slice_is_compiled(tmp_path: P
 def test_auto_takes_the_accelerator_and_says_so(place: Path, phantoms: Path) -> None:
     words = training(phantoms, "auto", "--overwrite")
     log = place / "device.json"
-    done = program(*words, cwd=place, env={"OMP_NUM_THREADS": "1", **environment("mlu", log)})
+    done = program(*words, cwd=place, env={"OMP_NUM_THREADS": "1", **emulated("mlu", log)})
     assert done.returncode == 0, done.stderr
     assert "lgg on mlu" in done.stderr
     assert "not used: hpu: habana_frameworks is not installed" in done.stderr
@@ -395,7 +394,7 @@ def test_no_mark_step_can_be_left_out(path: Path, number: int, place: Path, phan
     (tmp_path / path).write_text("\n".join(lines) + "\n")
     words = training(phantoms, "without", "--overwrite")
     log = tmp_path / "device.json"
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment("hpu", log)}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **emulated("hpu", log)}
     variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
     line = [sys.executable, "-m", "unet", *map(str, words), *FLAGS["lazy"]]
     done = subprocess.run(line, cwd=place, env=variables, capture_output=True, text=True, timeout=300)

@@ -84,6 +84,24 @@ def test_benchmark_asks_the_card_for_its_power(place: Path, phantoms: Path) -> N
     assert (place / "npu-smi.asked").read_text().split() == ["info", "-t", "power", "-i", "1"]
 
 
+def test_a_run_counts_the_joules_of_all_its_cards(place: Path, phantoms: Path) -> None:
+    tool = place / "npu-smi"
+    tool.write_text('#!/bin/sh\necho "$@" >> npu-smi.all\necho "NPU Real-time Power(W)         : 50.0"\n')
+    tool.chmod(0o755)
+    env = {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "ASCEND_RT_VISIBLE_DEVICES": "2,0"}
+    words = ("--devices", 2, "--epochs", 2, "--power", 0.2)
+    done = run(place, "npu", *training(phantoms, "joules", *words), env=env, cards=3)
+    assert done.code == 0, done.err
+    power = read_json(place / "performance" / "joules" / "summary.json")["power"]
+    assert set(power["sources"]) >= {"npu 2", "npu 0"}
+    cards = [power["by_source"][name] for name in ("npu 2", "npu 0")]
+    assert [(card["idle_watts"], round(card["mean_watts"], 3)) for card in cards] == [(50, 50)] * 2
+    asked = (place / "npu-smi.all").read_text().splitlines()
+    assert set(asked) == {"info -t power -i 2", "info -t power -i 0"}  # by the first process, for both
+    assert len(asked) >= power["readings"]  # those of the idle level too
+    assert "npu 0,50.00" in (place / "performance" / "joules" / "power.csv").read_text()
+
+
 def test_what_it_cannot_do_is_said(place: Path, phantoms: Path) -> None:
     doctor = run(place, "npu", "doctor", cards=3)
     assert "npu    usable, 3 cards" in doctor.out

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from unet.devices import power
+from unet.devices.power import counters, sources, tools
 
 # (device, program, output, card, watts); sources: the parsers' docstrings
 OUTPUTS = [
@@ -89,25 +89,25 @@ def test_a_tool_s_output_is_read(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     install(tmp_path, program, output, asked=tmp_path / "asked")
-    assert power.read(device, card, 0) == watts
+    assert sources.read(device, card, 0) == watts
     asked = (tmp_path / "asked").read_text().split()
-    assert asked == [word.format(card=card) for word in power.TOOLS[device].command[1:]]
+    assert asked == [word.format(card=card) for word in tools.TOOLS[device].command[1:]]
     install(tmp_path, program, output, code=9)
-    assert power.read(device, card, 0) is None  # the driver does not answer
+    assert sources.read(device, card, 0) is None  # the driver does not answer
 
 
 def test_nothing_to_ask_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(power, "POWERCAP", tmp_path)
-    assert [power.read(name, "0", 0) for name in (*power.TOOLS, "mps", "cpu", "my own")] == [None] * 9
+    monkeypatch.setattr(counters, "POWERCAP", tmp_path)
+    assert [sources.read(name, "0", 0) for name in (*tools.TOOLS, "mps", "cpu", "my own")] == [None] * 9
     (tmp_path / "hl-smi").write_text("no program\n")
-    assert power.read("hpu", "0", 0) is None
-    monkeypatch.setattr(power, "PATIENCE", 0.2)
+    assert sources.read("hpu", "0", 0) is None
+    monkeypatch.setattr(tools, "PATIENCE", 0.2)
     install(tmp_path, "hl-smi", "0, 92 W\n")
     text = (tmp_path / "hl-smi").read_text().replace("import sys\n", "import sys, time; time.sleep(5)\n", 1)
     (tmp_path / "hl-smi").write_text(text)
     started = time.monotonic()
-    assert power.read("hpu", "0", 0) is None
+    assert sources.read("hpu", "0", 0) is None
     assert time.monotonic() - started < 4
 
 
@@ -123,11 +123,11 @@ def zones(folder: Path, *joules: int, most: int = 1000) -> None:
 
 
 def test_the_processors_power_is_the_change_of_their_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(power, "POWERCAP", tmp_path)
+    monkeypatch.setattr(counters, "POWERCAP", tmp_path)
     zones(tmp_path, 40, 995)  # the second one passes its end
     threading.Timer(0.1, zones, (tmp_path, 50, 15)).start()
     started = time.perf_counter()
-    watts = power.read("cpu", interval=0.5)
+    watts = sources.read("cpu", interval=0.5)
     longest = time.perf_counter() - started
     assert watts is not None
     assert 30 / longest * 0.99 <= watts <= 30 / 0.5  # 10 J and 20 J
@@ -135,7 +135,7 @@ def test_the_processors_power_is_the_change_of_their_counters(tmp_path: Path, mo
         (tmp_path / "intel-rapl:1" / "energy_uj").chmod(0)
     else:
         (tmp_path / "intel-rapl:1" / "energy_uj").write_text("forbidden")
-    assert power.read("cpu", interval=0) is None
+    assert sources.read("cpu", interval=0) is None
 
 
 def test_doctor_and_benchmark_show_watts(cli, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_doctor_and_benchmark_show_watts(cli, phantoms: Path, tmp_path: Path, mo
     assert code == 0, err
     folder = tmp_path / "powercap"
     folder.mkdir()
-    monkeypatch.setattr(power, "POWERCAP", folder)
+    monkeypatch.setattr(counters, "POWERCAP", folder)
     over, used = threading.Event(), [0]
 
     def burn() -> None:

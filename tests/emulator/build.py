@@ -22,7 +22,7 @@ FLAGS = {"hpu": ["-DKEY=HPU", "-DIS_HPU"], "mlu": ["-DKEY=PrivateUse1"], "npu": 
 
 
 class NoCompiler(RuntimeError):
-    """The emulated device cannot be built on this machine; the text says what is missing."""
+    """The emulated device cannot be built on this machine, or not for its torch; the text says why."""
 
 
 def cache() -> Path:
@@ -39,6 +39,8 @@ def library(kind: str) -> Path:
     """The compiled device of a kind ("hpu", "mlu", "npu"); built where it is not there yet. Raises NoCompiler."""
     import torch
 
+    if kind == "hpu" and torch.version.cuda:
+        raise NoCompiler("torch allows no HPU beside its CUDA build: the emulated HPU runs with the CPU build")
     made_of = (SOURCE.read_text(), *COMMON, *FLAGS[kind], torch.__version__, sys.version)
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     folder = cache() / f"{kind}-{digest}"

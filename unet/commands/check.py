@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from unet.commands import output
 from unet.config.resolve import Resolved
 from unet.config.schema import resolve_path
 from unet.errors import UsageError
@@ -26,9 +28,13 @@ def run(resolved: Resolved, command: str) -> int:
             f"Neither {raw.absolute()} nor {folder.absolute()} exists.",
             "Give a raw set with --data, or a cache with --cache.",
         )
-    errors = 0
+    errors, found = 0, []
     for kind, path in chosen:
         report = task.check_raw(path) if kind == "raw set" else task.check_cache(path)
         errors += len(report.errors)
-        print(report.text(f"{kind} {path}"))
+        found.append({"kind": kind, "path": path, **dataclasses.asdict(report)})
+        if not config.output.json:
+            print(report.text(f"{kind} {path}"))
+    if config.output.json:
+        output.show(config, {"checked": found, "errors": errors}, "")
     return 1 if errors else 0

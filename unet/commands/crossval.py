@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import launch, run_start, setup, tables
+from unet.commands import launch, output, run_start, setup, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
+SUMMARY |= {"power?": {"joules?": (float, int, None)}}
 KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
 KEPT |= {"device_module"}  # typed, never from a file
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -138,8 +139,8 @@ def train_and_sum_up(
         result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
         folder.write("summary.json", result)
         files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
-        print(table(rows, task, len(found)))
-        print(f"\n  logs       {folder.path}/  (summary.json, cases.csv)")
+        logs = f"\n\n  logs       {folder.path}/  (summary.json, cases.csv)"
+        output.show(config, result, table(rows, task, len(found)) + logs)
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
     again = "type the same command again" + (", without --overwrite" if config.general.overwrite else "")
     if stopped:
@@ -245,6 +246,7 @@ def clear(fold: Fold) -> None:
 def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[dict[str, str]], began: float) -> bool:
     """Train folds, one at a time on each of the `cards` (with a share of the cores); a failed fold does not stop the
     others. Returns whether it was stopped, by a signal (passed on to the folds) or by --max-time since `began`."""
+    quiet = len(cards) > 1 or config.output.json
     waiting, running = list(left), dict[int, tuple[Fold, subprocess.Popen[bytes]]]()
     processes: list[subprocess.Popen[bytes]] = []
     stopped = False
@@ -257,7 +259,7 @@ def train(left: Sequence[Fold], settings: Path, config: Config, cards: Sequence[
                 if waiting and place not in running and not stopped:
                     fold = waiting.pop(0)
                     words = fold.command(settings, config, minutes)
-                    running[place] = fold, start(fold, words, variables, place, len(cards))
+                    running[place] = fold, start(fold, words, variables, place, len(cards), quiet)
                     processes.append(running[place][1])
             time.sleep(0.1)
             for place, (fold, process) in list(running.items()):
@@ -286,9 +288,9 @@ def own_cards(config: Config, places: int) -> list[dict[str, str]]:
 
 
 def start(
-    fold: Fold, words: Sequence[str], variables: dict[str, str], place: int, places: int
+    fold: Fold, words: Sequence[str], variables: dict[str, str], place: int, places: int, quiet: bool
 ) -> subprocess.Popen[bytes]:
-    """The process of a fold."""
+    """The process of a fold; `quiet`: what it prints is not shown."""
     cores = sorted(os.sched_getaffinity(0))
     own = cores[place * len(cores) // places : (place + 1) * len(cores) // places] or cores
 
@@ -302,7 +304,7 @@ def start(
         env={**os.environ, **variables},
         start_new_session=True,  # Ctrl-C comes from this process alone, once
         preexec_fn=prepare,
-        stdout=subprocess.DEVNULL if places > 1 else None,
+        stdout=subprocess.DEVNULL if quiet else None,
     )
 
 
@@ -324,9 +326,12 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
                 "steps": about["steps"],
                 "train_seconds": about["seconds"]["train"],
                 "images_per_second": about["images_per_second"],
+                "joules": about.get("power", {}).get("joules"),
                 **{key: mean([{key: float(case[key] or "nan")} for case in cases], key) for key in keys},
             }
         )
+    if all(row["joules"] is None for row in rows):  # without --power
+        rows = [{name: value for name, value in row.items() if name != "joules"} for row in rows]
     return rows
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import unet
 from unet import host
+from unet.commands import output
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path
 from unet.devices import launchers, select
@@ -18,43 +20,62 @@ from unet.runtime.folders.run_folder import versions
 def run(resolved: Resolved, command: str) -> int:
     """Print the report. Returns 0, or 1 if no device can be used."""
     config = resolved.config
-    total, available = host.memory()
-    lines = [f"unet {unet.__version__}, Python {sys.version.split()[0]} ({sys.executable})", "", "Devices"]
-    wanted = []
+    facts: dict[str, Any] = {"unet": unet.__version__, "python": sys.version.split()[0], "executable": sys.executable}
     try:
-        rank = launchers.find_rank(config.distributed, config.device.cuda_devices)
+        rank, facts["launcher"] = launchers.find_rank(config.distributed, config.device.cuda_devices), None
     except UsageError as error:
-        lines.append(f"  {error.message} {error.hint}")
-        rank = launchers.Rank()
-    for name in select.DEVICES:
-        why, cards = _state(name, config, rank)
-        lines.append(
-            f"  {name:<6} {'usable' if not why else 'not usable: ' + why}" + (f", {cards} cards" if cards else "")
-        )
-        if not why and config.device.device in ("auto", name):
-            wanted.append(name)
-    lines += ["", *_used(wanted, config, rank)]
-    lines += [
-        "",
-        "Machine",
-        f"  cores      {host.cores()} of {os.cpu_count()} may be used",
-        f"  memory     {host.format_bytes(available)} free of {host.format_bytes(total)}",
-    ]
-    for title, path in (("data", Path("data")), ("weights", Path("weights")), ("runs", Path(config.run.out))):
-        state = "" if os.access(path if path.exists() else ".", os.W_OK) else ", NOT WRITABLE"
-        lines.append(
-            f"  {title:<10} {host.format_bytes(host.disk(path.absolute()))} free on the disk of"
-            f" {path.absolute()}{state}"
-        )
-    raw = resolve_path(config.data.data, "data")
-    lines.append(
-        f"  raw data   {raw.absolute()}: {'there' if raw.is_dir() else 'not there (--data PATH, or --synth-data)'}"
-    )
-    lines += ["", "Packages"]
-    for package, version in versions().items():
-        lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
-    print("\n".join(lines))
+        rank, facts["launcher"] = launchers.Rank(), f"{error.message} {error.hint}"
+    states = {name: _state(name, config, rank) for name in select.DEVICES}
+    wanted = [name for name, (why, _) in states.items() if not why and config.device.device in ("auto", name)]
+    facts["devices"] = {
+        name: {"usable": not why, "why_not": why, "cards": cards} for name, (why, cards) in states.items()
+    }
+    facts["used"] = _used(wanted, config, rank)
+    facts |= _machine(config)
+    output.show(config, facts, "\n".join(_text(facts)))
     return 0 if wanted else 1
+
+
+def _machine(config: Config) -> dict[str, Any]:
+    """Cores, memory, disks, the raw set and the packages."""
+    total, available = host.memory()
+    raw = resolve_path(config.data.data, "data").absolute()
+    places = {"data": Path("data"), "weights": Path("weights"), "runs": Path(config.run.out)}
+    return {
+        "cores": {"usable": host.cores(), "all": os.cpu_count()},
+        "memory_bytes": {"free": available, "all": total},
+        "folders": {
+            title: {
+                "path": path.absolute(),
+                "free_bytes": host.disk(path.absolute()),
+                "writable": os.access(path if path.exists() else ".", os.W_OK),
+            }
+            for title, path in places.items()
+        },
+        "raw_data": {"path": raw, "there": raw.is_dir()},
+        "packages": versions(),
+    }
+
+
+def _text(facts: dict[str, Any]) -> list[str]:
+    """The report in lines."""
+    lines = [f"unet {facts['unet']}, Python {facts['python']} ({facts['executable']})", "", "Devices"]
+    lines += [f"  {facts['launcher']}"] if facts["launcher"] else []
+    for name, state in facts["devices"].items():
+        words = "usable" if state["usable"] else f"not usable: {state['why_not']}"
+        lines.append(f"  {name:<6} {words}" + (f", {state['cards']} cards" if state["cards"] else ""))
+    cores, memory, raw = facts["cores"], facts["memory_bytes"], facts["raw_data"]
+    lines += ["", *facts["used"], "", "Machine", f"  cores      {cores['usable']} of {cores['all']} may be used"]
+    lines.append(f"  memory     {host.format_bytes(memory['free'])} free of {host.format_bytes(memory['all'])}")
+    for title, place in facts["folders"].items():
+        state = "" if place["writable"] else ", NOT WRITABLE"
+        free = host.format_bytes(place["free_bytes"])
+        lines.append(f"  {title:<10} {free} free on the disk of {place['path']}{state}")
+    there = "there" if raw["there"] else "not there (--data PATH, or --synth-data)"
+    lines += [f"  raw data   {raw['path']}: {there}", "", "Packages"]
+    for package, version in facts["packages"].items():
+        lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
+    return lines
 
 
 def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None, int | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import run_start, scores, setup
+from unet.commands import output, power, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -26,45 +26,57 @@ def run(resolved: Resolved, command: str) -> int:
     context = setup.assemble(config, resolved.sources)
     resolved, facts = setup.apply_checkpoint_settings(resolved, [path], context.task.Settings.inference_settings)
     config = resolved.config
-    context = context.with_config(config)
+    with power.measured(context.with_config(config)) as context:
+        return score(context, resolved, command, path, facts[0])
+
+
+def score(context: setup.Context, resolved: Resolved, command: str, path: Path, facts: dict[str, Any]) -> int:
+    """Score the cases with the weights of `path`, whose metadata are `facts`."""
+    config, task = context.config, context.task
     network = setup.trained_network(context, path, resolved)
-    task = context.task
-    cases = chosen_cases(context, resolved, facts[0])
+    cases = chosen_cases(context, resolved, facts)
     if config.run.dry_run:
         if context.group.is_main:
             print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {context.device.describe()}.")
         return 0
     folder = open_folder(context, resolved, command)
     host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
+    power.begin(context, folder)
     start = time.perf_counter()
     with run_start.recording_failure(folder, context.group.explain), setup.explaining_oom(context):
         predictor = setup.make_predictor(context, network, finite=True)
         records = scores.full(context, predictor, cases, folder)
     seconds = time.perf_counter() - start
+    used = power.of_cases(context, len(records))
+    power.tell(context)
     memory = context.group.gather(context.device.memory())
     from unet.runtime import evaluation
 
-    folder.write(
-        "summary.json",
-        {
-            **task.metric.described(),
-            "item": task.item,
-            "best_score": evaluation.mean(records, task.metric.key),
-            "cases": len(records),
-            "seconds": {"evaluate": seconds},
-            "case_latency": evaluation.latency(predictor.seconds),
-            "peak_memory_bytes": max(memory),
-            "ranks": context.group.world,
-            "images_per_second": sum(case.cost for case in cases) / seconds,
-            "paths": {"run": str(folder.path), "weights": str(path)},
-        },
-    )
+    summary = {
+        **task.metric.described(),
+        "item": task.item,
+        "best_score": evaluation.mean(records, task.metric.key),
+        "cases": len(records),
+        "seconds": {"evaluate": seconds},
+        "case_latency": evaluation.latency(predictor.seconds),
+        "peak_memory_bytes": max(memory),
+        "ranks": context.group.world,
+        "images_per_second": sum(case.cost for case in cases) / seconds,
+        **used,
+        "paths": {"run": str(folder.path), "weights": str(path)},
+    }
+    folder.write("summary.json", summary)
     folder.status("done")
     if not context.group.is_main:
+        return 0
+    if config.output.json:
+        output.show(config, {**summary, "scores": records}, "")
         return 0
     print(scores.table(task, records, config.eval.bootstrap))
     if predictor.seconds:
         print(f"\n  a case     {evaluation.format_latency(evaluation.latency(predictor.seconds))} through the network")
+    if words := power.text(used, "case"):
+        print(f"  power      {words}")
     print(
         f"\n  logs       {folder / 'cases.csv'}, {folder / 'summary.json'}\n  picture    {folder / 'predictions.png'}"
     )

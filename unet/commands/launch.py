@@ -31,7 +31,7 @@ from unet.tasks.registry import task_flag
 PATIENCE = 15.0  # seconds for the others to end by themselves after one has failed
 TURN = 5.0  # seconds for the first process of the node to report an error that all find
 ENDS = (0, 3, 130)  # exit codes that are not failures
-SEVERAL = ("train", "evaluate", "predict")  # commands that several processes share
+SEVERAL = ("train", "evaluate", "predict", "benchmark")  # commands that several processes share
 RESTARTED = ("train",)  # commands that --restarts starts again
 
 
@@ -42,7 +42,8 @@ def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
     restarts = config.save.restarts if name in RESTARTED and not config.run.dry_run else 0
     if config.save.restarts and name not in (*RESTARTED, "config") and "restarts" in resolved.names:
         raise UsageError(f"--restarts {config.save.restarts} is for train, not for {name}.", "Leave it out.")
-    count = (config.distributed.devices or 1) if name in SEVERAL else 1
+    alone = name not in SEVERAL or config.measure.sweep  # a sweep starts its own
+    count = 1 if alone else config.distributed.devices or 1
     if (count > 1 or restarts) and launchers.STARTER not in os.environ:
         found = launchers.launched(os.environ)
         if found is None or found.world == 1:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from unet import files, host
-from unet.commands import predict_outputs, setup
+from unet.commands import power, predict_outputs, setup
 from unet.config.resolve import Resolved
 from unet.errors import DataError, UnetError
 from unet.runtime.folders.output_folder import Made, OutputFolder, digests
@@ -43,7 +43,10 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
         with interruptible(), contextlib.ExitStack() as stack:
             group.set_phase("checking existing results", may_block=True)
             todo = group.run_on_main(lambda: begin(context, groups, out, made, stack, own))
-            return write(context, resolved, paths, groups, todo, out, made)
+            if not todo:
+                return write(context, resolved, paths, groups, todo, out, made)
+            with power.measured(context, logs=False) as context:
+                return write(context, resolved, paths, groups, todo, out, made)
     except KeyboardInterrupt:
         host.notice(f"Finished masks in {config.predict.output}/ are kept; the same command goes on from there.")
         raise
@@ -97,6 +100,7 @@ def write(
         names = ", ".join(map(str, paths))
         given = host.counted(len(todo), task.input_noun)
         host.notice(f"{names} on {context.device.describe()}, {task.describe_window()}: {given}")
+    power.begin(context)
     mine = share(todo, group.rank, group.world)
     faults, written = [], 0
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
@@ -110,11 +114,15 @@ def write(
             before = any(os.path.lexists(path) for path in results(task, folder, job, out))
             host.notice(f"left out: {words}" + (" Its existing results are from an earlier run." if before else ""))
     faults = [fault for each in group.gather(faults) for fault in each]
+    used = power.text(power.of_cases(context, len(todo)), task.input_noun)
+    power.tell(context)
     if predictor.seconds:
         from unet.runtime import evaluation
 
         seconds = predictor.seconds
         host.notice(f"a pass of the network: {evaluation.format_latency(evaluation.latency(seconds[1:] or seconds))}")
+    if used:
+        host.notice(f"power: {used}")
     made_now = host.counted(sum(group.gather(written)), task.output_noun)
     host.notice(f"{config.predict.output}/: {made_now} written, {done} were there already")
     if faults:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import scores, setup, tables
+from unet.commands import power, scores, setup, tables
 from unet.config import run_files
 from unet.config.options import fields, flag
 from unet.config.resolve import SYNTHETIC, Resolved, with_synthetic_cache
@@ -48,7 +48,25 @@ def finish(
         checkpoint.fit(run.model, best, weights)
         records = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
-    summary = {
+    about = summary(context, folder, run, weights, len(records), reason)
+    folder.write("summary.json", about)
+    folder.status("interrupted" if stopped else "done", reason)
+    if context.group.is_main:
+        print(closing_block(context, folder, weights, run, records, reason, power.text(about, context.task.item[:-1])))
+    if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
+        from unet.commands import predict
+
+        settings = config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
+        predict.run(dataclasses.replace(resolved, config=settings), "", folder.earlier)
+    return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
+
+
+def summary(
+    context: setup.Context, folder: RunFolder, run: Trainer, weights: Path, scored: int, reason: str
+) -> dict[str, Any]:
+    """The content of summary.json; all ranks call it. `scored`: cases that were scored in full."""
+    config, progress = context.config, run.progress
+    return {
         **context.task.metric.described(),
         "item": context.task.item,
         "best_score": progress.best_score,
@@ -64,8 +82,9 @@ def finish(
         "seconds": progress.seconds,
         "target": config.train.target,
         "target_reached": progress.reached,
-        "cases": len(records),
+        "cases": scored,
         "device": context.device.describe(),
+        **power.of_run(context, progress),
         "paths": {
             "run": str(folder.path),
             "weights": str(weights),
@@ -73,16 +92,6 @@ def finish(
             **({"kept": [str(path) for path in CheckpointPaths(weights).kept()]} if config.save.keep_every else {}),
         },
     }
-    folder.write("summary.json", summary)
-    folder.status("interrupted" if stopped else "done", reason)
-    if context.group.is_main:
-        print(closing_block(context, folder, weights, run, records, reason))
-    if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
-        from unet.commands import predict
-
-        settings = config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
-        predict.run(dataclasses.replace(resolved, config=settings), "", folder.earlier)
-    return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
 
 
 def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
@@ -113,9 +122,15 @@ def outcome_lines(name: str, progress: Any, target: float | None, score: str, re
 
 
 def closing_block(
-    context: setup.Context, folder: RunFolder, weights: Path, run: Trainer, records: list[dict[str, Any]], reason: str
+    context: setup.Context,
+    folder: RunFolder,
+    weights: Path,
+    run: Trainer,
+    records: list[dict[str, Any]],
+    reason: str,
+    used: str = "",
 ) -> str:
-    """The closing block: results, paths, and what to type next."""
+    """The closing block: results, what was used, paths, and what to type next."""
     from unet.runtime import evaluation
 
     progress, config = run.progress, context.config
@@ -129,12 +144,14 @@ def closing_block(
         *([f"  step       {evaluation.format_latency(latency)} (means of {steps})"] if latency else []),
         f"  time       training {seconds['train']:.1f} s, evaluation {seconds['evaluate']:.1f} s, saving"
         f" {seconds['save']:.1f} s",
+        *([f"  power      {used}"] if used else []),
         *(f"  device     {line}" for line in context.device.report()),
     ]
     lines = [part for line in lines for part in tables.text(line, indent=13)]
     if records:
         lines += ["", scores.table(context.task, records, config.eval.bootstrap)]
-    lines += ["", f"  logs       {folder.path}/  (summary.json, metrics.jsonl, run.log, {folder.name}.txt)"]
+    logs = ("summary.json", "metrics.jsonl", "results.csv", "run.log", f"{folder.name}.txt")
+    lines += ["", f"  logs       {folder.path}/  ({', '.join(logs)})"]
     if config.save.checkpoints:
         lines.append(f"  weights    {weights}   state {CheckpointPaths(weights).state}")
         if kept := CheckpointPaths(weights).kept() if config.save.keep_every else []:

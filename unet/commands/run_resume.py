@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
+from unet.config.run_files import POWER_CSV, RESULTS_CSV
 from unet.config.schema import shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of, set_aside
@@ -66,7 +67,8 @@ def has_state(group: Group, folder: RunFolder, paths: CheckpointPaths) -> bool:
             f"{paths.state}: the state of run {folder.name!r} is gone.",
             f"Restore the file, or start again: --overwrite --run-name {folder.name}",
         )
-    folder.keep_lines("metrics.jsonl", 0)
+    for name in ("metrics.jsonl", RESULTS_CSV, POWER_CSV):
+        folder.keep_lines(name, 0)
     folder.say("resumed: no state was saved yet, so the run starts over")
     return False
 
@@ -84,6 +86,7 @@ def resume(run: Trainer, folder: RunFolder, paths: CheckpointPaths, facts: Mappi
     progress = run.progress
     folder.keep_lines("metrics.jsonl", progress.lines)
     folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
+    folder.keep_lines(POWER_CSV, progress.power_lines)
     score = progress.best_score
     name = run.task.metric.name
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"

@@ -1,4 +1,4 @@
-"""Full evaluation of a set of cases: table on the screen, cases.csv, predictions.png."""
+"""Full evaluation of a set of cases: table on the screen, cases.csv, predictions.png, pictures of the worst cases."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and
 def full(
     context: Context, predictor: Predictor, cases: Sequence[CachedCase], folder: RunFolder
 ) -> list[dict[str, Any]]:
-    """Score cases with every metric; write cases.csv and predictions.png into `folder`. Returns the records."""
+    """Score cases with every metric; write cases.csv, predictions.png and cases/ into `folder`. Returns the records."""
+    from unet.commands import case_pictures
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
 
     best = context.task.metric.key
-    kept = Spread()
+    kept, extremes = Spread(), case_pictures.Extremes(context.task.metric.sign, context.task.classes)
 
     def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
         kept.add(record[best], case.id, lambda: context.task.figure(case, arrays))
+        extremes.add(record[best], case.id, lambda: context.task.slices(case, arrays))
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
@@ -43,6 +45,7 @@ def full(
     context.group.set_phase("scoring", may_block=True)
     records = evaluation.score(cases, score, "score", keep, group=context.group) or []
     rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
+    drawn = context.group.gather(extremes.rows)
     if not context.group.is_main:
         return records
     folder.write("cases.csv", tables.csv_text(records, ["case", *shown(context.task, records)]))
@@ -52,6 +55,7 @@ def full(
     few = f" ({len(chosen)} of {len(records)})" if len(chosen) < len(records) else ""
     title = f"{folder.name}: {context.task.figure_title}{few}"
     pictures.panels(labelled, title, folder.place("predictions.png"), context.task.colour_key)
+    case_pictures.write(folder, drawn)
     return records
 
 

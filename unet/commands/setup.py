@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from unet.devices.base import Device
     from unet.runtime.distributed.process_group import Group
     from unet.runtime.inference.predictor import Predictor
+    from unet.runtime.power_use import PowerUse
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Settings, task, device and process group of a command; `passed`: why other devices were not used."""
+    """Settings, task, device and process group of a command; `passed`: why other devices were not used; `power`: what
+    the run uses, with --power."""
 
     config: Config
     task: Task
     device: Device
     group: Group
     passed: tuple[str, ...]
+    power: PowerUse | None = None
 
     def with_config(self, config: Config) -> Context:
         """A copy with other settings, also for the task."""

@@ -10,11 +10,10 @@ import os
 import secrets
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import files, host
-from unet.commands import run_end, run_resume, run_start, setup
+from unet import host
+from unet.commands import power, run_callbacks, run_end, run_resume, run_start, setup
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path, weights_to_read
@@ -56,7 +55,8 @@ def run(resolved: Resolved, command: str) -> int:
     folder, resolved, resuming = context.group.run_on_main(lambda: run_start.open_run(resolved, command))
     context = context.with_config(resolved.config)
     folder.writes = context.group.is_main
-    with run_start.recording_failure(folder, context.group.explain):
+    with run_start.recording_failure(folder, context.group.explain), power.measured(context) as context:
+        power.tell(context, folder)
         return _train(
             context, folder, resolved, command, resuming, caches_cleared_at(context, rank.local == 0, cleared)
         )
@@ -97,6 +97,7 @@ def dry_run(resolved: Resolved) -> int:
             "mlperf_division": None,
             "mlperf_rehearsal": False,
             "drop_caches": False,
+            "power": 0.0,
         }
         if config.run.mode == "train_and_predict":
             changes["mode"] = None
@@ -161,7 +162,7 @@ def run_training(
 
     if goes_on:
         weights = weights_to_read(context.config.weights.weights[0])
-        run_resume.resume(run, folder, CheckpointPaths(weights), checkpoint_metadata(context, folder, split))
+        run_resume.resume(run, folder, CheckpointPaths(weights), run_callbacks.metadata(context, folder, split))
     else:
         start_weights(context, run, context.config)
     for callback in run.callbacks:
@@ -251,7 +252,7 @@ def build_trainer(
         *(config.train, config.save, task, device, model, network, eval_model, optimizer, scaler, loader),
         evaluate=evaluate if evaluating else None,
         stop=stop,
-        callbacks=[*([drawn] if drawn.ids else []), *build_callbacks(context, folder, split, command)],
+        callbacks=[*([drawn] if drawn.ids else []), *run_callbacks.build(context, folder, split, command)],
         group=group,
         averaged=averaged,
         warmup=config.run.benchmark_warmup or 0,
@@ -344,50 +345,6 @@ def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[l
             "Restore them, or start a new run.",
         )
     return [by_id[name] for name in split["train"]], [by_id[name] for name in split["validation"]]
-
-
-def build_callbacks(context: setup.Context, folder: RunFolder, split: dict[str, list[str]], command: str) -> list[Any]:
-    """The callbacks: progress bar, logs, curves, checkpoints."""
-    from unet.runtime.callbacks import logs
-    from unet.runtime.callbacks.checkpoint import Checkpoints
-
-    config, group = context.config, context.group
-    workers: list[Any] = [logs.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
-    if not group.is_main:
-        return workers
-    folder.own(*(logs.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
-    result: list[Any] = [
-        *workers,
-        logs.ProgressBar(),
-        logs.MetricsLog(folder),
-        logs.ArgonneCsvLog(folder, command),
-        logs.Curves(folder),
-    ]
-    if config.run.tensorboard:
-        from unet.runtime.callbacks.tensorboard import TensorBoard
-
-        result.append(TensorBoard(folder))
-    if config.run.debug_dump:
-        from unet.runtime.callbacks.debug_dump import DebugDump
-
-        result.append(DebugDump(Path(config.run.debug_dump), config))
-    if config.save.checkpoints:
-        weights = weights_to_read(config.weights.weights[0])
-        result.append(Checkpoints(CheckpointPaths(weights), checkpoint_metadata(context, folder, split)))
-    return result
-
-
-def checkpoint_metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]) -> dict[str, Any]:
-    """What is stored with weights and states: the run, its cases, the settings of its network."""
-    kept = (*context.task.Settings.inference_settings, "layers", "width", "precision", "seed")
-    return {
-        "task": context.task.name,
-        "run_name": folder.name,
-        "run_id": folder.run_id,
-        "training": split["train"],
-        "validation": split["validation"],
-        "settings": {name: files.jsonable(context.config.get(name)) for name in kept},
-    }
 
 
 def start_weights(context: setup.Context, run: Trainer, config: Config) -> None:

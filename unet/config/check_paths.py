@@ -24,8 +24,10 @@ MANY = 2000  # names in a folder that are searched for a similar one
 
 def require(command: str, resolved: Resolved) -> None:
     """Raise one UsageError that lists every path of `command` that is missing or of the wrong kind."""
-    if command in ("config", "doctor"):
+    if command in ("config", "doctor", "runs", "diff", "report"):
         return
+    if command == "benchmark" and resolved.config.measure.sweep:
+        return  # of a sweep each combination is checked
     config = resolved.config
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
     if command == "predict":
@@ -39,6 +41,8 @@ def require(command: str, resolved: Resolved) -> None:
 def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
     """Raw set and cache: typed paths exist, and a command that needs one of the two finds one."""
     config, sources = resolved.config, resolved.sources
+    if command == "benchmark" and not loads_data(config):
+        return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
     if command == "synthesize":
@@ -112,6 +116,11 @@ def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
         value = config.get(name)
         if value and name in has and (name != "output" or writes_masks(command, config)):
             yield from _folder(flag(name), Path(value))
+
+
+def loads_data(config: Config) -> bool:
+    """Whether `benchmark` needs a data set: prediction alone is timed on images made in memory."""
+    return config.measure.source != "none" and config.run.mode not in APPLYING
 
 
 def writes_masks(command: str, config: Config) -> bool:

@@ -219,7 +219,7 @@ def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
             while position < len(words) and not positional and not words[position].startswith("-"):
                 position += 1  # what belongs to it
             continue
-        values = [attached] if equals else list(_values(spec, words[position:], bool(positional)))
+        values = [attached] if equals else list(values_after(spec, words[position:], bool(positional)))
         position += 0 if equals else len(values)
         try:
             uses.setdefault(spec.name, []).extend((spelling, value) for value in _used(spelling, spec, values))
@@ -235,7 +235,7 @@ def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
     return result
 
 
-def _values(spec: Spelling, following: Sequence[str], positional: bool) -> Iterator[str]:
+def values_after(spec: Spelling, following: Sequence[str], positional: bool) -> Iterator[str]:
     """The words after a flag that are its values."""
     for count, word in enumerate(following):
         if spec.switch:

@@ -130,8 +130,10 @@ class _Layers:
         from_file |= self.from_run
         strong = {**from_file, **self.typed}
         self.lay(self.task.defaults, f"task {self.task.name}")
-        if strong.get("synth_data"):
+        made = strong.get("source") == "synthetic"
+        if strong.get("synth_data") or made:
             self.lay(self.task.synthetic_defaults, SYNTHETIC)
+            self.lay({"synth_data": True} if made else {}, "--source synthetic")
         if recipe := strong.get("recipe"):
             self.lay(self.recipe(recipe), f"recipe {recipe}")
         self.lay(from_file, self.file_source)
@@ -283,11 +285,11 @@ def _has_state(folder: Path) -> bool:
 
 
 NOT_REPLAYED = {
-    *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet"),
+    *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
-    "restarts",
+    *("restarts", "json"),
 }
-TYPED_ONLY = ("config", "resume", "inputs", "device_module")  # which file to read, or which code to import
+TYPED_ONLY = ("config", "resume", "inputs", "runs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
 

@@ -16,7 +16,13 @@ ENTRY = {"value": object, "source?": str}
 CONFIG = {"command?": str, "settings": {str: (ENTRY, {str: ENTRY})}}  # by group; before version 2 without groups
 SPLIT = {"train": [str], "validation": [str]}
 MANIFEST = {"files": [str]}
+PICTURED = "cases"  # the folder of the pictures of cases, in that of a run, and their index
+PICTURES = f"{PICTURED}/index.json"
+PANELS = {"case": str, "score": (float, None), "place": str, "file": str, "panels": [str], "over": [str]}
+PANELS |= {"slices": [int], "of": int, "first": int, "width": int, "height": int, "key": {str: [[object]]}}
+PICTURE_INDEX = {"version": int, "cases": [PANELS]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
+RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

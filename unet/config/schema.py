@@ -34,6 +34,8 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
+from unet.config.flags_power import SHORTEST, PowerOptions
+from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
 from unet.config.flags_training import EvalOptions, NetworkOptions, PlanOptions, TrainOptions
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
@@ -66,6 +68,12 @@ class Config:
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
     plan: PlanOptions = dataclasses.field(default_factory=PlanOptions)
+    measure: MeasureOptions = dataclasses.field(default_factory=MeasureOptions)
+    runs: RunsOptions = dataclasses.field(default_factory=RunsOptions)
+    listing: ListOptions = dataclasses.field(default_factory=ListOptions)
+    output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
+    power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
+    report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 
@@ -119,9 +127,12 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
 
 def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None) -> dict[str, Declared]:
     """name -> declaration of the settings in these groups (all of them), those of the task that belong there
-    included."""
+    included. `run.out` is the setting `out` of the group `run` alone."""
     chosen = tuple(Config.GROUPS) if groups is None else groups
-    found = {name: item for group in chosen for name, item in fields(Config.GROUPS[group]).items()}
+    found: dict[str, Declared] = {}
+    for group in chosen:
+        place, _, only = group.partition(".")
+        found |= {name: item for name, item in fields(Config.GROUPS[place]).items() if only in ("", name)}
     return found | {name: item for name, item in fields(task).items() if item.option.section in chosen}
 
 
@@ -169,8 +180,14 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append(f"--fold {split.fold} is outside 0 to {split.folds - 1} (--folds {split.folds})")
     if config.train.schedule == "multistep" and not config.train.lr_milestones:
         mistakes.append("--schedule multistep needs --lr-milestones")
+    if 0 < config.power.power < SHORTEST:
+        mistakes.append(f"--power {config.power.power:g} is too short, {SHORTEST:g} s or more (0 is off)")
     if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
+    if config.measure.source in ("none", "real") and config.data.synth_data:
+        mistakes.append(f"--source {config.measure.source} and --synth-data contradict each other")
+    if config.measure.sweep and config.measure.profile:
+        mistakes.append("--sweep and --profile contradict each other: a trace is of one combination")
     if config.data.rebuild_cache and config.save.resume:
         mistakes.append("--rebuild-cache and --resume contradict each other")
     if config.save.restarts and not config.save.checkpoints:

@@ -62,6 +62,8 @@ def convert(name: str, option: Option, kind: type, value: Any) -> Any:
     for synonym, meaning in option.synonyms:
         if word is not None and synonym.lower() == word:
             return meaning
+    if value is None and option.optional:
+        return None
     nothing = value is None or (word == NONE if kind is not str else value == "None")
     if nothing and not (option.choices and NONE in option.choices):
         if option.optional:
@@ -141,6 +143,8 @@ def convert_many(label: str, option: Option, kind: type, many: bool, raw: Any) -
     if not many:
         return convert(label, option, kind, raw)
     items = list(raw) if isinstance(raw, list | tuple) else [raw]
+    if raw == []:  # as a run's config.json has it
+        return ()
     if kind is not str:
         none = [item.strip().lower() for item in items if isinstance(item, str)] == [NONE]
         if none or raw is None or (not items and isinstance(raw, list | tuple)):  # as a run's config.json has it

@@ -23,6 +23,12 @@ def grey(image: Any) -> Image:
     return np.repeat((255 * np.clip(image, 0, 1)).round().astype(np.uint8)[..., None], 3, -1)
 
 
+def stretched(image: Any) -> Any:
+    """Values with their percentiles 1 and 99.5 at 0 and 1."""
+    low, high = np.percentile(image, (1, 99.5))
+    return (image - low) / max(high - low, 1e-6)
+
+
 def outlined(image: Image, prediction: Any, target: Any | None = None) -> Image:
     """The outline of the prediction in vermilion, of the target (where given) in blue, where they meet in yellow."""
     from skimage.segmentation import find_boundaries

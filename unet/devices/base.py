@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet import host
 from unet.config.flags import DeviceOptions
 from unet.devices import launchers, refusals
+from unet.devices.power import sources
 
 if TYPE_CHECKING:
     import torch
@@ -247,8 +248,9 @@ class Device:
         graphs; else the network itself."""
         return module
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """Wrap the network so that gradients are averaged over the processes; unchanged for one process.
+    def parallel(self, module: nn.Module, group: Any = None) -> nn.Module:
+        """Wrap the network so that gradients are averaged over the processes (those of a torch `group` of them);
+        unchanged for one process.
 
         Running statistics of batch normalisation stay each rank's own while training, and are averaged before every
         evaluation and save (`runtime.distributed`).
@@ -261,7 +263,9 @@ class Device:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.4 knows no other name
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(module, broadcast_buffers=False, **self.parallel_options())
+            return DistributedDataParallel(
+                module, process_group=group, broadcast_buffers=False, **self.parallel_options()
+            )
 
     def parallel_options(self) -> dict[str, Any]:
         """Options for DistributedDataParallel on this device."""
@@ -363,9 +367,11 @@ class Device:
 
     def power(self, interval: float = 0.2) -> float | None:
         """Power in watts, after this many seconds (their mean, where the device counts energy); None if unknown."""
-        from unet.devices import power
+        return sources.read(self.name, self.card_name(), interval)
 
-        return power.read(self.name, self.card_name(), interval)
+    def power_sources(self, cards: list[str]) -> list[Any]:
+        """What tells the power of these cards of this machine, and of its processors and memory."""
+        return sources.of(self.name, cards, None if type(self).power is Device.power else self.power)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error means out of memory, on the device or the host."""

@@ -192,6 +192,16 @@ class CUDA(Accelerator):
             return None
         return super().power(interval)
 
+    def power_sources(self, cards: list[str]) -> list[Any]:
+        import torch
+
+        if not SLICE.search(torch.cuda.get_device_name(self.device)):
+            return super().power_sources(cards)
+        from unet.devices.power import sources
+
+        why = "a slice of a card (MIG) has no watts of its own"
+        return [sources.Absent(self.name, why), sources.Counters()]
+
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a card in bf16 and fp16 (dense), by its name; of a slice (MIG) its share. None for a card that is not

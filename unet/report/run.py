@@ -19,7 +19,7 @@ from unet.errors import UnetError, UsageError
 STARTS = ("config.json", "metrics.jsonl", "summary.json", "benchmark.json", "status.json")  # a run folder holds one
 CASES, METRICS, POWER = "cases.csv", "metrics.jsonl", "power.csv"
 LOWER_IS_BETTER = ("loss", "mse", "hd95", "error", "seconds")  # ends of a metric's key, in runs that do not say so
-TEXT_COLUMNS = ("case", "fold")
+TEXT_COLUMNS = ("case", "fold", "source")
 
 
 @dataclasses.dataclass
@@ -80,6 +80,9 @@ class Run:
     @property
     def rate(self) -> float | None:
         """Training samples a second; those of `evaluate` and of a benchmark's own step where the run is one."""
+        if self.folds:
+            each = [rate for fold in self.folds if (rate := fold.rate) is not None]
+            return math.fsum(each) / len(each) if each else None
         rates = self.benchmark.get("images_per_second")
         if isinstance(rates, dict):
             return number(rates.get("ours"))
@@ -115,7 +118,9 @@ class Run:
 
     @property
     def peak_memory(self) -> float | None:
-        """Bytes: of the rank that used most."""
+        """Bytes: of the rank, or fold, that used most."""
+        if self.folds:
+            return max((used for fold in self.folds if (used := fold.peak_memory) is not None), default=None)
         found = self.benchmark.get("peak_memory_bytes", self.summary.get("peak_memory_bytes"))
         return number(found.get("ours") if isinstance(found, dict) else found)
 
@@ -127,6 +132,8 @@ class Run:
 
     @property
     def device(self) -> str:
+        if self.folds:
+            return self.folds[0].device
         return str(self.environment.get("device") or self.summary.get("device") or "unknown device")
 
     def curve(self, key: str, over: str = "step") -> list[tuple[float, float]]:
@@ -186,7 +193,7 @@ def read_run(path: Path) -> Run:
     run.item = str(run.summary.get("item") or run.benchmark.get("item") or "samples")
     _metrics(run)
     run.cases = read_cases(run, CASES)
-    run.power = [row for row in _csv(run, POWER) if row]
+    run.power = _power(run)
     _metric(run)
     for name in ("progress.png", "terms.png", "predictions.png", "samples.png"):
         if (path / name).is_file():
@@ -272,6 +279,16 @@ def _lines(run: Run, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
                 continue
             if isinstance(row, dict):
                 yield f"{path}, line {count}", row
+
+
+def _power(run: Run) -> list[dict[str, Any]]:
+    """The samples of power.csv, in seconds since the first."""
+    rows = [row for row in _csv(run, POWER) if isinstance(row.get("watts"), float)]
+    first = min((row["time"] for row in rows if number(row.get("time")) is not None), default=0.0)
+    for row in rows:
+        if number(row.get("time")) is not None:
+            row.setdefault("seconds", row.pop("time") - first)
+    return [row for row in rows if number(row.get("seconds")) is not None]
 
 
 def read_cases(run: Run, name: str) -> dict[str, dict[str, float]]:

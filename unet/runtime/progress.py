@@ -14,7 +14,8 @@ class Progress:
     """The progress of a run. All of it is saved, so a resumed run continues as if it had not been stopped.
 
     `loss_sum` and `parts` are sums over the batches of the epoch so far: of the loss, and of its terms by name.
-    `lines` and `mlperf_lines` count the lines of its logs, which are truncated to these on resume. In a state file
+    `lines`, `mlperf_lines` and `power_lines` count the lines of its logs, which are truncated to these on resume.
+    `energy`: what --power has counted (`PowerUse`), with the samples that were trained meanwhile. In a state file
     `evals_since_best` is called "stale", as in earlier versions.
     """
 
@@ -29,6 +30,7 @@ class Progress:
     evals_since_best: int = 0
     lines: int = 0
     mlperf_lines: int = 0
+    power_lines: int = 0
     reached: bool = False
     images: int = 0
     first_images: int = 0
@@ -36,6 +38,7 @@ class Progress:
     seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"train": 0.0, "wait": 0.0, "evaluate": 0.0, "save": 0.0}
     )
+    energy: dict[str, float] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_state(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def wrong_progress(saved: dict[str, Any]) -> str:
     rows, seconds = saved["history"], {**Progress().seconds, **saved.get("seconds", {})}
     if not all(isinstance(row, dict) and {"epoch", "step", "train_seconds", "loss"} <= set(row) for row in rows):
         return "progress.history is not a list of epochs"
-    if not all(isinstance(value, int | float) for value in (*seconds.values(), *saved.get("parts", {}).values())):
-        return "progress.seconds or progress.parts hold values that are not numbers"
+    sums = (*seconds.values(), *saved.get("parts", {}).values(), *saved.get("energy", {}).values())
+    if not all(isinstance(value, int | float) for value in sums):
+        return "progress.seconds, progress.parts or progress.energy hold values that are not numbers"
     return ""

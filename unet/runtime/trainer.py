@@ -5,8 +5,8 @@ for a log line. A stop request takes effect after the current step. Logs, checkp
 objects with methods named after the events, which come in this order:
 
     on_train_start
-      on_epoch_start  on_step_end ... on_log ...  on_epoch_trained  [on_eval_start  on_eval_end]  on_epoch_end
-      [on_save]
+      on_epoch_start  on_step_end ... on_log ...  on_epoch_trained  [on_eval_start  on_eval_end]  on_epoch_close
+      on_epoch_end  [on_save]
     on_train_end     always once, also when the run is interrupted or fails
     on_finish        after on_train_end, if the run was not interrupted by an error
 
@@ -208,6 +208,7 @@ def train_epochs(run: Trainer) -> str:
         run.group.set_phase("closing the epoch", may_block=True)
         records = scores.pop("records", [])
         row, better = close_epoch(run, scores)
+        run.emit("on_epoch_close", row=row)  # the last that may add to it
         reason = stop_reason(run, scores.get("score"))
         saving = bool(reason) or better or is_kept(run, row) or save_is_due(run)
         run.emit("on_epoch_end", row=row, records=records, better=better or (saving and run.evaluate is None))

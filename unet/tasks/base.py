@@ -6,19 +6,18 @@ import; methods import what they need.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from unet.config.options import flag
 from unet.config.schema import Config
 from unet.config.task_settings import TaskSettings
 from unet.errors import UsageError
+from unet.tasks.protocols import Compute, NoDevice, Predictor
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from unet.config.flags import PredictOptions
@@ -29,55 +28,8 @@ if TYPE_CHECKING:
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
     from unet.data.splits import Split
-    from unet.windows import Plan
 
 Step = Callable[["nn.Module", Mapping[str, "Tensor"]], "Tensor"]
-
-
-class Predictor(Protocol):
-    """Runs trained networks over the input of a case, without gradients. Each method returns the mean over the networks
-    of their outputs, or of `transform(output)`."""
-
-    def slices(self, images: Tensor, transform: Callable[[Tensor], Any] | None = None) -> Any:
-        """(N, C, H, W) -> (N, K, H', W') on the host."""
-
-    def tiles(
-        self,
-        images: Tensor,
-        side: int,
-        output: int,
-        period: int,
-        transform: Callable[[Tensor], Any] | None = None,
-        average: Callable[[list[Any]], Any] | None = None,
-    ) -> Any:
-        """Images with their context (N, C, H + side - output, W + side - output) -> (N, K, H, W) on the host, through a
-        network of valid convolutions that maps `side` to `output` pixels; `period`: pixels of its pooling grid.
-        `average`: how the mean is taken."""
-
-    def windows(
-        self,
-        volume: Any,
-        plan: Plan,
-        blend: str = "gaussian",
-        mirror: bool = False,
-        pad_value: float = 0.0,
-    ) -> Any:
-        """(C, D, H, W) array or tensor -> mean logits (K, d, h, w) of the part that the plan looks at, on the device
-        where its memory allows."""
-
-    def slabs(
-        self,
-        volume: Any,
-        plan: Plan,
-        blend: str = "gaussian",
-        mirror: bool = False,
-        pad_value: float = 0.0,
-    ) -> Iterator[Tensor]:
-        """As `windows`, in slabs (K, d, h, w) on the host along D, one after another: for many classes."""
-
-    def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
-        """`work(network, put)` of each network: tensors, given back as float32 on the host; `put` moves a tensor to
-        the device."""
 
 
 class Metric(NamedTuple):
@@ -157,35 +109,15 @@ class MLPerfBenchmark:
     initialized_layers: Sequence[str]
 
 
-class Compute(Protocol):
-    """What loss and scores need of a device. `chunk`: voxels to work on at a time."""
-
-    chunk: int = 2**24
-
-    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Within autocast, the context of arithmetic in the tensors' own types."""
-        return contextlib.nullcontext()
-
-    def generator(self, seed: int) -> torch.Generator:
-        """A random generator with this seed, where the device draws."""
-        import torch
-
-        return torch.Generator().manual_seed(seed)
-
-
-class NoDevice(Compute):
-    """Before a command has chosen the device."""
-
-
 class Task:
     """One system: a subclass, in a folder of `unet.tasks` or in a package of the user's own.
 
     `item` is what a batch holds, `subject` what a case is, `cost_unit` what scoring a case costs, `input_noun` what
     prediction is given, in words. `columns` are the scores of a case, `metric_notes` their conventions, `figure_title`
-    what predictions.png shows, in the colours of `colour_key`. `by_steps`: a run is so many steps, which several
-    processes share, and its epochs are pieces of them. `terms`: those of the loss that the line of an epoch shows;
-    none named: all. `curves`: title -> how the names of the terms begin that terms.png draws under it. `compute`: the
-    device, once a command has chosen it.
+    what predictions.png shows, in the colours of `colour_key`; `classes` names the labels of `slices`. `by_steps`: a
+    run is so many steps, which several processes share, and its epochs are pieces of them. `terms`: those of the loss
+    that the line of an epoch shows; none named: all. `curves`: title -> how the names of the terms begin that terms.png
+    draws under it. `compute`: the device, once a command has chosen it.
     """
 
     Settings: ClassVar[type[TaskSettings]]
@@ -198,6 +130,7 @@ class Task:
     metric_notes: ClassVar[str] = ""
     figure_title: ClassVar[str] = ""
     colour_key: ClassVar[tuple[tuple[str, tuple[int, int, int]], ...]] = ()
+    classes: ClassVar[tuple[str, ...]] = ()
     by_steps: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ()
     curves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -290,6 +223,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def random_batch(self) -> dict[str, Tensor]:
+        """Random values in the form of a training batch: `benchmark --source none` needs no data set."""
+        raise UsageError(f"The task {self.name} makes no random batch.", "Give a data set: leave --source none out.")
+
     def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
         """What training makes of the first cases, as files to look at before it starts, where that is asked for."""
         return iter(())
@@ -369,6 +306,11 @@ class Task:
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Name -> image (H, W, 3) in uint8, or probability (H, W), of one case, for predictions.png."""
         raise NotImplementedError
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Name -> slices of one case in uint8, for the report: images (S, H, W) or (S, H, W, 3), and labels (S, H, W)
+        named "truth" and "prediction", 0 for nothing, all of one S, H and W. {}: the task has none."""
+        return {}
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         """What the user named -> {folder: the images of one case, in order}."""

@@ -34,6 +34,22 @@ class SegmentationTask(CachedTask):
                 f"Give {self.label_values}; look at them with: python -m unet check --task {self.config.general.task}",
             )
 
+    def random_batch(self) -> dict[str, Tensor]:
+        """Images, and masks of 0 and 1 in their size."""
+        import torch
+
+        _, channels, *sides = self.input_shape()
+        count = self.config.train.batch_size
+        return {
+            "image": torch.rand(count, channels, *sides),
+            "mask": torch.randint(2, (count, 1, *self.mask_sides(sides))).float(),
+            "index": torch.arange(count),
+        }
+
+    def mask_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """The sides of a training mask, by those of its image."""
+        return sides
+
     def training_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = model(batch["image"])
         with self.compute.full_precision():

@@ -1,4 +1,4 @@
-"""Callbacks that report a run: progress bar, logs, the picture of the curves."""
+"""Callbacks that report a run: logs, the picture of the curves."""
 
 from __future__ import annotations
 
@@ -9,43 +9,22 @@ from typing import Any
 
 from unet import files, host
 from unet.runtime.callbacks import pictures
+from unet.runtime.callbacks.time_left import WAITS, TimeLeft, format_seconds, gain
 from unet.runtime.folders.run_folder import RunFolder
+from unet.runtime.power_use import format_joules
 from unet.runtime.progress import Progress
-from unet.runtime.trainer import Trainer
-
-
-class ProgressBar:
-    """Progress bar of the steps of an epoch, on a terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def on_epoch_start(self, run: Trainer) -> None:
-        name = f"epoch {run.progress.epoch}/{run.epochs}"
-        done = run.progress.batch // run.options.accumulate  # of a resumed epoch
-        self.bar = host.progress(total=run.steps_per_epoch, name=name, unit="step", initial=done)
-
-    def on_step_end(self, run: Trainer) -> None:
-        self.bar.update(1)
-
-    def on_log(self, run: Trainer, loss: float, images_per_second: float, wait_fraction: float, **rest: Any) -> None:
-        self.bar.set_postfix_str(
-            f"loss {loss:.4f}, {images_per_second:.0f} samples/s, data wait {wait_fraction:.1%}", refresh=False
-        )
-
-    def on_save(self, run: Trainer) -> None:
-        if run.stop.reason or run.progress.batch == 0:
-            self.bar.close()
-
-    def on_epoch_end(self, run: Trainer, **rest: Any) -> None:
-        self.bar.close()
+from unet.runtime.trainer import Trainer, stop_reason
 
 
 class MetricsLog:
     """metrics.jsonl (one JSON object per line) and run.log (text); the line of each epoch is also printed."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, left: TimeLeft | None = None) -> None:
+        self.folder, self.left = folder, left or TimeLeft()
+        self.before = {"train": 0.0, "wait": 0.0}
+
+    def on_epoch_start(self, run: Trainer) -> None:
+        self.before = dict(run.progress.seconds)
 
     def write(self, run: Trainer, event: str, **values: Any) -> None:
         line = {
@@ -69,11 +48,27 @@ class MetricsLog:
         names = {name: metric.name if name == metric.key else name.replace("_", " ") for name in shown}
         terms = "".join(f"  {names[name]} {row[name]:.4f}" for name in shown if name in row)
         words = f"epoch {row['epoch']:>3}/{run.epochs}  loss {row['loss']:.4f}{terms}  {row['train_seconds']:.1f} s"
+        words += self.costs(run, row)
         if "score" in row:
             loss = f"loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
-            words += f"  |  validation {loss}{metric.name} {row['score']:.4f}" + (" (best)" if better else "")
+            change = gain(run.progress.history, metric.sign) if better else None
+            best = "" if not better else " (best)" if change is None else f" (best) {change:+.4f}"
+            words += f"  |  validation {loss}{metric.name} {row['score']:.4f}{best}"
             words += f" after {row['time_to_train']:.0f} s"
-        self.folder.say(words)
+        self.folder.say(words + self.times(run, row))
+
+    def costs(self, run: Trainer, row: Mapping[str, Any]) -> str:
+        """What an epoch waited for data, where that is much, and its joules, where they are measured."""
+        train, wait = (run.progress.seconds[name] - self.before[name] for name in ("train", "wait"))
+        waits = f", data wait {wait / train:.0%}" if train and wait / train > WAITS else ""
+        return waits + (f", {format_joules(row['joules'])}" if "joules" in row else "")
+
+    def times(self, run: Trainer, row: Mapping[str, Any]) -> str:
+        """How long the run has taken, and will still take."""
+        seconds = run.progress.seconds
+        gone = format_seconds(seconds["train"] + seconds["evaluate"] + seconds["save"])
+        left = None if stop_reason(run, row.get("score")) else self.left.of(run)
+        return f"; {gone} so far" + (f", {left}" if left else "")
 
 
 def worker_log(rank: int) -> str:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unet import files
-from unet.config.run_files import CONFIG, MANIFEST, SPLIT, read_lines
+from unet.config.run_files import CONFIG, MANIFEST, PICTURE_INDEX, PICTURED, PICTURES, SPLIT, read_lines
 from unet.errors import UnetError
 
 MANIFEST_NAME = "files.json"
 BOARD = "tensorboard"
-FOLDERS = (BOARD, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
+FOLDERS = (BOARD, PICTURED, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
 NAMES = re.compile(
-    r"(config|settings|environment|status|splits|summary|benchmark|files)\.json|metrics\.jsonl|run\.log|cases\.csv"
-    r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
+    r"(config|settings|environment|status|splits|summary|benchmark|files|trace)\.json|metrics\.jsonl|run\.log|(cases|sweep|results|power)\.csv"
+    r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|cases/([\w-]+\.png|index\.json)|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
 )
 WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
@@ -114,6 +114,7 @@ JSON_KINDS = {
     "splits.json": SPLIT,
     "summary.json": {"metric": str},
     "benchmark.json": {"predict": dict, "device": str},
+    PICTURES: PICTURE_INDEX,
     "settings.json": {"task": str, "seed?": int, "epochs": object},
 }
 
@@ -126,6 +127,8 @@ def _start_of(name: str) -> Callable[[bytes], bool]:
         return lambda start: b"brain.Event" in start
     if name == "cases.csv":
         return lambda start: start.startswith((b"case,", b"fold,"))
+    if name in ("results.csv", "power.csv"):
+        return lambda start: start.startswith((b"epoch,", b"time,source,watts"))
     if name.endswith(".txt"):
         return lambda start: start.startswith(b"Command: ")
     if name == "unet3d.log":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import platform
@@ -252,6 +253,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def source_digest() -> str:
+    """A digest of this program's own source: file names and contents; "not known" where they cannot be read."""
+    root = Path(unet.__file__).parent
+    paths = sorted(root.rglob("*.py"))
+    try:
+        names = "\n".join(path.relative_to(root).as_posix() for path in paths).encode()
+        return files.digest(names, *(path.read_bytes() for path in paths))[:16] if paths else "not known"
+    except OSError:
+        return "not known"
+
+
 def environment(device: str) -> dict[str, Any]:
     """Versions, machine and device, for environment.json."""
     total, available = host.memory()
@@ -259,6 +272,7 @@ def environment(device: str) -> dict[str, Any]:
     relevant += ["CN", "GLOO_", "SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE"]
     return {
         "unet": unet.__version__,
+        "code": source_digest(),
         "python": sys.version.split()[0],
         "packages": versions(),
         "platform": platform.platform(),

@@ -53,6 +53,13 @@ def panel(image: Array, mean: Array, std: Array, residual: Array, low: float) ->
     return {name: strip(cut(volume)) for name, volume in shown.items()}
 
 
+def slices(image: Array, mean: Array, residual: Array, low: float) -> dict[str, Image]:
+    """Input, reconstruction and residual, slice by slice from below to above."""
+    shown = {"image": grey(image, low)[..., 0], "reconstruction": grey(mean, low)[..., 0]}
+    shown[f"residual, blue -{RESIDUAL:g} to red {RESIDUAL:g} std"] = signed(residual)
+    return {name: np.rot90(np.moveaxis(volume, 2, 0), axes=(1, 2)) for name, volume in shown.items()}
+
+
 def page(arrays: Mapping[str, Array], residual: Array, by_level: Mapping[int, Array], low: float) -> Image:
     """A volume's page: input, the reconstructions by level from coarse to fine, its standard deviation, its residual;
     each a row of three slices under its words."""

@@ -161,6 +161,14 @@ class Brains(CachedTask):
             checkpoint=own.checkpoint_activations,
         )
 
+    def random_batch(self) -> dict[str, Tensor]:
+        import torch
+
+        count, sides = self.config.train.batch_size, self.input_shape()[1:]
+        batch = {"image": torch.rand(count, *sides) * (1 - self.low) + self.low, "index": torch.arange(count)}
+        batch["noise_key"] = torch.full((count,), max(self.config.general.seed, 0))
+        return {**batch, "kl_weight": torch.ones(count)} if self.settings.kl_warmup else batch
+
     def build_model(self) -> nn.Module:
         """10,335,682, 19,267,582 and 32,749,282 parameters at 32, 64 and 128 with the published lists."""
         from unet.models.vdvae import VDVAE
@@ -248,6 +256,9 @@ class Brains(CachedTask):
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["mean"], arrays["std"], residual(arrays), self.low)
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.slices(arrays["image"], arrays["mean"], residual(arrays), self.low)
 
     @property
     def low(self) -> float:

@@ -62,6 +62,7 @@ class EM(SegmentationTask):
     colour_key = drawing.KEY
     foreground = "membrane"
     label_values = "labels of 0 (membrane) and 255 (cell)"
+    classes = ("membrane",)
     fold_seed = synthetic_seed = FOLD_SEED
 
     @property
@@ -139,6 +140,10 @@ class EM(SegmentationTask):
         stream = StreamBatches(slices, self.config.train.batch_size, self.config.general.seed, frame, shard, length)
         return Loader(stream, workers, options)
 
+    def mask_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Those of the network's output."""
+        return (self.output_side,) * 2
+
     def build_model(self) -> nn.Module:
         """The benchmark's network, 34,512,258 parameters with the default settings; Glorot-uniform weights."""
         from unet.models.unet import UNet, UNetShape, glorot
@@ -179,6 +184,12 @@ class EM(SegmentationTask):
         grey = drawing.grey((arrays["image"] + 1) / 2)
         both = drawing.filled(grey, arrays["probability"] <= LEVEL, ~arrays["target"])
         return {"slice": grey, "truth and prediction": both, "probability of a membrane": 1 - arrays["probability"]}
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The slice, and its membranes."""
+        shown = {"image": drawing.grey((arrays["image"] + 1) / 2)[..., 0], "truth": ~arrays["target"]}
+        shown["prediction"] = arrays["probability"] <= LEVEL
+        return {name: panel[None] for name, panel in shown.items()}
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return dataset.inputs(paths)

@@ -166,6 +166,12 @@ class Settings(TaskSettings):
         choices=("host", "device"),
         section="train",
     )
+    show_pipeline: bool = option(
+        False,
+        "before training write what is done to patches into the run's folder, pipeline_test",
+        aliases=("--visualise_training_pipeline_before_starting",),
+        section="train",
+    )
     overlap: float = option(
         0.5, "overlap of neighbouring windows, as a share of their size", minimum=0, maximum=0.9, section="eval"
     )

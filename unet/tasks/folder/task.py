@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unet.data.checks import Report
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
+    from unet.data.loading.patches import EpochPatches
 
 TABLED = 8  # classes that the table of scores shows one by one
 METRIC_NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
@@ -196,8 +197,22 @@ class Folder(SegmentationTask):
         to_device: Callable[[Tensor], Tensor],
     ) -> Loader:
         self.require_foreground(cases)
-        from unet.data.loading.crops import Volumes
         from unet.data.loading.loader import Loader
+
+        workers, options = self.loader_workers(options)
+        patches = self.patches(cases, shard, to_device, workers > 0)
+        finish = functools.partial(patches.finish, place=to_device, after=self.compute.flush) if patches.late else None
+        return Loader(patches, workers, options, finish)
+
+    def patches(
+        self,
+        cases: Sequence[CachedCase],
+        shard: tuple[int, int] = (0, 1),
+        to_device: Callable[[Tensor], Tensor] | None = None,
+        shared: bool = False,
+    ) -> EpochPatches:
+        """The training patches of these cases."""
+        from unet.data.loading.crops import Volumes
         from unet.data.loading.patches import EpochPatches
         from unet.data.transforms.augmentation import Augmentation
 
@@ -208,10 +223,9 @@ class Folder(SegmentationTask):
             still=0 if own.anisotropic or flat else -1,
             spacing=own.spacing,
         )
-        workers, options = self.loader_workers(options)
-        volumes_of = Volumes(cases, self.config.device.data_on, to_device, shared=workers > 0)
-        patches = EpochPatches(
-            *(volumes_of, own.patch, train.batch_size, own.epoch_batches, self.config.general.seed),
+        return EpochPatches(
+            Volumes(cases, self.config.device.data_on, to_device, shared=shared),
+            *(own.patch, train.batch_size, own.epoch_batches, self.config.general.seed),
             oversampling=own.oversampling,
             change=change if train.augment else None,
             shard=shard,
@@ -219,8 +233,15 @@ class Folder(SegmentationTask):
             labelled_only=self.ignored is not None,
             late=own.augment_on == "device",
         )
-        finish = functools.partial(patches.finish, place=to_device) if patches.late else None
-        return Loader(patches, workers, options, finish)
+
+    def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
+        """With --show-pipeline a page for each patch of the first batch: as it is cut, after each change, after all."""
+        from unet.data.io.outputs import Output
+        from unet.data.loading.preview import pages
+
+        if self.settings.show_pipeline:
+            for name, page in pages(self.patches(cases), self.config.train.batch_size):
+                yield Output(Path(), f"pipeline_test/{name}.png", page, "png")
 
     # Network and loss.
 

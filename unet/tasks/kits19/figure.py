@@ -28,6 +28,12 @@ def panel(arrays: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def slices(arrays: dict[str, Any]) -> dict[str, Any]:
+    """CT (D, H, W), and the labels."""
+    grey = np.stack([grey_of(each)[..., 0] for each in arrays["image"]])
+    return {"image": grey, "truth": arrays["target"], "prediction": arrays["prediction"]}
+
+
 def overlay(volume: Any, labels: Any) -> Any:
     """(H, W, 3) uint8: the slices of a scan (D, H, W) with most predicted kidney and most tumour, side by side."""
     images = []

@@ -65,6 +65,7 @@ class KiTS19(SegmentationTask):
     figure_title = "slices with most kidney and most tumour of each case, from worst to best mean Dice"
     foreground = "kidney or tumour"
     label_values = "labels of 1 (kidney) and 2 (tumour)"
+    classes = NAMES
     fold_seed = FOLD_SEED
     colour_key = tuple(zip(NAMES, COLOURS, strict=True))
 
@@ -159,6 +160,12 @@ class KiTS19(SegmentationTask):
             noise=self.compute.generator if self.config.device.data_on == "device" else on_host,
         )
         return Loader(crops, workers, options)
+
+    def random_batch(self) -> dict[str, Tensor]:
+        import torch
+
+        found = super().random_batch()
+        return {**found, "mask": torch.randint_like(found["mask"], CLASSES).to(torch.uint8)}
 
     def build_model(self) -> nn.Module:
         """The reference's network, 31,190,243 parameters with the default settings."""
@@ -260,6 +267,9 @@ class KiTS19(SegmentationTask):
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays)
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.slices(arrays)
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         return {Path(name): [image] for name, image in dataset.inputs(paths).items()}

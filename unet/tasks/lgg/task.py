@@ -54,6 +54,7 @@ class LGG(SegmentationTask):
     colour_key = drawing.KEY
     foreground = "tumour"
     label_values = "masks of 0 and 255 (tumour)"
+    classes = ("tumour",)
 
     def describe_input(self) -> str:
         return f"{self.settings.image_size} px"
@@ -133,11 +134,15 @@ class LGG(SegmentationTask):
 
         image, _ = case.arrays()
         number = int((arrays["target"] if arrays["target"].any() else arrays["probability"]).sum((1, 2)).argmax())
-        flair = np.asarray(image[number, ..., 1], dtype=np.float32)
-        low, high = np.percentile(flair, (1, 99.5))
-        grey = drawing.grey((flair - low) / max(high - low, 1e-6))
+        grey = drawing.grey(drawing.stretched(np.asarray(image[number, ..., 1], dtype=np.float32)))
         outlined = drawing.outlined(grey, arrays["prediction"][number], arrays["target"][number])
         return {"FLAIR": grey, "truth and prediction": outlined, "probability": arrays["probability"][number]}
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        """FLAIR, and the masks."""
+        image, _ = case.arrays()
+        grey = drawing.grey(drawing.stretched(image[..., 1]))[..., 0]
+        return {"image": grey, "truth": arrays["target"], "prediction": arrays["prediction"]}
 
     def restore(self, arrays: Any, raw: Geometry) -> Any:
         """Probability (S, size, size) -> (S, H, W) on the raw slices: linear interpolation back to the square, then

@@ -1,0 +1,131 @@
+"""`benchmark` as a user types it: what it prints and writes, alone, over settings, and on two processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, program, read_json
+
+from unet.benchmarks import table
+
+SHORT = ("--device", "cpu", *TINY, "--rounds", 2, "--steps", 1, "--threads", 1)
+EARLIER = {  # what benchmark.json has had before
+    *("task", "size", "item", "precision", "device", "predict", "batch_size", "images_per_second", "step_latency"),
+    *("ours_over_plain", "loader_over_step", "ours_over_plain_memory", "peak_memory_bytes", "flops_per_item"),
+    *("model_flops_per_second", "mfu", "seconds_a_step", "power"),
+}
+
+
+def test_the_device_alone(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data set is there, and none is made; --json prints the result and nothing else."""
+    code, out, err = cli("benchmark", "--source", "none", *SHORT, "--run-name", "alone", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result == read_json(Path("performance/alone/benchmark.json"))
+    assert not Path("data").exists()
+    assert set(result) >= EARLIER | {"source", "breakdown", "ceiling", "convolutions", "share_of_matrix_product"}
+    assert set(result["images_per_second"]) == {"plain", "ours"} == set(result["peak_memory_bytes"])
+    low, high = result["images_per_second_range"]["ours"]
+    assert low <= result["images_per_second"]["ours"] <= high
+    assert len(result["seconds_a_step"]["ours"]) == 2
+    assert sum(part["share"] for part in result["breakdown"].values()) == pytest.approx(1)
+    assert result["convolutions"]["count"] == 13
+    done, top = result["model_flops_per_second"], result["ceiling"]["matrix_flops_per_second"]
+    assert done == pytest.approx(result["flops_per_item"] * result["images_per_second"]["ours"])
+    assert result["share_of_matrix_product"] == pytest.approx(done / top)
+    assert len(result["predict"]["seconds_a_pass"]) == 2
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = table.text(result).splitlines()
+        assert max(map(len, lines)) <= columns
+    assert "Where a step goes, each part waited for:" in lines
+    assert any(line.startswith("  plain fp32 step") and "slices/s" in line for line in lines)
+    assert any("times the plain one" in line for line in lines)
+
+
+def test_prediction_alone_with_a_trace(cli: Any) -> None:
+    words = ("benchmark", "--mode", "predict", *SHORT, "--profile", "--run-name", "p")
+    code, out, err = cli(*words)
+    assert code == 0, err
+    result = read_json(Path("performance/p/benchmark.json"))
+    assert result["source"] == "none" and "images_per_second" not in result
+    assert {row["words"] for row in result["profile"]} >= {"convolution", "batch norm"}
+    assert "Operators of three steps" in out and "aten::" in out
+    events = read_json(Path("performance/p/trace.json"))["traceEvents"]
+    assert any(event.get("name") == "aten::convolution" for event in events)
+    assert sorted(path.name for path in Path("performance").iterdir() if "trace" in path.name) == []
+    assert set(read_json(Path("performance/p/files.json"))["files"]) >= {"trace.json", "benchmark.json"}
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 10**9,) * 2)
+
+
+def test_a_sweep_goes_on_where_the_memory_ends(workplace: Path) -> None:
+    """4 and 25 GB of images, where a process may have 12 GB of addresses."""
+    words = ("benchmark", "--mode", "predict", *SHORT, "--run-name", "s", "--amp", "fp32")
+    swept = ("--sweep", "eval_batch_size=32768,1", "image-size=256")
+    done = program(*words, *swept, cwd=workplace, preexec_fn=limited)
+    assert done.returncode == 0, done.stderr
+    with open("performance/s/sweep.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["outcome"] for row in rows] == ["out of memory", "measured"]
+    assert [row["eval_batch_size"] for row in rows] == ["32768", "1"] and rows[0]["image_size"] == "256"
+    result = read_json(Path("performance/s/benchmark.json"))
+    assert result["rows"][1]["result"]["predict"]["batch_size"] == 1
+    assert float(rows[1]["predict_images_per_second"]) == pytest.approx(
+        result["rows"][1]["result"]["predict"]["images_per_second"]
+    )
+    assert "ran out of memory" in result["rows"][0]["error"]
+    assert "out of memory" in done.stdout and str(Path("performance/s/sweep.csv")) in done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_keeps_its_rows(workplace: Path) -> None:
+    words = ["benchmark", "--mode", "predict", *SHORT, "--run-name", "s", "--sweep", "eval_batch_size=1,2,3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", *map(str, words)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    place = workplace / "performance" / "s"
+    deadline = time.monotonic() + 200
+    while not (place / "sweep.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert 1 <= len(read_json(place / "benchmark.json")["rows"]) < 3
+    status = read_json(place / "status.json")
+    assert status["status"] == "interrupted" and "of 3 combinations are measured" in status["why"]
+
+
+def test_two_processes(workplace: Path) -> None:
+    done = program(
+        "benchmark",
+        "--source",
+        "none",
+        *SHORT,
+        "--devices",
+        2,
+        "--run-name",
+        "two",
+        cwd=workplace,
+        env={"COLUMNS": "120"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_json(workplace / "performance" / "two" / "benchmark.json")
+    one, two = result["scaling"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert (one["network"], two["network"]) == ("UNet", "DistributedDataParallel")
+    assert one["efficiency"] == 1
+    assert two["efficiency"] == pytest.approx(two["images_per_second"] / (2 * one["images_per_second"]))
+    assert result["images_per_second"]["ours"] == two["images_per_second"]
+    assert "efficiency" in done.stdout and done.stdout.count("\n") == 6

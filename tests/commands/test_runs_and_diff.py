@@ -1,0 +1,263 @@
+"""`runs` lists the runs of a folder, `diff` compares two; neither changes anything, and --json prints one object."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, error_of
+
+from unet.cli import main
+from unet.files import digest
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """A folder with four runs: `first`, the same `again`, one with another learning rate, and one that is scored."""
+    place = tmp_path_factory.mktemp("runs")
+    words = ["--data", phantoms, "--cache", "cache_16", "--device", "cpu", "--deterministic", *TINY, "--log-every", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name, more in (("first", []), ("again", []), ("faster", ["--lr", "0.01"])):
+            size = ["--workers", 0, "--threads", 1, "--epochs", 2, "--batch-size", 16, "--fold", 0, "--folds", 3]
+            command = ["train", *words, *size, "--run-name", name, *more]
+            assert main([str(word) for word in command]) == 0
+        command = ["evaluate", "--weights", "first.safetensors", "--run-name", "scored", *words[:6]]
+        assert main([str(word) for word in command]) == 0
+    return place
+
+
+@pytest.fixture
+def cli_here(made: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(made)
+    return cli
+
+
+def state(folder: Path) -> str:
+    """A digest of all names, contents and times below a folder."""
+    paths = sorted(folder.rglob("*"))
+    parts = [f"{path.relative_to(folder)} {path.stat().st_mtime_ns}".encode() for path in paths]
+    return digest(*parts, *(path.read_bytes() for path in paths if path.is_file()))
+
+
+def result_of(answer: tuple[int, str, str], code: int = 0) -> Any:
+    """The one JSON object on standard output."""
+    assert answer[0] == code, answer
+    found = json.loads(answer[1])
+    assert isinstance(found, dict)
+    return found
+
+
+def conclusion(out: str) -> str:
+    """The last paragraph, as one line."""
+    return " ".join(out.strip().rpartition("\n\n")[2].split())
+
+
+def test_runs_are_listed_with_state_score_and_last_line(cli_here: Any, made: Path) -> None:
+    before = state(made)
+    code, out, err = cli_here("runs")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 5
+    for line, name, kind in zip(
+        lines[1:], ("scored", "faster", "again", "first"), ("evaluate", *["train"] * 3), strict=True
+    ):
+        assert line.split()[:4] == [name, "lgg", kind, "done"]  # newest first
+    assert "epoch   2/2" in lines[-1]
+    rows = result_of(cli_here("runs", "--json"))["runs"]
+    assert rows[3]["score"] == json.loads((made / "performance/first/summary.json").read_text())["best_score"]
+    assert rows[3]["seconds"] > 0
+    assert state(made) == before
+
+
+def test_states_of_runs(made: Path, cli: Any, workplace: Path) -> None:
+    """Running, and one that says so although its process is gone."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # as `python -m unet` would be"])
+    for name, change in {
+        "runs-on": {"status": "running", "pid": process.pid, "host": socket.gethostname()},
+        "died": {"status": "running", "pid": 2**22 + 1, "host": socket.gethostname()},
+        "far": {"status": "running", "pid": 2**22 + 1, "host": "another"},
+        "failed": {"status": "failed", "why": "out of memory"},
+        "broken": {},
+    }.items():
+        shutil.copytree(made / "performance/first", workplace / "performance" / name)
+        path = workplace / "performance" / name / "status.json"
+        content = {"kind": "train", **change, "updated": "2026-01-01T00:00:00+0000"}
+        path.write_text(json.dumps(content) if change else "{")
+    (workplace / "performance" / "no-run").mkdir()
+    try:
+        rows = {row["name"]: row["state"] for row in result_of(cli("runs", "--json"))["runs"]}
+    finally:
+        process.kill()
+        process.wait()
+    states = {"died": "died", "far": "running", "failed": "failed", "broken": "done"}
+    assert rows == {"runs-on": "running", **states}
+    again = {row["name"]: row["state"] for row in result_of(cli("runs", "--json"))["runs"]}
+    assert again == {"runs-on": "died", **states}
+
+
+def test_a_folder_without_runs(cli: Any, workplace: Path) -> None:
+    assert "is no folder" in error_of(cli("runs"), 2)
+    (workplace / "performance").mkdir()
+    assert cli("runs") == (0, "performance: no runs\n", "")
+    assert result_of(cli("runs", "--json")) == {"folder": "performance", "runs": []}
+
+
+def test_the_records_are_listed(cli: Any) -> None:
+    rows = result_of(cli("runs", "--records", "--out", ROOT / "performance", "--json"))["runs"]
+    names = {row["name"].partition("/")[0] for row in rows}
+    assert names == {path.name for path in (ROOT / "performance" / "records").iterdir()}
+
+
+def test_the_same_run_twice_is_the_same_computation(cli_here: Any, made: Path) -> None:
+    before = state(made)
+    code, out, err = cli_here("diff", "first", "again")
+    assert (code, err) == (0, "")
+    assert "run_name  first" in out
+    assert "no effect on the numbers" in out
+    assert "Versions and code: the same" in out
+    end = conclusion(out)
+    assert end.startswith("The same computation: settings, code, versions and device are the same, and the losses")
+    assert end.endswith("equal to the last bit.")
+    found = result_of(cli_here("diff", "first", "performance/again", "--json"))
+    assert (found["same"], found["losses"]["state"], found["losses"]["first_apart"]) == ("yes", "equal", None)
+    assert found["scores"]["gain"] == 0
+    assert [item["name"] for item in found["settings"]] == ["run_name", "weights"]
+    assert state(made) == before
+
+
+def test_another_learning_rate_is_another_computation(cli_here: Any) -> None:
+    code, out, _ = cli_here("diff", "first", "faster")
+    assert code == 0
+    assert "  lr " in out
+    assert "first not equal at step 2: A " in out  # the first step's loss is of the weights that both begin with
+    assert conclusion(out).startswith("Not the same computation: lr differs, and the losses part at step 2")
+    found = result_of(cli_here("diff", "first", "faster", "--json"))
+    assert found["same"] == "no"
+    scores = found["scores"]
+    assert scores["gain"] == pytest.approx(scores["second"] - scores["first"])
+    assert scores["how"] == "paired bootstrap over the cases of both"
+
+
+@pytest.mark.parametrize(
+    ("relative", "same", "words"),
+    [
+        (1e-8, "rounding", "The same computation up to rounding: the losses of all"),
+        (1e-3, "no", "part at step 2 by more than 1e-06 of their value, with the same settings"),
+    ],
+)
+def test_losses_that_are_nearly_equal(
+    made: Path, cli: Any, workplace: Path, relative: float, same: str, words: str
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(made / "performance/first", workplace / "performance" / name)
+    path = workplace / "performance/b/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["event"] == "step" and row["step"] >= 2:
+            row["loss"] *= 1 + relative
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert (found["same"], found["losses"]["first_apart"][0]) == (same, 2)
+    assert words in found["conclusion"]
+
+
+def test_other_code_and_versions_are_told(made: Path, cli: Any, workplace: Path) -> None:
+    for name in ("a", "b", "old"):
+        shutil.copytree(made / "performance/first", workplace / "performance" / name)
+    about = json.loads((workplace / "performance/b/environment.json").read_text())
+    assert len(about["code"]) == 16
+    about["packages"]["torch"], about["code"] = "1.0", "0" * 16
+    (workplace / "performance/b/environment.json").write_text(json.dumps(about))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert [item["name"] for item in found["software"]] == ["code", "torch"]
+    assert found["same"] == "rounding"
+    assert "as far as the losses tell" in found["conclusion"] and "with other code, torch" in found["conclusion"]
+    del about["code"]
+    about["packages"]["torch"] = json.loads((made / "performance/first/environment.json").read_text())["packages"][
+        "torch"
+    ]
+    (workplace / "performance/old/environment.json").write_text(json.dumps(about))
+    found = result_of(cli("diff", "a", "old", "--json"))
+    assert found["same"] == "yes"
+    assert "as far as is known" in found["conclusion"] and "Not known of both runs: code" in found["conclusion"]
+
+
+def test_damaged_runs_are_compared_with_what_is_left(made: Path, cli: Any, workplace: Path) -> None:
+    """Half of metrics.jsonl, cut within a line, and a newer version: told, and nothing is changed."""
+    for name in ("a", "b"):
+        shutil.copytree(made / "performance/first", workplace / "performance" / name)
+    cut = workplace / "performance/b"
+    content = (cut / "metrics.jsonl").read_bytes()
+    (cut / "metrics.jsonl").write_bytes(content[: content.index(b"\n", len(content) // 3) + 20])  # 20 bytes into a line
+    (cut / "summary.json").write_text('{"best_sc')
+    about = json.loads((cut / "environment.json").read_text()) | {"unet": "99.0.0"}
+    (cut / "environment.json").write_text(json.dumps(about))
+    before = state(workplace)
+    code, out, _ = cli("diff", "a", "b")
+    assert code == 0
+    assert "(the file ends within it)" in out
+    assert "summary.json: not whole" in out
+    assert "written by version 99.0.0 of this program, newer than" in out
+    assert result_of(cli("runs", "--json"))["runs"]
+    assert state(workplace) == before
+
+
+def test_our_own_log_is_compared_with_its_run(cli_here: Any) -> None:
+    found = result_of(cli_here("diff", "first", "performance/first/first.txt", "--json"))
+    assert (found["losses"]["unit"], found["losses"]["compared"]) == ("epoch", 2)
+    assert found["same"] == "rounding"  # six digits in the log
+
+
+def test_what_is_no_run(cli_here: Any, made: Path, tmp_path: Path) -> None:
+    assert "compares two runs, not 1" in error_of(cli_here("diff", "first"), 2)
+    assert "Did you mean first?" in error_of(cli_here("diff", "frist", "again"), 2)
+    assert "is no run: it holds none of" in error_of(cli_here("diff", tmp_path, "again"), 2)
+    several = "2026-11-27_cpu_brains_benchmark-64"
+    answer = cli_here("diff", several, "again", "--out", ROOT / "performance")
+    assert "holds 4 runs" in error_of(answer, 2)
+
+
+SCORED = ("--weights", "first.safetensors", "--cache", "cache_16", "--device", "cpu", "--run-name", "json")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("config", "--epochs", 3),
+        ("doctor", "--device", "cpu"),
+        ("check", "--cache", "cache_16"),
+        ("evaluate", *SCORED),
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_that_print_a_table_take_json(cli_here: Any, phantoms: Path, words: tuple[object, ...]) -> None:
+    more = ("--data", phantoms) if words[0] == "evaluate" else ()
+    found = result_of(cli_here(*words, *more, "--json"))
+    if words[0] == "config":
+        assert found["epochs"] == {"value": 3, "source": "flag --epochs"}
+    elif words[0] == "doctor":
+        assert found["devices"]["cpu"]["usable"] is True
+    elif words[0] == "check":
+        assert (found["errors"], found["checked"][0]["kind"], found["checked"][0]["facts"]["cases"]) == (0, "cache", 6)
+    else:
+        assert [set(row) >= {"case", "dsc"} for row in found["scores"]] == [True] * found["cases"]
+
+
+@pytest.mark.slow
+def test_a_cross_validation_prints_one_object(made: Path, cli_here: Any, phantoms: Path) -> None:
+    words = ("--data", phantoms, "--cache", "cache_16", "--device", "cpu", "--workers", 0, "--epochs", 1, *TINY)
+    found = result_of(cli_here("crossval", *words, "--folds", 2, "--run-name", "folds", "--json"))
+    assert (found["folds"], found["done"], len(found["by_fold"])) == (2, 2, 2)
+
+
+def test_an_error_leaves_standard_output_empty(cli: Any) -> None:
+    answer = cli("diff", "a", "b", "--json")
+    assert answer[1] == ""
+    error_of(answer, 2)

@@ -1,0 +1,302 @@
+"""The page: its conclusion, what it shows of runs that are incomplete, where it is written, its size."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import error_of, start
+from runs import write_pictures, write_run
+
+from unet.report.page import bokeh_curves, document
+from unet.report.page.conclusion import conclusions
+from unet.report.page.folder import LIST
+from unet.report.page.groups import groups_of
+from unet.report.page.markup import duration, figure
+from unet.report.run import Run, read
+
+Cli = Callable[..., tuple[int, str, str]]
+PATIENTS = {"p1": 0.41, "p2": 0.52, "p3": 0.63, "p4": 0.74, "p5": 0.85, "p6": 0.66, "p7": 0.57}
+CALM = np.random.default_rng(4)
+HIGHER = {case: value + 0.05 + 0.01 * float(CALM.standard_normal()) for case, value in PATIENTS.items()}
+
+
+def words_of(*paths: Path) -> list[str]:
+    runs = [run for path in paths for run in read(path)]
+    return [words for conclusion in conclusions(groups_of(runs)) for words in (conclusion.words, *conclusion.more)]
+
+
+def test_the_conclusion_of_two_runs(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {**PATIENTS, "only-a": 0.1})
+    b = write_run(tmp_path / "b", HIGHER, settings={"lr": 0.01}, epochs=6)
+    first, more = words_of(a, b)[:2]
+    found = re.fullmatch(
+        r"b scores (\S+) DSC higher than a \(95 % interval \+(\S+) to \+(\S+), 7 cases, paired bootstrap\)"
+        r" and takes 0\.75 of the time\.",
+        first,
+    )
+    assert found, first
+    differences = np.array([HIGHER[case] - PATIENTS[case] for case in PATIENTS])
+    mean, low, high = map(float, found.groups())
+    assert mean == pytest.approx(differences.mean(), abs=5e-4)
+    spread = 1.96 * differences.std() / math.sqrt(7)  # normal, which a mean of seven is nearly
+    assert low == pytest.approx(differences.mean() - spread, abs=0.002)
+    assert high == pytest.approx(differences.mean() + spread, abs=0.002)
+    assert more.startswith(
+        f"{figure(np.mean([*HIGHER.values()]))} against {figure(sum(PATIENTS.values()) / 8 + 0.0125)}"
+    )
+
+
+def test_an_interval_with_zero_is_no_clear_difference(tmp_path: Path) -> None:
+    shaken = {case: value + sign * 0.1 for (case, value), sign in zip(PATIENTS.items(), [1, -1] * 4, strict=False)}
+    words = words_of(write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", shaken, settings={"lr": 0.01}))
+    assert words[0].startswith("No clear difference: b scores 0.014 DSC higher than a (95 % interval −0.0")
+    assert "as long" in words[0]
+
+
+def test_less_may_be_better(tmp_path: Path) -> None:
+    lower = {"metric": "mse", "metric_title": "", "metric_goal": "min"}
+    paths = [write_run(tmp_path / name, {}, summary=lower, settings={"lr": 1.0 + len(name)}) for name in ("a", "bb")]
+    for path, factor in zip(paths, (1.0, 0.5), strict=True):
+        lines = "".join(f"{case},{factor * value}\n" for case, value in PATIENTS.items())
+        (path / "cases.csv").write_text("case,mse\n" + lines)
+    assert ", which is better," in words_of(*paths)[0]
+    assert " MSE lower than a" in words_of(*paths)[0]
+
+
+def test_the_conclusion_of_one_run_and_of_its_seeds(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "net-1", PATIENTS)
+    assert re.match(r"net-1 scores 0\.626 DSC \(95 % interval 0\.\d+ to 0\.\d+, 7 cases", words_of(one)[0])
+    two = write_run(tmp_path / "net-2", HIGHER, settings={"seed": 2})
+    assert "They differ only in their seed." in words_of(one, two)
+    three = write_run(tmp_path / "net-3", PATIENTS, settings={"seed": 3})
+    assert words_of(one, two, three)[0].startswith("net (3 seeds) scores")
+    assert "0.626 to 0.67" in words_of(one, two, three)[0]
+    other = write_run(tmp_path / "wide", HIGHER, settings={"width": 32})
+    words = words_of(one, two, three, other)
+    assert "wide scores" in words[0]
+    assert "though single seeds overlap" in words[0]
+
+
+def test_the_best_of_many_against_the_first(tmp_path: Path) -> None:
+    paths = [
+        write_run(
+            tmp_path / f"r{n}", {case: value + n % 3 / 20 for case, value in PATIENTS.items()}, settings={"lr": n}
+        )
+        for n in range(4)
+    ]
+    assert words_of(*paths)[0].startswith("The best of 4 against the first: r2 scores 0.100 DSC higher than r0 (")
+    assert words_of(*paths[2:], *paths[:2])[0].startswith("The first of 4 is the best: r2 scores 0.050 DSC higher")
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", PATIENTS, task="em")
+    assert words_of(a, b)[0] == "Runs of 2 tasks (lgg, em): scores of different tasks are not compared."
+    c = write_run(tmp_path / "c", {"q1": 0.5, "q2": 0.6}, settings={"lr": 1.0})
+    assert "share no case, so they are not compared" in words_of(a, c)[0]
+    d = write_run(tmp_path / "d", PATIENTS, settings={"lr": 1.0}, summary={"metric": "loss", "metric_title": "loss"})
+    assert "cannot be compared by score: they are scored by DSC and loss" in words_of(a, d)[0]
+    e = write_run(tmp_path / "e", {"p1": 0.9}, settings={"lr": 1.0})
+    assert "(1 shared case, so without an interval)" in words_of(a, e)[0]
+
+
+def test_what_could_not_be_read_is_on_the_page(tmp_path: Path, cli: Cli) -> None:
+    """A log whose last line is cut, a damaged table, settings that are no JSON, a newer version, pictures that are
+    none, a folder that is no run, one that is given twice, two runs of one name; nothing of them is changed."""
+    a = write_run(tmp_path / "runs/a", PATIENTS, pictured=["p1", "p2"])
+    (a / "metrics.jsonl").write_bytes((a / "metrics.jsonl").read_bytes()[:-30])
+    (a / "cases" / "p1.png").write_bytes(b"no picture")
+    (a / "cases" / "p2.png").unlink()
+    b = write_run(tmp_path / "runs/b", PATIENTS, settings={"lr": 1.0})
+    (b / "cases.csv").write_text("case,dsc\np1,0.5\np2\n")
+    (b / "environment.json").write_text(json.dumps({"unet": "99.0.0", "packages": {}}))
+    c = write_run(tmp_path / "others/a", PATIENTS, settings={"lr": 2.0})
+    (c / "config.json").write_text("{")
+    (c / "cases").mkdir()
+    (c / "cases/index.json").write_text('{"version": 1, "cases": [{"case": "p1", "file": "../../secret.png"}]}')
+    (tmp_path / "empty").mkdir()
+    before = state_of(tmp_path)
+    code, _, err = cli("report", a, b, c, a, tmp_path / "empty", tmp_path / "nothing", "--page", "out/page.html")
+    assert code == 0, err
+    assert state_of(tmp_path, skip="out") == before
+    text = (tmp_path / "out/page.html").read_text()
+    part = text[text.index('<section id="omitted">') : text.index("</main>")]
+    for words in (
+        f"{a / 'metrics.jsonl'}, line 8: not a whole line (the file ends within it)",
+        f"{b / 'cases.csv'}, line 3: 1 cells instead of 2",
+        f"{b} was written by version 99.0.0 of this program, newer than",
+        f"{c / 'config.json'}: not whole",
+        f"{c / 'cases/index.json'}: cases[0] lacks",
+        f"{a / 'cases/p1.png'}: not the picture of a case",
+        f"{a / 'cases/p2.png'}: No such file",
+        f"{tmp_path / 'empty'} is no run",
+        f"{tmp_path / 'nothing'} does not exist",
+        f"{a} was given more than once",
+    ):
+        assert words in part, words
+        assert f"left out: {words}" in err, words
+    assert "runs/a" in text and "others/a" in text, "runs of one name are told apart"
+
+
+def state_of(folder: Path, skip: str = "-") -> dict[str, tuple[int, bytes]]:
+    """The content and time of every file, and of every folder its time."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if skip not in path.relative_to(folder).parts and path.parent != folder:
+            found[str(path)] = (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+    return found
+
+
+def test_one_folder_that_is_no_run_is_an_error(tmp_path: Path, cli: Cli) -> None:
+    assert "is no run" in error_of(cli("report", tmp_path), 2)
+    assert "does not exist" in error_of(cli("report", tmp_path / "nothing"), 2)
+    assert "needs the folders of runs" in error_of(cli("report"), 2)
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "x").mkdir()
+    assert "holds a run" in error_of(cli("report", tmp_path / "x", tmp_path / "nothing"), 2)
+
+
+def test_files_of_others_are_not_overwritten(tmp_path: Path, cli: Cli) -> None:
+    a = write_run(tmp_path / "runs/a", PATIENTS, pictured=["p1"])
+    b = write_run(tmp_path / "runs/b", PATIENTS)
+    (tmp_path / "report").mkdir()
+    own = tmp_path / "report/cases.csv"
+    own.write_text("mine")
+    assert "cases.csv exists and was not written by report" in error_of(cli("report", a), 2)
+    assert [path.name for path in (tmp_path / "report").iterdir() if path.suffix == ".html"] == []
+    own.rename(tmp_path / "report/kept.csv")
+    assert cli("report", a)[0] == 0
+    assert (tmp_path / "report/lgg-a-p1.png").exists()
+    assert cli("report", b)[0] == 0, "its own files are replaced"
+    assert not (tmp_path / "report/lgg-a-p1.png").exists(), "what no longer belongs to the page goes"
+    assert (tmp_path / "report/kept.csv").read_text() == "mine"
+    page = tmp_path / "report/index.html"
+    page.write_text(page.read_text() + "<!-- a note of mine -->")
+    assert "index.html exists and was changed since" in error_of(cli("report", a), 2)
+    assert page.read_text().endswith("<!-- a note of mine -->")
+
+
+def test_a_page_in_the_folder_of_a_run_is_refused(tmp_path: Path, cli: Cli) -> None:
+    a = write_run(tmp_path / "runs/a", PATIENTS)
+    for place in (a / "index.html", a / "deep/index.html"):
+        assert "is the folder of a run" in error_of(cli("report", a, "--page", place), 2)
+    (tmp_path / "link").symlink_to(a)
+    assert "is the folder of a run" in error_of(cli("report", a, "--page", tmp_path / "link/r/index.html"), 2)
+    assert "not in .html" in error_of(cli("report", a, "--page", "report"), 2)
+
+
+def test_json_is_all_that_is_printed(tmp_path: Path, cli: Cli) -> None:
+    a, b = write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", HIGHER, settings={"lr": 0.01})
+    code, out, _ = cli("report", a, b, tmp_path / "nothing", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["conclusions"][0]["cases"] == 7
+    assert found["conclusions"][0]["low"] > 0
+    assert found["settings_that_differ"] == {"lr": {"a": "0.001", "b": "0.01"}}
+    assert len(found["omitted"]) == 1
+    assert Path(found["page"]).is_file()
+    assert [row[0] for row in found["tables"]["runs"]["rows"]] == ["a", "b"]
+
+
+def test_a_long_page_stays_small(tmp_path: Path) -> None:
+    """Eight runs of 1500 epochs with ten terms, 300 cases, and pictures that compress badly."""
+    cases = {f"case_{number:04}": (number % 97) / 97 for number in range(300)}
+    terms = [f"term_{letter}" for letter in "abcdefghij"]
+    for number in range(8):
+        path = tmp_path / f"run-{number}"
+        write_run(path, cases, epochs=1500, settings={"lr": number}, terms=terms)
+        write_pictures(path, ["case_0000", "case_0097", "case_0001", "case_0050"], cases, side=100)
+    runs = [run for path in sorted(tmp_path.iterdir()) for run in read(path)]
+    made = document.build(runs)
+    assert len(made.page.encode()) < 3_000_000
+    assert len(bokeh_curves.library()) < 1_400_000
+    assert "these are only beside it" in made.page
+    assert all(len(content) > 100 for content in made.beside.values())
+    assert {"runs.csv", "cases.csv", "epochs.csv", "curve-lgg-score.png"} <= set(made.beside)
+    assert made.beside["epochs.csv"].count(b"\n") == 8 * 1500 + 1, "the file beside it has every epoch"
+
+
+def test_no_address_is_left_in_the_page(tmp_path: Path) -> None:
+    page = document.build(read(write_run(tmp_path / "a", PATIENTS, pictured=["p1"]))).page
+    found = set(re.findall(r"https?://[\w.-]+", page))
+    assert not {name for name in found if re.search("cdn|jsdelivr|googleapis|unpkg", name)}, found
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\s(src|href)=\"?(https?:)?//", page)
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_watch_writes_until_the_run_ends(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder = write_run(tmp_path / "runs/a", PATIENTS, epochs=3)
+    status = {"pid": child.pid, "host": os.uname().nodename, "kind": "train"}
+    (folder / "status.json").write_text(json.dumps({"status": "running", **status}))
+    page = tmp_path / "report/index.html"
+    watching = start("report", folder, "--watch", "--every", 1, cwd=tmp_path)
+    try:
+        wait_for(page.exists)
+        assert 'http-equiv="refresh" content="1"' in page.read_text()
+        assert "epoch 3 of 8 done" in page.read_text()
+        with (folder / "metrics.jsonl").open("a") as stream:
+            stream.write('{"event": "epoch", "epoch": 4, "step": 40, "loss": 0.1, "train_seconds": 10.0}\n')
+        wait_for(lambda: "epoch 4 of 8 done" in page.read_text())
+        assert watching.poll() is None
+        (folder / "status.json").write_text(json.dumps({"status": "done", **status}))
+        assert watching.wait(20) == 0
+        assert 'http-equiv="refresh"' not in page.read_text()
+    finally:
+        child.communicate()
+        if watching.poll() is None:
+            watching.kill()
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+
+
+def test_the_list_of_own_files_is_checked(tmp_path: Path, cli: Cli) -> None:
+    a = write_run(tmp_path / "runs/a", PATIENTS)
+    assert cli("report", a)[0] == 0
+    (tmp_path / "report" / LIST).write_text("[]")
+    assert "expected an object" in error_of(cli("report", a))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1234, "0.123"), (12.345, "12.35"), (1234.5, "1\u202f234"), (-0.5, "−0.500"), (4.7e-10, "0.000"), (None, "–")],
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (1.25, 90, 600, 36000)] == ["1.2 s", "90 s", "10 min", "10.0 h"]
+
+
+def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
+    """Its cases are pooled, its times added, its machine is that of its folds."""
+    for fold in range(2):
+        cases = {f"f{fold}-{case}": value for case, value in PATIENTS.items()}
+        write_run(tmp_path / f"cv-fold{fold}", cases, settings={"fold": fold}, pictured=[f"f{fold}-p1"])
+    whole = write_run(tmp_path / "cv", {}, epochs=0, summary={"by_fold": [], "seconds": None, "best_score": None})
+    (whole / "environment.json").unlink()
+    (whole / "status.json").write_text(json.dumps({"status": "done", "kind": "crossval"}))
+    (run,) = read(whole)
+    assert isinstance(run, Run)
+    assert len(run.scores) == 14
+    page = document.build([run])
+    assert "cv scores 0.626 DSC" in page.data["conclusions"][0]["words"]
+    assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
+    assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
+    assert {"lgg-cv_fold0-f0_p1.png", "lgg-cv_fold1-f1_p1.png"} <= set(page.beside)

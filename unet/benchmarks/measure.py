@@ -1,0 +1,234 @@
+"""One process measured: rounds of the step alternate with those of its opponents; then latency, power, the parts of a
+step, and what limits it."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unet import host
+from unet.benchmarks import breakdown, limit, peers, steps
+from unet.benchmarks.worker import Worker, started
+from unet.commands import power, setup
+from unet.config import capacity
+from unet.config.check_paths import APPLYING, loads_data
+from unet.config.resolve import Resolved
+from unet.config.schema import Config
+from unet.errors import UnetError
+
+if TYPE_CHECKING:
+    pass
+
+MOST_PARTS = 3  # steps of a round whose parts are waited for
+
+
+def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
+    """Everything about the step with these settings, or with --mode predict about the pass; with --profile the trace is
+    written to `trace`. Raises UnetError."""
+    config = resolved.config
+    if config.run.mode in APPLYING:
+        context = prepared(resolved)
+        with started("steps:OurPass", "pass", config) as ours:
+            return passed(context, ours) | profiled(config, ours, trace)
+    for name in config.measure.against:
+        peers.require(name, config)
+    cases = setup.create(config).cached_cases() if loads_data(config) else None
+    context = prepared(resolved)
+    for name in config.measure.against:
+        peers.require_network(name, context.task)
+    loader = None if cases is None else steps.loader_of(context, cases)
+    batch = steps.batch_of(loader, context.task)
+    with started("steps:OurLoop", "timed loop", config, batch, cases) as ours:
+        times, memory, facts = rounds(config, about(context)["precision"], batch, ours)
+        # the network that is timed is given up for the one that predicts
+        result = trained(context, ours, times, memory) | profiled(config, ours, trace) | passed(context, ours)
+    if facts:
+        result["peers"] = {name: facts[name] | over(times, name) for name in facts}
+    if loader is not None:
+        result |= loaded(config, limit.loading(loader, batch, config.timing.rounds), result)
+    return result
+
+
+def prepared(resolved: Resolved) -> setup.Context:
+    context = setup.assemble(resolved.config, resolved.sources)
+    capacity.require(resolved.config, context.device.own_memory)
+    return context
+
+
+def source_of(config: Config) -> str:
+    """Where the batches come from: none, synthetic or real."""
+    if not loads_data(config):
+        return "none"
+    return "synthetic" if config.data.synth_data else "real"
+
+
+def about(context: setup.Context) -> dict[str, Any]:
+    """What is measured, on what."""
+    config = context.config
+    return {
+        "task": config.task.name,
+        "size": context.task.describe_input(),
+        "item": context.task.item,
+        "precision": str(context.device.dtype).removeprefix("torch."),
+        "device": context.device.describe(),
+        "source": source_of(config),
+        "batch_size": config.train.batch_size,
+        "rounds": config.timing.rounds,
+        "steps": config.timing.steps,
+    }
+
+
+def warmup_of(config: Config) -> int:
+    """Steps that are left out."""
+    return config.timing.steps if config.run.benchmark_warmup is None else config.run.benchmark_warmup
+
+
+def rounds(
+    config: Config, precision: str, batch: Mapping[str, Any], ours: Worker
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, dict[str, Any]]]:
+    """(seconds a step of every round by loop, their peak memory, facts of the peers' networks)."""
+    names = list(dict.fromkeys(config.measure.against))
+    times: dict[str, list[float]] = {name: [] for name in (*names, "ours")}
+    memory: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        loops = {}
+        for name in names:
+            kind = ("steps:PlainLoop", "plain loop", config, batch)
+            if name != "plain":
+                kind = ("peers:PeerLoop", f"loop of {name}", config, batch, name, precision)  # type: ignore[assignment]
+            loops[name] = stack.enter_context(started(*kind))
+        facts = {name: loop.ask("facts") for name, loop in loops.items() if name != "plain"}
+        loops["ours"] = ours
+        for number in host.progress(range(config.timing.rounds + 1), name="rounds"):
+            count = config.timing.steps if number else warmup_of(config)
+            for name, loop in loops.items() if count else ():
+                seconds, memory[name] = loop(count)
+                if number:
+                    times[name].append(sum(seconds) / count)
+    return times, memory, facts
+
+
+def trained(
+    context: setup.Context, ours: Worker, times: Mapping[str, Sequence[float]], memory: Mapping[str, int]
+) -> dict[str, Any]:
+    """Rates, ratios, latency, power, FLOP/s beside the ceiling, the parts of a step, its convolutions."""
+    from unet.runtime import evaluation
+
+    config, device = context.config, context.device
+    count, items = config.timing.rounds * config.timing.steps, config.train.batch_size
+    latency = evaluation.latency(ours(-count)[0])
+    used = consumed(context, ours, config.timing.steps, items)
+    parts = ours.ask("breakdown", config.timing.rounds, min(MOST_PARTS, config.timing.steps))
+    step = statistics.median(times["ours"])
+    work, most, top = ours.ask("flops"), device.peak_flops(), limited(ours, "ceiling")
+    done = work * items / step
+    convs = limited(ours, "convolutions")
+    if convs:
+        convs["step_over_convolutions"] = step / convs["seconds"]["all"]
+    return about(context) | {
+        "images_per_second": {name: items / statistics.median(values) for name, values in times.items()},
+        "images_per_second_range": {name: [items / max(values), items / min(values)] for name, values in times.items()},
+        "step_latency": latency,
+        "ours_over_plain": over(times, "plain")["ours_over"] if "plain" in times else None,
+        "ours_over_plain_memory": memory["ours"] / memory["plain"] if "plain" in times else None,
+        "loader_over_step": None,
+        "peak_memory_bytes": dict(memory),
+        "flops_per_item": work,
+        "model_flops_per_second": done,
+        "mfu": done / most if most else None,
+        "ceiling": top,
+        "share_of_matrix_product": done / top["matrix_flops_per_second"] if top else None,
+        "breakdown": breakdown.summary(parts),
+        "convolutions": convs,
+        "seconds_a_step": {name: list(values) for name, values in times.items()},
+        "power": used,
+        "joules_per_item": 1 / used["items_per_joule"] if used else None,
+    }
+
+
+def over(times: Mapping[str, Sequence[float]], name: str) -> dict[str, dict[str, float]]:
+    """{"ours_over": how many times as fast ours is as another loop, round by round}."""
+    ratios = [a / b for a, b in zip(times[name], times["ours"], strict=True)]
+    return {"ours_over": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}}
+
+
+def limited(ours: Worker, method: str) -> Any:
+    """What limits the step; None, with a notice, where measuring that needs more memory than there is, or an operator
+    that the device lacks."""
+    try:
+        return ours.ask(method)
+    except (UnetError, RuntimeError) as error:
+        if not ours.process.is_alive():
+            raise
+        host.notice(f"note: the {method} could not be measured: {str(error).splitlines()[0]}")
+        return None
+
+
+def profiled(config: Config, ours: Worker, trace: str) -> dict[str, Any]:
+    return {"profile": ours.ask("profile", trace)} if config.measure.profile else {}
+
+
+def passed(context: setup.Context, ours: Worker) -> dict[str, Any]:
+    """Items a second and latency of forward passes of --eval-batch-size."""
+    from unet.runtime import evaluation
+
+    config = context.config
+    if count := warmup_of(config):
+        ours.ask("passes", count)
+    passes = ours.ask("passes", -config.timing.rounds * config.timing.steps)
+    size = config.eval.eval_batch_size
+    found = {
+        "batch_size": size,
+        "images_per_second": size / statistics.median(passes),
+        "latency": evaluation.latency(passes),
+        "seconds_a_pass": passes,
+    }
+    return {**about(context), "predict": found}
+
+
+def loaded(config: Config, found: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The rates of the loader alone, beside the step and a plain copy."""
+    each, size = found["seconds_a_batch"], found["bytes_a_batch"]
+    rate, items = size / statistics.median(each), config.train.batch_size
+    fast = items / statistics.median(each)
+    return {
+        "images_per_second": result["images_per_second"] | {"loader": fast},
+        "images_per_second_range": result["images_per_second_range"]
+        | {"loader": [items / max(each), items / min(each)]},
+        "loader_over_step": fast / result["images_per_second"]["ours"],
+        "loader": found | {"bytes_per_second": rate, "share_of_copy": rate / found["copy_bytes_per_second"]},
+    }
+
+
+def consumed(context: setup.Context, ask: Worker, steps: int, items: int, least: float = 2.0) -> dict[str, Any] | None:
+    """Mean watts of the device, and items per joule, over at least so many seconds of steps of `items` each; None where
+    power cannot be read. Not in the timed rounds: reading starts a program. With --power of the whole machine, and what
+    it takes when it is idle."""
+    if context.config.power.power:
+        return power.metered(context, lambda: len(ask(steps)[0]) * items, least)
+    device = context.device
+    if device.power() is None:
+        return None
+    readings: list[float] = []
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.is_set():
+            watts = device.power()
+            if watts is not None and not finished.is_set():
+                readings.append(watts)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    seconds, done = 0.0, 0
+    while seconds < least or (not readings and seconds < 10 * least):
+        seconds, done = seconds + sum(ask(steps)[0]), done + steps
+    finished.set()
+    watcher.join()
+    if not readings:
+        return None
+    mean = statistics.mean(readings)
+    return {"watts": mean, "items_per_joule": done * items / seconds / mean, "readings": len(readings)}

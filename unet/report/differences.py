@@ -1,0 +1,254 @@
+"""What two runs have in common, and whether they are the same computation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from unet.metrics import statistics
+from unet.report.run import Run, number
+
+ROUNDING = 1e-6  # relative difference of two losses that the order of sums alone can make
+IMPORTED = 1e-6  # a log in text holds six digits after the point
+# settings that change names, places, words and what is kept, but no number of the computation
+NO_EFFECT = frozenset(
+    {
+        *(
+            "run_name",
+            "out",
+            "weights",
+            "output",
+            "config",
+            "resume",
+            "overwrite",
+            "dry_run",
+            "json",
+            "verbose",
+            "quiet",
+        ),
+        *(
+            "tensorboard",
+            "debug_dump",
+            "log_every",
+            "log_all_workers",
+            "max_time",
+            "restarts",
+            "dist_url",
+            "local_rank",
+        ),
+        *(
+            "process_per_node",
+            "cuda_devices",
+            "checkpoints",
+            "checkpoint_every",
+            "keep_every",
+            "bootstrap",
+            "benchmark",
+        ),
+        *("rebuild_cache", "recipe_cache", "recipe", "power", "mlperf_org", "mlperf_platform", "mlperf_status", "mode"),
+    }
+)
+PLACES = frozenset({"data", "cache"})  # the same data may lie in two places
+MACHINE = ("device", "cores", "platform")
+UNKNOWN = "not known"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A value that two runs have not in common; `effect`: it can change the numbers."""
+
+    name: str
+    first: Any
+    second: Any
+    effect: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """How far the logged losses agree: `state` is equal, rounding, part, or none where nothing can be compared."""
+
+    state: str
+    compared: int = 0
+    unit: str = "step"
+    first_apart: tuple[int, float, float] | None = None  # place, and the two values
+    first_beyond: tuple[int, float, float] | None = None  # the same, by more than `ROUNDING`
+    largest: float = 0.0  # relative difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The two scores, and the second minus the first with its 95 % interval, `over` this many cases."""
+
+    first: float | None
+    second: float | None
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    over: int = 0
+    how: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    settings: list[Difference]
+    software: list[Difference]
+    machine: list[Difference]
+    losses: Losses
+    scores: Scores
+    same: str  # yes, rounding, no, unknown
+    conclusion: str
+
+    def described(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def compare(first: Run, second: Run, resamples: int = 10000) -> Comparison:
+    """All differences of two runs, and the conclusion."""
+    settings, software = settings_of(first, second), software_of(first, second)
+    machine, losses = machine_of(first, second), losses_of(first, second)
+    same, conclusion = conclusion_of(settings, software, machine, losses)
+    return Comparison(settings, software, machine, losses, scores_of(first, second, resamples), same, conclusion)
+
+
+def settings_of(first: Run, second: Run) -> list[Difference]:
+    """The settings that differ, those that can change the numbers first. One that a run does not have is told only
+    where both come from the same program: logs of others hold what was typed."""
+    names = set(first.settings) & set(second.settings)
+    if first.kind == second.kind:
+        names = set(first.settings) | set(second.settings)
+    found = []
+    for name in sorted(names):
+        one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
+        if one != two:
+            found.append(Difference(name, one, two, name not in NO_EFFECT | PLACES and UNKNOWN not in (one, two)))
+    return sorted(found, key=lambda item: not item.effect)
+
+
+def software_of(first: Run, second: Run) -> list[Difference]:
+    """Versions and code that differ. Runs before 2026-11-27 do not say their code."""
+    one, two = first.environment, second.environment
+    keys = ("unet", "code", "python") if one and two else ()
+    found = [Difference(key, one.get(key) or UNKNOWN, two.get(key) or UNKNOWN) for key in keys]
+    packages = [run.environment.get("packages") for run in (first, second)]
+    a, b = (each if isinstance(each, Mapping) else {} for each in packages)
+    if a and b:
+        found += [Difference(name, a.get(name, UNKNOWN), b.get(name, UNKNOWN)) for name in sorted({*a, *b})]
+    if not (one and two):
+        found.append(Difference("environment", UNKNOWN if not one else "known", UNKNOWN if not two else "known"))
+    return [item for item in found if item.first != item.second or item.first == UNKNOWN]
+
+
+def machine_of(first: Run, second: Run) -> list[Difference]:
+    found = []
+    for key in MACHINE:
+        one, two = (run.environment.get(key, UNKNOWN) for run in (first, second))
+        if one != two:
+            found.append(Difference(key, one, two, effect=key == "device"))
+    variables = [run.environment.get("variables") for run in (first, second)]
+    a, b = (each if isinstance(each, Mapping) else {} for each in variables)
+    names = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
+    return [*found, *(Difference(name, a.get(name, "-"), b.get(name, "-"), effect=False) for name in names)]
+
+
+def losses_of(first: Run, second: Run) -> Losses:
+    """The losses of the steps that both have logged; of the epochs where there are none."""
+    for unit, rows in (("step", (first.steps, second.steps)), ("epoch", (first.epochs, second.epochs))):
+        a, b = ({int(row[unit]): row["loss"] for row in part if unit in row and "loss" in row} for part in rows)
+        if shared := sorted(set(a) & set(b)):
+            printed = IMPORTED if first.kind.endswith(" log") or second.kind.endswith(" log") else 0.0
+            return _losses(unit, [(place, a[place], b[place]) for place in shared], printed)
+    return Losses("none")
+
+
+def _losses(unit: str, pairs: list[tuple[int, Any, Any]], printed: float) -> Losses:
+    """`printed`: what the digits of a text log leave open."""
+    apart = beyond = None
+    largest = 0.0
+    for place, one, two in pairs:
+        if one == two:
+            continue
+        known = number(one) is not None and number(two) is not None
+        relative = abs(one - two) / max(abs(one), abs(two)) if known else math.inf
+        largest = max(largest, relative)
+        apart = apart or (place, one, two)
+        if relative > ROUNDING and not (known and abs(one - two) <= printed):
+            beyond = beyond or (place, one, two)
+    state = "part" if beyond else "rounding" if apart else "equal"
+    return Losses(state, len(pairs), unit, apart, beyond, largest)
+
+
+def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
+    """The difference of the scores: paired over the cases that both have, or unpaired where they share none."""
+    plain = Scores(first.score, second.score)
+    if first.metric != second.metric:
+        names = f"{first.score_name} and {second.score_name}"
+        return dataclasses.replace(plain, how=f"{names} are different metrics and are not compared")
+    a, b = first.scores, second.scores
+    shared = sorted(set(a) & set(b))
+    if len(shared) > 1:
+        values = statistics.paired_interval([a[case] for case in shared], [b[case] for case in shared], resamples)
+        more = "" if len(shared) == len(a) == len(b) else f"; the runs have {len(a)} and {len(b)} cases"
+        how, over = f"paired bootstrap over the cases of both{more}", len(shared)
+    elif len(a) > 1 and len(b) > 1:
+        values = statistics.unpaired_interval(list(a.values()), list(b.values()), resamples)
+        how, over = f"the runs have {len(a)} and {len(b)} other cases: unpaired bootstrap", len(a) + len(b)
+    else:
+        known = first.score is not None and second.score is not None
+        gain = second.score - first.score if known else None  # type: ignore[operator]
+        return dataclasses.replace(plain, gain=gain, how="no scores of single cases: no interval")
+    gain, low, high = values
+    used = (shared, shared) if len(shared) > 1 else (a, b)
+    means = [math.fsum(part[case] for case in cases) / len(cases) for part, cases in zip((a, b), used, strict=True)]
+    return Scores(means[0], means[1], gain, low, high, over, how)
+
+
+def conclusion_of(
+    settings: list[Difference], software: list[Difference], machine: list[Difference], losses: Losses
+) -> tuple[str, str]:
+    """(yes, rounding, no or unknown; the sentences that say it)."""
+    changed = [item.name for item in settings if item.effect]
+    places = [item.name for item in settings if item.name in PLACES]
+    around = [item for item in [*software, *machine] if item.effect]
+    unknown = [item.name for item in around if UNKNOWN in (item.first, item.second)]
+    other = [item.name for item in around if item.name not in unknown]
+    with_other = f", with other {_some(other)}" if other else ""
+    said = _losses_in_words(losses)
+    notes = f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
+    notes += f" Not known of both runs: {_some(unknown)}." if unknown else ""
+    if changed:
+        verb = "differs" if len(changed) == 1 else "differ"
+        return "no", f"Not the same computation: {_some(changed)} {verb}, and {said}.{notes}"
+    if losses.state == "none":
+        return "unknown", f"Not known whether this is the same computation: {said}.{notes}"
+    if losses.state == "part":
+        hint = "" if other or unknown else " (a run repeats bit for bit with --deterministic)"
+        return "no", f"Not the same computation: {said}, with the same settings{with_other}{hint}.{notes}"
+    if losses.state == "rounding":
+        return "rounding", f"The same computation up to rounding: {said}{with_other}.{notes}"
+    if other:
+        return "rounding", f"The same computation as far as the losses tell: {said}{with_other}.{notes}"
+    if unknown:
+        return "yes", f"The same computation as far as is known: the same settings, and {said}.{notes}"
+    return "yes", f"The same computation: settings, code, versions and device are the same, and {said}.{notes}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _losses_in_words(losses: Losses) -> str:
+    if losses.state == "none":
+        return "the runs have logged no loss at the same step"
+    count = f"the losses of all {losses.compared} {losses.unit}s that both logged"
+    if losses.compared == 1:
+        count = f"the loss of the one {losses.unit} that both logged"
+    if losses.state == "equal":
+        return f"{count} {'is' if losses.compared == 1 else 'are'} equal to the last bit"
+    if losses.state == "rounding":
+        return f"{count} differ by at most {losses.largest:.1e} of their value"
+    place = losses.first_beyond[0] if losses.first_beyond else 0
+    exactly = losses.first_apart[0] if losses.first_apart else place
+    early = f", and exactly from {losses.unit} {exactly} on" if exactly != place else ""
+    return f"the losses part at {losses.unit} {place} by more than {ROUNDING:g} of their value{early}"

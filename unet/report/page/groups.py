@@ -1,0 +1,182 @@
+"""The runs of a page: names that differ, and groups of runs that differ only in their seed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from unet.config import run_files
+from unet.report.run import Run
+
+# Settings that say where things are and not what is computed.
+PLACES = {"run_name", "out", "weights", "overwrite", "resume", "config", "quiet", "verbose", "restarts", "max_time"}
+PLACES |= {"cache", "save_minutes", "checkpoint_every", "keep_every", "dist_timeout", "log_all_workers", "json"}
+# Told apart by the colour-blind (Okabe and Ito, 2008), those that stand out on white and on black first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#9A8700")
+DASHES = ("solid", "dashdot", "dotted")  # of the second and third eight; plain dashes are for validation
+
+
+@dataclasses.dataclass
+class Group:
+    """Runs that differ in nothing but their seed; most often one run."""
+
+    name: str
+    runs: list[Run]
+    number: int = 0  # on the page
+    place: int = 0  # among those of its task
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def task(self) -> str:
+        return self.first.task
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, else -1."""
+        return 1 if self.first.goal == "max" else -1
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.place % len(COLOURS)]
+
+    @property
+    def dash(self) -> str:
+        return DASHES[self.place // len(COLOURS) % len(DASHES)]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """{case: score}: of several runs the mean of those that have the case."""
+        found: dict[str, list[float]] = collections.defaultdict(list)
+        for run in self.runs:
+            for case, value in run.scores.items():
+                found[case].append(value)
+        return {case: math.fsum(values) / len(values) for case, values in found.items()}
+
+    def mean(self, value: Callable[[Run], float | None]) -> float | None:
+        """The mean of the runs that have the number."""
+        known = [found for run in self.runs if (found := value(run)) is not None and math.isfinite(found)]
+        return math.fsum(known) / len(known) if known else None
+
+    @property
+    def score(self) -> float | None:
+        return self.mean(lambda run: run.score)
+
+    @property
+    def train_seconds(self) -> float | None:
+        return self.mean(train_seconds)
+
+
+def train_seconds(run: Run) -> float | None:
+    """Seconds of training; of a cross-validation those of all folds."""
+    if run.train_seconds is not None or not run.folds:
+        return run.train_seconds
+    known = [seconds for fold in run.folds if (seconds := fold.train_seconds) is not None]
+    return math.fsum(known) if len(known) == len(run.folds) else None
+
+
+def is_running(run: Run) -> bool:
+    """Whether a run goes on: its status says so, and its process is there if it was started on this machine."""
+    if run.status != "running":
+        return False
+    status = run_files.read_status(run.path)
+    pid = status.get("pid")
+    if not isinstance(pid, int) or status.get("host") != os.uname().nodename:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """(the runs, each once and under a name of its own; what was done about it, in words)."""
+    kept: dict[str, Run] = {}
+    said = []
+    for run in runs:
+        place = os.path.realpath(run.path) + ("" if run.path.is_dir() else f"#{run.name}")
+        if place in kept:
+            said.append(f"{run.path} was given more than once and is shown once.")
+        else:
+            kept[place] = run
+    result = list(kept.values())
+    for change in (lambda run: f"{run.path.resolve().parent.name}/{run.name}", lambda run: str(run.path.absolute())):
+        names = collections.Counter(run.name for run in result)
+        for index, run in enumerate(result):
+            if names[run.name] > 1:
+                result[index] = dataclasses.replace(run, name=change(run))
+    return result, said
+
+
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """The groups in the order of their first runs."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_key(run), []).append(run)
+    groups = [Group(each[0].name, each, number) for number, each in enumerate(found.values())]
+    for each_task in by_task(groups).values():
+        for place, group in enumerate(each_task):
+            group.place = place
+    for group in groups:
+        if len(group.runs) > 1:
+            group.name = f"{common_start(run.name for run in group.runs)} ({len(group.runs)} seeds)"
+    return groups
+
+
+def common_start(names: Iterable[str]) -> str:
+    """What names begin with, for a name of all of them; the first name where that is little."""
+    given = sorted(names)
+    low, high = given[0], given[-1]
+    start = next((low[:place] for place, letter in enumerate(low) if high[place : place + 1] != letter), low)
+    return start.rstrip("-_. ") if len(start) > 2 else low
+
+
+def _key(run: Run) -> str:
+    """What runs of a group share; runs without seed have nothing to be repeated with."""
+    if run.kind == "benchmark" or "seed" not in run.settings:
+        return f"alone {id(run)}"
+    kept = {name: value for name, value in run.settings.items() if name not in PLACES | {"seed"}}
+    about = [run.task, run.kind, run.device, run.metric, str(run.environment.get("unet"))]
+    return json.dumps([about, sorted(kept.items(), key=lambda item: item[0])], default=str)
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The settings in which groups differ, by name, those that say where things are left out. A command that lacks a
+    setting does not differ in it."""
+    names = dict.fromkeys(name for group in groups for name in group.first.settings)
+    found = []
+    for name in names:
+        values = {shown(group, name) for group in groups if name in group.first.settings}
+        if name not in PLACES and name != "seed" and len(values) > 1:
+            found.append(name)
+    return found
+
+
+def shown(group: Group, name: str) -> str:
+    """The value of a setting, in words."""
+    return value_text(group.first.settings[name]) if name in group.first.settings else ""
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(value_text, value)) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
+def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.task, []).append(group)
+    return found
