@@ -110,10 +110,11 @@ def measure(context: setup.Context, batch: int) -> Tried:
     """Two training steps of so many patches."""
     from unet.runtime import optim
 
+    context = context.with_config(context.config.replace(batch_size=batch))
     task, device, config = context.task, context.device, context.config
     model = device.place(task.build_model())
     optimizer = optim.build(config.train, task.param_groups(model), device)
-    drawn = task.trial_batch(batch)
+    drawn = task.random_batch()
     began = device.now()
     for step in range(STEPS + 1):
         if step == 1:

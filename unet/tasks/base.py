@@ -267,10 +267,6 @@ class Task:
         prepared."""
         return {}
 
-    def trial_batch(self, count: int) -> dict[str, Tensor]:
-        """A training batch of noise, for a try of the network."""
-        raise NotImplementedError
-
     def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
         """The settings of a training run, with what its cases and its number of processes decide."""
         return self.config

@@ -67,6 +67,7 @@ class Compute(Protocol):
 
     def flush(self) -> None:
         """A graph boundary, on devices that record graphs."""
+        return
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Within autocast, the context of arithmetic in the tensors' own types."""

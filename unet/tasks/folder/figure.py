@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from unet.data import drawing
+from unet.tasks.folder.labels import IGNORED
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
@@ -19,10 +20,23 @@ def colours_of(classes: int) -> tuple[tuple[int, int, int], ...]:
 def grey_of(image: Any) -> Any:
     """A slice of the network's input (C, H, W) -> (H, W, 3) uint8: its first channel from the 1 % to the 99.5 % value,
     or three channels as colours."""
+    shown = stretched(image)
+    return shown.transpose(1, 2, 0) if len(shown) == 3 else np.repeat(shown[0][..., None], 3, -1)
+
+
+def stretched(image: Any) -> Any:
+    """(C, ...) -> its first channel, or its three colours, as uint8: from the 1 % to the 99.5 % value."""
     shown = np.asarray(image[:3] if len(image) == 3 else image[:1], np.float32)
     low, high = np.percentile(shown, (1, 99.5))
-    scaled = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
-    return (255 * scaled).round().astype(np.uint8).transpose(1, 2, 0) if len(scaled) == 3 else drawing.grey(scaled[0])
+    return (255 * np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)).round().astype(np.uint8)
+
+
+def slices(image: Any, target: Any, prediction: Any) -> dict[str, Any]:
+    """Image (C, D, H, W) as (D, H, W) or (D, H, W, 3), the classes of truth and prediction (D, H, W); what is ignored
+    is nothing."""
+    shown = stretched(image)
+    whole = shown.transpose(1, 2, 3, 0) if len(shown) == 3 else shown[0]
+    return {"image": whole, "truth": np.where(target == IGNORED, 0, target), "prediction": prediction}
 
 
 def fullest(target: Any, prediction: Any) -> int:

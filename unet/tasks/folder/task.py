@@ -125,13 +125,13 @@ class Folder(SegmentationTask):
             host.notice(told)
         return found
 
-    def trial_batch(self, count: int) -> dict[str, Tensor]:
+    def random_batch(self) -> dict[str, Tensor]:
         import torch
 
         _, channels, *sides = self.input_shape()
-        drawn = torch.Generator().manual_seed(0)
-        mask = torch.randint(len(self.settings.classes), (count, 1, *sides), generator=drawn, dtype=torch.uint8)
-        return {"image": torch.randn(count, channels, *sides, generator=drawn), "mask": mask}
+        count = self.config.train.batch_size
+        mask = torch.randint(len(self.settings.classes), (count, 1, *sides), dtype=torch.uint8)
+        return {"image": torch.randn(count, channels, *sides), "mask": mask, "index": torch.arange(count)}
 
     # Data.
 
@@ -335,6 +335,9 @@ class Folder(SegmentationTask):
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["target"], arrays["prediction"], len(self.settings.classes))
+
+    def slices(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
+        return figure.slices(arrays["image"], arrays["target"], arrays["prediction"])
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         found = sets.inputs(paths, len(self.settings.channels))
