@@ -46,9 +46,9 @@ COMMANDS = {
         "cross-validation: train and score every fold", "--data kaggle_3m --run-name folds", (*TRAINING, "output")
     ),
     "evaluate": Command(
-        "score trained weights on every case",
+        "score trained weights on every case, or the label maps of any program",
         "--weights first-run.safetensors",
-        ("general", "run", "split", "power", *APPLYING, "output"),
+        ("general", "run", "split", "power", *APPLYING, "scoring", "output"),
     ),
     "predict": Command(
         "write masks for images, patients or whole data sets",
@@ -226,7 +226,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         raise SystemExit(0)
     typed = typed_task(words)
     reading = read(declared_of_all(command.groups, typed), words)
-    if name == "plan":
+    if name == "plan" or (name == "evaluate" and "predictions" in reading.given):
         reading.given.setdefault("task", (registry.planner(), "plan"))
     mode = reading.given.get("mode", (None,))[0]
     shaping = name in ("train", "crossval", "benchmark", "config")

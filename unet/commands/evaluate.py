@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import output, power, run_start, scores, setup
+from unet.commands import label_scores, output, power, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -17,6 +17,8 @@ from unet.tasks.base import Task
 def run(resolved: Resolved, command: str) -> int:
     """Score the validation cases of the weights' run, or those chosen by --split."""
     config = resolved.config
+    if config.scoring.predictions:
+        return label_scores.run(resolved, command)
     paths = setup.given_weights(config, "evaluate")
     if len(paths) > 1:
         raise UsageError(

@@ -29,7 +29,8 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     config, group = resolved.config, context.group
     context = context.with_config(config)
-    groups = predict_outputs.inputs_of(context.task, config)
+    config, groups = predict_outputs.into_one_file(context.task, config)
+    context, resolved = context.with_config(config), dataclasses.replace(resolved, config=config)
     made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(context.device.dtype)))
     out = OutputFolder(predict_outputs.absolute(Path(config.predict.output)))
     if config.run.dry_run:

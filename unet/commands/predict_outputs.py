@@ -12,7 +12,8 @@ from typing import Any
 
 from unet import files
 from unet.config.flags import PredictOptions
-from unet.config.schema import Config, declared_of, resolve_path
+from unet.config.schema import Config, declared_of, resolve_path, shell_path
+from unet.data.io.volumes import format_of, stem
 from unet.errors import StorageError, UsageError
 from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
 from unet.tasks.base import Task
@@ -60,6 +61,30 @@ def inputs_of(task: Task, config: Config) -> Groups:
                         "Predict them one after the other, each with its own --output.",
                     )
     return groups
+
+
+def into_one_file(task: Task, config: Config) -> tuple[Config, Groups]:
+    """(settings, the cases) where --output names a file, the mask of the only case; unchanged where it names a folder.
+    Raises UsageError for several cases, and for a file of another format than the task writes."""
+    given = Path(config.predict.output)
+    if format_of(given) is None or given.is_dir():
+        return config, inputs_of(task, config)
+    config = config.replace(output=str(given.parent))
+    groups = inputs_of(task, config)
+    images = [image for group in groups.values() for image in group]
+    if len(images) != 1:
+        raise UsageError(
+            f"--output {given} names one file, and {len(images)} images are to be predicted.",
+            "Name one image, or a folder with --output.",
+        )
+    groups = {Path(stem(given)): images}
+    mask = task.output_files(images[0], given.parent / stem(given), config.predict)["mask"]
+    if mask != given:
+        raise UsageError(
+            f"--output {given.name}: the mask of {images[0].name} is written in its own format, as {mask.name}.",
+            f"Type --output {shell_path(mask)}",
+        )
+    return config, groups
 
 
 def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:

@@ -115,7 +115,8 @@ def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
     for name in ("out", "output", "debug_dump"):
         value = config.get(name)
         if value and name in has and (name != "output" or writes_masks(command, config)):
-            yield from _folder(flag(name), Path(value))
+            one = name == "output" and command == "predict" and Path(value).is_file()  # of one image: looked at later
+            yield from _folder(flag(name), Path(value).parent if one else Path(value))
 
 
 def loads_data(config: Config) -> bool:

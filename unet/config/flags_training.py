@@ -129,3 +129,18 @@ class PlanOptions:
     """Plan"""
 
     plan_file: str = option("plan.json", "file for the plan, which train --config takes", metavar="FILE", common=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+    """Label maps of any program"""
+
+    predictions: str | None = option(
+        None,
+        "score the label maps in this folder against those of --labels; needs no weights",
+        metavar="DIR",
+        common=True,
+    )
+    label_dir: str | None = option(
+        None, "folder of the true label maps, of the same names", metavar="DIR", aliases=("--labels",), common=True
+    )

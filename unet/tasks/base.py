@@ -299,6 +299,15 @@ class Task:
         """(scores, arrays) of one case; `full` adds the costly scores."""
         raise NotImplementedError
 
+    def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """(the scores of each mask's prediction, by name; the classes, the background first) of two folders of label
+        maps, whatever program has written them: mean_dice, and dice_<n>, surface_<n>, hd95_<n>, volume_<n>. Raises
+        UnetError."""
+        raise UsageError(
+            f"Label maps in folders are not scored by task {self.name}.",
+            "Leave out --task: any label maps are then scored.",
+        )
+
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Name -> image (H, W, 3) in uint8, or probability (H, W), of one case, for predictions.png."""
         raise NotImplementedError

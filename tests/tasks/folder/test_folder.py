@@ -189,3 +189,53 @@ def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
     assert code == 1
     assert "leakage:" in out
     assert "value 9 of the masks is in one case only" in out
+
+
+@pytest.mark.usefixtures("here")
+def test_label_maps_of_any_program_are_scored(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "set", classes=3)
+    for number in range(4):
+        mask = made.volume(number, classes=3)[1]
+        if number == 1:
+            mask[mask == 2] = 0
+        if number == 2:
+            mask = np.roll(mask, 1, 0)
+        made.write(tmp_path / f"found/case_{number}.nii.gz", mask)
+    code, out, err = cli("evaluate", "--predictions", "found", "--labels", "set/labelsTr", "--run-name", "s")
+    assert code == 0, err
+    rows = {row["case"]: row for row in csv.DictReader(io.StringIO(Path("performance/s/cases.csv").read_text()))}
+    assert float(rows["case_0"]["mean_dice"]) == 1
+    assert (float(rows["case_1"]["dice_2"]), rows["case_1"]["hd95_2"]) == (0, "nan")
+    assert float(rows["case_1"]["volume_2"]) == -1
+    assert 0.5 < float(rows["case_2"]["dice_1"]) < 1
+    assert float(rows["case_2"]["hd95_1"]) == pytest.approx(1, abs=1e-6)
+    assert float(rows["case_2"]["surface_1"]) == 1  # within 1 mm
+    lines = [line.split()[0] for line in out.splitlines() if line.strip().startswith("case_")]
+    assert lines[0] == "case_1", "the worst comes first"
+    assert "organ 2" in out
+    (tmp_path / "found/case_3.nii.gz").unlink()
+    words = error_of(cli("evaluate", "--predictions", "found", "--labels", "set/labelsTr", "--run-name", "t"))
+    assert "labelsTr/case_3: no prediction of this name in found" in words
+    made.write(tmp_path / "found/case_3.nii.gz", mask[:-1])
+    words = error_of(cli("evaluate", "--predictions", "found", "--labels", "set/labelsTr", "--run-name", "t"))
+    assert "case_3: mask and prediction differ: size 20 x 24 x 12 and 19 x 24 x 12" in words
+    assert "--labels DIR" in error_of(cli("evaluate", "--predictions", "found"), 2)
+    assert "not scored by task lgg" in error_of(
+        cli("evaluate", "--predictions", "found", "--labels", "set/labelsTr", "--task", "lgg"), 2
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_one_image_into_one_file(cli: Cli, tmp_path: Path) -> None:
+    made.pairs(tmp_path / "data/set", ".tif", cases=4)
+    code, _, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
+    assert code == 0, err
+    one = ["predict", "--weights", "a.safetensors", "data/set/images/case_1.tif", "--output"]
+    assert cli(*one, "out/mine.tif")[0] == 0
+    assert Path("out/mine.tif").is_file()
+    code, _, err = cli(*one, "out/mine.tif")
+    assert code == 0
+    assert "1 were there already" in err
+    assert "is written in its own format, as mine.tif" in error_of(cli(*one, "out/mine.png"), 2)
+    several = error_of(cli("predict", "--weights", "a.safetensors", "data/set", "--output", "out/mine.tif"), 2)
+    assert "names one file, and 4 images are to be predicted" in several

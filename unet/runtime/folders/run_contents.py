@@ -14,7 +14,7 @@ MANIFEST_NAME = "files.json"
 BOARD = "tensorboard"
 FOLDERS = (BOARD, PICTURED, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
 NAMES = re.compile(
-    r"(config|settings|environment|status|splits|summary|benchmark|files|trace)\.json|metrics\.jsonl|run\.log|(cases|sweep|results|power)\.csv"
+    r"(config|settings|environment|status|splits|summary|benchmark|files|trace)\.json|metrics\.jsonl|run\.log|(cases|classes|sweep|results|power)\.csv"
     r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|cases/([\w-]+\.png|index\.json)|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
 )
 WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "

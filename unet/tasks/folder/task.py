@@ -19,7 +19,7 @@ from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import dataset, figure, plan, sets
 from unet.tasks.folder.fingerprint import look
-from unet.tasks.folder.labels import IGNORED, Labels, from_values
+from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
 from unet.tasks.folder.settings import FROM_DATA
 from unet.tasks.folder.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
@@ -332,6 +332,16 @@ class Folder(SegmentationTask):
         except DataError as error:
             host.notice_once(f"{error.message} Scores are those of the cache's grid.")
             return None
+
+    def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        from unet.tasks.folder import scoring
+
+        own = self.settings
+        found = scoring.pairs(predictions, masks)
+        names = own.classes or default_names(own.label_values)
+        given = Labels(own.label_values, names, own.ignore_value) if own.label_values else None
+        labels = scoring.labels_of(found, given, masks)
+        return scoring.records(found, labels, own.surface_tolerance), labels.names
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["target"], arrays["prediction"], len(self.settings.classes))

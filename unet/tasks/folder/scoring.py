@@ -1,0 +1,107 @@
+"""Scores of label maps that any program has written, against masks of the same names. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from unet import host
+from unet.data.cases import require_folder
+from unet.data.io import volumes
+from unet.errors import DataError, UnetError
+from unet.metrics import classes as scores
+from unet.tasks.folder import sets
+from unet.tasks.folder.labels import Labels, from_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A prediction and the mask of the same name."""
+
+    name: str
+    prediction: Path
+    mask: Path
+
+
+def pairs(predictions: Path, masks: Path) -> list[Pair]:
+    """Every mask with its prediction. Raises DataError where one lacks its prediction, or is there twice."""
+    hint = "Give a folder of label maps: --predictions DIR --labels DIR"
+    for folder in (predictions, masks):
+        require_folder(folder, hint)
+    found: dict[Path, dict[str, list[Path]]] = {}
+    for folder in (predictions, masks):
+        for path in sets.listed(folder):
+            found.setdefault(folder, {}).setdefault(volumes.stem(path), []).append(path)
+    ours, theirs = found.get(predictions, {}), found.get(masks, {})
+    faults = [f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if name not in ours]
+    for named in (ours, theirs):
+        faults += [f"{name}: {len(paths)} files of this name" for name, paths in named.items() if len(paths) > 1]
+    sets.raise_faults(masks, faults, "Complete the predictions, or leave these masks out")
+    if not theirs:
+        raise DataError(f"{masks.absolute()}: holds no label map of a known format.", hint)
+    if extra := sorted(set(ours) - set(theirs)):
+        host.notice(f"{host.counted(len(extra), 'prediction')} without a mask are left out ({', '.join(extra[:3])})")
+    return [Pair(name, ours[name][0], theirs[name][0]) for name in sorted(theirs)]
+
+
+def labels_of(found: list[Pair], given: Labels | None, where: Path) -> Labels:
+    """The classes: those that were typed, those of dataset.json beside the masks' folder, or the values of the masks.
+    Raises DataError."""
+    if given is not None:
+        return given
+    names = next(
+        (
+            sets.read_names(folder / sets.DATASET)
+            for folder in (where, where.parent)
+            if (folder / sets.DATASET).is_file()
+        ),
+        sets.Names(),
+    )
+    values: set[int] = set()
+    for _, future in host.process_map(_values, found, "look", "mask"):
+        values |= future.result()
+    return from_values(sorted(values), names.classes, names.ignore, where)
+
+
+def _values(pair: Pair) -> set[int]:
+    import numpy as np
+
+    return set(np.unique(volumes.read_labels(volumes.read_head(pair.mask))).tolist())
+
+
+def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[str, Any]]:
+    """The scores of every pair, by name. Raises one DataError for all that cannot be scored."""
+    work = functools.partial(_score, labels=labels, tolerance=tolerance)
+    done, faults = {}, []
+    for pair, future in host.process_map(work, found, "score", "case"):
+        try:
+            done[pair.name] = future.result()
+        except host.ProcessLost:
+            faults.append(f"{pair.name}: a process was killed while it was scored (out of memory?)")
+        except UnetError as error:
+            faults.append(error.message.rstrip("."))
+    if faults:
+        more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+        raise DataError("; ".join(sorted(faults)[:2]) + more + ".", "Correct or remove these cases.")
+    return [{"case": pair.name, **done[pair.name]} for pair in found]
+
+
+def _score(pair: Pair, labels: Labels, tolerance: float) -> dict[str, float]:
+    head, other = volumes.read_head(pair.mask), volumes.read_head(pair.prediction)
+    if words := volumes.mismatch(head, other):
+        raise DataError(f"{pair.name}: mask and prediction differ: {'; '.join(words)}.", "")
+    target, prediction = (labels.classes_of(volumes.read_labels(each), each.path) for each in (head, other))
+    alike = head.codes is not None and other.codes is not None
+    codes = "".join(head.codes[::-1]) if head.codes and alike else ""
+    turn = head.turn(codes)
+    found = scores.full_scores(
+        other.turn(codes).apply(prediction),
+        turn.apply(target),
+        turn.sizes(head.spacing or (1.0, 1.0, 1.0)),
+        labels.classes,
+        tolerance,
+        None if labels.ignore is None else 255,
+    )
+    return {"mean_dice": scores.mean_of([found[f"dice_{n}"] for n in range(1, labels.classes)]), **found}
