@@ -64,7 +64,7 @@ COMMANDS = {
     "plan": Command(
         "look at images and masks of your own, and write the settings that follow, with their reasons",
         "--data DIR",
-        ("plan", "general", "data", "network", "train", "eval", "device", "distributed", "logging"),
+        ("plan", "general", "data", "network", "train", "eval", "device", "distributed", "logging", "output"),
     ),
     "preprocess": Command(
         "preprocess a raw set into a cache",

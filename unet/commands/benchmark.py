@@ -4,7 +4,8 @@ loop and with other programs; over several settings, or on several processes."""
 from __future__ import annotations
 
 from unet.benchmarks import measure, results, scaling, sweep, table
-from unet.commands import output
+from unet.commands import output, setup
+from unet.config.check_paths import loads_data
 from unet.config.resolve import Resolved
 from unet.devices import launchers
 
@@ -19,9 +20,11 @@ def run(resolved: Resolved, command: str) -> int:
     of its own; several processes (--devices, a launcher) give the rates on 1 to N of them.
     Writes benchmark.json where --run-name is given, and for --sweep and --profile in any case.
     """
-    config = resolved.config
-    if config.measure.sweep:
+    if resolved.config.measure.sweep:
         return sweep.run(resolved, command)
+    if loads_data(resolved.config):
+        resolved = setup.settled(resolved)
+    config = resolved.config
     if launchers.find_rank(config.distributed, config.device.cuda_devices).world > 1:
         return scaling.run(resolved, command)
     folder = results.folder_of(config)

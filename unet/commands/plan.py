@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unet import files, host
-from unet.commands import setup, tables
+from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path, shell_path
@@ -59,10 +59,6 @@ def run(resolved: Resolved, command: str) -> int:
             else decision
             for decision in decisions
         ]
-    for decision in decisions:
-        for line in tables.text(decision.line, indent=4):
-            print(line)
-    print("\n".join(["", *outlook(context, config, tried)]))
     content = {
         "task": config.general.task,
         "data": config.data.data,
@@ -71,7 +67,11 @@ def run(resolved: Resolved, command: str) -> int:
         **{decision.name: files.jsonable(decision.value) for decision in decisions},
     }
     files.write_json(path, {name: value for name, value in content.items() if value is not None})
-    print(f"\n  plan       {path}\n  train      python -m unet train --config {shell_path(path)} --run-name NAME")
+    lines = [line for decision in decisions for line in tables.text(decision.line, indent=4)]
+    lines += ["", *outlook(context, config, tried), "", f"  plan       {path}"]
+    lines.append(f"  train      python -m unet train --config {shell_path(path)} --run-name NAME")
+    result = {"plan": str(path), "settings": [decision._asdict() for decision in decisions], "tried": tried._asdict()}
+    output.show(config, files.jsonable(result), "\n".join(lines))
     return 0
 
 

@@ -85,6 +85,12 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     assert any(line.startswith("--patch 12 24 20 · the shape of the median case") for line in lines)
     assert any("typed" in line for line in lines if line.startswith("--width 4"))
     written = read_json(Path("plan.json"))
+    code, out, err = cli(
+        "plan", "--data", "set", "--cache", "c", "--width", "4", "--device", "cpu", "--overwrite", "--json"
+    )
+    assert code == 0, err
+    assert {item["name"]: item["value"] for item in json.loads(out)["settings"]}["patch"] == written["patch"]
+    Path("plan.json").write_text(json.dumps(written))
     assert written["width"] == 4
     assert written["task"] == "folder"
     code, _, err = cli("train", "--config", "plan.json", "--run-name", "a", *QUICK[4:])

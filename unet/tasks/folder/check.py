@@ -12,10 +12,12 @@ import numpy as np
 
 from unet import files, host
 from unet.data import checks
+from unet.data.cache import cache, integrity, manifest
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError
 from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.labels import IGNORED
 from unet.tasks.folder.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,3 +96,44 @@ def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: i
     except UnetError as error:
         result["faults"].append(f"{error.message} {error.hint}" if isinstance(error, DataError) else error.message)
     return result
+
+
+def cached(path: Path) -> checks.Report:
+    """A cache: shapes, types, digests, finite values, classes and counts as its manifest has them, equal images."""
+    report = checks.Report()
+    try:
+        found = manifest.read_manifest(path, dataset.LAYOUT)
+        if found is None:
+            raise DataError(
+                f"{path.absolute()}: is no cache: it has no {manifest.MANIFEST}.", "Make one with preprocess."
+            )
+        damaged = integrity.report(path, dataset.LAYOUT, found, report.errors, report.warnings)
+        cases = cache.open_cache(path, dataset.LAYOUT, found, manifest=found, compare=False)
+    except UnetError as error:
+        report.errors.append(f"{error.message} {error.hint}")
+        return report
+    twins: dict[str, str] = {}
+    classes = len(found["settings"].get("label_values", ()))
+    for case in host.progress(cases, name="check", unit="case"):
+        try:
+            image, mask = (np.asarray(array) for array in case.arrays())
+        except UnetError as error:
+            report.errors += [] if case.id in damaged else [error.message]
+            continue
+        if not np.isfinite(image).all():
+            report.errors.append(f"{case.image}: holds values that are not finite")
+        counts = {str(int(n)): int(count) for n, count in zip(*np.unique(mask, return_counts=True), strict=True)}
+        if any(classes <= int(number) < IGNORED for number in counts):
+            report.errors.append(f"{case.mask}: holds class {max(map(int, counts))}; there are {classes}")
+        elif {n: count for n, count in counts.items() if n not in ("0", str(IGNORED))} != dict(case.facts["counts"]):
+            report.errors.append(f"{case.mask}: its classes are not those of the manifest; use --rebuild-cache")
+        other = twins.setdefault(files.digest(np.ascontiguousarray(image).tobytes()), case.id)
+        if other != case.id:
+            report.errors.append(f"duplicate: {other} and {case.id} hold the same image")
+    report.facts = {
+        "cases": len(cases),
+        "channels": ", ".join(found["settings"].get("channels", ())),
+        "spacing": times(map(float, found["settings"].get("spacing", ()))),
+        "manifest": found["fingerprint"],
+    }
+    return report

@@ -14,7 +14,7 @@ from unet.data import splits
 from unet.data.cases import Case
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
-from unet.errors import DataError, UnetError
+from unet.errors import DataError, UnetError, UsageError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import dataset, figure, plan, sets
@@ -91,6 +91,7 @@ class Folder(SegmentationTask):
         return f"windows of {times(self.settings.patch)}"
 
     def input_shape(self) -> tuple[int, ...]:
+        self.require_planned()
         return 1, len(self.settings.channels), *self.settings.patch
 
     # What follows from the data.
@@ -124,6 +125,14 @@ class Folder(SegmentationTask):
         if told := Labels(found["label_values"], found["classes"], found["ignore_value"]).told():
             host.notice(told)
         return found
+
+    def require_planned(self) -> None:
+        """Raise UsageError where the settings that follow from the data are not known."""
+        if not self.settings.planned:
+            raise UsageError(
+                "The network's sizes follow from the data, and none was looked at.",
+                "Type --data DIR; or give a plan: python -m unet plan --data DIR, then --config plan.json",
+            )
 
     def random_batch(self) -> dict[str, Tensor]:
         import torch
@@ -391,6 +400,11 @@ class Folder(SegmentationTask):
         from unet.tasks.folder import check
 
         return check.raw(path, self)
+
+    def check_cache(self, path: Path) -> Report:
+        from unet.tasks.folder import check
+
+        return check.cached(path)
 
 
 TASK = Folder
