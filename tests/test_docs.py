@@ -68,6 +68,7 @@ def test_command_lines_are_understood(page: str, workplace: Path) -> None:
     for run in ("short", "again"):
         (workplace / "performance" / run).mkdir(parents=True)
         (workplace / "performance" / run / "config.json").write_text('{"command": "", "settings": {}}')
+    (workplace / "plan.json").write_text('{"task": "folder"}')
     for line in [line for kind in ("sh", "") for line in pages.commands(pages.text_of(page), kind)]:
         words = shlex.split(line.partition("#")[0])
         words = words[words.index("unet") + 1 :]

@@ -1,9 +1,11 @@
-"""Scores of label maps that any program has written, against masks of the same names. No torch."""
+"""The columns of the table of scores; and scores of label maps that any program has written, against masks of the same
+names. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,26 @@ from unet.data.cases import require_folder
 from unet.data.io import volumes
 from unet.errors import DataError, UnetError
 from unet.metrics import classes as scores
+from unet.tasks.base import Column
 from unet.tasks.folder import sets
 from unet.tasks.folder.labels import Labels, from_values
+
+TABLED = 8  # classes whose every score has a column; of more only the Dice has
+NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
+class, on the grid of the masks. A class that is in neither mask of a case has no score there (-)."""
+KINDS = (("surface", "surf.", "{:.4f}"), ("hd95", "HD95", "{:.2f}"), ("volume", "volume", "{:+.3f}"))
+
+
+def columns_of(classes: Sequence[str]) -> tuple[Column, ...]:
+    """Mean Dice, the Dice of each class but the background, and on the masks' grid the other scores."""
+    names = list(enumerate(classes))[1:]
+    found = [Column("mean_dice", "mean Dice", "{:.4f}")]
+    found += [Column(f"dice_{number}", name, "{:.4f}") for number, name in names]
+    if len(names) <= TABLED:
+        found += [
+            Column(f"{key}_{number}", f"{words} {name}", form) for key, words, form in KINDS for number, name in names
+        ]
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)

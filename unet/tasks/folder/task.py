@@ -17,7 +17,7 @@ from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
-from unet.tasks.folder import dataset, figure, plan, sets
+from unet.tasks.folder import dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
 from unet.tasks.folder.settings import FROM_DATA
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from unet.data.loading.loader import Loader
     from unet.data.loading.patches import EpochPatches
 
-TABLED = 8  # classes that the table of scores shows one by one
-METRIC_NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
-class, on the grid of the masks. A class that is in neither mask of a case has no score there (-)."""
-
 
 class Folder(SegmentationTask):
     """Volumes (C, D, H, W) -> logits (K, D, H, W); D is 1 where images are flat or taken slice by slice."""
@@ -47,7 +43,7 @@ class Folder(SegmentationTask):
     layout = dataset.LAYOUT
     metric = Metric("mean_dice", "max", "mean Dice")
     item, subject, cost_unit = "patches", "case", "windows"
-    metric_notes = METRIC_NOTES
+    metric_notes = scoring.NOTES
     figure_title = "the slice with most classes of each case, from worst to best mean Dice"
     foreground = "a class other than the background"
     label_values = "masks with a number of 1 or more where there is something"
@@ -55,18 +51,7 @@ class Folder(SegmentationTask):
 
     @property
     def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
-        """Mean Dice, the Dice of each class, and on the masks' grid the other scores."""
-        names = list(enumerate(self.settings.classes[1:], 1))
-        found = [Column("mean_dice", "mean Dice", "{:.4f}")]
-        found += [Column(f"dice_{number}", name, "{:.4f}") for number, name in names]
-        if len(names) <= TABLED:
-            for key, words, form in (
-                ("surface", "surf.", "{:.4f}"),
-                ("hd95", "HD95", "{:.2f}"),
-                ("volume", "volume", "{:+.3f}"),
-            ):
-                found += [Column(f"{key}_{number}", f"{words} {name}", form) for number, name in names]
-        return tuple(found)
+        return scoring.columns_of(self.settings.classes)
 
     @property
     def colour_key(self) -> tuple[tuple[str, tuple[int, int, int]], ...]:  # type: ignore[override]
@@ -343,8 +328,6 @@ class Folder(SegmentationTask):
             return None
 
     def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-        from unet.tasks.folder import scoring
-
         own = self.settings
         found = scoring.pairs(predictions, masks)
         names = own.classes or default_names(own.label_values)
