@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,9 +350,7 @@ def test_crossval_goes_on_where_it_was_stopped(
     own = [json.loads((tmp_path / "p" / f"cv-fold{k}" / "splits.json").read_text())["validation"] for k in (0, 1)]
     assert sorted(own[0] + own[1]) == [f"slice_{number:02}" for number in range(10)]
     kept = (tmp_path / "p" / "cv-fold0" / "metrics.jsonl").read_text()
-    for path in (tmp_path / "p" / "cv-fold1").iterdir():
-        path.unlink()
-    (tmp_path / "p" / "cv-fold1").rmdir()
+    shutil.rmtree(tmp_path / "p" / "cv-fold1")
     for path in (tmp_path / "weights").glob("cv-fold1*"):
         path.unlink()
     assert main(words) == 0
