@@ -48,7 +48,7 @@ COMMANDS = {
     "evaluate": Command(
         "score trained weights on every case, or the label maps of any program",
         "--weights first-run.safetensors",
-        ("general", "run", "split", "power", *APPLYING, "scoring", "output"),
+        ("general", "run", "split", "power", *APPLYING, "scoring", "labels", "output"),
     ),
     "predict": Command(
         "write masks for images, patients or whole data sets",
@@ -79,7 +79,7 @@ COMMANDS = {
     "synthesize": Command(
         "write synthetic data in the layout of the real data",
         "--data phantoms --patients 20",
-        ("general", "data", "synthetic", "logging"),
+        ("general", "data", "synthetic", "labels", "logging"),
     ),
     "benchmark": Command(
         "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",

@@ -39,6 +39,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "side": 32,
         "seed": 1,
     },
+    "folder": {
+        "channels": ("a", "b"), "classes": ("background", "body", "core"), "label_values": (0, 1, 2),
+        "orientation": "IPL", "spacing": (2.0, 1.0, 1.0), "normalize": ("zscore", "zscore"), "patch": (8, 16, 16),
+        "layers": 2, "width": 4, "batch_size": 2, "patients": 2, "slices": 16, "side": 32,
+    },
     "brains": {"resolution": 8, "width": 3, "batch_size": 2, "patients": 2, "side": 32, "kl_warmup": 2, "seed": 1},
 }
 
@@ -54,7 +59,7 @@ def test_a_random_batch_is_like_one_of_the_loader(task: str, workplace: Path, he
     assert {key: (value.shape, value.dtype) for key, value in made.items()} == {
         key: (value.shape, value.dtype) for key, value in drawn.items()
     }
-    labels = {"lgg": {0, 1}, "em": {0, 1}, "kits19": {0, 1, 2}, "brains": set()}[task]
+    labels = {"lgg": {0, 1}, "em": {0, 1}, "kits19": {0, 1, 2}, "folder": {0, 1, 2}, "brains": set()}[task]
     assert set(drawn.get("mask", torch.empty(0)).unique().tolist()) == labels
 
 

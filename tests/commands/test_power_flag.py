@@ -197,6 +197,7 @@ def test_a_benchmark_has_the_idle_level_beside(cli, phantoms: Path, watts: None)
     assert "slices per joule" in out
 
 
+@pytest.mark.slow
 def test_the_folds_of_a_cross_validation_have_joules(tmp_path: Path, phantoms: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     words = ("--data", phantoms, "--cache", "c", "--device-module", "mine:Mine", *TINY, "--power", 0.1)

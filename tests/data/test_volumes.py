@@ -12,6 +12,7 @@ import SimpleITK
 import tifffile
 from PIL import Image
 
+from unet.config import check_paths
 from unet.data.io import itk, volumes
 from unet.errors import DataError
 
@@ -216,3 +217,7 @@ def test_a_written_volume_has_the_grid_of_its_image(tmp_path: Path) -> None:
     assert other.GetMetaData("class_1") == "tumour"
     assert np.array_equal(SimpleITK.GetArrayFromImage(other).transpose(2, 1, 0), LABELS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nrrd", "out.nrrd"]
+
+
+def test_the_endings_that_a_command_line_knows_are_those_of_the_formats() -> None:
+    assert set(check_paths.IMAGES) == set(volumes.FORMATS)

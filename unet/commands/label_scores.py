@@ -27,7 +27,7 @@ def run(resolved: Resolved, command: str) -> int:
     from unet.runtime.folders.run_folder import environment, new_folder
 
     config = resolved.config
-    masks, predictions = config.scoring.label_dir, str(config.scoring.predictions)
+    masks, predictions = config.labels.labels, str(config.scoring.predictions)
     if not masks:
         raise UsageError("--predictions needs the masks too.", "Type: evaluate --predictions DIR --labels DIR")
     task = create(config)

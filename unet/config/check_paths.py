@@ -19,6 +19,7 @@ Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
 APPLYING = ("evaluate", "predict", "sample")
+IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")
 MANY = 2000  # names in a folder that are searched for a similar one
 
 
@@ -115,7 +116,7 @@ def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
     for name in ("out", "output", "debug_dump"):
         value = config.get(name)
         if value and name in has and (name != "output" or writes_masks(command, config)):
-            one = name == "output" and command == "predict" and Path(value).is_file()  # of one image: looked at later
+            one = name == "output" and command == "predict" and value.lower().endswith(IMAGES)  # the mask of one image
             yield from _folder(flag(name), Path(value).parent if one else Path(value))
 
 

@@ -141,6 +141,10 @@ class ScoringOptions:
         metavar="DIR",
         common=True,
     )
-    label_dir: str | None = option(
-        None, "folder of the true label maps, of the same names", metavar="DIR", aliases=("--labels",), common=True
-    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelOptions:
+    """Label maps"""
+
+    labels: str | None = option(None, "folder of true label maps, of the same names", metavar="DIR", common=True)

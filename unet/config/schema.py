@@ -36,7 +36,14 @@ from unet.config.flags import (
 )
 from unet.config.flags_power import SHORTEST, PowerOptions
 from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
-from unet.config.flags_training import EvalOptions, NetworkOptions, PlanOptions, ScoringOptions, TrainOptions
+from unet.config.flags_training import (
+    EvalOptions,
+    LabelOptions,
+    NetworkOptions,
+    PlanOptions,
+    ScoringOptions,
+    TrainOptions,
+)
 from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
 
@@ -67,6 +74,7 @@ class Config:
     synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
     mlperf: MLPerfOptions = dataclasses.field(default_factory=MLPerfOptions)
     check: CheckOptions = dataclasses.field(default_factory=CheckOptions)
+    labels: LabelOptions = dataclasses.field(default_factory=LabelOptions)
     scoring: ScoringOptions = dataclasses.field(default_factory=ScoringOptions)
     plan: PlanOptions = dataclasses.field(default_factory=PlanOptions)
     measure: MeasureOptions = dataclasses.field(default_factory=MeasureOptions)

@@ -199,6 +199,7 @@ def test_a_segmentation_task_draws_no_samples(tiny: Cli, cli: Cli) -> None:
     assert code == 2 and "draws no samples" in err
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_steps_and_passes(cli: Cli) -> None:
     words = ("benchmark", "--task", "brains", "--source", "none", "--device", "cpu", "--threads", 1)
     code, out, err = cli(*words, "--resolution", 8, "--width", 3, "--batch-size", 2, "--rounds", 1, "--steps", 1)

@@ -96,7 +96,10 @@ class Settings(TaskSettings):
     mlperf: ClassVar[bool] = True
     large_tensors: ClassVar[bool] = True
     folder_flags: ClassVar[tuple[str, ...]] = ("labels",)
-    notes: ClassVar[dict[str, str]] = {"split": "mlperf: its 42 evaluation cases"}
+    notes: ClassVar[dict[str, str]] = {
+        "split": "mlperf: its 42 evaluation cases",
+        "labels": "synthesize: draw the scans from these real labels instead of synthetic anatomy",
+    }
     default_texts: ClassVar[dict[str, str]] = {
         "evaluate_every": "20 epochs of 168 samples",
         "start_eval_at": "1000 epochs of 168 samples",
@@ -120,12 +123,6 @@ class Settings(TaskSettings):
         choices=("header", "as-stored"),
         metavar="header|as-stored",
         section="data",
-    )
-    labels: str | None = option(
-        None,
-        "draw the scans from the real labels in this folder instead of synthetic anatomy",
-        metavar="DIR",
-        section="synthetic",
     )
     normalization: str = option(
         "batch",

@@ -115,7 +115,7 @@ class KiTS19(SegmentationTask):
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.kits19 import synthetic
 
-        made, labels = self.config.synthetic, self.settings.labels
+        made, labels = self.config.synthetic, self.config.labels.labels
         shape = (made.slices, made.side, made.side)
         folder = resolve_path(labels, "data") if labels else None
         synthetic.write_set(path, made.patients, shape, max(seed, 0), folder, overwrite)
