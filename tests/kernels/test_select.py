@@ -17,7 +17,7 @@ from unet.devices import cuda, hpu, mlu
 from unet.devices.base import Device
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
-from unet.kernels import conv3d, norms, select, upsample, winograd
+from unet.kernels import conv3d, norms, select, upsample
 from unet.models.unet import UNet, UNetShape
 from unet.models.vdvae import VDVAE, VDVAEShape, draw_noise
 
@@ -31,8 +31,7 @@ def device(**settings: object) -> CPU:
 
 # A plain layer, the class it becomes, and sides of its input.
 FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...]]] = {
-    "winograd": (lambda: nn.Conv3d(8, 12, 3, padding=1, bias=False), conv3d.WinogradConv3d, (16, 16, 20)),
-    "winograd, odd depth": (lambda: nn.Conv3d(8, 12, 3, padding=1, bias=False), conv3d.WinogradConv3d, (17, 16, 16)),
+    "usual": (lambda: nn.Conv3d(8, 12, 3, padding=1, bias=False), conv3d.Conv3d, (16, 16, 20)),
     "strided": (lambda: nn.Conv3d(8, 8, 3, stride=2, padding=1, bias=False), conv3d.Conv3d, (8, 9, 10)),
     "groups": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False, groups=8), conv3d.Conv3d, (16, 16, 16)),
     "circular": (
@@ -43,7 +42,7 @@ FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...
     "dilated": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False, dilation=2), conv3d.Conv3d, (16, 16, 16)),
     "one channel": (lambda: nn.Conv3d(1, 8, 3, padding=1, bias=False), conv3d.OneChannelConv3d, (8, 8, 8)),
     "bias": (lambda: nn.Conv3d(8, 3, 1), conv3d.Conv3d, (8, 8, 8)),
-    "few voxels": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), conv3d.WinogradConv3d, (2, 2, 2)),
+    "few voxels": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), conv3d.Conv3d, (2, 2, 2)),
     "norm": (lambda: nn.InstanceNorm3d(8, affine=True), norms.InstanceNorm3d, (5, 6, 7)),
     "up": (lambda: nn.ConvTranspose3d(8, 4, 2, stride=2), upsample.ConvTranspose3d, (3, 4, 5)),
     "up, anisotropic": (lambda: nn.ConvTranspose3d(8, 4, (1, 2, 3), (1, 2, 3)), upsample.ConvTranspose3d, (3, 4, 5)),
@@ -144,7 +143,8 @@ def test_a_swapped_network_can_be_copied_and_pickled(way: str) -> None:
         stream.seek(0)
         twin = torch.load(stream, weights_only=False)
     assert type(twin) is type(network)
-    assert [type(layer) for layer in twin.modules()] == [type(layer) for layer in network.modules()]
+    kinds = ([getattr(layer, "plain", type(layer)) for layer in each.modules()] for each in (twin, network))
+    assert next(kinds) == next(kinds)
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         network.head.weight.add_(1)  # the twin has its own
@@ -170,19 +170,6 @@ def test_a_second_backward_pass_says_what_to_do() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="--layout NCDHW"):
         loss.backward()
-
-
-def test_the_processor_takes_winograd_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the layout: the first convolution has one channel and stays torch's, like those that are strided or small."""
-    sizes: list[tuple[int, ...]] = []
-    conv = winograd.conv
-    monkeypatch.setattr(winograd, "conv", lambda x, *rest: sizes.append(tuple(x.shape)) or conv(x, *rest))
-    image = torch.randn(1, 1, 16, 16, 16)
-    for layout, expected in (("auto", [(1, 8, 16, 16, 16), (1, 16, 16, 16, 16), (1, 8, 16, 16, 16)]), ("NCDHW", [])):
-        sizes.clear()
-        place = device(layout=layout)
-        place.place(UNet(SMALL))(place.to({"image": image})["image"])
-        assert sizes == expected
 
 
 def test_with_layout_ncdhw_a_step_is_the_plain_one_s_to_the_bit() -> None:

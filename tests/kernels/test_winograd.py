@@ -1,4 +1,4 @@
-"""Winograd's convolution against `F.conv3d`, and when the CPU takes it."""
+"""Winograd's convolution against `F.conv3d`."""
 
 from __future__ import annotations
 
@@ -45,11 +45,3 @@ def test_winograd_rounds_in_bfloat16_as_the_readme_says() -> None:
         for (ours, plain), ratio, size in zip(errors, (4.1, 5.1, 3.9), (0.007, 0.0085, 0.0065), strict=True):
             assert ours == pytest.approx(size, rel=0.15)
             assert ours / plain == pytest.approx(ratio, rel=0.15)
-
-
-@pytest.mark.parametrize(("kind", "amx", "taken"), [("float32", True, True), ("bfloat16", True, False)])
-def test_a_processor_that_multiplies_matrices_keeps_torchs_convolution(kind: str, amx: bool, taken: bool) -> None:
-    x = torch.zeros(1, 8, 16, 16, 16, dtype=getattr(torch, kind)).contiguous(memory_format=LAST)
-    weight = torch.zeros(8, 8, 3, 3, 3)
-    assert winograd.applies_to(x, weight, amx) is taken
-    assert winograd.applies_to(x, weight, False)

@@ -33,6 +33,7 @@ def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]
         *everywhere,
         progress_bar.ProgressBar(left),
         logs.MetricsLog(folder, left),
+        logs.KernelsLog(folder),
         results.ResultsTable(folder),
         logs.ArgonneCsvLog(folder, command),
         logs.Curves(folder),

@@ -11,6 +11,7 @@ from unet.config.options import option
 
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu", "rocm", "xpu", "npu", "mps")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
+KERNELS = ("measured", "plain", "torch", "winograd", "matrix", "padded", "channels_first", "fp32")
 CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"  # a pattern, and the same in words
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
 
@@ -276,6 +277,7 @@ class DeviceOptions:
         metavar="auto|on|off",
         synonyms=(("true", "on"), ("false", "off")),
     )
+    kernels: str = option("measured", "3D convolutions on a CPU: measured, plain, or one algorithm", choices=KERNELS)
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=LAYOUTS, metavar="ORDER")
     deterministic: bool = option(
         False, "repeat runs bit for bit; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)

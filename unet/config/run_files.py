@@ -23,6 +23,8 @@ PANELS |= {"slices": [int], "of": int, "first": int, "width": int, "height": int
 PICTURE_INDEX = {"version": int, "cases": [PANELS]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
 RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
+KERNELS_JSON = "kernels.json"  # the algorithm of each pass of a convolution, and where it was measured
+KERNELS = {"kernels": str, "machine": str, "choices": {str: str}}
 
 
 def read_status(folder: Path) -> dict[str, Any]:

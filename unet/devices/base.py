@@ -70,6 +70,7 @@ class Device:
     compiles = orders = True
     compilers: tuple[refusals.Compiler, ...] = ()
     fused: tuple[str, ...] = ()
+    choices: Any = None  # a `kernel_choices.Choices`, where this device chooses algorithms
     forced: frozenset[str] = frozenset({"OMP_NUM_THREADS"})
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:

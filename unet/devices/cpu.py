@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from unet import files, host
 from unet.config.flags import DeviceOptions
+from unet.devices import kernel_choices
 from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
 from unet.devices.refusals import Compiler
 from unet.errors import UnetError
@@ -35,6 +36,8 @@ class CPU(Device):
         super().__init__(options, rank, workload)
         torch.set_flush_denormal(True)
         keep_memory(volumes=workload.large_tensors)
+        if options.kernels != "plain" and self.channels_last() and not self.compiled():
+            self.choices = kernel_choices.Choices(options.kernels, machine)
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
@@ -54,12 +57,14 @@ class CPU(Device):
         return self.options.layout not in CHANNELS_FIRST
 
     def optimize(self, module: nn.Module) -> nn.Module:
-        """With faster layers; in mixed precision, convolutions that this processor gets wrong stay in fp32."""
+        """With faster layers, unless --kernels plain; in mixed precision, convolutions that this processor gets wrong
+        stay in fp32."""
         import torch
 
         from unet.kernels import select, trial
 
-        module = select.optimize(module, self.channels_last())
+        if self.options.kernels != "plain":
+            module = select.optimize(module, self.channels_last(), self.choices)
         return module if self.dtype == torch.float32 else trial.guard(module, is_right)
 
     def compile(self, module: nn.Module) -> nn.Module:
@@ -73,7 +78,11 @@ class CPU(Device):
         return compiled
 
     def check(self) -> list[str]:
-        """Small convolutions in the fastest precision, and what networks have met before, against fp32."""
+        """What was measured of 3D convolutions; small convolutions in the fastest precision, and what networks have met
+        before, against fp32."""
+        return [*kernel_choices.measured_before(machine()), *self._tried()]
+
+    def _tried(self) -> list[str]:
         import torch
 
         from unet.kernels import trial
@@ -121,12 +130,26 @@ def noted() -> tuple[Path | None, str]:
     """(the file of what is known of convolutions, how keys of this processor and torch begin)."""
     import torch
 
-    how = files.fingerprint([sorted(host.processor_flags()), os.environ.get("ONEDNN_MAX_CPU_ISA")])
-    here = f"{processor()} ({how}), torch {torch.__version__}: "
+    here = f"{processor()} ({isa()}), torch {torch.__version__}: "
     try:
         return files.make_folder(host.own_folder()) / "convolutions.json", here
     except (UnetError, RuntimeError):
         return None, here
+
+
+def isa() -> str:
+    """A short name of the instructions that this process may use."""
+    return files.fingerprint([sorted(host.processor_flags()), os.environ.get("ONEDNN_MAX_CPU_ISA")])
+
+
+def machine() -> str:
+    """What decides how fast a convolution is, besides itself."""
+    import torch
+
+    from unet.kernels.measure import VERSION
+
+    threads = host.counted(torch.get_num_threads(), "thread")
+    return f"{processor()} ({isa()}), {threads}, torch {torch.__version__}, kernels {VERSION}"
 
 
 def known(place: Path | None) -> dict[str, bool]:

@@ -15,16 +15,17 @@ from torch import nn
 from unet.kernels import conv3d, gaussian_kl, norms, upsample
 
 
-def optimize(model: nn.Module, channels_last: bool = True) -> nn.Module:
+def optimize(model: nn.Module, channels_last: bool = True, choices: conv3d.Choices | None = None) -> nn.Module:
     """Swap all layers of `model` that are faster another way on the CPU, in place. Gives `model`. `channels_last`:
     whether its volumes are in that order; in the other one the new layers compute what the plain ones do, bit for bit.
+    `choices`: who knows the algorithms of 3D convolutions; None: torch's own.
 
     3D convolutions, 3D instance norms with the (leaky) ReLU after them, and transposed 3D convolutions of kernel 2.
     With such norms, training recomputes their outputs in the backward pass instead of storing them.
     """
     for layer in model.modules():
         if type(layer) is nn.Conv3d:
-            layer.__class__ = conv3d.faster(layer, channels_last)
+            layer.__class__ = conv3d.faster(layer, channels_last, choices)  # type: ignore[assignment]
         elif type(layer).__name__ == gaussian_kl.PLAIN:
             layer.__class__ = gaussian_kl.fused(type(layer))  # type: ignore[arg-type]
         elif type(layer) is nn.ConvTranspose3d and upsample.applies_to(layer):

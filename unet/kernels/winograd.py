@@ -1,6 +1,6 @@
 """3 x 3 x 3 convolution with half of the multiplications: Winograd's F(4, 3) along the depth, 2D convolutions for the
-other axes. CPU only, where convolution is compute-bound; volumes are channels-last. The plain form is `F.conv3d` with
-padding 1.
+other axes. CPU only, where multiplications may be what takes the time; volumes are channels-last. The plain form is
+`F.conv3d` with padding 1.
 
 Four outputs along an axis, y = A^T [(G w) * (B^T x)], take 6 products of transformed inputs and weights instead of 12
 (Lavin and Gray, CVPR 2016). The points of evaluation are 0, +-a, +-b with a = sqrt(2) and b = sqrt(1/2), and infinity.
@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet import host
-
 OUT, PARTS = 4, 6  # outputs of a tile, and its components; it reads as many inputs
 A, B = 2**0.5, 0.5**0.5
 WEIGHT = torch.tensor(
@@ -26,33 +24,15 @@ WEIGHT = torch.tensor(
 )  # G
 BIAS = 0.2, 0.2, 0.2, 0.2 + A / 2, 0.2 - A / 2, 0.5  # the components that give 1 in all four outputs
 CHUNK = 2**23  # elements of transformed input that are held at once
-LEAST = 16**3  # voxels of an image from which on the transform of the weights is worth it
+LEAST = 16**3  # voxels of a volume, from which on the transform of the weights may be worth it
 
 Rows = tuple[Tensor, ...]
 
 
-def applies_to(x: Tensor, weight: Tensor, amx: bool | None = None) -> bool:
-    """Whether `conv` can and should compute a convolution (stride 1, padding 1) of `x` (N, I, D, H, W) with `weight`
-    (O, I, 3, 3, 3): the depth is a multiple of 4 and `x` is channels-last on the CPU. With AMX (`amx`; None: ask this
-    processor) torch's own bfloat16 convolution is faster."""
-    if torch.compiler.is_compiling():
-        return False
-    channels, depth, height, width = x.shape[1:]
-    if amx is None:
-        amx = "amx_bf16" in host.processor_flags()
-    return (
-        x.device.type == "cpu"
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not amx))
-        and min(channels, weight.shape[0]) >= 8
-        and depth % OUT == 0
-        and depth * height * width >= LEAST
-        and x.is_contiguous(memory_format=torch.channels_last_3d)
-    )
-
-
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution with padding 1 and stride 1, in the type of `x`; the gradients of weight and bias are in their
-    own types."""
+    """The convolution with padding 1 and stride 1 of `x` (N, I, D, H, W), channels-last and with a depth that is a
+    multiple of 4, with `weight` (O, I, 3, 3, 3), in the type of `x`; the gradients of weight and bias are in their own
+    types."""
     y: Tensor = _Conv.apply(x, weight, bias)
     return y
 
@@ -61,46 +41,61 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        u = transformed_weight(weight, x.dtype)
-        shares: list[Any] = [None if bias is None else (share * bias).to(x.dtype) for share in BIAS]
-        shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", enabled=False):
-            for source, target in zip(tiles(x), tiles(y), strict=True):
-                for first, last in chunks(x):
-                    v = images(of_input(source, first, last), x)
-                    products = [F.conv2d(v[j], u[j], shares[j], 1, 1) for j in range(PARTS)]
-                    to_output(rows(products), target[first:last].unbind(1))
-        return y
+        return forward(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
         need_x, need_w, need_b = ctx.needs_input_grad
+        x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
-        u = transformed_weight(weight, x.dtype)
-        du = torch.zeros_like(u, dtype=torch.float32)
-        dx = torch.empty_like(x)
-        with torch.autocast("cpu", enabled=False):
-            for source, slope, target in zip(tiles(x), tiles(grad), tiles(dx), strict=True):
-                below = torch.zeros_like(source[0, 0])
-                for first, last in chunks(x):
-                    v = images(of_input(source, first, last), x)
-                    g = images(of_gradient(slope[first:last].unbind(1)), grad)
-                    pairs = [gradients(g[j], v[j], u[j], (need_x, need_w)) for j in range(PARTS)]
-                    if need_x:
-                        below = to_input(rows([dv for dv, _ in pairs]), target, first, last, below)
-                    if need_w:
-                        for j, (_, dw) in enumerate(pairs):
-                            du[j] += dw
-        db = grad.sum((0, 2, 3, 4), dtype=weight.dtype) if need_b else None
-        return dx if need_x else None, weight_gradient(du, weight) if need_w else None, db
+        dx, dw = backward(grad, x, weight, (need_x, need_w))
+        return dx, dw, grad.sum((0, 2, 3, 4), dtype=weight.dtype) if need_b else None
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`conv` without gradients."""
+    u = transformed_weight(weight, x.dtype)
+    shares: list[Any] = [None if bias is None else (share * bias).to(x.dtype) for share in BIAS]
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", enabled=False):
+        for source, target in zip(tiles(x), tiles(y), strict=True):
+            for first, last in chunks(x):
+                v = images(of_input(source, first, last), x)
+                products = [F.conv2d(v[j], u[j], shares[j], 1, 1) for j in range(PARTS)]
+                to_output(rows(products), target[first:last].unbind(1))
+    return y
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `x` and of the weight by that of the output, channels-last; None for one that is not needed."""
+    need_x, need_w = needed
+    u = transformed_weight(weight, x.dtype)
+    du = torch.zeros_like(u, dtype=torch.float32)
+    dx = torch.empty_like(x) if need_x else x  # x: for its sizes alone
+    with torch.autocast("cpu", enabled=False):
+        for source, slope, target in zip(tiles(x), tiles(grad), tiles(dx), strict=True):
+            below = torch.zeros_like(source[0, 0])
+            for first, last in chunks(x):
+                # the input is transformed for the weights' gradient alone
+                v = images(of_input(source, first, last), x) if need_w else None
+                g = images(of_gradient(slope[first:last].unbind(1)), grad)
+                pairs = [gradients(g[j], g if v is None else v[j], u[j], needed) for j in range(PARTS)]
+                if need_x:
+                    below = to_input(rows([dv for dv, _ in pairs]), target, first, last, below)
+                if need_w:
+                    for j, (_, dw) in enumerate(pairs):
+                        du[j] += dw
+    return dx if need_x else None, weight_gradient(du, weight) if need_w else None
 
 
 def gradients(g: Tensor, v: Tensor, u: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
     """Of the 2D convolution of `v` (N, I, H, W) with `u` (O, I, 3, 3): gradients of both."""
     ones, zeros = [1, 1], [0, 0]
+    if not needed[1]:
+        shape = (g.shape[0], u.shape[1], *g.shape[2:])
+        v = torch.empty(shape, dtype=g.dtype, memory_format=torch.channels_last)  # read by nothing
     dv, du, _ = torch.ops.aten.convolution_backward(g, v, u, None, ones, ones, ones, False, zeros, 1, [*needed, False])
     return dv, du
 

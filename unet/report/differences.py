@@ -146,10 +146,21 @@ def machine_of(first: Run, second: Run) -> list[Difference]:
         one, two = (run.environment.get(key, UNKNOWN) for run in (first, second))
         if one != two:
             found.append(Difference(key, one, two, effect=key == "device"))
+    found += kernels_of(first, second)
     variables = [run.environment.get("variables") for run in (first, second)]
     a, b = (each if isinstance(each, Mapping) else {} for each in variables)
     names = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
     return [*found, *(Difference(name, a.get(name, "-"), b.get(name, "-"), effect=False) for name in names)]
+
+
+def kernels_of(first: Run, second: Run) -> list[Difference]:
+    """The algorithms of convolutions, where both have met the same ones: the others say nothing of the computation."""
+    one, two = (run.kernels.get("choices") for run in (first, second))
+    if not (isinstance(one, Mapping) and isinstance(two, Mapping)):
+        return []
+    other = sorted(key for key in one if key in two and one[key] != two[key])
+    name = f"kernels.json ({len(other)} of {len(set(one) & set(two))} passes)"
+    return [Difference(name, one[other[0]], two[other[0]])] if other else []
 
 
 def losses_of(first: Run, second: Run) -> Losses:

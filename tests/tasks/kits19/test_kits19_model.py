@@ -69,10 +69,10 @@ def test_state_dict_is_the_reference_one_and_comes_back(reference_state: dict[st
     assert convert.shape_of(kits19.state_dict(), "kits19", down="stride") == KITS19
 
 
-@pytest.mark.parametrize("layout", ["auto", "NCDHW"])
-def test_forward_loss_and_score_equal_the_reference(kits19: UNet, layout: str) -> None:
-    """On the processor's own layout, where most convolutions are Winograd's, and in torch's usual one."""
-    place = device(layout=layout)
+@pytest.mark.parametrize(("layout", "kernels"), [("auto", "measured"), ("auto", "winograd"), ("NCDHW", "plain")])
+def test_forward_loss_and_score_equal_the_reference(kits19: UNet, layout: str, kernels: str) -> None:
+    """On the processor's own layout, with the fastest algorithms and with Winograd's, and in torch's usual one."""
+    place = device(layout=layout, kernels=kernels)
     network = place.place(kits19).eval()
     batch = place.to({"image": wave((1, 1, 64, 64, 64), 0.013, 0.0), "mask": label_64()})
     with torch.no_grad():

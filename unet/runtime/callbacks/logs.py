@@ -8,12 +8,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from unet import files, host
+from unet.config.run_files import KERNELS_JSON
 from unet.runtime.callbacks import pictures
 from unet.runtime.callbacks.time_left import WAITS, TimeLeft, format_seconds, gain
 from unet.runtime.folders.run_folder import RunFolder
 from unet.runtime.power_use import format_joules
 from unet.runtime.progress import Progress
 from unet.runtime.trainer import Trainer, stop_reason
+
+
+class KernelsLog:
+    """kernels.json: the algorithms that the device has chosen for convolutions, as soon as it has; and a line in words
+    after the first step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.written = folder, 0
+
+    def on_step_end(self, run: Trainer, **rest: Any) -> None:
+        self.write(run)
+
+    def on_eval_end(self, run: Trainer, **rest: Any) -> None:
+        self.write(run)
+
+    def write(self, run: Trainer) -> None:
+        choices = run.device.choices
+        if choices is None or len(choices.used) == self.written:
+            return
+        if not self.written:
+            self.folder.say(choices.summary())
+        self.folder.write(KERNELS_JSON, choices.described())
+        self.written = len(choices.used)
 
 
 class MetricsLog:

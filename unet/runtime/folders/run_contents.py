@@ -7,14 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unet import files
-from unet.config.run_files import CONFIG, MANIFEST, PICTURE_INDEX, PICTURED, PICTURES, SPLIT, read_lines
+from unet.config.run_files import (
+    CONFIG,
+    KERNELS,
+    KERNELS_JSON,
+    MANIFEST,
+    PICTURE_INDEX,
+    PICTURED,
+    PICTURES,
+    SPLIT,
+    read_lines,
+)
 from unet.errors import UnetError
 
 MANIFEST_NAME = "files.json"
 BOARD = "tensorboard"
 FOLDERS = (BOARD, PICTURED, "reconstructions", "pipeline_test")  # of a run folder, with files of the run in them
 NAMES = re.compile(
-    r"(config|settings|environment|status|splits|summary|benchmark|files|trace)\.json|metrics\.jsonl|run\.log|(cases|classes|sweep|results|power)\.csv"
+    r"(config|settings|environment|status|splits|kernels|summary|benchmark|files|trace)\.json|metrics\.jsonl|run\.log|(cases|classes|sweep|results|power)\.csv"
     r"|(progress|predictions|terms)\.png|reconstructions/epoch_\d+\.png|cases/([\w-]+\.png|index\.json)|pipeline_test/[^/]+\.(png|nii\.gz)|unet3d\.log|worker_\d+\.log|tensorboard/events\.out\.tfevents\.[^/]+"
 )
 WHEN = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
@@ -112,6 +122,7 @@ JSON_KINDS = {
     "environment.json": {"unet": str, "packages": {str: str}},
     "status.json": {"status": {"running", "done", "failed", "interrupted"}, "pid": int, "host": str},
     "splits.json": SPLIT,
+    KERNELS_JSON: KERNELS,
     "summary.json": {"metric": str},
     "benchmark.json": {"predict": dict, "device": str},
     PICTURES: PICTURE_INDEX,
