@@ -86,12 +86,8 @@ def losses(folder: Path, name: str, seed: int) -> list[float]:
         f"{name}-{seed}",
     ]
     words += ["--precision", "fp32" if name == "fp32" else "bf16", "--mode", "train", "--no-checkpoints", "--quiet"]
-    choice = "False" if name == "torch" else "applies_to(*a, amx=False)" if name == "winograd" else "applies_to(*a)"
-    code = (
-        "import sys; from unet.kernels import winograd; applies_to = winograd.applies_to\n"
-        f"winograd.applies_to = lambda *a: {choice}\nfrom unet.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    subprocess.run([sys.executable, "-c", code, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    words += ["--kernels", "winograd" if name == "winograd" else "torch"]
+    subprocess.run([sys.executable, "-m", "unet", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     text = (folder / "performance" / f"{name}-{seed}" / "metrics.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     return [row["loss"] for row in rows if row["event"] == "step"]

@@ -58,13 +58,42 @@ def test_normalised_volumes_are_recomputed_instead_of_stored(activation: str, mo
     assert len(asked) == 10
 
 
-def test_instance_norm_is_that_of_torch_in_any_order() -> None:
-    own, stock = norms.InstanceNorm3d(6, affine=True), nn.InstanceNorm3d(6, affine=True)
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("shape", [(6, 5, 6), (6, 4, 5, 6)], ids=["2D", "3D"])
+def test_the_gradient_of_one_sample_is_right(shape: tuple[int, ...], samples: int) -> None:
+    """torch's own is not where that of the output is channels-last: on the CPU, with or without affine weights, before
+    an activation in place."""
+    for how in ({}, {"affine": True}, {"affine": True, "track_running_stats": True}):
+        plain = (nn.InstanceNorm2d if len(shape) == 3 else nn.InstanceNorm3d)(6, **how)
+        fast = select.correct_norms(nn.Sequential(plain, nn.LeakyReLU(0.5, inplace=True)))
+        x = torch.randn(samples, *shape).requires_grad_()
+        order = LAST if x.ndim == 5 else torch.channels_last
+        slope = torch.randn_like(x).contiguous(memory_format=order)
+        exact = x.detach().double().requires_grad_()
+        axes = tuple(range(2, x.ndim))
+        centred = exact - exact.mean(axes, keepdim=True)
+        y = nn.functional.leaky_relu(centred / (exact.var(axes, correction=0, keepdim=True) + 1e-5).sqrt(), 0.5)
+        (expected,) = torch.autograd.grad(y, exact, slope.double())
+        (found,) = torch.autograd.grad(fast(x), x, slope)
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_instance_norm_is_that_of_torch_in_any_order(
+    at_once: bool, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all samples are worked on at once."""
+    if not at_once:
+        monkeypatch.setattr(norms, "SMALL", 0)
+        monkeypatch.setattr(norms, "SMALLER", 0)
+    own, stock = norms.InstanceNorm3d(6, affine=True), norms.PlainInstanceNorm3d(6, affine=True)
     with torch.no_grad():
         own.weight.uniform_(0.5, 2)
         own.bias.uniform_(-1, 1)
     stock.load_state_dict(own.state_dict())
-    x = torch.randn(3, 6, 4, 5, 6).contiguous(memory_format=LAST).requires_grad_()
+    x = torch.randn(samples, 6, 4, 5, 6).contiguous(memory_format=LAST).requires_grad_()
+    assert norms.at_once(x) is at_once
     slope = torch.randn_like(x)
     found, expected = own(x), stock(x)
     operator = norms.operator(x, own.weight, own.bias, own.eps, 1.0)[0]

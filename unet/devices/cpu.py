@@ -53,7 +53,10 @@ class CPU(Device):
         return ("bf16",) if has_bf16() else ()
 
     def channels_last(self) -> bool:
-        """Also for volumes, because the faster layers of `unet.kernels` need it: --layout NCDHW leaves those out."""
+        """Also for volumes, because the faster layers of `unet.kernels` need it: --layout NCDHW leaves those out, and
+        --kernels plain takes torch's usual order."""
+        if self.options.layout == "auto" and self.options.kernels == "plain":
+            return False
         return self.options.layout not in CHANNELS_FIRST
 
     def optimize(self, module: nn.Module) -> nn.Module:
@@ -63,8 +66,8 @@ class CPU(Device):
 
         from unet.kernels import select, trial
 
-        if self.options.kernels != "plain":
-            module = select.optimize(module, self.channels_last(), self.choices)
+        plain = self.options.kernels == "plain"
+        module = select.correct_norms(module) if plain else select.optimize(module, self.channels_last(), self.choices)
         return module if self.dtype == torch.float32 else trial.guard(module, is_right)
 
     def compile(self, module: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SMALL, SMALLER = 2**20, 2**17  # elements of several samples, and of any, that are worked on at once in float32
 ROWS = 4096  # voxels whose sums may be kept in float32 one after the other
 # the operators' types; torch 2.4 does not read them from annotations that are text
 FORWARD = "(Tensor x, Tensor weight, Tensor bias, float eps, float slope) -> (Tensor, Tensor, Tensor)"
@@ -35,7 +36,26 @@ def channel_last(x: Tensor) -> bool:
     return x.ndim == 5 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
+class OfOneSample:
+    """Mixed into an instance norm of torch's. On the CPU its gradient for a single sample is wrong, by more than its
+    size (torch 2.13), where that of the output is channels-last, as convolutions give it: it is made contiguous."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)  # type: ignore[misc]
+        if len(x) == 1 and y.requires_grad and not torch.compiler.is_compiling():
+            y.register_hook(torch.Tensor.contiguous)
+        return y
+
+
+class InstanceNorm2d(OfOneSample, nn.InstanceNorm2d):
+    """`nn.InstanceNorm2d` with the right gradient."""
+
+
+class PlainInstanceNorm3d(OfOneSample, nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d` with the right gradient."""
+
+
+class InstanceNorm3d(PlainInstanceNorm3d):
     """`nn.InstanceNorm3d` with affine weights and without running statistics, then (leaky) ReLU: (N, C, D, H, W).
 
     Faster where the input is channels-last; any other input takes the plain form.
@@ -131,6 +151,11 @@ def normalised(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
 ) -> Tensor:
     """Norm and activation (N, C, D, H, W), with mean and variance (N, C)."""
+    if at_once(x):
+        scale = torch.rsqrt(variance + eps) * weight
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        y = torch.addcmul(spread(shift), x.float(), spread(scale))
+        return activate(y, slope).to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
     parts = [
         torch.ops.aten.native_batch_norm(part, weight, bias, *of_part, False, 0.0, eps)[0]
         for part, *of_part in zip(x.split(1), mean, variance, strict=True)
@@ -146,6 +171,13 @@ def gradients(
     if y is not None and slope != 1:
         grad = torch.ops.aten.leaky_relu_backward(grad, y, slope, True)
     scale = torch.rsqrt(variance + eps)
+    if at_once(x, SMALLER):
+        slopes = grad.float()
+        by_bias, voxels = slopes.mean((2, 3, 4)), x[0, 0].numel()
+        standard = (x.float() - spread(mean)).mul_(spread(scale))
+        by_weight = (slopes * standard).mean((2, 3, 4))
+        dx = (slopes - spread(by_bias)).addcmul_(standard, spread(by_weight), value=-1).mul_(spread(scale * weight))
+        return dx.to(x.dtype), by_weight.sum(0).mul_(voxels), by_bias.sum(0).mul_(voxels)
     parts = [
         torch.ops.aten.native_batch_norm_backward(
             grad[n : n + 1], x[n : n + 1], weight, None, None, mean[n], scale[n], True, eps, [True] * 3
@@ -158,8 +190,23 @@ def gradients(
 
 def statistics_of_all(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (N, C) of the channels of each sample."""
+    if at_once(x):
+        voxels = x.permute(0, 2, 3, 4, 1).flatten(1, 3).float()
+        centre = voxels.mean(1)
+        return centre, (voxels - centre[:, None]).square_().mean(1)
     mean, variance = (torch.stack(part) for part in zip(*map(statistics, x.split(1)), strict=True))
     return mean, variance
+
+
+def at_once(x: Tensor, several: int | None = None) -> bool:
+    """Whether all samples are worked on at once, in copies in float32: on the CPU, where a few small operations for
+    each sample take longer than these copies."""
+    return x.device.type == "cpu" and x.numel() <= ((several or SMALL) if len(x) > 1 else SMALLER)
+
+
+def spread(values: Tensor) -> Tensor:
+    """(N, C) for a volume (N, C, D, H, W)."""
+    return values[:, :, None, None, None]
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:

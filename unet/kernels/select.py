@@ -31,6 +31,7 @@ def optimize(model: nn.Module, channels_last: bool = True, choices: conv3d.Choic
         elif type(layer) is nn.ConvTranspose3d and upsample.applies_to(layer):
             layer.__class__ = upsample.ConvTranspose3d
     optimize_norms(model)
+    correct_norms(model)
     if not isinstance(model, norms.Recomputing) and any(isinstance(m, norms.InstanceNorm3d) for m in model.modules()):
         model.__class__ = norms.recomputing(type(model))  # type: ignore[arg-type]
     return model
@@ -51,6 +52,17 @@ def optimize_norms(model: nn.Module) -> nn.Module:
                 slope = slope_of(activation)
                 if isinstance(norm, norms.InstanceNorm3d) and uses[id(norm)] == 1 and slope is not None:
                     norm.slope, layer[index + 1] = slope, nn.Identity()
+    return model
+
+
+def correct_norms(model: nn.Module) -> nn.Module:
+    """Swap instance norms of torch's in place for such whose gradient is right for one sample on the CPU. Gives
+    `model`."""
+    for layer in model.modules():
+        if type(layer) is nn.InstanceNorm2d:
+            layer.__class__ = norms.InstanceNorm2d
+        elif type(layer) is nn.InstanceNorm3d:
+            layer.__class__ = norms.PlainInstanceNorm3d
     return model
 
 
