@@ -176,8 +176,10 @@ def gradients(
         by_bias, voxels = slopes.mean((2, 3, 4)), x[0, 0].numel()
         standard = (x.float() - spread(mean)).mul_(spread(scale))
         by_weight = (slopes * standard).mean((2, 3, 4))
-        dx = (slopes - spread(by_bias)).addcmul_(standard, spread(by_weight), value=-1).mul_(spread(scale * weight))
-        return dx.to(x.dtype), by_weight.sum(0).mul_(voxels), by_bias.sum(0).mul_(voxels)
+        by_input = (
+            (slopes - spread(by_bias)).addcmul_(standard, spread(by_weight), value=-1).mul_(spread(scale * weight))
+        )
+        return by_input.to(x.dtype), by_weight.sum(0).mul_(voxels), by_bias.sum(0).mul_(voxels)
     parts = [
         torch.ops.aten.native_batch_norm_backward(
             grad[n : n + 1], x[n : n + 1], weight, None, None, mean[n], scale[n], True, eps, [True] * 3
