@@ -19,7 +19,7 @@ from unet.errors import UnetError
 if TYPE_CHECKING:
     from unet.kernels.geometry import Geometry
 
-LONGEST = 15.0  # seconds that a process measures; what it meets after that is torch's own
+LONGEST = 15.0  # seconds of each thread that a process measures; what it meets after that is torch's own
 RECORD = {"algorithm": str, "seconds": {str: float}, "wrong": [str]}
 MEASURED = "measured"
 HINT = "Delete the file: what it holds is measured again."
@@ -32,7 +32,7 @@ class Choices:
     def __init__(self, kernels: str, machine: Callable[[], str]) -> None:
         self.kernels, self.machine = kernels, machine
         self.used: dict[str, str] = {}  # pass of a convolution -> algorithm
-        self.seconds = 0.0  # of measuring
+        self.seconds = self.busy = 0.0  # of measuring; of each thread, which other processes do not make longer
         self.given: dict[str, str] = {}  # of the run that is resumed
         self.known: dict[tuple[Any, ...], dict[str, str]] = {}
 
@@ -77,7 +77,7 @@ class Choices:
         if len(found) < len(keys) and place is not None:
             with contextlib.suppress(UnetError), files.lock(place.with_suffix(".lock")):
                 found = noted()
-                if self.seconds < LONGEST and (missing := [part for part in keys if part not in found]):
+                if self.busy < LONGEST and (missing := [part for part in keys if part not in found]):
                     found |= self._measured(how, missing)
                     files.write_json(place, read(place) | {here + keys[part]: found[part] for part in missing})
         if missing := [part for part in keys if part not in found]:
@@ -85,12 +85,15 @@ class Choices:
         return found
 
     def _measured(self, how: Geometry, parts: list[str]) -> dict[str, dict[str, Any]]:
+        import torch
+
         from unet.kernels import measure
 
-        start = time.perf_counter()
-        only = self.kernels if self.kernels != MEASURED else "torch" if self.seconds >= LONGEST else ""
+        start, worked = time.perf_counter(), time.process_time()
+        only = self.kernels if self.kernels != MEASURED else "torch" if self.busy >= LONGEST else ""
         found = measure.chosen(how, parts, only)
         self.seconds += time.perf_counter() - start
+        self.busy += (time.process_time() - worked) / torch.get_num_threads()
         return found
 
     def described(self) -> dict[str, Any]:

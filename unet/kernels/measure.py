@@ -22,7 +22,7 @@ from unet.kernels.geometry import Geometry, strided
 
 VERSION = 1  # of the algorithms; answers of another version are not used
 TIMED, TRIED = 1e9, 1e8  # operations of a pass at most, timed and tried: larger volumes are cropped
-LEAST, MOST = 3, 9  # rounds of a timing
+LEAST, MOST = 4, 9  # rounds of a timing
 ENOUGH = 0.03  # seconds of a timing, after which no round begins
 HOPELESS = 3.0  # times as long as the fastest in the first round: timed no more
 MARGIN = 0.95  # of torch's time, which another algorithm must be below
@@ -117,10 +117,13 @@ def expected(how: Geometry, part: str, numbers: Numbers) -> Tensor:
 def timed(how: Geometry, part: str, names: list[str], numbers: Numbers) -> dict[str, float]:
     """The least seconds of each algorithm, in rounds."""
 
+    # the time of one thread does not run while other processes do
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
     def once(name: str) -> float:
-        start = time.perf_counter()
+        start = clock()
         algorithms.run(name, part, how, *numbers)
-        return time.perf_counter() - start
+        return clock() - start
 
     first = {name: once(name) for name in names}  # with what is prepared once
     seconds = {name: [once(name)] for name in names if first[name] <= HOPELESS * min(first.values())}
