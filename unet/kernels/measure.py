@@ -127,9 +127,9 @@ def timed(how: Geometry, part: str, names: list[str], numbers: Numbers) -> dict[
 
     first = {name: once(name) for name in names}  # with what is prepared once
     seconds = {name: [once(name)] for name in names if first[name] <= HOPELESS * min(first.values())}
-    spent = sum(map(sum, seconds.values()))
-    while len(next(iter(seconds.values()))) < (MOST if spent < ENOUGH else LEAST):
+    total = sum(map(sum, seconds.values()))
+    while len(next(iter(seconds.values()))) < (MOST if total < ENOUGH else LEAST):
         for name, values in seconds.items():
             values.append(once(name))
-        spent = sum(map(sum, seconds.values()))
+        total = sum(map(sum, seconds.values()))
     return {name: min(values) for name, values in seconds.items()}
