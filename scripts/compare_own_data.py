@@ -1,12 +1,14 @@
-"""The task `folder` and nnU-Net v2 on the same cases, for the same time.
+"""The task `folder` and nnU-Net v2 on the same cases, for the same processor time.
 
     python scripts/compare_own_data.py prepare em|lgg DATA FOLDER
     python scripts/compare_own_data.py nnunet FOLDER em|lgg 2d|3d_fullres MINUTES
 
 `prepare` writes DATA (the ISBI 2012 stacks, or LGG's kaggle_3m) into FOLDER/raw in nnU-Net's layout, with the split of
 fold 0. `nnunet` needs the extra `peers`: nnU-Net's own plan, preprocessing, network, augmentation, loss and optimiser;
-its schedule follows the clock, so that it ends with the time, and it spends none of it on validation. Its masks of the
-validation cases, mirrored as its own command does, lie in FOLDER/masks-nnunet-NAME; score them with
+its schedule follows the processor time of training, so that it ends with MINUTES, and it spends none of it on
+validation. Bind it to one core (taskset -c 0): its loader then works in its own process, and other work on the machine
+changes nothing. Its masks of the validation cases, mirrored as its own command does, lie in FOLDER/masks-nnunet-NAME;
+score them with
 
     python -m unet evaluate --predictions FOLDER/masks-nnunet-em --labels FOLDER/truth-em
 """
@@ -91,7 +93,7 @@ def nnunet(folder: Path, name: str, configuration: str, minutes: float) -> None:
     for variable in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{variable}"] = str((folder / variable).resolve())
     cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("nnUNet_n_proc_DA", str(cores))
+    os.environ.setdefault("nnUNet_n_proc_DA", str(cores if cores > 1 else 0))
     os.environ.setdefault("nnUNet_def_n_proc", str(cores))
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
@@ -101,20 +103,20 @@ def nnunet(folder: Path, name: str, configuration: str, minutes: float) -> None:
     dataset = DATASETS[name]
     number = int(dataset[7:10])
     made = folder / "preprocessed" / dataset
-    began = time.monotonic()
+    began = time.process_time()
     if not (made / "nnUNetPlans.json").exists():
         extract_fingerprints([number], num_processes=cores)
         plan_experiments([number])
     if not any(made.glob(f"nnUNetPlans_{configuration}/*.b2nd")):
         preprocess([number], configurations=(configuration,), num_processes=[cores])
     shutil.copy(folder / "raw" / dataset / "splits_final.json", made)
-    print(f"prepared: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"prepared: {time.process_time() - began:.0f} s", flush=True)
 
     trainer = get_trainer_from_args(dataset, configuration, 0, device=torch.device("cpu"))
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    steps, began, shown = 0, time.monotonic(), 0.0
-    while (spent := (time.monotonic() - began) / 60) < minutes:
+    steps, began, shown = 0, time.process_time(), 0.0
+    while (spent := (time.process_time() - began) / 60) < minutes:
         for group in trainer.optimizer.param_groups:  # its schedule, by the time that is over
             group["lr"] = trainer.initial_lr * (1 - spent / minutes) ** 0.9
         loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
@@ -126,9 +128,9 @@ def nnunet(folder: Path, name: str, configuration: str, minutes: float) -> None:
     patch = trainer.configuration_manager.patch_size
     print(f"{steps} steps of {batch} patches of {patch} in {minutes} min", flush=True)
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    began = time.monotonic()
+    began = time.process_time()
     trainer.perform_actual_validation()
-    print(f"predicted: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"predicted: {time.process_time() - began:.0f} s", flush=True)
     masks = folder / f"masks-nnunet-{name}"
     masks.mkdir(exist_ok=True)
     ending = json.loads((folder / "raw" / dataset / "dataset.json").read_text())["file_ending"]

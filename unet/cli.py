@@ -287,7 +287,8 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
     reading = read(declared_of_all(command.groups, typed_task(words)), [word for word in words if word not in HELP])
     if "task" in reading.wrong:
         raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
-    task = registry.settings_of(reading.given.get("task", (default_task(),))[0])
+    usual = registry.planner() if name == "plan" else default_task()
+    task = registry.settings_of(reading.given.get("task", (usual,))[0])
     sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
     if "general" in command.groups:

@@ -129,6 +129,13 @@ class PlanOptions:
     """Plan"""
 
     plan_file: str = option("plan.json", "file for the plan, which train --config takes", metavar="FILE", common=True)
+    hours: float | None = option(
+        None,
+        "hours that training may take on this machine: they choose --size, --epochs and --batch-size",
+        above=0,
+        maximum=10000,
+        common=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,6 +227,10 @@ class Task:
         """Random values in the form of a training batch: `benchmark --source none` needs no data set."""
         raise UsageError(f"The task {self.name} makes no random batch.", "Give a data set: leave --source none out.")
 
+    def patch_seconds(self) -> float:
+        """Seconds of one core that a training patch takes to load and change, tried on noise; 0 where it is little."""
+        return 0.0
+
     def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
         """What training makes of the first cases, as files to look at before it starts, where that is asked for."""
         return iter(())

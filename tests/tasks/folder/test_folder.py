@@ -18,6 +18,7 @@ from conftest import error_of, read_json
 from PIL import Image
 from tasks.folder import sets as made
 
+from unet.cli import explain_flags
 from unet.errors import DataError
 from unet.tasks.folder import plan, sets
 from unet.tasks.folder.fingerprint import look
@@ -107,6 +108,34 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     words = error_of(cli("train", "--config", "plan.json", "--run-name", "c"), 2)
     assert "patch" in words
     assert "magic" in words
+
+
+@pytest.mark.usefixtures("here")
+def test_hours_choose_size_batch_and_epochs(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "data/set")
+    typed = ["--data", "set", "--cache", "c", "--device", "cpu", "--width", "2", "--overwrite", "--json"]
+    code, out, err = cli("plan", *typed, "--hours", "1e-4")
+    assert code == 0, err
+    assert "steps fit into the time" in err
+    short = json.loads(out)
+    chosen = {each["name"]: each["value"] for each in short["settings"]}
+    assert read_json(Path("plan.json"))["size"] == "S"  # not even the smallest network has the steps that it wants
+    assert chosen["batch_size"] == short["tried"]["batch"] == 2  # halved as far as it goes
+    assert chosen["epochs"] == 10
+    assert 1 <= chosen["epoch_batches"] < 250
+    code, out, err = cli("plan", *typed, "--hours", "100", "--epoch-batches", "50")
+    assert code == 0, err
+    found = json.loads(out)
+    chosen = {each["name"]: each["value"] for each in found["settings"]}
+    assert read_json(Path("plan.json"))["size"] == "L"
+    steps = 100 * 3600 / found["tried"]["seconds"]
+    assert chosen["epochs"] * 50 == pytest.approx(steps, rel=0.01)
+    assert chosen["evaluate_every"] == chosen["epochs"] // 5
+    assert read_json(Path("plan.json"))["epochs"] == chosen["epochs"]
+
+
+def test_help_of_plan_is_that_of_a_set_of_ones_own() -> None:
+    assert "Flags and defaults of --task folder" in " ".join(explain_flags("plan", ["--help"]).split())
 
 
 def test_plan_is_for_tasks_that_follow_from_data(cli: Cli) -> None:

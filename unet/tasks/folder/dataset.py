@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet import host, windows
+from unet.data.cache.cached_case import CachedCase
 from unet.data.cache.layout import Layout
 from unet.data.cases import Case
 from unet.data.io import volumes
@@ -25,6 +28,9 @@ from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.folder import sets
 from unet.tasks.folder.labels import IGNORED, Labels
 from unet.tasks.folder.settings import Settings
+
+if TYPE_CHECKING:
+    from unet.data.loading.patches import EpochPatches
 
 Array = NDArray[Any]
 DRAWN = 500  # voxels of each class that are kept to draw patches about
@@ -307,6 +313,20 @@ def label_map(slabs: Iterable[Array], way: Way) -> NDArray[np.uint8]:
 def on_grid(labels: Array, way: Way) -> Array:
     """Classes (D, H, W) of the turned file on the network's grid, by the nearest voxel."""
     return resize.labels(labels[way.inner], way.size)
+
+
+def patch_seconds(patches: Callable[[list[CachedCase]], EpochPatches], shape: tuple[int, ...]) -> float:
+    """Seconds that a training patch of (C, D, H, W) takes to load and change: a batch of noise, after one that is not
+    counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        image, mask = Path(folder, "noise_image.npy"), Path(folder, "noise_mask.npy")
+        np.save(image, np.random.default_rng(0).standard_normal(shape, np.float32))
+        np.save(mask, np.zeros((1, *shape[1:]), np.uint8))
+        batches = patches([CachedCase("noise", image, mask, shape, (1,))])
+        batches[0, 0]
+        began = time.perf_counter()
+        batches[0, 1]
+        return (time.perf_counter() - began) / batches.batch_size
 
 
 def require_arrays(path: Path, image: Array, mask: Array, settings: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ class Settings(TaskSettings):
         "epochs": 100,
         "batch_size": 2,
         "eval_batch_size": 1,
+        "precision": "auto",
         "optimizer": "sgd",
         "momentum": 0.99,
         "weight_decay": 3e-5,
@@ -61,7 +62,7 @@ class Settings(TaskSettings):
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("fold",)
     large_tensors: ClassVar[bool] = True
-    plans: ClassVar[bool] = True
+    plans: ClassVar[tuple[str, ...]] = ("S", "M", "L")
     notes: ClassVar[dict[str, str]] = {
         "data": "a folder of images/ and masks/, of nnU-Net's imagesTr/ and labelsTr/, or a table .csv",
         "split": "fold: fold 0 of 5, where nothing else is typed",

@@ -127,6 +127,9 @@ class Folder(SegmentationTask):
         mask = torch.randint(len(self.settings.classes), (count, 1, *sides), dtype=torch.uint8)
         return {"image": torch.randn(count, channels, *sides), "mask": mask, "index": torch.arange(count)}
 
+    def patch_seconds(self) -> float:
+        return dataset.patch_seconds(self.patches, self.input_shape()[1:])
+
     # Data.
 
     def find_cases(self) -> list[Case]:
