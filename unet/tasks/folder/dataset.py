@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,17 +290,13 @@ def way_from(facts: Mapping[str, Any]) -> Way:
     )
 
 
-def label_map(slabs: Iterable[Array], way: Way) -> NDArray[np.uint8]:
-    """Logits in slabs (K, d, h, w) on the network's grid -> classes on the file's own grid, axes as stored: the largest
-    after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
+def placed(classes: NDArray[np.uint8], way: Way) -> NDArray[np.uint8]:
+    """Classes (D, H, W) of the part that was kept -> of the file's own grid, axes as stored; 0 (the background) outside
+    of that part."""
+    if way.kept == way.turned:
+        return way.turn.undo(classes)
     result = np.zeros(way.turned, np.uint8)
-    part = result[way.inner]
-    for plane, target in zip(resize.planes_back(slabs, way.size[0], way.kept), part, strict=True):
-        best = plane[0].copy()
-        for number in range(1, len(plane)):
-            larger = plane[number] > best
-            target[larger] = number
-            np.maximum(best, plane[number], out=best)
+    result[way.inner] = classes
     return way.turn.undo(result)
 
 

@@ -262,11 +262,17 @@ class Folder(SegmentationTask):
 
     # Scoring and prediction.
 
-    def slabs(self, image: Any, predictor: Predictor) -> Iterator[Any]:
-        """(C, D, H, W) -> logits in slabs (K, d, h, w) along D, arrays."""
+    def slabs(self, image: Any, predictor: Predictor) -> Iterator[Tensor]:
+        """(C, D, H, W) -> logits in slabs (K, d, h, w) along D, each until the next one."""
         whole = windows.plan(image.shape[1:], self.settings.patch, self.settings.overlap, "full")
-        for slab in predictor.slabs(image, whole, self.settings.blend, self.settings.mirror):
-            yield slab.numpy()
+        return predictor.slabs(image, whole, self.settings.blend, self.settings.mirror)
+
+    def label_map(self, image: Any, way: dataset.Way, predictor: Predictor) -> Any:
+        """(C, D, H, W) -> classes on the file's own grid, axes as stored."""
+        from unet.models.label_maps import label_map_of
+
+        found = label_map_of(self.slabs(image, predictor), way.size[0], way.kept)
+        return dataset.placed(found.cpu().numpy(), way)
 
     def warm_up(self, predictor: Predictor) -> None:
         import numpy as np
@@ -280,21 +286,20 @@ class Folder(SegmentationTask):
         """Numbers: mean_dice and dice_<n> of each class, on the network's grid; with `full` on that of the mask, with
         surface_<n>, hd95_<n> and volume_<n>. Arrays: image (C, D, H, W), prediction, target (D, H, W)."""
         import numpy as np
-        import torch
 
-        from unet.models import label_maps
+        from unet.models.label_maps import label_map
 
         image, mask = case.arrays()
         classes = len(self.settings.classes)
         if full and (truth := self.truth(case)) is not None:
             target, way = truth
-            prediction = way.turn.apply(dataset.label_map(self.slabs(image, predictor), way))
+            prediction = way.turn.apply(self.label_map(image, way, predictor))
             found = scores.full_scores(
                 prediction, target, way.spacing, classes, self.settings.surface_tolerance, self.ignored
             )
             shown = dataset.on_grid(prediction, way), np.asarray(mask[0])
         else:
-            parts = [label_maps.label_map(torch.from_numpy(slab)).numpy() for slab in self.slabs(image, predictor)]
+            parts = [label_map(slab).cpu().numpy() for slab in self.slabs(image, predictor)]
             prediction, target = np.concatenate(parts), np.asarray(mask[0])
             found = {
                 f"dice_{number}": value
@@ -367,7 +372,7 @@ class Folder(SegmentationTask):
             image, way, notes = dataset.prepare_image(first.name, channels, self.settings)
             for note in notes:
                 host.notice(note)
-            classes = dataset.label_map(self.slabs(image, predictor), way)
+            classes = self.label_map(image, way, predictor)
             if options.overlay:
                 shown = dataset.on_grid(way.turn.apply(classes), way)
                 yield Output(first, "overlay", figure.overlay(image, shown, len(self.settings.classes)), "png")
