@@ -11,11 +11,12 @@ from unet import files, host
 from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, resolve_path, shell_path
+from unet.config.schema import Config, places_of, resolve_path, shell_path
 from unet.errors import UnetError, UsageError
 from unet.tasks.registry import BUILT_IN, create, settings_of
 
 STEPS = 2  # training steps of a try, after one that is not counted
+KEPT = ("task", "data", "split", "network", "train", "eval")  # groups of settings that a plan keeps where typed
 ROOM = 0.8  # share of the free memory that a step may take
 
 
@@ -64,6 +65,7 @@ def run(resolved: Resolved, command: str) -> int:
         "data": config.data.data,
         "cache": config.data.cache,
         "size": config.get("size"),
+        **{name: files.jsonable(config.get(name)) for name in typed(resolved)},
         **{decision.name: files.jsonable(decision.value) for decision in decisions},
     }
     files.write_json(path, {name: value for name, value in content.items() if value is not None})
@@ -73,6 +75,13 @@ def run(resolved: Resolved, command: str) -> int:
     result = {"plan": str(path), "settings": [decision._asdict() for decision in decisions], "tried": tried._asdict()}
     output.show(config, files.jsonable(result), "\n".join(lines))
     return 0
+
+
+def typed(resolved: Resolved) -> list[str]:
+    """The settings of training that the user has given: a plan keeps them."""
+    places = places_of(type(resolved.config.task))
+    free = setup.unchosen(resolved)
+    return [name for name in resolved.sources if name not in free and places[name] in KEPT]
 
 
 def try_it(context: setup.Context, free: bool) -> Tried:

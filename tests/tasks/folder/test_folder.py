@@ -93,6 +93,11 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     Path("plan.json").write_text(json.dumps(written))
     assert written["width"] == 4
     assert written["task"] == "folder"
+    kept = ["--encoder", "residual", "--resample-masks", "--epoch-batches", "9", "--plan-file", "own.json"]
+    assert cli("plan", "--data", "set", "--cache", "c", "--width", "4", "--device", "cpu", *kept)[0] == 0
+    own = read_json(Path("own.json"))
+    assert (own["encoder"], own["resample_masks"], own["epoch_batches"]) == ("residual", True, 9)
+    assert "device" not in own
     code, _, err = cli("train", "--config", "plan.json", "--run-name", "a", *QUICK[4:])
     assert code == 0, err
     kept = read_json(Path("performance/a/config.json"))["settings"]

@@ -140,7 +140,8 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
         except UnetError as error:
             faults.append(error.message.rstrip("."))
     sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
-    result = Fingerprint(tuple(sorted(cases, key=lambda case: names.index(case.name))))
+    place = {name: number for number, name in enumerate(names)}
+    result = Fingerprint(tuple(sorted(cases, key=lambda case: place[case.name])))
     require_alike(found.root, result)
     if keep:
         files.make_folder(keep)

@@ -238,9 +238,12 @@ def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     number = CHANNEL.search(volumes.stem(image))
     if channels == 1 or number is None:
         return (image,)
-    base = CHANNEL.sub("", volumes.stem(image))
-    beside = {volumes.stem(path): path for path in listed(image.parent)}
+    stem = volumes.stem(image)
+    base, ending = CHANNEL.sub("", stem), image.name[len(stem) :]
     names = [f"{base}_{channel:04}" for channel in range(channels)]
+    beside = {name: path for name in names if (path := image.with_name(name + ending)).is_file()}
+    if len(beside) < channels:  # in other formats; a folder of thousands of cases is not listed for each of them
+        beside = {volumes.stem(path): path for path in listed(image.parent)}
     missing = [name for name in names if name not in beside]
     if missing and len(missing) < channels - 1:
         raise DataError(f"{image}: its channel {missing[0]} is not there.", "Complete the case's channels.")

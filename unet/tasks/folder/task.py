@@ -81,8 +81,9 @@ class Folder(SegmentationTask):
 
     # What follows from the data.
 
+    @functools.cached_property
     def found(self) -> sets.Set:
-        """The files of the set; made ones where --synth-data asks for them."""
+        """The files of the set, looked for once; made ones where --synth-data asks for them."""
         root = resolve_path(self.config.data.data, "data")
         if self.config.data.synth_data:
             self.synthesize(root, self.synthetic_seed)
@@ -90,7 +91,7 @@ class Folder(SegmentationTask):
 
     def decisions(self, unchosen: Collection[str]) -> list[Decision]:
         """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
-        found = self.found()
+        found = self.found
         seen = look(found, resolve_path(self.config.data.cache, "data"))
         names = found.names.classes
         typed = {name: self.config.get(name) for name in FROM_DATA if name not in unchosen}
@@ -130,7 +131,7 @@ class Folder(SegmentationTask):
     # Data.
 
     def find_cases(self) -> list[Case]:
-        return dataset.index(self.found(), self.settings)
+        return dataset.index(self.found, self.settings)
 
     def index(self, root: Path) -> list[Case]:
         return dataset.index(sets.find(root), self.settings)
@@ -180,7 +181,7 @@ class Folder(SegmentationTask):
     def groups(self) -> dict[str, str]:
         """{case: its patient}, where the set's table has them; cases of one patient stay together."""
         with contextlib.suppress(UnetError):
-            return {name: case.group for name, case in self.found().cases.items() if case.group}
+            return {name: case.group for name, case in self.found.cases.items() if case.group}
         return {}
 
     def train_loader(
@@ -323,7 +324,7 @@ class Folder(SegmentationTask):
         the raw set is not at hand."""
         way = dataset.way_from(case.facts)
         try:
-            own = self.found().cases.get(case.id)
+            own = self.found.cases.get(case.id)
             if own is None or own.mask is None:
                 raise DataError(f"{case.id} is not in the raw set.", "")
             head = volumes.read_head(own.images[0])
