@@ -235,6 +235,14 @@ def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) ->
     return image.turn(codes).apply(on_grid_of(image, head, classes))
 
 
+def truth(found: sets.Set, name: str, settings: Settings) -> Array:
+    """The classes of the mask of a case of the raw set, as `read_mask`. Raises DataError."""
+    own = found.cases.get(name)
+    if own is None or own.mask is None:
+        raise DataError(f"{name} is not in the raw set.", "Give the set that the cache was made of: --data DIR")
+    return read_mask(name, own.mask, volumes.read_head(own.images[0]), settings)
+
+
 def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
     """A mask on the grid of an image by the nearest voxel, axes as the image stores them; 0 outside of the mask."""
     assert image.affine is not None

@@ -16,7 +16,8 @@ from unet.errors import DataError, UnetError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column
 from unet.tasks.folder import sets
-from unet.tasks.folder.labels import Labels, from_values
+from unet.tasks.folder.labels import Labels, default_names, from_values
+from unet.tasks.folder.settings import Settings
 
 TABLED = 8  # classes whose every score has a column; of more only the Dice has
 NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
@@ -53,7 +54,7 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     found: dict[Path, dict[str, list[Path]]] = {}
     for folder in (predictions, masks):
         for path in sets.listed(folder):
-            found.setdefault(folder, {}).setdefault(volumes.stem(path), []).append(path)
+            found.setdefault(folder, {}).setdefault(sets.case_of(path), []).append(path)
     ours, theirs = found.get(predictions, {}), found.get(masks, {})
     faults = [f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if name not in ours]
     for named in (ours, theirs):
@@ -64,6 +65,15 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     if extra := sorted(set(ours) - set(theirs)):
         host.notice(f"{host.counted(len(extra), 'prediction')} without a mask are left out ({', '.join(extra[:3])})")
     return [Pair(name, ours[name][0], theirs[name][0]) for name in sorted(theirs)]
+
+
+def score(predictions: Path, masks: Path, own: Settings) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The scores of every mask's prediction, by name, and the names of the classes. Raises DataError."""
+    found = pairs(predictions, masks)
+    names = own.classes or default_names(own.label_values)
+    given = Labels(own.label_values, names, own.ignore_value) if own.label_values else None
+    labels = labels_of(found, given, masks)
+    return records(found, labels, own.surface_tolerance), labels.names
 
 
 def labels_of(found: list[Pair], given: Labels | None, where: Path) -> Labels:

@@ -19,7 +19,7 @@ from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
-from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
+from unet.tasks.folder.labels import IGNORED, Labels, from_values, require_distinct
 from unet.tasks.folder.settings import FROM_DATA
 from unet.tasks.folder.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
     from unet.data.loading.patches import EpochPatches
+
+    ToDevice = Callable[[Tensor], Tensor]
 
 
 class Folder(SegmentationTask):
@@ -99,6 +101,8 @@ class Folder(SegmentationTask):
             named = typed.get("classes") or tuple(f"class {value}" for value in values)
             names = dict(zip(named, values, strict=True))
         ignore = typed.get("ignore_value", found.names.ignore)
+        if not names:
+            require_distinct(seen.shares(), found.root)
         labels = from_values(list(seen.values()), names, ignore, found.root)
         given = typed.get("channels") or found.names.channels
         channels = given if len(given) == seen.channels else tuple(f"channel {n}" for n in range(seen.channels))
@@ -165,18 +169,27 @@ class Folder(SegmentationTask):
         return {"fold": self.first_fold}
 
     def first_fold(self, ids: Sequence[str]) -> splits.Split:
-        """Fold 0 of 5 (of fewer cases, of as many): what a set without a split of its own gets."""
-        folds = min(self.config.split.folds, len(ids))
+        """Fold 0 of 5 (of fewer cases, of as many), where the set has no split of its own."""
+        groups = self.groups()
+        units = len({splits.unit_of(case, groups) for case in ids})
+        folds = min(self.config.split.folds, units)
         if folds < 2:
+            what = host.counted(units, "patient" if groups else "case")
             raise DataError(
-                f"The set has {host.counted(len(ids), 'case')}: nothing is left to validate on.",
+                f"The set has {what}: nothing is left to validate on.",
                 "Add cases, or type --split none to train without validation.",
             )
         host.notice_once(f"No split was given: fold 0 of {folds} (--split, --fold and --held-out choose another)")
-        return splits.fold(ids, 0, folds, self.fold_seed, self.groups())
+        return splits.fold(ids, 0, folds, self.fold_seed, groups)
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
-        return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.groups())
+        asked = self.config.split
+        if asked.split == "fold" and asked.held_out is None:
+            given = sets.given_fold(resolve_path(self.config.data.data, "data"), ids, asked.fold or 0)
+            if given:
+                splits.require_together(given, self.groups())
+                return given
+        return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
 
     def groups(self) -> dict[str, str]:
         """{case: its patient}, where the set's table has them; cases of one patient stay together."""
@@ -185,11 +198,7 @@ class Folder(SegmentationTask):
         return {}
 
     def train_loader(
-        self,
-        cases: Sequence[CachedCase],
-        shard: tuple[int, int],
-        options: dict[str, Any],
-        to_device: Callable[[Tensor], Tensor],
+        self, cases: Sequence[CachedCase], shard: tuple[int, int], options: dict[str, Any], to_device: ToDevice
     ) -> Loader:
         self.require_foreground(cases)
         from unet.data.loading.loader import Loader
@@ -203,7 +212,7 @@ class Folder(SegmentationTask):
         self,
         cases: Sequence[CachedCase],
         shard: tuple[int, int] = (0, 1),
-        to_device: Callable[[Tensor], Tensor] | None = None,
+        to_device: ToDevice | None = None,
         shared: bool = False,
     ) -> EpochPatches:
         """The training patches of these cases."""
@@ -324,22 +333,13 @@ class Folder(SegmentationTask):
         the raw set is not at hand."""
         way = dataset.way_from(case.facts)
         try:
-            own = self.found.cases.get(case.id)
-            if own is None or own.mask is None:
-                raise DataError(f"{case.id} is not in the raw set.", "")
-            head = volumes.read_head(own.images[0])
-            return dataset.read_mask(case.id, own.mask, head, self.settings), way
+            return dataset.truth(self.found, case.id, self.settings), way
         except DataError as error:
             host.notice_once(f"{error.message} Scores are those of the cache's grid.")
             return None
 
     def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-        own = self.settings
-        found = scoring.pairs(predictions, masks)
-        names = own.classes or default_names(own.label_values)
-        given = Labels(own.label_values, names, own.ignore_value) if own.label_values else None
-        labels = scoring.labels_of(found, given, masks)
-        return scoring.records(found, labels, own.surface_tolerance), labels.names
+        return scoring.score(predictions, masks, self.settings)
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["target"], arrays["prediction"], len(self.settings.classes))
