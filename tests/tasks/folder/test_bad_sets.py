@@ -17,6 +17,7 @@ from conftest import error_of
 from PIL import Image
 from tasks.folder import sets as made
 
+from unet import host
 from unet.data.io import volumes
 from unet.errors import DataError
 from unet.tasks.folder import sets
@@ -111,6 +112,7 @@ def test_zero_is_the_background_beside_negative_values(tmp_path: Path) -> None:
 
 
 def test_splits_of_nnunet_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host.notice_once.cache_clear()
     root, ids = made.nnunet(tmp_path / "set"), [f"case_{number}" for number in range(4)]
     folds = [{"train": ids[:3], "val": ids[3:]}, {"train": ids[1:], "val": ids[:1]}]
     (root / "splits_final.json").write_text(json.dumps(folds))
