@@ -15,7 +15,6 @@ from unet.data.cases import Case
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
-from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
@@ -255,6 +254,20 @@ class Folder(SegmentationTask):
 
         return PlannedUNet(self.settings.shape(self.config))
 
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import convert
+        from unet.models.planned_unet import PlannedUNet
+
+        if not convert.is_nnunet(state):
+            return super().convert_checkpoint(state)
+        own = convert.from_nnunet(convert.strip_prefixes(state))
+        return PlannedUNet(convert.planned_shape_of(own)), own
+
+    def settings_of_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        from unet.models.nnunet_plans import settings_of
+
+        return settings_of(content)
+
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Dice and cross-entropy of every output, at its own resolution."""
         from unet.models.losses import deep_supervision_loss, nnunet_loss
@@ -295,38 +308,7 @@ class Folder(SegmentationTask):
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: mean_dice and dice_<n> of each class, on the network's grid; with `full` on that of the mask, with
         surface_<n>, hd95_<n> and volume_<n>. Arrays: image (C, D, H, W), prediction, target (D, H, W)."""
-        import numpy as np
-
-        from unet.models.label_maps import label_map
-
-        image, mask = case.arrays()
-        classes = len(self.settings.classes)
-        if full and (truth := self.truth(case)) is not None:
-            target, way = truth
-            prediction = way.turn.apply(self.label_map(image, way, predictor))
-            found = scores.full_scores(
-                prediction, target, way.spacing, classes, self.settings.surface_tolerance, self.ignored
-            )
-            shown = dataset.on_grid(prediction, way), np.asarray(mask[0])
-        else:
-            parts = [label_map(slab).cpu().numpy() for slab in self.slabs(image, predictor)]
-            prediction, target = np.concatenate(parts), np.asarray(mask[0])
-            found = {
-                f"dice_{number}": value
-                for number, value in enumerate(scores.dice_of(prediction, target, classes, self.ignored), 1)
-            }
-            if full:
-                found = scores.full_scores(
-                    *(prediction, target, self.settings.spacing, classes),
-                    *(self.settings.surface_tolerance, self.ignored),
-                )
-            shown = prediction, target
-        dices = [found[f"dice_{number}"] for number in range(1, classes)]
-        return {"mean_dice": scores.mean_of(dices), **found}, {
-            "image": image,
-            "prediction": shown[0],
-            "target": shown[1],
-        }
+        return scoring.of_case(self, case, predictor, full)
 
     def truth(self, case: CachedCase) -> tuple[Any, dataset.Way] | None:
         """The classes of a case's mask (D, H, W) on its own grid, and the way of the case; None, with a notice, where
