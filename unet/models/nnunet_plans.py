@@ -54,6 +54,7 @@ def _settings(plans: Mapping[str, Any], name: str, about: Mapping[str, Any]) -> 
         "intensities": numbers if "ct" in kinds else [],
         "crop_background": True,
         "patch": [int(side) for side in plan["patch_size"]],
+        "blend": "narrow",
     }
 
 
