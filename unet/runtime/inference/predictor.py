@@ -117,16 +117,16 @@ class Predictor:
         weights = [
             window_weights(length, starts, blend) for length, starts in zip(plan.window, plan.starts, strict=True)
         ]
-        spent, start = 0.0, self.device.now()
+        taken, start = 0.0, self.device.now()
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 stack.enter_context(evaluating(network))
             for slab in self._slabs(padded, plan, weights, mirror):
                 self._require_finite(slab)
-                spent += self.device.now() - start
+                taken += self.device.now() - start
                 yield slab
                 start = self.device.now()  # what the caller did with the slab is no pass of the network
-        self.seconds.append(spent + self.device.now() - start)
+        self.seconds.append(taken + self.device.now() - start)
 
     def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
         """`work(network, put)` of each network: tensors on the device, given back as float32 on the host. `put` moves

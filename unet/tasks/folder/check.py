@@ -46,7 +46,7 @@ def raw(path: Path, task: Folder) -> checks.Report:
         if other != case["name"]:
             report.equal(f"{other} and {case['name']} hold the same image", (other in held) != (case["name"] in held))
     values: collections.Counter[int] = collections.Counter(value for case in seen for value in case["values"])
-    report.errors += unlike(found, task.settings, seen)
+    report.errors += mismatches(found, task.settings, seen)
     for value, count in sorted(values.items()):
         if count == 1 < len(seen):
             report.warnings.append(f"value {value} of the masks is in one case only: trained on or scored, not both")
@@ -66,7 +66,7 @@ def raw(path: Path, task: Folder) -> checks.Report:
     return report
 
 
-def unlike(found: sets.Set, settings: Settings, seen: Sequence[Mapping[str, Any]]) -> list[str]:
+def mismatches(found: sets.Set, settings: Settings, seen: Sequence[Mapping[str, Any]]) -> list[str]:
     """What keeps the cases from being one set: channels, flat images beside volumes, values that are no classes."""
     faults = []
     read = [case["looked"] for case in seen if case["looked"]]
