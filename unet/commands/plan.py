@@ -12,7 +12,7 @@ from unet import files, host
 from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, resolve_path, shell_path
+from unet.config.schema import Config, places_of, resolve_path, shell_path
 from unet.errors import UnetError, UsageError
 from unet.tasks.base import Decision
 from unet.tasks.registry import BUILT_IN, create, settings_of
@@ -20,6 +20,7 @@ from unet.tasks.registry import BUILT_IN, create, settings_of
 STEPS = 2  # training steps of a try, after one that is not counted
 LEAST = 4000  # training steps below which a smaller network learns more in the same time
 EPOCHS, EVALUATIONS = 10, 5  # of a short run: at least so many epochs, about so many evaluations
+KEPT = ("task", "data", "split", "network", "train", "eval")  # groups of settings that a plan keeps where typed
 ROOM = 0.8  # share of the free memory that a step may take
 
 
@@ -70,6 +71,7 @@ def run(resolved: Resolved, command: str) -> int:
         "data": config.data.data,
         "cache": config.data.cache,
         "size": config.get("size"),
+        **{name: files.jsonable(config.get(name)) for name in typed(resolved)},
         **{decision.name: files.jsonable(decision.value) for decision in decisions},
     }
     files.write_json(path, {name: value for name, value in content.items() if value is not None})
@@ -98,6 +100,13 @@ def decided(resolved: Resolved, config: Config, unchosen: Sequence[str]) -> Plan
         )
     context = setup.assemble(config, resolved.sources)
     return Plan(config, decisions, context, one_patch(context))
+
+
+def typed(resolved: Resolved) -> list[str]:
+    """The settings of training that the user has given: a plan keeps them."""
+    places = places_of(type(resolved.config.task))
+    free = setup.unchosen(resolved)
+    return [name for name in resolved.sources if name not in free and places[name] in KEPT]
 
 
 def within(resolved: Resolved, unchosen: Sequence[str]) -> Plan:

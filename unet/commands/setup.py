@@ -162,6 +162,14 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return facts, checkpoint.weights_of(content, path)
 
 
+def facts_of_foreign(path: Path, task: Task) -> dict[str, Any]:
+    """What a checkpoint of another program says of its settings, {} where the task knows none of them."""
+    from unet.runtime.checkpoints import checkpoint
+
+    settings = task.settings_of_checkpoint(checkpoint.read(path))
+    return {"settings": settings} if settings else {}
+
+
 def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
     """The network of a checkpoint, on the device. Its size is that of the weights, or --layers and --width if typed."""
     from unet.runtime.checkpoints import checkpoint
@@ -191,7 +199,7 @@ def apply_checkpoint_settings(
 
     Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
-    facts = [read_weights(path)[0] for path in paths]
+    facts = [read_weights(path)[0] or facts_of_foreign(path, create(resolved.config)) for path in paths]
     for path, item in zip(paths, facts, strict=True):
         if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
             raise UsageError(

@@ -349,6 +349,11 @@ class Task:
         names."""
         raise NotImplementedError
 
+    def settings_of_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that a checkpoint of another project names, as they stand in weights of this program. Raises
+        CheckpointError."""
+        return {}
+
     # Where the task has them.
 
     def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:

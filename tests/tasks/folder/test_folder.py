@@ -18,6 +18,7 @@ from conftest import error_of, read_json
 from PIL import Image
 from tasks.folder import sets as made
 
+from unet import host
 from unet.cli import explain_flags
 from unet.errors import DataError
 from unet.tasks.folder import plan, sets
@@ -41,6 +42,7 @@ def decided(root: Path, size: str = "M", **typed: Any) -> dict[str, Any]:
 @pytest.mark.usefixtures("here")
 def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "data/set", channels=2, classes=3)
+    host.notice_once.cache_clear()  # another test may have caused the notice
     code, out, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
     assert code == 0, err
     assert "No split was given: fold 0 of 4" in err or "fold 0 of 5" in err
@@ -94,6 +96,11 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     Path("plan.json").write_text(json.dumps(written))
     assert written["width"] == 4
     assert written["task"] == "folder"
+    kept = ["--encoder", "residual", "--resample-masks", "--epoch-batches", "9", "--plan-file", "own.json"]
+    assert cli("plan", "--data", "set", "--cache", "c", "--width", "4", "--device", "cpu", *kept)[0] == 0
+    own = read_json(Path("own.json"))
+    assert (own["encoder"], own["resample_masks"], own["epoch_batches"]) == ("residual", True, 9)
+    assert "device" not in own
     code, _, err = cli("train", "--config", "plan.json", "--run-name", "a", *QUICK[4:])
     assert code == 0, err
     kept = read_json(Path("performance/a/config.json"))["settings"]

@@ -7,6 +7,7 @@ orientation by `Head.turn`; the others are taken as stored. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -146,13 +147,35 @@ def read_head(path: Path) -> Head:
     if kind == NIFTI:
         head = nifti.read_header(path)
         spaced = head.spacing if head.raw["pixdim"][1] else None
-        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, head.affine, head.notes)
+        notes = [*head.notes, *_odd_places(head)]
+        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, head.affine, notes)
     if kind == ITK:
         return _itk_head(path)
     if kind == NPY:
         return _npy_head(path)
     found = pictures.look(path)
     return Head(path, kind, *found, pictures.spacing(path) if kind == TIFF else None)
+
+
+def _odd_places(head: nifti.Header) -> list[str]:
+    """What is odd about where a NIfTI file's voxels lie, and how it is taken."""
+    found = []
+    unit = head.affine[:3, :3] / np.linalg.norm(head.affine[:3, :3], axis=0)
+    skew = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    if skew > 0.02:
+        found.append(
+            f"{head.path}: its axes are {math.degrees(math.asin(min(1, skew))):.0f} degrees off right angles;"
+            " its voxels are taken as boxes"
+        )
+    if min(head.forms) > 0:
+        with contextlib.suppress(ValueError):  # a qform that is none: the sform counts
+            one, other = head.raw.get_sform(), head.raw.get_qform()
+            if _apart(one, other, head.shape) > 0.5:
+                found.append(
+                    f"{head.path}: its sform and its qform differ (origin {_numbers(one[:3, 3])} and"
+                    f" {_numbers(other[:3, 3])} mm); the sform is taken"
+                )
+    return found
 
 
 def _itk_head(path: Path) -> Head:
@@ -163,7 +186,10 @@ def _itk_head(path: Path) -> Head:
 
 
 def _npy_head(path: Path) -> Head:
-    array = open_npy(path)
+    try:
+        array = open_npy(path)
+    except DataError as error:
+        raise DataError(error.message, "Save the image again with numpy.save, as an array of numbers.") from error
     shape = array.shape
     if array.dtype.kind not in "biuf" or not 2 <= array.ndim <= 4 or 0 in shape:
         raise DataError(

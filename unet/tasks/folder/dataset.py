@@ -10,7 +10,7 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +241,14 @@ def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) ->
     return image.turn(codes).apply(on_grid_of(image, head, classes))
 
 
+def truth(found: sets.Set, name: str, settings: Settings) -> Array:
+    """The classes of the mask of a case of the raw set, as `read_mask`. Raises DataError."""
+    own = found.cases.get(name)
+    if own is None or own.mask is None:
+        raise DataError(f"{name} is not in the raw set.", "Give the set that the cache was made of: --data DIR")
+    return read_mask(name, own.mask, volumes.read_head(own.images[0]), settings)
+
+
 def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
     """A mask on the grid of an image by the nearest voxel, axes as the image stores them; 0 outside of the mask."""
     assert image.affine is not None
@@ -296,17 +304,13 @@ def way_from(facts: Mapping[str, Any]) -> Way:
     )
 
 
-def label_map(slabs: Iterable[Array], way: Way) -> NDArray[np.uint8]:
-    """Logits in slabs (K, d, h, w) on the network's grid -> classes on the file's own grid, axes as stored: the largest
-    after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
+def placed(classes: NDArray[np.uint8], way: Way) -> NDArray[np.uint8]:
+    """Classes (D, H, W) of the part that was kept -> of the file's own grid, axes as stored; 0 (the background) outside
+    of that part."""
+    if way.kept == way.turned:
+        return way.turn.undo(classes)
     result = np.zeros(way.turned, np.uint8)
-    part = result[way.inner]
-    for plane, target in zip(resize.planes_back(slabs, way.size[0], way.kept), part, strict=True):
-        best = plane[0].copy()
-        for number in range(1, len(plane)):
-            larger = plane[number] > best
-            target[larger] = number
-            np.maximum(best, plane[number], out=best)
+    result[way.inner] = classes
     return way.turn.undo(result)
 
 

@@ -140,7 +140,8 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
         except UnetError as error:
             faults.append(error.message.rstrip("."))
     sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
-    result = Fingerprint(tuple(sorted(cases, key=lambda case: names.index(case.name))))
+    place = {name: number for number, name in enumerate(names)}
+    result = Fingerprint(tuple(sorted(cases, key=lambda case: place[case.name])))
     require_alike(found.root, result)
     if keep:
         files.make_folder(keep)
@@ -157,7 +158,10 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:
     name, case = item
     paths = [*case.images, *([case.mask] if case.mask else [])]
-    return [name, *([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
+    try:
+        return [name, *([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise DataError(*files.explain(error, paths[0]).args) from error
 
 
 def _kept(folder: Path | None, made_of: str) -> Fingerprint | None:

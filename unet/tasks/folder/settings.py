@@ -177,7 +177,10 @@ class Settings(TaskSettings):
         0.5, "overlap of neighbouring windows, as a share of their size", minimum=0, maximum=0.9, section="eval"
     )
     blend: str = option(
-        "gaussian", "how overlapping windows are weighted", choices=("gaussian", "constant"), section="eval"
+        "gaussian",
+        "how overlapping windows are weighted; narrow: nnU-Net's Gaussian",
+        choices=("gaussian", "narrow", "constant"),
+        section="eval",
     )
     mirror: bool = option(False, "average over the mirrored inputs", aliases=("--tta",), section="eval", common=True)
     surface_tolerance: float = option(1.0, "tolerance of the surface Dice in mm", above=0, maximum=1000, section="eval")
