@@ -64,6 +64,22 @@ def test_a_run_from_scans_to_scores(volumes: Cli, workplace: Path) -> None:
     assert (workplace / "data/cache/case_00001_x.npy").exists()
 
 
+def test_nnunets_network_from_scans_to_masks(volumes: Cli, cli: Cli, workplace: Path, scans: Path) -> None:
+    how = "--epochs", 1, "--evaluate-every", 0, "--eval-crop", 32, "--recipe", "best", "--precision", "fp32"
+    code, _, err = volumes(*how, "--run-name", "a")
+    assert code == 0, err
+    settings = read_json(workplace / "performance/a/config.json")["settings"]
+    assert settings["task"]["encoder"] == {"value": "residual", "source": "recipe best"}
+    task = create(resolve("config", ["--task", "kits19", "--encoder", "residual", *map(str, SMALL[4:])]).config)
+    network = task.build_model()
+    assert sum(weight.numel() for weight in network.parameters()) == task.settings.parameters(task.config)
+    first = next(iter(stored("weights/a.safetensors")["model"]))
+    assert first.startswith("stem")
+    scan = scans / "case_00000/imaging.nii.gz"
+    code, _, err = cli("predict", "--task", "kits19", "--weights", "a.safetensors", "--device", "cpu", scan)
+    assert code == 0, err
+
+
 def test_the_schedule_is_mlperfs_in_samples(volumes: Cli) -> None:
     code, _, err = volumes("--epochs", 3, "--run-name", "a")
     assert code == 0

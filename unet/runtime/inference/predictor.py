@@ -48,9 +48,10 @@ class Predictor:
         self.networks, self.device, self.batch, self.finite = tuple(networks), device, batch, finite
         self.seconds: list[float] = []
 
-    def slices(self, images: Tensor, transform: Transform | None = None) -> Any:
-        """(N, C, H, W) on the host -> the network's output (N, K, H', W') float32 on the host."""
-        return self._mean(lambda network: self._timed(network, self._slices, images), transform)
+    def slices(self, images: Tensor, transform: Transform | None = None, mirror: bool = False) -> Any:
+        """(N, C, H, W) on the host -> the network's output (N, K, H', W') float32 on the host; with `mirror` the mean
+        with that of the images mirrored left-right, mirrored back."""
+        return self._mean(lambda network: self._timed(network, self._slices, images, mirror), transform)
 
     def tiles(
         self,
@@ -183,7 +184,9 @@ class Predictor:
                 raise DataError(words, hint)
             host.notice_once(f"A score says nothing: {words}")
 
-    def _slices(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _slices(self, network: nn.Module, images: Tensor, mirror: bool = False) -> Tensor:
+        if mirror:
+            return (self._slices(network, images) + self._slices(network, images.flip(-1)).flip(-1)) / 2
         parts = []
         for first in range(0, len(images), self.batch):
             group = images[first : first + self.batch]

@@ -18,6 +18,7 @@ from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
 from unet.tasks.kits19 import check, dataset, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
+from unet.tasks.kits19.settings import CLASSES
 from unet.tasks.kits19.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from unet.data.loading.loader import Loader
 
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
-CLASSES = 3
 PAD_VALUE = -2.2  # of MLPerf's reference; about the darkest value of a normalised CT
 FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
@@ -168,9 +168,12 @@ class KiTS19(SegmentationTask):
         return {**found, "mask": torch.randint_like(found["mask"], CLASSES).to(torch.uint8)}
 
     def build_model(self) -> nn.Module:
-        """The reference's network, 31,190,243 parameters with the default settings."""
+        """The reference's network, 31,190,243 parameters with the default settings; with --encoder nnU-Net's."""
+        from unet.models.planned_unet import PlannedUNet
         from unet.models.unet import UNet, UNetShape
 
+        if self.settings.encoder != "reference":
+            return PlannedUNet(self.settings.shape(self.config))
         width = self.config.network.width
         *features, bottleneck = unet_widths(width, self.config.network.layers, 10 * width)
         return UNet(
@@ -186,10 +189,14 @@ class KiTS19(SegmentationTask):
             )
         )
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from unet.models.losses import dice_ce_loss
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from unet.models.losses import deep_supervision_loss, dice_ce_loss, nnunet_loss
 
         background = self.settings.include_background
+        if self.settings.encoder != "reference":
+            levels = outputs if isinstance(outputs, tuple) else (outputs,)
+            one = functools.partial(nnunet_loss, include_background=background, chunk=self.compute.chunk)
+            return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
         return {"loss": dice_ce_loss(outputs, batch["mask"], background, self.compute.chunk)}
 
     def reference_step(self) -> tuple[nn.Module, Step]:
@@ -320,6 +327,8 @@ class KiTS19(SegmentationTask):
         from unet.models import convert
         from unet.models.unet import UNet
 
+        if self.settings.encoder != "reference":
+            return super().convert_checkpoint(state)
         bare = convert.strip_prefixes(state)
         own = convert.from_mlperf(bare) if convert.is_mlperf(bare) else bare
         return UNet(convert.shape_of(own, self.name, activation=self.settings.activation, down="stride")), own
