@@ -81,6 +81,12 @@ COMMANDS = {
         "--data phantoms --patients 20",
         ("general", "data", "synthetic", "labels", "logging"),
     ),
+    "download": Command(
+        "load a public data set, after its licence and size were shown",
+        "NAME --accept-licence",
+        ("download", "general.task", "data.data", "split.max_cases", "output", "logging"),
+        " NAME",
+    ),
     "benchmark": Command(
         "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
         "--source none --sweep batch_size=4,16 precision=fp32,bf16",
@@ -220,7 +226,7 @@ def dispatch(words: list[str]) -> int:
 
 def resolve(name: str, words: Sequence[str]) -> Resolved:
     """The settings of a command line. Raises UsageError with all that is wrong with it."""
-    command = COMMANDS[name]
+    command, words = COMMANDS[name], named_set(name, words)
     if any(word in HELP for word in words):
         print(explain_flags(name, words), end="")
         raise SystemExit(0)
@@ -245,6 +251,18 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     if mistakes or resolved is None:
         raise UsageError("; ".join(mistakes) + ".", hint)
     return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
+
+
+def named_set(name: str, words: Sequence[str]) -> Sequence[str]:
+    """`download NAME` is `download --task NAME`. Raises UsageError without a name, and for one that has no set."""
+    known = registry.downloads()
+    first = words[0] if words else ""
+    if name != "download" or (first not in known and any(word in HELP for word in words)):
+        return words
+    if first not in known:
+        what = f"There is no set {first[:60]!r} to load" if first[:1] not in ("", "-") else "No set is named"
+        raise UsageError(f"{what}.", f"Type: python -m unet download {' or '.join(known)}")
+    return ["--task", *words]
 
 
 def target_mistakes(resolved: Resolved) -> list[str]:

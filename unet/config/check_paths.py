@@ -46,7 +46,7 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
-    if command == "synthesize":
+    if command in ("synthesize", "download"):
         yield from _folder("--data", raw)
         return
     if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):

@@ -34,8 +34,8 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.config.flags_power import SHORTEST, PowerOptions
 from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
+from unet.config.flags_services import SHORTEST, DownloadOptions, PowerOptions
 from unet.config.flags_training import (
     EvalOptions,
     LabelOptions,
@@ -82,6 +82,7 @@ class Config:
     listing: ListOptions = dataclasses.field(default_factory=ListOptions)
     output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
     power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
+    download: DownloadOptions = dataclasses.field(default_factory=DownloadOptions)
     report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
 
     GROUPS: ClassVar[dict[str, type]]

@@ -1,0 +1,55 @@
+"""The flags of what a run or a data set asks of others: power meters, downloads. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unet.config.options import option
+
+SHORTEST = 0.05  # seconds; no tool answers faster
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerOptions:
+    """Power"""
+
+    power: float = option(
+        0.0,
+        "read the power of cards, processors and memory every so many seconds, and add it up to joules",
+        minimum=0,
+        maximum=3600,
+        metavar="SECONDS",
+        default_text="off",
+        common=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DownloadOptions:
+    """Download"""
+
+    accept_licence: bool = option(
+        False,
+        "the licence is read and accepted; without this nothing is loaded",
+        aliases=("--accept-license", "--yes"),
+        common=True,
+    )
+    download_from: str | None = option(
+        None,
+        "another address, http or https: of the archive, or of the folder that holds the files; or an archive that you"
+        " have",
+        metavar="URL|FILE",
+        aliases=("--from",),
+        common=True,
+    )
+    credentials: str | None = option(
+        None,
+        'a file with {"username": ..., "key": ...} for an address that wants an account (kaggle.json)',
+        metavar="FILE",
+        common=True,
+    )
+    at_once: int = option(4, "files that are loaded at the same time", minimum=1, maximum=16)
+    stall: float = option(
+        30.0, "seconds without data after which a connection is given up", minimum=0.1, maximum=3600, metavar="S"
+    )
+    tries: int = option(6, "tries in a row that bring nothing new", minimum=1, maximum=1000)
