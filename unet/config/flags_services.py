@@ -1,4 +1,4 @@
-"""The flags of what a run or a data set asks of others: power meters, downloads. No torch."""
+"""The flags of what is asked of others: power meters, trackers, downloads, the shell. No torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,46 @@ class PowerOptions:
         metavar="SECONDS",
         default_text="off",
         common=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackOptions:
+    """Trackers"""
+
+    wandb: str | None = option(
+        None,
+        "also keep the run with Weights & Biases: offline writes files under --out, online sends them to its server",
+        choices=("offline", "online"),
+        const="offline",
+        default_text="off",
+    )
+    mlflow: str | None = option(
+        None,
+        "also keep the run with MLflow: in a store on this machine (sqlite:///FILE, a folder; without a value"
+        " mlflow.db under --out) or on a server (http://..., https://...)",
+        const="local",
+        metavar="URI",
+        default_text="off",
+    )
+    track: tuple[str, ...] = option(
+        (),
+        "what trackers get beside numbers and settings: pictures (of cases), weights",
+        choices=("pictures", "weights"),
+        metavar="WHAT",
+    )
+    track_project: str = option(
+        "unet", "project (wandb) or experiment (MLflow) that the run belongs to", metavar="NAME"
+    )
+    track_group: str | None = option(
+        None, "a name that several runs share", metavar="NAME", default_text="crossval: its run name"
+    )
+    track_wait: float = option(
+        5.0,
+        "seconds for the server of a tracker to take what is left, at the end of the run",
+        minimum=0,
+        maximum=600,
+        metavar="S",
     )
 
 
@@ -53,3 +93,13 @@ class DownloadOptions:
         30.0, "seconds without data after which a connection is given up", minimum=0.1, maximum=3600, metavar="S"
     )
     tries: int = option(6, "tries in a row that bring nothing new", minimum=1, maximum=1000)
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionOptions:
+    """Shell"""
+
+    shell: str = option("bash", "the shell to complete in", choices=SHELLS, metavar="SHELL", common=True)
