@@ -24,6 +24,7 @@ from unet import host
 from unet.errors import UnetError
 
 MOST = 10_000  # events that wait; more are left out
+PARTING = 5.0  # seconds for it after an error, which is to be shown
 SLOW = 20.0  # seconds without an answer after which a notice comes
 MODULE = "unet.runtime.callbacks.trackers.worker"
 
@@ -72,7 +73,7 @@ class ProcessSink:
             self._put("end", status, summary)
         with contextlib.suppress(queue.Full):
             self.queue.put_nowait(None)
-        left = self._finish()
+        left = self._finish(min(self.wait, PARTING) if status == "failed" else self.wait)
         if "failed" in self.answer:
             raise UnetError(self.answer["failed"], "")
         if left or self.dropped:
@@ -111,12 +112,12 @@ class ProcessSink:
         if "ended" not in self.answer:
             self.answer.setdefault("failed", "Its process has ended.")
 
-    def _finish(self) -> bool:
+    def _finish(self, wait: float) -> bool:
         """Wait for the process to end, then kill it, with those that it started. Returns whether it had to be."""
         if self.process is None:
             return False
         try:
-            self.process.wait(self.wait)
+            self.process.wait(wait)
             return "ended" not in self.answer and "failed" not in self.answer and not self._said_last()
         except subprocess.TimeoutExpired:
             self.answer.setdefault("ended", False)
