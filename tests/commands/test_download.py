@@ -295,6 +295,11 @@ def test_a_real_full_disk(server: Server, tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
+def hears_ctrl_c() -> None:
+    """In the background of a script SIGINT is ignored, and what is started there inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_the_part_and_the_next_command_goes_on(
     server: Server, tmp_path: Path, stacks: dict[str, bytes]
 ) -> None:
@@ -302,11 +307,13 @@ def test_ctrl_c_keeps_the_part_and_the_next_command_goes_on(
     server.script["/em.zip"] = ["stall 4000"]
     words = [sys.executable, "-m", "unet", "download", "em", YES, "--from", server.url("/em.zip")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
     part = tmp_path / "data/em/.download/ISBI-2012-challenge.zip.part"
     wait_for(lambda: part.exists() and part.stat().st_size == 4000)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Interrupted." in err and part.stat().st_size == 4000
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
