@@ -146,7 +146,7 @@ def test_a_run_is_read_back_from_all_three_and_goes_on_as_the_same(tiny: Tiny, w
     history = {name: client.get_metric_history(kept.info.run_id, name) for name in kept.data.metrics}
     same({name: sorted((m.step, m.value) for m in rows) for name, rows in history.items()}, wanted)
     assert kept.data.params["batch_size"] == "4"
-    place = workplace / "store/files" / kept.info.run_id / "artifacts"
+    place = workplace / "store" / kept.info.experiment_id / kept.info.run_id / "artifacts"
     assert read_json(place / "settings.json")["batch_size"]["source"] == "flag --batch-size"
     assert (place / "weights/a.safetensors").exists() and (place / "pictures/predictions.png").exists()
     assert read_json(place / "summary.json")["best_score"] == read_json(run / "summary.json")["best_score"]

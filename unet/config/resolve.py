@@ -297,8 +297,11 @@ SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the con
 
 
 def tracked_by(folder: Path) -> dict[str, Any]:
-    """The trackers of a run that is resumed."""
-    found = read_settings(folder / "config.json") if (folder / "config.json").exists() else {}
+    """The trackers of a run that is resumed; none where its settings are damaged, which is told when they are read."""
+    try:
+        found = read_settings(folder / "config.json")
+    except UnetError:
+        return {}
     return {name: found[name]["value"] for name in TRACKED if name in found and isinstance(found[name]["value"], str)}
 
 

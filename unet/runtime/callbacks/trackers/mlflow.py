@@ -37,7 +37,7 @@ class MLflow:
         remote = urlsplit(self.uri).scheme in ("http", "https")
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri if remote else None)
         found = self.client.get_experiment_by_name(self.project)
-        place = None if remote else self.files()
+        place = self.files()
         number = found.experiment_id if found else self.client.create_experiment(self.project, artifact_location=place)
         same = self.client.search_runs([number], f"tags.`{TAG}` = '{about['id']}'", max_results=1)
         if same:
@@ -59,13 +59,11 @@ class MLflow:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "5"  # the run goes on meanwhile, and events wait
         self.where = f"run {self.id} of experiment {self.project}" + ("" if remote else f" in {self.uri}")
 
-    def files(self) -> str:
-        """The folder of the files of runs in a store on this machine: beside the database, or in the store."""
+    def files(self) -> str | None:
+        """The folder of the files of runs: beside a database on this machine; else MLflow's own place."""
         parts = urlsplit(self.uri)
-        path = Path(parts.path[1:] if parts.scheme == "sqlite" else parts.path)
-        return (
-            path.absolute().parent / "mlartifacts" if parts.scheme == "sqlite" else path.absolute() / "files"
-        ).as_uri()
+        beside = parts.scheme == "sqlite"
+        return (Path(parts.path[1:]).absolute().parent / "mlartifacts").as_uri() if beside else None
 
     def scalars(self, step: int, when: float, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
