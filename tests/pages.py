@@ -10,11 +10,15 @@ from conftest import ROOT
 IN_ORDER = {
     "lgg": (
         "README.md",
+        "docs/first-hour.md",
         "docs/lgg.md",
         "docs/runs.md",
         "docs/reports.md",
         "docs/devices.md",
         "docs/many-cards.md",
+        "docs/clusters.md",
+        "docs/trackers.md",
+        "docs/comparing-machines.md",
         "docs/benchmark.md",
     ),
     "em": ("docs/em.md",),

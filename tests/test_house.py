@@ -53,6 +53,8 @@ TORCH_FREE = [
     "host",
     "windows",
     "data.context",
+    "data.download.folder",
+    "commands.completion",
     "data.io.outputs",
     "tasks.base",
     *(f"tasks.{name}.task" for name in BUILT_IN),

@@ -25,7 +25,7 @@ MANY = 2000  # names in a folder that are searched for a similar one
 
 def require(command: str, resolved: Resolved) -> None:
     """Raise one UsageError that lists every path of `command` that is missing or of the wrong kind."""
-    if command in ("config", "doctor", "runs", "diff", "report"):
+    if command in ("config", "doctor", "runs", "diff", "report", "completion"):
         return
     if command == "benchmark" and resolved.config.measure.sweep:
         return  # of a sweep each combination is checked
@@ -46,7 +46,7 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
-    if command == "synthesize":
+    if command in ("synthesize", "download"):
         yield from _folder("--data", raw)
         return
     if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):

@@ -392,5 +392,7 @@ class CheckOptions:
     """Checking"""
 
     checksums: str | None = option(
-        None, "compare with this list of MD5 sums (checksum.json, or the output of md5sum)", metavar="FILE"
+        None,
+        "compare with this list of MD5 or SHA-256 sums (checksum.json, or the output of md5sum or sha256sum)",
+        metavar="FILE",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unet.config.options import Declared, Spelling, fields, flag, nearest, spellings
-from unet.config.run_files import CONFIG, flat_settings, read_status
+from unet.config.run_files import CONFIG, flat_settings, read_settings, read_status
 from unet.config.schema import Config, declared_of, places_of, resolve_path, weights_to_read
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
@@ -97,7 +97,7 @@ class _Layers:
             default_out = fields(Config.GROUPS["run"])["out"].default
             folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", default_out))
             self.path, self.file_source = folder / "config.json", f"run {folder.name}"
-            self.from_run = {"run_name": folder.name, "out": str(folder.parent)}
+            self.from_run = {"run_name": folder.name, "out": str(folder.parent), **tracked_by(folder)}
         if self.file_source:
             self.content = read_file(self.path)
 
@@ -288,10 +288,21 @@ NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
     *("restarts", "json"),
+    *("wandb", "mlflow", "track_group"),  # what leaves the machine is typed, or goes on with its own run
 }
+TRACKED = ("wandb", "mlflow", "track_group")
 TYPED_ONLY = ("config", "resume", "inputs", "runs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
+
+
+def tracked_by(folder: Path) -> dict[str, Any]:
+    """The trackers of a run that is resumed; none where its settings are damaged, which is told when they are read."""
+    try:
+        found = read_settings(folder / "config.json")
+    except UnetError:
+        return {}
+    return {name: found[name]["value"] for name in TRACKED if name in found and isinstance(found[name]["value"], str)}
 
 
 def read_file(path: Path) -> dict[str, Any]:
