@@ -34,7 +34,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], name: int = NAME)
     terminal, the columns are split into several blocks, and long names are shortened."""
     room, rows = width(), [list(heads), *map(list, rows)]
     sizes = [max(len(row[column]) for row in rows) + 2 for column in range(len(heads))]
-    first, cells = max(name, sizes[0] - 2), [max(CELL, size) for size in sizes[1:]]
+    first, cells = max(name, sizes[0] - 2), [max(CELL, size - 1) for size in sizes[1:]]
     if 2 + first + sum(cells) <= room:
         return [
             f"  {row[0]:<{first}}" + "".join(f"{cell:>{size}}" for cell, size in zip(row[1:], cells, strict=True))
