@@ -1,0 +1,129 @@
+"""The voxels of slices: unpacked by what pydicom finds, in the units that the header gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import host
+from unet.data.io.dicom.files import DEFLATED, require_inflatable
+from unet.data.io.dicom.library import AGAIN, explained, pydicom
+from unet.data.io.dicom.planes import Plane
+from unet.errors import DataError
+
+Array = NDArray[Any]
+SURE = 2**28  # bytes that are taken without a look at the free memory
+EXTENDED = "1.2.840.10008.1.2.4.51"
+TWELVE_BITS = "For JPEG of 12 bits type: pip install pylibjpeg pylibjpeg-libjpeg (licence: GPL), or export it anew."
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED, "")
+
+
+def require_memory(name: str, planes: Sequence[Plane]) -> None:
+    """Raise DataError for a series whose voxels do not fit the free memory, by its headers."""
+    needed, free = sum(plane.bytes for plane in planes), host.memory()[1]
+    if needed > SURE and needed > free > 0:
+        rows, columns = planes[0].size
+        raise DataError(
+            f"{name}: {len(planes)} slices of {rows} x {columns} take {host.format_bytes(needed)}, and"
+            f" {host.format_bytes(free)} of memory are free.",
+            "Give a smaller series, or use a machine with more memory.",
+        )
+
+
+def require_decoder(path: Path, syntax: str) -> None:
+    """Raise DataError for voxels that nothing here unpacks, with their syntax and what to install."""
+    if syntax in NATIVE:
+        return
+    library = pydicom()
+    uid = library.uid.UID(syntax)
+    name = uid.name if not uid.is_private and uid.is_transfer_syntax else syntax
+    try:
+        decoder = library.pixels.get_decoder(uid)
+    except NotImplementedError:
+        raise DataError(
+            f"{path}: its voxels are stored as {name}, which is not read.",
+            "Export it uncompressed, or with JPEG 2000, JPEG-LS or RLE.",
+        ) from None
+    if not decoder.is_available:
+        raise DataError(
+            f"{path}: its voxels are stored as {name}, which no installed package unpacks.",
+            "Type: pip install pylibjpeg pylibjpeg-openjpeg python-gdcm",
+        )
+
+
+def read(name: str, planes: Sequence[Plane]) -> Array:
+    """The values of slices of one size, (C, D, H, W) float32. Raises DataError for what cannot be unpacked, and for
+    series that the memory does not hold."""
+    require_memory(name, planes)
+    result = np.empty((planes[0].samples, len(planes), *planes[0].size), np.float32)
+    by_file: dict[Path, list[int]] = {}
+    for number, plane in enumerate(planes):
+        by_file.setdefault(plane.path, []).append(number)
+    for path, numbers in by_file.items():
+        header = _open(path)
+        for number in numbers:
+            plane = planes[number]
+            values = _values(path, header, plane)
+            result[:, number] = values.transpose(2, 0, 1) if values.ndim == 3 else values
+    return result
+
+
+def _open(path: Path) -> Any:
+    library = pydicom()
+    with explained(path):
+        meta = library.filereader.read_file_meta_info(path) if _has_meta(path) else {}
+        syntax = str(meta.get("TransferSyntaxUID", ""))
+        require_decoder(path, syntax)
+        if syntax == DEFLATED:
+            require_inflatable(path)
+        found = library.dcmread(path, force=True)
+        if "TransferSyntaxUID" not in getattr(found, "file_meta", {}):
+            found.ensure_file_meta()
+            implicit = found.original_encoding[0]
+            found.file_meta.TransferSyntaxUID = NATIVE[0 if implicit else 1]
+        return found
+
+
+def _has_meta(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _values(path: Path, header: Any, plane: Plane) -> Array:
+    """A slice (H, W) or (H, W, 3) float32."""
+    pixels = pydicom().pixels
+    syntax = header.file_meta.TransferSyntaxUID
+    hint = TWELVE_BITS if syntax == EXTENDED else AGAIN
+    with explained(path, f"its voxels ({syntax.name}) cannot be unpacked", hint):
+        array = np.asarray(pixels.pixel_array(header, index=plane.frame))
+        shape = (*plane.size, 3) if array.ndim == 3 else plane.size
+        if array.shape != shape:
+            raise DataError(f"{path}: its voxels are not those that its header tells of.", AGAIN)
+        if array.ndim == 2 and array.dtype.kind in "iu":
+            array = _used_bits(array, header)
+        if str(header.PhotometricInterpretation) == "PALETTE COLOR":
+            return np.asarray(pixels.apply_color_lut(array, header)[..., :3], np.float32)
+        if header.get("ModalityLUTSequence"):
+            array = np.asarray(pixels.apply_modality_lut(array, header), np.float32)
+            return np.asarray(array.max() + array.min() - array if plane.inverted else array)
+        if plane.inverted and array.dtype.kind in "iu":
+            bits = int(header.BitsStored)
+            array = (-1 if array.dtype.kind == "i" else 2**bits - 1) - array.astype(np.int64)
+        if (plane.slope, plane.intercept) != (1.0, 0.0):
+            return np.asarray(array * plane.slope + plane.intercept, np.float32)
+        return np.asarray(array, np.float32)
+
+
+def _used_bits(array: Array, header: Any) -> Array:
+    """Values without the bits that the header says are not theirs: overlays in old files."""
+    allocated = array.dtype.itemsize * 8
+    stored = int(header.get("BitsStored") or allocated)
+    high = int(header.get("HighBit", stored - 1))
+    if not 0 < stored < allocated or not stored - 1 <= high < allocated:
+        return array
+    array = array.astype(array.dtype.newbyteorder("="))
+    return (array << (allocated - 1 - high)) >> (allocated - stored)
