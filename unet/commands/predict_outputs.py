@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files
-from unet.config.flags import PredictOptions
+from unet.config.flags_training import BOTH, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
 from unet.data.io.volumes import format_of, stem
 from unet.errors import StorageError, UsageError
@@ -191,12 +191,12 @@ def absolute(path: Path) -> Path:
 def as_before(
     task: Task, images: Iterable[Path], place: Path, out: OutputFolder, options: PredictOptions
 ) -> PredictOptions:
-    """The options, extended by overlays and probabilities that exist from before: otherwise they would not match the
-    new mask."""
-    for name in ("overlay", "probabilities"):
-        if getattr(options, name):
+    """The options, extended by overlays, probabilities and masks in another format that exist from before: otherwise
+    they would not match the new mask."""
+    for name, more in (("overlay", True), ("probabilities", True), ("format", BOTH)):
+        if getattr(options, name) == more:
             continue
-        changes: dict[str, Any] = {name: True}
+        changes: dict[str, Any] = {name: more}
         also = dataclasses.replace(options, **changes)
         for image in images:
             extra = set(task.output_files(image, place, also).values())

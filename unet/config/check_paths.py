@@ -19,7 +19,7 @@ Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
 APPLYING = ("evaluate", "predict", "sample")
-IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")
+IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 MANY = 2000  # names in a folder that are searched for a similar one
 
 

@@ -34,14 +34,15 @@ class Output:
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(path: Path, output: Output) -> None:
-    """Write an output, atomically; its folder is made. Raises UnetError."""
+def write(path: Path, output: Output, origin: str = "") -> None:
+    """Write an output, atomically; its folder is made. `origin`: digest of the weights, kept where the format has a
+    place. Raises UnetError."""
     make_folder(path.parent)
     if output.format == "nifti" and output.spacing:
         array = output.array
         nifti.write(path, array, nifti.new_header(array.shape, array.dtype, output.spacing))
     elif output.format == "like":
-        volumes.write_labels(path, output.array, output.image, output.names)
+        volumes.write_labels(path, output.array, output.image, output.names, origin)
     elif output.format == "nifti":
         nifti.write_like(path, output.array, output.image)
     elif output.format == "stack":

@@ -25,7 +25,7 @@ from unet.data.io.nifti_header import times
 from unet.errors import DataError, StorageError
 from unet.files import require_regular
 
-__all__ = ["Head", "Turn", "mismatch"]
+__all__ = ["DICOM", "Head", "Turn", "mismatch", "parted"]
 
 Array = NDArray[Any]
 FORMATS = {
@@ -65,6 +65,12 @@ def kind_of(path: Path) -> str | None:
 
 def is_image(path: Path) -> bool:
     return not path.name.startswith(".") and kind_of(path) is not None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there, or a folder of DICOM files."""
+    place, _ = parted(path)
+    return place.is_file() or (place.is_dir() and kind_of(path) == DICOM)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -230,10 +236,15 @@ def _whole(head: Head, array: Array, slack: float) -> Array:
     return array.astype(np.uint8 if low >= 0 and high < 256 else np.int32, copy=False)
 
 
-def output_suffix(image: Path) -> str:
-    """The ending of a label map's file: that of its image, of which a lossy format becomes PNG, and two files one."""
+def output_suffixes(image: Path, wanted: str) -> dict[str, str]:
+    """{name: ending} of the label maps that are written for an image, "mask" the first: in the image's format, of which
+    a lossy one becomes PNG, and two files one. `wanted` for DICOM: dicom-seg, nifti or both."""
+    if kind_of(image) == DICOM:
+        endings = {"dicom-seg": (".dcm",), "nifti": (".nii.gz",), "both": (".dcm", ".nii.gz")}[wanted]
+        return dict(zip(("mask", "nifti"), endings, strict=False))
     own = suffix(image)
-    return {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(own, own)
+    own = {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(own, own)
+    return {"mask": own}
 
 
 def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str], origin: str = "") -> None:

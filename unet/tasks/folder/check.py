@@ -87,7 +87,7 @@ def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: i
             result["faults"].append(f"{case.images[0]}: every value is {image.min():g}")
         dataset.require_mask(name, heads[0], case.mask, settings)
         assert case.mask is not None
-        mask = volumes.read_head(case.mask)
+        mask = volumes.read_head(case.mask, heads[0])
         labels = volumes.read_labels(mask)
         result["values"] = [value for value in np.unique(labels).tolist() if value != ignore]
         if settings.label_values:

@@ -157,7 +157,8 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:
     name, case = item
     paths = [*case.images, *([case.mask] if case.mask else [])]
-    return [name, *([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
+    every = [file for path in paths for file in volumes.files_of(path)]
+    return [name, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in every)]
 
 
 def _kept(folder: Path | None, made_of: str) -> Fingerprint | None:
@@ -187,7 +188,8 @@ def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
     first = heads[0]
     channels = sum(head.channels for head in heads)
     assert case.mask is not None  # a set of pairs
-    mask = volumes.read_labels(volumes.read_head(case.mask))
+    head = volumes.read_head(case.mask, first)
+    mask = volumes.labels_like(first, head, volumes.read_labels(head))
     values, counts = np.unique(mask, return_counts=True)
     result = Looked(
         name,

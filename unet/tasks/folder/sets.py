@@ -5,7 +5,7 @@
 <root>/images/NAME.png  masks/NAME.png                    pairs of the same name (also labels/, also with _0000 ...)
 TABLE.csv                                                 a row for each case: image columns, mask, patient, group
 
-No torch.
+An image may be a folder with a DICOM series in; in a table FOLDER#2 is the second series of one. No torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,8 @@ def find(root: Path) -> Set:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The images of a folder by their names, sorted."""
-    return sorted(path for path in folder.iterdir() if volumes.is_image(path) and not path.is_dir())
+    """The images of a folder by their names, sorted; a folder with DICOM files in is one."""
+    return sorted(path for path in folder.iterdir() if volumes.is_image(path))
 
 
 def groups_of(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -193,7 +194,7 @@ def from_table(path: Path) -> Set:
         own = [place(path.parent, row[name]) for name in images if (row[name] or "").strip()]
         target = place(path.parent, row[mask]) if (row[mask] or "").strip() else None
         name = (row[case] or "").strip() if case else CHANNEL.sub("", volumes.stem(own[0])) if own else ""
-        missing = [item for item in (*own, *([target] if target else [])) if not item.is_file()]
+        missing = [item for item in (*own, *([target] if target else [])) if not volumes.is_there(item)]
         if len(own) != len(images) or target is None:
             faults.append(
                 f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
@@ -216,12 +217,12 @@ def place(folder: Path, text: str) -> Path:
     return path if path.is_absolute() else folder / path
 
 
-def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
-    """Images, folders of them and whole sets -> {case: its image, of several channels the first}. Raises DataError for
-    what is no image, and for two cases of one name."""
+def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, Path]:
+    """Images, folders of them and whole sets -> {case: its image, of several channels the first}; `series`: which one
+    of DICOM folders. Raises DataError for what is no image, and for two cases of one name."""
     found: dict[str, Path] = {}
     for path in paths:
-        for image in images_in(path):
+        for image in images_in(path, series):
             first = channel_files(image, channels)[0]
             name = CHANNEL_ZERO.sub("", volumes.stem(first))
             if found.setdefault(name, first) != first:
@@ -229,6 +230,12 @@ def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
                     f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
+    if series and not any(volumes.kind_of(image) == volumes.DICOM for image in found.values()):
+        raise DataError(
+            f"--series {series}: no image of {', '.join(map(str, paths[:2]))} is DICOM.", "Leave --series out."
+        )
+    if len(found) == 1:  # what is wrong with the only image is told before a network is loaded
+        volumes.read_head(next(iter(found.values())))
     return found
 
 
@@ -247,17 +254,42 @@ def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     return (image,) if missing else tuple(beside[name] for name in names)
 
 
-def images_in(path: Path) -> list[Path]:
-    """The images that a path names: itself, those of a folder, or of a set's folder of images."""
-    if path.is_dir():
-        inside = {item.name.lower(): item for item in path.iterdir() if item.is_dir()}
-        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), path)
+def images_in(path: Path, series: str | None = None) -> list[Path]:
+    """The images that a path names: itself, those of a folder, of a set's folder of images, or the series of a DICOM
+    folder (`series`: which one of several)."""
+    place, chosen = volumes.parted(path)
+    if place.is_dir():
+        place = Path(os.path.abspath(place)) if place.name in ("", "..") else place  # noqa: PTH100 (links keep their name)
+        inside = {item.name.lower(): item for item in place.iterdir() if item.is_dir()}
+        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), place)
         found = listed(folder)
+        if chosen or (not is_of_set(folder) and is_series(found)):
+            return [_of_series(place, chosen or series)]
+        if not is_of_set(folder):
+            found = [image for image in found if not image.is_dir()]
         if not found:
             raise DataError(f"{path}: holds no image of a known format.", f"Give images: {', '.join(volumes.FORMATS)}.")
-        return found
-    if not path.exists():
+        return [_of_series(image, series) if image.is_dir() else image for image in found]
+    if not place.exists():
         raise DataError(f"{path}: no such file or folder.", "Give images, or a folder of them.")
     if not volumes.is_image(path):
         raise DataError(f"{path}: is no format that is read here.", f"Give images: {', '.join(volumes.FORMATS)}.")
     return [path]
+
+
+def is_of_set(folder: Path) -> bool:
+    """Whether what lies in a folder are the cases of a set: nnU-Net's, or images with a folder of masks beside it."""
+    name = folder.name.lower()
+    beside = {item.name.lower() for item in folder.parent.iterdir() if item.is_dir()} if name in IMAGES else set()
+    return name in (*TESTS, IMAGES[0]) or bool(beside & set(MASKS))
+
+
+def is_series(found: Sequence[Path]) -> bool:
+    """Whether what lies in a folder are the files of DICOM series: such files themselves, or folders of them and
+    nothing else."""
+    dicom = [image for image in found if volumes.kind_of(image) == volumes.DICOM]
+    return bool(dicom) and (len(dicom) == len(found) or not all(image.is_dir() for image in dicom))
+
+
+def _of_series(folder: Path, series: str | None) -> Path:
+    return Path(f"{folder}#{series}") if series else folder
