@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from unet.data.io import itk, nifti, pictures
 from unet.data.io.arrays import open_npy, write_label_png, write_label_stack, write_npy
 from unet.data.io.dicom import images as dicom
+from unet.data.io.dicom import made
 from unet.data.io.dicom.files import holds_dicom, is_dicom, parted
 from unet.data.io.heads import DICOM, ITK, JPEG, NIFTI, NPY, PNG, TIFF, Head, Turn, mismatch
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, StorageError
-from unet.files import require_regular
+from unet.files import make_folder, require_regular
 
 __all__ = ["DICOM", "Head", "Turn", "mismatch", "parted"]
 
@@ -269,6 +270,15 @@ def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str]
         write_npy(path, labels.reshape(shape) if math.prod(shape) == labels.size else labels)
     else:
         write_label_png(path, labels[0], names)
+
+
+def write_made_series(folder: Path, image: Array, mask: Array, names: Mapping[str, int], mm: tuple[float, ...]) -> None:
+    """Write a made volume (D, H, W) in Hounsfield units as a DICOM series, its mask beside the folder's place in
+    images/ as DICOM-SEG in masks/; `mm`: spacing along z, y, x."""
+    made.write_series(folder, image, mm, folder.name)  # type: ignore[arg-type]
+    target = folder.parent.parent / "masks" / f"{folder.name}.dcm"
+    make_folder(target.parent)
+    dicom.write(target, mask, folder, {value: name for name, value in names.items()}, "")
 
 
 def _write_nifti_of_dicom(path: Path, labels: Array, head: Head, told: str) -> None:

@@ -99,7 +99,7 @@ class Folder(SegmentationTask):
             names = dict(zip(named, values, strict=True))
         ignore = typed.get("ignore_value", found.names.ignore)
         labels = from_values(list(seen.values()), names, ignore, found.root)
-        given = typed.get("channels") or found.names.channels
+        given = typed.get("channels") or found.names.channels or seen.modalities
         channels = given if len(given) == seen.channels else tuple(f"channel {n}" for n in range(seen.channels))
         return plan.decide(seen, labels, channels, self.settings.size, typed)
 
@@ -380,7 +380,8 @@ class Folder(SegmentationTask):
         from unet.tasks.folder import synthetic
 
         made = self.config.synthetic
-        synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
+        sizes = made.patients, made.slices, made.side, max(seed, 0)
+        synthetic.write_set(path, *sizes, overwrite, self.settings.dicom)
 
     def check_raw(self, path: Path) -> Report:
         from unet.tasks.folder import check

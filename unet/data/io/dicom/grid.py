@@ -134,7 +134,7 @@ def _difference(doubled: Sequence[Sequence[Plane]]) -> str:
     names = collections.Counter(
         name
         for group in doubled
-        for name in dict(group[0].marks)
+        for name in {name for plane in group for name in dict(plane.marks)}
         if len({dict(plane.marks).get(name) for plane in group}) > 1
     )
     return f"differ in {', '.join(name for name, _ in names.most_common(3))}" if names else "their voxels differ"
@@ -150,7 +150,7 @@ def parts(places: Sequence[Sequence[Plane]]) -> dict[str, list[Plane]]:
         for plane in planes:
             found.setdefault(dict(plane.marks).get(name, ""), []).append(plane)
         single = [len({dict(plane.marks).get(name, "") for plane in group}) == len(group) for group in places]
-        if all(single) and len(found) == most:
+        if all(single) and len(found) == most and all(len(own) == len(places) for own in found.values()):
             keys = sorted(found, key=_sortable)
             return {
                 f"{name} {key if name in TOLD else f'{number} of {most}'}": found[key]
