@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files
-from unet.config.flags_training import BOTH, PredictOptions
+from unet.config.flags_training import BOTH, DICOM_SEG, NIFTI, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
 from unet.data.io.volumes import format_of, stem
 from unet.errors import StorageError, UsageError
@@ -78,13 +78,16 @@ def into_one_file(task: Task, config: Config) -> tuple[Config, Groups]:
             "Name one image, or a folder with --output.",
         )
     groups = {Path(stem(given)): images}
-    mask = task.output_files(images[0], given.parent / stem(given), config.predict)["mask"]
-    if mask != given:
+    for kind in (config.predict.format, DICOM_SEG, NIFTI):  # the name of the file decides where there is a choice
+        options = dataclasses.replace(config.predict, format=kind)
+        mask = task.output_files(images[0], given.parent / stem(given), options)["mask"]
+        if mask == given:
+            return config.replace(format=kind), groups
+    else:
         raise UsageError(
             f"--output {given.name}: the mask of {images[0].name} is written in its own format, as {mask.name}.",
             f"Type --output {shell_path(mask)}",
         )
-    return config, groups
 
 
 def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:

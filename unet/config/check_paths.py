@@ -33,7 +33,9 @@ def require(command: str, resolved: Resolved) -> None:
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
     if command == "predict":
         for name in config.input.inputs:
-            faults += _there(name, Path(name), "", other=Path("data") / name)
+            place, mark, _ = name.rpartition("#")  # FOLDER#2: a series of a folder
+            known = Path(place if mark and not _kind(Path(name)) else name)
+            faults += _there(name, known, "", other=Path("data") / name)
     if faults:
         hints = list(dict.fromkeys(hint for _, hint in faults))
         raise UsageError("; ".join(dict.fromkeys(words for words, _ in faults)) + ".", " ".join(hints))

@@ -74,6 +74,12 @@ def is_there(path: Path) -> bool:
     return place.is_file() or (place.is_dir() and kind_of(path) == DICOM)
 
 
+def patient_of(path: Path) -> str:
+    """What tells the patient of a DICOM image from others, to compare and not to show; "" of other images. Raises
+    DataError."""
+    return dicom.patient_of(path) if kind_of(path) == DICOM else ""
+
+
 def files_of(path: Path) -> list[Path]:
     """The files that an image is read from: itself, or those of its series."""
     return dicom.files_of(path) if kind_of(path) == DICOM else [path]

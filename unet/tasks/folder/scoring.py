@@ -51,7 +51,7 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     for folder in (predictions, masks):
         require_folder(folder, hint)
     found: dict[Path, dict[str, list[Path]]] = {}
-    for folder in (predictions, masks):
+    for folder in dict.fromkeys((predictions, masks)):
         for path in sets.listed(folder):
             found.setdefault(folder, {}).setdefault(volumes.stem(path), []).append(path)
     ours, theirs = found.get(predictions, {}), found.get(masks, {})

@@ -217,6 +217,16 @@ def place(folder: Path, text: str) -> Path:
     return path if path.is_absolute() else folder / path
 
 
+def groups(cases: Mapping[str, Found]) -> dict[str, str]:
+    """{case: its group}: those of a table; else numbers for the patients of DICOM headers, who are not named. Where all
+    headers name the same patient they say nothing: files without names do so."""
+    if any(case.group for case in cases.values()):
+        return {name: case.group for name, case in cases.items() if case.group}
+    found = {name: patient for name, case in cases.items() if (patient := volumes.patient_of(case.images[0]))}
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(found.values()), 1)}
+    return {name: f"patient {numbers[patient]}" for name, patient in found.items()} if len(numbers) > 1 else {}
+
+
 def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, Path]:
     """Images, folders of them and whole sets -> {case: its image, of several channels the first}; `series`: which one
     of DICOM folders. Raises DataError for what is no image, and for two cases of one name."""

@@ -178,9 +178,9 @@ class Folder(SegmentationTask):
         return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.groups())
 
     def groups(self) -> dict[str, str]:
-        """{case: its patient}, where the set's table has them; cases of one patient stay together."""
+        """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
         with contextlib.suppress(UnetError):
-            return {name: case.group for name, case in self.found().cases.items() if case.group}
+            return sets.groups(self.found().cases)
         return {}
 
     def train_loader(

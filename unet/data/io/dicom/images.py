@@ -11,7 +11,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from unet.data.io.dicom import segmentation, series, writing
-from unet.data.io.dicom.files import parted
+from unet.data.io.dicom.files import is_dicom, parted, read_header, walk
 from unet.data.io.dicom.series import files_of
 from unet.data.io.heads import DICOM, Head, turned_affine
 from unet.errors import DataError
@@ -41,6 +41,13 @@ def head(path: Path, like: Head | None = None) -> Head:
         *(path, DICOM, stored, planes[0].samples, kind, grid.spacing, codes, grid.affine, notes),
         modality=found.modality,
     )
+
+
+def patient_of(path: Path) -> str:
+    """The identifier of the patient in the first file of an image. Raises DataError."""
+    place, _ = parted(path)
+    first = place if place.is_file() else next(each for each in walk(place) if is_dicom(each))
+    return str(read_header(first).header.get("PatientID") or "").strip()
 
 
 def _segments_head(path: Path, file: Path, like: Head | None) -> Head:
