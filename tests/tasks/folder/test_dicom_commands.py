@@ -171,7 +171,13 @@ def test_a_table_of_series_with_masks_in_other_formats(cli: Cli, tmp_path: Path)
         volume = values(8, 24, 20, seed=number).astype(np.int32)
         mask = np.zeros(volume.shape, np.uint8)
         mask[2:5, 4:14, 5:12] = 1
-        series(folder, (volume + 900 * mask).astype(np.uint16), name=f"p{number}", orientation=OBLIQUE, change=change)
+        series(
+            folder,
+            (volume + 900 * mask.astype(int)).astype(np.uint16),
+            name=f"p{number}",
+            orientation=OBLIQUE,
+            change=change,
+        )
         suffix = ".nii.gz" if number % 2 else ".dcm"
         volumes.write_labels(tmp_path / f"data/m{number}{suffix}", mask, folder, names)
         chosen = ""
@@ -182,11 +188,22 @@ def test_a_table_of_series_with_masks_in_other_formats(cli: Cli, tmp_path: Path)
     (tmp_path / "data/set.csv").write_text("\n".join(rows))
     code, out, err = cli("check", "--task", "folder", "--data", "data/set.csv")
     assert code == 0, out + err
+    assert "patients               2" in out
     task = Folder(task_config("folder", data=str(tmp_path / "data/set.csv")))
     groups = task.groups()
     assert groups["case0"] == groups["case1"] != groups["case2"] == groups["case3"]
     assert not any("ID-" in group for group in groups.values())
-    words = ["train", "--task", "folder", "--data", "data/set.csv", "--cache", "c", "--run-name", "a", "--folds", "2"]
+    words = [
+        "train",
+        "--task",
+        "folder",
+        "--data",
+        "data/set.csv",
+        "--cache",
+        "c",
+        "--run-name",
+        "a",
+    ]
     code, out, err = cli(*words, "--workers", "0", *QUICK)
     assert code == 0, err
     counts = [case["counts"] for case in read_json(Path("data/c/manifest.json"))["cases"].values()]

@@ -61,7 +61,7 @@ def raw(path: Path, task: Folder) -> checks.Report:
         "channels": ", ".join(found.names.channels) or (seen[0]["channels"] if seen else "-"),
         "values of the masks": ", ".join(f"{value} in {count}" for value, count in sorted(values.items())) or "-",
         "smallest, largest": f"{times(min(sizes))}, {times(max(sizes))}" if sizes else "-",
-        "patients": len({case.group for case in found.cases.values() if case.group}) or "not named",
+        "patients": len(set(task.groups().values())) or "not named",
     }
     return report
 

@@ -165,14 +165,15 @@ class Folder(SegmentationTask):
 
     def first_fold(self, ids: Sequence[str]) -> splits.Split:
         """Fold 0 of 5 (of fewer cases, of as many): what a set without a split of its own gets."""
-        folds = min(self.config.split.folds, len(ids))
+        groups = self.groups()
+        folds = min(self.config.split.folds, len({groups.get(case, case) for case in ids}))
         if folds < 2:
             raise DataError(
                 f"The set has {host.counted(len(ids), 'case')}: nothing is left to validate on.",
                 "Add cases, or type --split none to train without validation.",
             )
         host.notice_once(f"No split was given: fold 0 of {folds} (--split, --fold and --held-out choose another)")
-        return splits.fold(ids, 0, folds, self.fold_seed, self.groups())
+        return splits.fold(ids, 0, folds, self.fold_seed, groups)
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
         return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.groups())
