@@ -373,6 +373,23 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, monkeypatch: p
     assert "tells of 1073741824 frames" in refused(tmp_path / "t")
 
 
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name[:12])
+def test_a_compressed_slice_larger_than_its_header(syntax: Any, tmp_path: Path) -> None:
+    def change(header: Any, number: int) -> None:
+        header.compress(syntax)
+        header.Rows = header.Columns = 16
+
+    series(tmp_path / "s", values(3, 64, 64), change=change)
+    assert "tells of 16 x 16 pixels, its compressed voxels of 64 x 64" in refused(tmp_path / "s", read=True)
+
+
+def test_a_mosaic_is_no_slice(tmp_path: Path) -> None:
+    series(
+        tmp_path / "s", change=lambda header, _: setattr(header, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
+    )
+    assert "is a mosaic" in refused(tmp_path / "s")
+
+
 def test_a_deflated_file_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series(tmp_path / "s", values(1))
     (path,) = (tmp_path / "s").iterdir()

@@ -9,7 +9,7 @@ taken as stored. No torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,11 +289,52 @@ def write_made_series(folder: Path, image: Array, mask: Array, names: Mapping[st
 
 def _write_nifti_of_dicom(path: Path, labels: Array, head: Head, told: str) -> None:
     """Labels (slices, rows, columns) as (columns, rows, slices), as other programs write a series."""
-    array = labels.transpose(2, 1, 0)
+    nifti.write(path, labels.transpose(2, 1, 0), _raw_of_dicom(head, labels.dtype), told)
+
+
+def _raw_of_dicom(head: Head, dtype: Any) -> Any:
+    """A NIfTI header with the geometry of a series, and nothing else of it."""
     spacing = head.spacing or (1.0, 1.0, 1.0)
-    raw = nifti.new_header(array.shape, array.dtype, spacing[::-1])
+    raw = nifti.new_header(head.stored[::-1], dtype, spacing[::-1])
     if head.affine is not None:
         affine = head.affine[:, [2, 1, 0, 3]]
         raw.set_sform(affine, "scanner")
         raw.set_qform(affine, "scanner")
-    nifti.write(path, array, raw, told)
+    return raw
+
+
+def scan_header(path: Path) -> nifti.Header:
+    """The header of a NIfTI file; that of a DICOM series as if it were one, axes (columns, rows, slices). Raises
+    DataError, also for a series without a place in space."""
+    if kind_of(path) != DICOM:
+        return nifti.read_header(path)
+    head = read_head(path)
+    if head.affine is None or head.spacing is None or head.codes is None or head.channels != 1:
+        raise DataError(f"{path}: is no volume of grey values with a place in space.", "Give a series of slices.")
+    raw = _raw_of_dicom(head, np.float32)
+    return nifti.Header(
+        *(path, head.stored[::-1], head.spacing[::-1], head.codes[::-1], head.affine[:, [2, 1, 0, 3]], (1, 1)),
+        *(np.dtype(np.float32), 0, None, None, raw, head.notes),
+        planes=lambda: np.ascontiguousarray(read_image(head)[0]),
+    )
+
+
+def dicom_inputs(paths: Sequence[Path], series: str | None) -> tuple[dict[str, Path], list[Path]]:
+    """({case: its series}, the paths that are no DICOM) of what a user named; `series`: which one of each folder.
+    Raises DataError for two folders of one name."""
+    found: dict[str, Path] = {}
+    others = []
+    for path in paths:
+        place, chosen = parted(path)
+        held = [item for item in place.iterdir() if format_of(item) == NIFTI] if place.is_dir() else []
+        if held or kind_of(path) != DICOM:
+            others.append(path)
+            continue
+        image = Path(f"{place.absolute()}#{chosen or series}") if chosen or series else place.absolute()
+        if found.setdefault(stem(image), image) != image:
+            raise DataError(
+                f"{image}: another image, {found[stem(image)]}, is case {stem(image)} too; their masks would meet.",
+                "Predict them one after the other, each with its own --output.",
+            )
+        read_head(image)
+    return found, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unet.data.io.dicom.planes import Plane
 from unet.errors import DataError
 
 Array = NDArray[Any]
+MUCH = 4  # times the pixels of a header that a compressed slice may say it has
 SURE = 2**28  # bytes that are taken without a look at the free memory
 EXTENDED = "1.2.840.10008.1.2.4.51"
 TWELVE_BITS = "For JPEG of 12 bits type: pip install pylibjpeg pylibjpeg-libjpeg (licence: GPL), or export it anew."
@@ -99,6 +101,8 @@ def _values(path: Path, header: Any, plane: Plane) -> Array:
     syntax = header.file_meta.TransferSyntaxUID
     hint = TWELVE_BITS if syntax == EXTENDED else AGAIN
     with explained(path, f"its voxels ({syntax.name}) cannot be unpacked", hint):
+        if syntax not in NATIVE:
+            require_stated_size(path, header, plane)
         array = np.asarray(pixels.pixel_array(header, index=plane.frame))
         shape = (*plane.size, 3) if array.ndim == 3 else plane.size
         if array.shape != shape:
@@ -116,6 +120,37 @@ def _values(path: Path, header: Any, plane: Plane) -> Array:
         if (plane.slope, plane.intercept) != (1.0, 0.0):
             return np.asarray(array * plane.slope + plane.intercept, np.float32)
         return np.asarray(array, np.float32)
+
+
+def require_stated_size(path: Path, header: Any, plane: Plane) -> None:
+    """Raise DataError for a compressed slice that says itself that it is much larger than its header does: it would
+    fill the memory."""
+    count = int(header.get("NumberOfFrames") or 1)
+    frame = pydicom().encaps.get_frame(header.PixelData, plane.frame or 0, number_of_frames=count)
+    size = stated_size(frame)
+    if size and size[0] * size[1] > MUCH * plane.size[0] * plane.size[1]:
+        raise DataError(
+            f"{path}: its header tells of {plane.size[0]} x {plane.size[1]} pixels, its compressed voxels of"
+            f" {size[0]} x {size[1]}.",
+            AGAIN,
+        )
+
+
+def stated_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG 2000, JPEG or JPEG-LS stream says it has; None for another one."""
+    if (at := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and len(frame) >= at + 24:
+        right, bottom, left, top = struct.unpack(">4I", frame[at + 8 : at + 24])
+        return bottom - top, right - left
+    at = 2
+    while frame[:2] == b"\xff\xd8" and at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # filled up
+            at += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return struct.unpack(">HH", frame[at + 5 : at + 9])
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
 
 
 def _used_bits(array: Array, header: Any) -> Array:

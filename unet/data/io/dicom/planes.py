@@ -122,6 +122,11 @@ def _plane(instance: Instance, frame: int | None, places: Sequence[Any], marks: 
     slope = value("PixelValueTransformationSequence", "RescaleSlope")
     intercept = value("PixelValueTransformationSequence", "RescaleIntercept")
     kind = [str(word).upper() for word in _several(header.get("ImageType"))]
+    if "MOSAIC" in kind:
+        raise DataError(
+            f"{instance.path}: is a mosaic: its slices lie side by side in one image.",
+            "Convert the series to NIfTI first (dcm2niix does), and give that file.",
+        )
     bits, signed = int(header.get("BitsAllocated") or 8), int(header.get("PixelRepresentation") or 0)
     changed = (
         slope not in (None, 1)
