@@ -153,6 +153,18 @@ def test_two_patients_in_a_folder(weights: Path, cli: Cli, tmp_path: Path) -> No
     assert {path.name for path in Path("predictions").glob("*.dcm")} == {"one.dcm", "two.dcm"}
 
 
+def test_a_folder_without_masks_is_checked(cli: Cli, tmp_path: Path) -> None:
+    series(tmp_path / "scan", values(8, 16, 16), name="a")
+    code, out, err = cli("check", "--task", "folder", "--data", tmp_path / "scan")
+    assert code == 0, out + err
+    assert "CT, 8 slices of 16 x 16, 2.5 x 0.8 x 0.7 mm" in out
+    series(tmp_path / "scan", values(6, 16, 16), name="b", places=(0, 1, 2, 4, 5, 6))
+    code, out, err = cli("check", "--task", "folder", "--data", tmp_path / "scan")
+    assert code == 1
+    assert "1 slice missing: the gap between slices 3 and 4 of 6" in out
+    assert not any(word in out + err for word in TOLD)
+
+
 def test_series_is_for_dicom(weights: Path, cli: Cli, tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
     assert "--series 1" in error_of(cli("predict", tmp_path / "a.nii.gz", "--series", "1", "--weights", weights))

@@ -28,6 +28,8 @@ def raw(path: Path, task: Folder) -> checks.Report:
     """Every case of a set, its files read whole."""
     report = checks.Report()
     try:
+        if path.is_dir() and volumes.kind_of(path) == volumes.DICOM and not sets.has_layout(path):
+            return series(path)
         found = sets.find(path)
     except UnetError as error:
         report.errors.append(f"{error.message} {error.hint}")
@@ -63,6 +65,14 @@ def raw(path: Path, task: Folder) -> checks.Report:
         "smallest, largest": f"{times(min(sizes))}, {times(max(sizes))}" if sizes else "-",
         "patients": len(set(task.groups().values())) or "not named",
     }
+    return report
+
+
+def series(path: Path) -> checks.Report:
+    """A DICOM folder without masks: its series, each read whole."""
+    report = checks.Report()
+    lines, report.errors = volumes.dicom.check(path)
+    report.facts = {f"series {number}": words for number, _, words in (line.partition(": ") for line in lines)}
     return report
 
 

@@ -78,9 +78,7 @@ def find(root: Path) -> Set:
         return from_table(root)
     require_folder(root, LAYOUTS)
     names = read_names(root / DATASET)
-    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
-    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
-    mask_folder = next((inside[name] for name in MASKS if name in inside), None)
+    image_folder, mask_folder = _folders(root)
     if image_folder is None or mask_folder is None:
         held = ", ".join(item.name for item in list(root.iterdir())[:5]) or "nothing"
         raise DataError(f"{root.absolute()}: holds {held}; images and masks are not told apart.", LAYOUTS)
@@ -92,6 +90,18 @@ def find(root: Path) -> Set:
     if not found:
         raise DataError(f"{image_folder.absolute()}: holds no image of a known format.", LAYOUTS)
     return Set(root, dict(sorted(found.items())), names)
+
+
+def _folders(root: Path) -> tuple[Path | None, Path | None]:
+    """The folders of images and of masks in a set."""
+    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
+    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
+    return image_folder, next((inside[name] for name in MASKS if name in inside), None)
+
+
+def has_layout(root: Path) -> bool:
+    """Whether a folder holds folders of images and of masks."""
+    return all(_folders(root))
 
 
 def listed(folder: Path) -> list[Path]:

@@ -43,6 +43,22 @@ def head(path: Path, like: Head | None = None) -> Head:
     )
 
 
+def check(path: Path) -> tuple[list[str], list[str]]:
+    """(the list of a folder's series, what is wrong with them, in words); each but overview images is read whole.
+    Raises DataError for a folder with two patients, or without an image."""
+    found = series.survey(path)
+    if not found.series:
+        raise series.nothing(found)
+    faults = []
+    for each in found.series:
+        try:
+            if not each.localiser:
+                series.read(each)
+        except DataError as error:
+            faults.append(f"series {each.number}: {error.message} {error.hint}")
+    return [each.words for each in found.series], faults
+
+
 def patient_of(path: Path) -> str:
     """The identifier of the patient in the first file of an image. Raises DataError."""
     place, _ = parted(path)
