@@ -32,6 +32,7 @@ NO_IMAGES = {  # what is no image, by the class of the object, whatever it holds
     "1.2.840.10008.5.1.4.1.1.481.3": "RT structure set",
     "1.2.840.10008.5.1.4.1.1.481.5": "RT plan",
 }
+HEADER_ALONE = "image without voxels"
 TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName"),
     *("Modality", "SeriesNumber", "InstanceNumber", "ImageType", "AcquisitionNumber", "AcquisitionTime", "ContentTime"),
@@ -69,7 +70,7 @@ class Instance:
         if self.is_segmentation:
             return "segmentation"
         if "Rows" in self.header and not self.pixels:
-            return "image without voxels"
+            return HEADER_ALONE
         return NO_IMAGES.get(self.sop_class, "file without an image")
 
 
@@ -80,12 +81,13 @@ def parted(path: Path) -> tuple[Path, str]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its first bytes: the mark DICM, or the form of a header without it."""
+    """Whether a file is DICOM, by its first bytes: the mark DICM, or the form of a header without it. One that cannot
+    be opened may be: reading it says what is wrong."""
     try:
         with open(path, "rb") as stream:
             start = stream.read(MARK + 4)
     except OSError:
-        return False
+        return True
     if start[MARK:] == MARKED:
         return True
     bare = start[:2] in BARE and start[3:4] == b"\0"

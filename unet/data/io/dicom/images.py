@@ -35,7 +35,7 @@ def head(path: Path, like: Head | None = None) -> Head:
     grid, planes = found.grid, found.grid.planes
     kind = np.dtype(planes[0].dtype if len({plane.dtype for plane in planes}) == 1 else "float32")
     stored = len(planes), *planes[0].size
-    notes = [*([] if wanted else series.remarks(found)), *grid.notes]
+    notes = [*([] if wanted else series.remarks(found)), *series.lost(found), *grid.notes]
     codes = _codes(grid.affine)
     return Head(
         *(path, DICOM, stored, planes[0].samples, kind, grid.spacing, codes, grid.affine, notes),

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from unet import host
 from unet.data.io.dicom import grid, pixels
-from unet.data.io.dicom.files import Instance, is_dicom, parted, read_header, walk
+from unet.data.io.dicom.files import HEADER_ALONE, Instance, is_dicom, parted, read_header, walk
 from unet.data.io.dicom.grid import Grid
 from unet.data.io.dicom.planes import Plane, planes_of
 from unet.errors import DataError
 
 Array = NDArray[Any]
 KEPT = 4  # folders whose headers are kept in memory
+EMPTY = "empty file"
 LISTED = 12  # series that an error lists
 DEEP = 2  # slices from which a series is taken for a volume
 
@@ -124,6 +125,7 @@ def _survey(folder: Path, stamps: tuple[tuple[Path, int, int], ...]) -> Survey:
         )
     numbered = tuple(dataclasses.replace(each, number=number) for number, each in enumerate(series, 1))
     others = collections.Counter(each.kind for each in found if not each.is_image and not each.is_segmentation)
+    others.update({EMPTY: empty} if (empty := sum(not size for _, size, _ in stamps)) else {})
     return Survey(folder, numbered, tuple(each for each in found if each.is_segmentation), others)
 
 
@@ -208,6 +210,13 @@ def nothing(found: Survey) -> DataError:
     held += [f"segmentation {len(found.segmentations)}"] if found.segmentations else []
     words = f"; files by their kind: {', '.join(held)}" if held else ""
     return DataError(f"{found.folder}: there is no DICOM image{words}.", "Give the folder of a series of images.")
+
+
+def lost(series: Series) -> list[str]:
+    """Files of the folder that may have been slices, in words."""
+    found = survey(series.folder).others
+    held = [f"{kind} {found[kind]}" for kind in (HEADER_ALONE, EMPTY) if found[kind]]
+    return [f"{series.folder}: files that hold nothing to read are left out: {', '.join(held)}"] if held else []
 
 
 def remarks(series: Series) -> list[str]:
