@@ -120,6 +120,17 @@ def test_a_source_with_a_bare_header(tmp_path: Path) -> None:
     series(tmp_path / "s", change=change)
     _, found = written(tmp_path, tmp_path / "s", labels())
     assert found.PatientID == ID
+    for name, thickness in (("a", None), ("b", ...)):
+
+        def thin(header: Any, number: int, thickness: Any = thickness) -> None:
+            header.SliceThickness = None
+            if thickness is ...:
+                del header.SliceThickness
+
+        series(tmp_path / name, change=thin)
+        _, found = written(tmp_path, tmp_path / name, labels())
+        measures = found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (2.5, 2.5)
 
     def without_study(header: Any, number: int) -> None:
         del header.StudyInstanceUID
@@ -131,12 +142,22 @@ def test_a_source_with_a_bare_header(tmp_path: Path) -> None:
     assert "--format nifti" in caught.value.hint
 
 
-def test_an_x_ray_without_a_place_in_space(tmp_path: Path) -> None:
-    source = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/77654033/CR1/6154"
-    mask = np.zeros((1, 16, 16), np.uint8)
+def test_a_source_without_a_frame_of_reference(tmp_path: Path) -> None:
+    series(tmp_path / "s", change=lambda header, _: header.pop("FrameOfReferenceUID"))
+    path, found = written(tmp_path, tmp_path / "s", labels())
+    assert found.FrameOfReferenceUID
+    head = volumes.read_head(path, volumes.read_head(tmp_path / "s"))
+    assert np.array_equal(volumes.read_labels(head), labels())
+
+
+@pytest.mark.parametrize("name", ["dicomdirtests/77654033/CR1/6154", "SC_rgb_rle.dcm", "examples_rgb_color.dcm"])
+def test_an_image_without_a_place_in_space(name: str, tmp_path: Path) -> None:
+    source = Path(pydicom.__file__).parent / "data/test_files" / name
+    rows, columns = volumes.read_head(source).stored[1:]
+    mask = np.zeros((1, rows, columns), np.uint8)
     mask[0, 3:9, 4:7] = 1
     volumes.write_labels(tmp_path / "out.dcm", mask, source, NAMES, DIGEST)
-    assert np.array_equal(highdicom.seg.segread(tmp_path / "out.dcm").pixel_array.reshape(-1, 16, 16)[:1], mask)
+    assert np.array_equal(highdicom.seg.segread(tmp_path / "out.dcm").pixel_array.reshape(-1, rows, columns)[:1], mask)
     like = volumes.read_head(source)
     head = volumes.read_head(tmp_path / "out.dcm", like)
     assert volumes.mismatch(like, head) == []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import __version__
+from unet import __version__, host
 from unet.data.io.dicom import terms
 from unet.data.io.dicom.library import explained, highdicom, pydicom
 from unet.data.io.dicom.segmentation import VALUE_TEXT
@@ -40,8 +40,12 @@ def write(path: Path, labels: Array, series: Series, names: Mapping[int, str], o
         raise DataError(f"{path}: a label map of {labels.shape} does not fit {series.name}.", "Report this.")
     values = list(names)[1:]
     with explained(planes[0].path, "cannot be the source of a DICOM-SEG", HEADER):
-        sources = [_source(source) for source in dict.fromkeys(plane.path for plane in planes)]
+        placed = series.grid.affine is not None
+        between = (series.grid.spacing or (1.0,))[0]
+        sources = [_source(source, placed, between) for source in dict.fromkeys(plane.path for plane in planes)]
         codes = library.sr.coding.codes if hasattr(library.sr.coding, "codes") else pydicom().sr.codedict.codes
+        if placed and not planes[0].reference:
+            host.notice(f"{series.folder}: the series names no frame of reference; the segmentation has one of its own")
         algorithm = library.AlgorithmIdentificationSequence(
             "unet", codes.DCM.ArtificialIntelligence, __version__, parameters={"weights": origin} if origin else None
         )
@@ -83,12 +87,19 @@ def _segment(library: Any, number: int, value: int, name: str, algorithm: Any) -
     return made
 
 
-def _source(path: Path) -> Any:
-    """The header of a source file, with what the standard wants to be there."""
+def _source(path: Path, placed: bool, between: float) -> Any:
+    """The header of a source file, with what the standard wants to be there. `placed`: whether it lies in space;
+    `between`: mm from slice to slice."""
     header = pydicom().dcmread(path, stop_before_pixels=True, force=True)
     for keyword in TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
+    if placed and not header.get("FrameOfReferenceUID"):
+        header.FrameOfReferenceUID = pydicom().uid.generate_uid(entropy_srcs=["frame", str(header.SeriesInstanceUID)])
+    if placed and not header.get("SliceThickness") and "SharedFunctionalGroupsSequence" not in header:
+        header.SliceThickness = between
+    if not placed and "PixelSpacing" in header:  # highdicom does not read back a spacing without a thickness
+        del header.PixelSpacing
     return header
 
 
