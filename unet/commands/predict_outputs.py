@@ -13,7 +13,7 @@ from typing import Any
 from unet import files
 from unet.config.flags_training import BOTH, DICOM_SEG, NIFTI, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
-from unet.data.io.volumes import format_of, stem
+from unet.data.io.volumes import DICOM, format_of, kind_of, stem
 from unet.errors import StorageError, UsageError
 from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
 from unet.tasks.base import Task
@@ -42,6 +42,7 @@ def inputs_of(task: Task, config: Config) -> Groups:
     """The cases to predict: the inputs of the command line, or the raw set. Raises UsageError if two cases would write
     the same file, or a mask would overwrite an image."""
     groups = task.find_inputs([Path(name) for name in config.input.inputs] or [resolve_path(config.data.data, "data")])
+    require_dicom(config, groups)
     output = absolute(Path(config.predict.output))
     real = functools.cache(files.real_path)
     images = {path for group in groups.values() for image in group for path in (image, files.real_path(image))}
@@ -61,6 +62,20 @@ def inputs_of(task: Task, config: Config) -> Groups:
                         "Predict them one after the other, each with its own --output.",
                     )
     return groups
+
+
+def require_dicom(config: Config, groups: Groups) -> None:
+    """Raise UsageError where flags of DICOM input are typed and no image is DICOM (nor what --format asks for)."""
+    asked = config.predict
+    flags = [f"--series {asked.series}"] * bool(asked.series) + [f"--format {asked.format}"] * (
+        asked.format != DICOM_SEG
+    )
+    if not flags:
+        return
+    kinds = {kind_of(image) for group in groups.values() for image in group}
+    if DICOM not in kinds and (asked.series or asked.format == BOTH or kinds != {NIFTI}):
+        words = " and ".join(flags)
+        raise UsageError(f"{words}: for DICOM input, and none of the images is DICOM.", "Leave it out.")
 
 
 def into_one_file(task: Task, config: Config) -> tuple[Config, Groups]:

@@ -167,7 +167,18 @@ def test_a_folder_without_masks_is_checked(cli: Cli, tmp_path: Path) -> None:
 
 def test_series_is_for_dicom(weights: Path, cli: Cli, tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
-    assert "--series 1" in error_of(cli("predict", tmp_path / "a.nii.gz", "--series", "1", "--weights", weights))
+    for words in (["--series", "1"], ["--format", "both"]):
+        said = error_of(cli("predict", tmp_path / "a.nii.gz", *words, "--weights", weights), 2)
+        assert f"{' '.join(words)}: for DICOM input, and none of the images is DICOM" in said
+    assert cli("predict", tmp_path / "a.nii.gz", "--format", "nifti", "--weights", weights)[0] == 0
+
+
+def test_previews_beside_a_series_are_left_out(weights: Path, cli: Cli, tmp_path: Path) -> None:
+    series(tmp_path / "scan", values(8, 16, 16))
+    (tmp_path / "scan/preview.png").write_bytes(b"")
+    code, _, err = cli("predict", tmp_path / "scan", "--weights", weights)
+    assert code == 0, err
+    assert "read as DICOM; 1 other image there left out" in err
 
 
 def test_a_table_of_series_with_masks_in_other_formats(cli: Cli, tmp_path: Path) -> None:

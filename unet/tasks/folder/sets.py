@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unet import files
+from unet import files, host
 from unet.config.schema import shell_path
 from unet.data.cases import require_folder
 from unet.data.io import volumes
@@ -250,10 +250,6 @@ def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> d
                     f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
-    if series and not any(volumes.kind_of(image) == volumes.DICOM for image in found.values()):
-        raise DataError(
-            f"--series {series}: no image of {', '.join(map(str, paths[:2]))} is DICOM.", "Leave --series out."
-        )
     if len(found) == 1:  # what is wrong with the only image is told before a network is loaded
         volumes.read_head(next(iter(found.values())))
     return found
@@ -284,6 +280,8 @@ def images_in(path: Path, series: str | None = None) -> list[Path]:
         folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), place)
         found = listed(folder)
         if chosen or (not is_of_set(folder) and is_series(found)):
+            if left := [image for image in found if volumes.kind_of(image) != volumes.DICOM]:
+                host.notice(f"{place}: read as DICOM; {host.counted(len(left), 'other image')} there left out")
             return [_of_series(place, chosen or series)]
         if not is_of_set(folder):
             found = [image for image in found if not image.is_dir()]

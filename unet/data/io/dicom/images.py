@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from unet.data.io.dicom import segmentation, series, writing
@@ -84,6 +83,8 @@ def _made_head(path: Path, file: Path, stored: Triple, affine: Array | None) -> 
 
 
 def _codes(affine: Array | None) -> Any:
+    from nibabel.orientations import aff2axcodes
+
     return None if affine is None else aff2axcodes(affine)
 
 
