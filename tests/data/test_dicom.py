@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import struct
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,13 @@ def test_signs_bits_and_inverted_grey_values(tmp_path: Path) -> None:
 
     series(tmp_path / "a", change=as_signed)
     assert np.array_equal(volumes.read_image(volumes.read_head(tmp_path / "a"))[0], values().astype(np.float32) - 1000)
+
+    def high(header: Any, number: int) -> None:
+        header.BitsStored, header.HighBit, header.RescaleIntercept = 12, 14, 0
+        header.PixelData = (values()[number].astype("<u2") * 8 | 0x8001).tobytes()
+
+    series(tmp_path / "c", change=high)
+    assert np.array_equal(volumes.read_image(volumes.read_head(tmp_path / "c"))[0], values())
 
     def inverted(header: Any, number: int) -> None:
         header.PhotometricInterpretation, header.BitsStored, header.HighBit = "MONOCHROME1", 12, 11
@@ -419,6 +427,15 @@ def test_syntaxes_that_nothing_unpacks_are_named(tmp_path: Path, monkeypatch: py
     words = refused(tmp_path / "j", read=True)
     assert "JPEG 2000 Image Compression (Lossless Only), which no installed package unpacks" in words
     assert "pip install pylibjpeg" in words
+
+
+def test_warnings_and_logs_of_the_library_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """They hold values of headers."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        volumes.read_image(volumes.read_head(SHIPPED / "MR_small_padded.dcm"))
+    assert not shown
+    assert not caplog.records
 
 
 def test_dicom_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

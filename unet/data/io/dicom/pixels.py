@@ -17,6 +17,7 @@ from unet.data.io.dicom.planes import Plane
 from unet.errors import DataError
 
 Array = NDArray[Any]
+CORRECT = "correct_unused_bits"  # pydicom's option
 MUCH = 4  # times the pixels of a header that a compressed slice may say it has
 SURE = 2**28  # bytes that are taken without a look at the free memory
 EXTENDED = "1.2.840.10008.1.2.4.51"
@@ -103,12 +104,15 @@ def _values(path: Path, header: Any, plane: Plane) -> Array:
     with explained(path, f"its voxels ({syntax.name}) cannot be unpacked", hint):
         if syntax not in NATIVE:
             require_stated_size(path, header, plane)
-        array = np.asarray(pixels.pixel_array(header, index=plane.frame))
+        stored = int(header.get("BitsStored") or 0)
+        above = int(header.get("HighBit") or 0) - stored + 1  # 0 in all but old files; pydicom takes it for 0
+        moved = above > 0 and stored > 0 and syntax in NATIVE
+        array = np.asarray(pixels.pixel_array(header, index=plane.frame, **({CORRECT: False} if moved else {})))
         shape = (*plane.size, 3) if array.ndim == 3 else plane.size
         if array.shape != shape:
             raise DataError(f"{path}: its voxels are not those that its header tells of.", AGAIN)
-        if array.ndim == 2 and array.dtype.kind in "iu":
-            array = _used_bits(array, header)
+        if moved and array.dtype.kind in "iu":
+            array = _moved_bits(array, stored, above)
         if str(header.PhotometricInterpretation) == "PALETTE COLOR":
             return np.asarray(pixels.apply_color_lut(array, header)[..., :3], np.float32)
         if header.get("ModalityLUTSequence"):
@@ -153,12 +157,8 @@ def stated_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _used_bits(array: Array, header: Any) -> Array:
-    """Values without the bits that the header says are not theirs: overlays in old files."""
-    allocated = array.dtype.itemsize * 8
-    stored = int(header.get("BitsStored") or allocated)
-    high = int(header.get("HighBit", stored - 1))
-    if not 0 < stored < allocated or not stored - 1 <= high < allocated:
-        return array
+def _moved_bits(array: Array, stored: int, above: int) -> Array:
+    """Values whose `stored` bits begin `above` bits higher than usual."""
     array = array.astype(array.dtype.newbyteorder("="))
-    return (array << (allocated - 1 - high)) >> (allocated - stored)
+    spare = array.dtype.itemsize * 8 - stored - above
+    return (array << spare) >> (spare + above)
