@@ -19,7 +19,7 @@ Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
 APPLYING = ("evaluate", "predict", "sample")
-IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")
+IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 MANY = 2000  # names in a folder that are searched for a similar one
 
 
@@ -33,7 +33,9 @@ def require(command: str, resolved: Resolved) -> None:
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
     if command == "predict":
         for name in config.input.inputs:
-            faults += _there(name, Path(name), "", other=Path("data") / name)
+            place, mark, _ = name.rpartition("#")  # FOLDER#2: a series of a folder
+            known = Path(place if mark and not _kind(Path(name)) else name)
+            faults += _there(name, known, "", other=Path("data") / name)
     if faults:
         hints = list(dict.fromkeys(hint for _, hint in faults))
         raise UsageError("; ".join(dict.fromkeys(words for words, _ in faults)) + ".", " ".join(hints))

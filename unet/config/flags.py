@@ -326,15 +326,6 @@ class InputOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Prediction"""
-
-    output: str = option("predictions", "folder for the masks; for one image also a file", metavar="DIR", common=True)
-    overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
-    probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
-
-
-@dataclasses.dataclass(frozen=True)
 class SampleOptions:
     """Sampling"""
 

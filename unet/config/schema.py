@@ -25,7 +25,6 @@ from unet.config.flags import (
     InputOptions,
     LoggingOptions,
     MLPerfOptions,
-    PredictOptions,
     RunOptions,
     SampleOptions,
     SaveOptions,
@@ -41,6 +40,7 @@ from unet.config.flags_training import (
     LabelOptions,
     NetworkOptions,
     PlanOptions,
+    PredictOptions,
     ScoringOptions,
     TrainOptions,
 )

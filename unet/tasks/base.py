@@ -20,7 +20,7 @@ from unet.tasks.protocols import Compute, NoDevice, Predictor
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.cache.layout import Layout
     from unet.data.cases import Case

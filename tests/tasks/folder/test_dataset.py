@@ -63,6 +63,19 @@ def test_a_mask_comes_back_as_it_was(suffix: str, tmp_path: Path) -> None:
     assert volumes.mismatch(before, after) == []
 
 
+@pytest.mark.parametrize("orientation", ["IPL", "SPR", "LIP"])
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_mask_without_a_place_is_turned_as_its_image(suffix: str, orientation: str, tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    image_path = made.write(tmp_path / "i.nii.gz", image)
+    placed = made.write(tmp_path / "m.nii.gz", mask)
+    bare = made.write(tmp_path / f"m{suffix}", mask)
+    own = dataclasses.replace(OWN, orientation=orientation)
+    head = volumes.read_head(image_path)
+    one, other = (dataset.read_mask("c", path, head, own) for path in (placed, bare))
+    assert np.array_equal(one, other)
+
+
 def test_resampled_and_back_the_mask_is_nearly_the_same(tmp_path: Path) -> None:
     image, mask = made.volume(0, (40, 44, 30))
     files = made.write(tmp_path / "i.nii.gz", image), made.write(tmp_path / "m.nii.gz", mask)

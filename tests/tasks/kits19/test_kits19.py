@@ -140,6 +140,31 @@ def test_masks_lie_on_the_scans_grid_however_it_is_stored(volumes: Cli, cli: Cli
     assert chance.min() >= 0 and chance.max() <= 1
 
 
+def test_a_dicom_series_is_a_scan(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
+    """The same mask as of the same voxels in NIfTI, as DICOM-SEG and as NIfTI."""
+    pytest.importorskip("pydicom", "3", reason="the extra `dicom` is not installed")
+    highdicom = pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
+    from dicom_series import series
+
+    assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
+    scan = np.asarray(nibabel.load(scans / "case_00002/imaging.nii.gz").dataobj)  # type: ignore[attr-defined]
+    scan = np.clip(np.rint(scan), -1024, 3000)
+    affine = series(workplace / "ct", (scan + 1024).astype(np.uint16), spacing=(3.0, 1.5, 1.4))[:, [2, 1, 0, 3]]
+    image = nibabel.Nifti1Image(scan.transpose(2, 1, 0).astype(np.float32), affine)
+    nibabel.save(image, workplace / "same.nii.gz")
+    words = ("predict", "--task", "kits19", "--weights", "a.pt", "--device", "cpu", "--probabilities", "--overlay")
+    code, _, err = cli(*words, workplace / "ct", workplace / "same.nii.gz", "--format", "both")
+    assert code == 0, err
+    one, two = (nibabel.load(workplace / f"predictions/{name}.nii.gz") for name in ("ct", "same"))  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(one.dataobj), np.asarray(two.dataobj))  # type: ignore[attr-defined]
+    assert np.allclose(one.affine, affine, atol=1e-4)  # type: ignore[attr-defined]
+    found = highdicom.seg.segread(workplace / "predictions/ct.dcm")
+    assert [segment.SegmentLabel for segment in found.SegmentSequence] == ["kidney", "tumour"]
+    assert found.pixel_array.sum() == np.count_nonzero(np.asarray(two.dataobj))  # type: ignore[attr-defined]
+    assert (workplace / "predictions/ct_tumour.nii.gz").exists()
+    assert not (workplace / "predictions/same.dcm").exists()
+
+
 def test_averaging_a_network_with_itself_changes_nothing(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
     words = ("--task", "kits19", "--device", "cpu", scans / "case_00002")

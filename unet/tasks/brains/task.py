@@ -20,7 +20,7 @@ from unet.tasks.cached import CachedTask
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader

@@ -29,6 +29,8 @@ def raw(path: Path, task: Folder) -> checks.Report:
     """Every case of a set, its files read whole."""
     report = checks.Report()
     try:
+        if path.is_dir() and volumes.kind_of(path) == volumes.DICOM and not sets.has_layout(path):
+            return series(path)
         found = sets.find(path)
     except UnetError as error:
         report.errors.append(f"{error.message} {error.hint}")
@@ -61,7 +63,7 @@ def raw(path: Path, task: Folder) -> checks.Report:
         "channels": ", ".join(found.names.channels) or (seen[0]["channels"] if seen else "-"),
         "values of the masks": ", ".join(f"{value} in {count}" for value, count in sorted(values.items())) or "-",
         "smallest, largest": f"{times(min(sizes))}, {times(max(sizes))}" if sizes else "-",
-        "patients": len({case.group for case in found.cases.values() if case.group}) or "not named",
+        "patients": len(set(task.groups().values())) or "not named",
     }
     return report
 
@@ -89,6 +91,14 @@ def mismatches(found: sets.Set, settings: Settings, seen: Sequence[Mapping[str, 
     return faults
 
 
+def series(path: Path) -> checks.Report:
+    """A DICOM folder without masks: its series, each read whole."""
+    report = checks.Report()
+    lines, report.errors = volumes.dicom.check(path)
+    report.facts = {f"series {number}": words for number, _, words in (line.partition(": ") for line in lines)}
+    return report
+
+
 def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: int | None) -> dict[str, Any]:
     """One case: its faults, what was odd, its values, a digest of its image."""
     name, case = item[1]
@@ -114,7 +124,7 @@ def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: i
             result["faults"].append(f"{case.images[0]}: every value is {image.min():g}")
         dataset.require_mask(name, heads[0], case.mask, settings)
         assert case.mask is not None
-        mask = volumes.read_head(case.mask)
+        mask = volumes.read_head(case.mask, heads[0])
         labels = volumes.read_labels(mask)
         values, counts = (each.tolist() for each in np.unique(labels, return_counts=True))
         result["values"] = {value: n for value, n in zip(values, counts, strict=True) if value != ignore}

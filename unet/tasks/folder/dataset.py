@@ -104,8 +104,10 @@ def read_case(name: str, own: sets.Found, settings: Settings) -> tuple[Case, Une
     except UnetError as error:
         return case, error, []
     voxels = math.prod(heads[0].stored) * len(settings.channels)
+    every = tuple(file for path in (*case.images, *case.labels) for file in volumes.files_of(path))
     case = dataclasses.replace(
         case,
+        parts=() if every == (*case.images, *case.labels) else every,
         cost=cost_of(way.size, settings),
         spacing=way.spacing,
         memory=12 * voxels + 8 * len(settings.channels) * math.prod(way.size) + 200_000_000,
@@ -143,7 +145,7 @@ def require_mask(name: str, image: volumes.Head, mask: Path | None, settings: Se
     """Raise DataError for a mask that does not lie on the grid of its image, unless it shall be resampled."""
     if mask is None:
         raise DataError(f"{name}: has no mask.", "Complete the set, or move the image out of it.")
-    head = volumes.read_head(mask)
+    head = volumes.read_head(mask, image)
     words = volumes.mismatch(image, head)
     if words and not (settings.resample_masks and head.affine is not None and image.affine is not None):
         hint = GRIDS
@@ -230,13 +232,11 @@ def normalised(values: Array, channel: int, dtype: np.dtype[Any], settings: Sett
 
 def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) -> Array:
     """The classes of a mask (D, H, W) uint8, turned as its image. Raises DataError."""
-    head = volumes.read_head(path)
+    head = volumes.read_head(path, image)
     classes = labels_of(settings).classes_of(volumes.read_labels(head), path)
     codes = "" if settings.orientation in (None, "as-stored") else str(settings.orientation)
     if not volumes.mismatch(image, head):
-        if image.codes and head.codes:  # the same place, perhaps stored in another order
-            return head.turn(codes or "".join(image.codes[::-1])).apply(classes)
-        return (image if head.format == image.format else head).turn(codes).apply(classes)
+        return image.turn(codes).apply(volumes.labels_like(image, head, classes))
     require_mask(name, image, path, settings)
     return image.turn(codes).apply(on_grid_of(image, head, classes))
 

@@ -56,7 +56,7 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     for folder in (predictions, masks):
         require_folder(folder, hint)
     found: dict[Path, dict[str, list[Path]]] = {}
-    for folder in (predictions, masks):
+    for folder in dict.fromkeys((predictions, masks)):
         for path in sets.listed(folder):
             found.setdefault(folder, {}).setdefault(sets.case_of(path), []).append(path)
     ours, theirs = found.get(predictions, {}), found.get(masks, {})
@@ -161,15 +161,13 @@ def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[st
 
 
 def _score(pair: Pair, labels: Labels, tolerance: float) -> dict[str, float]:
-    head, other = volumes.read_head(pair.mask), volumes.read_head(pair.prediction)
+    head, other = volumes.read_heads(pair.mask, pair.prediction)
     if words := volumes.mismatch(head, other):
         raise DataError(f"{pair.name}: mask and prediction differ: {'; '.join(words)}.", "")
     target, prediction = (labels.classes_of(volumes.read_labels(each), each.path) for each in (head, other))
-    alike = head.codes is not None and other.codes is not None
-    codes = "".join(head.codes[::-1]) if head.codes and alike else ""
-    turn = head.turn(codes)
+    turn = head.turn("")
     found = scores.full_scores(
-        other.turn(codes).apply(prediction),
+        turn.apply(volumes.labels_like(head, other, prediction)),
         turn.apply(target),
         turn.sizes(head.spacing or (1.0, 1.0, 1.0)),
         labels.classes,

@@ -5,7 +5,7 @@
 <root>/images/NAME.png  masks/NAME.png                    pairs of the same name (also labels/, also with _0000 ...)
 TABLE.csv                                                 a row for each case: image columns, mask, patient, group
 
-No torch.
+An image may be a folder with a DICOM series in; in a table FOLDER#2 is the second series of one. No torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -79,9 +80,7 @@ def find(root: Path) -> Set:
         return from_table(root)
     require_folder(root, LAYOUTS)
     names = read_names(root / DATASET)
-    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
-    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
-    mask_folder = next((inside[name] for name in MASKS if name in inside), None)
+    image_folder, mask_folder = _folders(root)
     if image_folder is None or mask_folder is None:
         held = ", ".join(item.name for item in list(root.iterdir())[:5]) or "nothing"
         raise DataError(f"{root.absolute()}: holds {held}; images and masks are not told apart.", LAYOUTS)
@@ -95,9 +94,22 @@ def find(root: Path) -> Set:
     return Set(root, dict(sorted(found.items())), names)
 
 
+def _folders(root: Path) -> tuple[Path | None, Path | None]:
+    """The folders of images and of masks in a set."""
+    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
+    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
+    return image_folder, next((inside[name] for name in MASKS if name in inside), None)
+
+
+def has_layout(root: Path) -> bool:
+    """Whether a folder holds folders of images and of masks."""
+    return all(_folders(root))
+
+
 def listed(folder: Path, ending: str = "") -> list[Path]:
-    """The images of a folder by their names, sorted; with `ending` those that end so, where there are such."""
-    found = sorted(path for path in folder.iterdir() if volumes.is_image(path) and not path.is_dir())
+    """The images of a folder by their names, sorted; a folder with DICOM files in is one. With `ending` those that end
+    so, where there are such."""
+    found = sorted(path for path in folder.iterdir() if volumes.is_image(path))
     return [path for path in found if ending and path.name.lower().endswith(ending.lower())] or found
 
 
@@ -234,7 +246,7 @@ def from_table(path: Path) -> Set:
         own = [place(path.parent, row[name]) for name in images if (row[name] or "").strip()]
         target = place(path.parent, row[mask]) if (row[mask] or "").strip() else None
         name = (row[case] or "").strip() if case else CHANNEL.sub("", case_of(own[0])) if own else ""
-        missing = [item for item in (*own, *([target] if target else [])) if not item.is_file()]
+        missing = [item for item in (*own, *([target] if target else [])) if not volumes.is_there(item)]
         if len(own) != len(images) or target is None:
             faults.append(
                 f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
@@ -265,12 +277,22 @@ def place(folder: Path, text: str) -> Path:
     return path if path.is_absolute() else folder / path
 
 
-def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
-    """Images, folders of them and whole sets -> {case: its image, of several channels the first}. Raises DataError for
-    what is no image, and for two cases of one name."""
+def groups(cases: Mapping[str, Found]) -> dict[str, str]:
+    """{case: its group}: those of a table; else numbers for the patients of DICOM headers, who are not named. Where all
+    headers name the same patient they say nothing: files without names do so."""
+    if any(case.group for case in cases.values()):
+        return {name: case.group for name, case in cases.items() if case.group}
+    found = {name: patient for name, case in cases.items() if (patient := volumes.patient_of(case.images[0]))}
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(found.values()), 1)}
+    return {name: f"patient {numbers[patient]}" for name, patient in found.items()} if len(numbers) > 1 else {}
+
+
+def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, Path]:
+    """Images, folders of them and whole sets -> {case: its image, of several channels the first}; `series`: which one
+    of DICOM folders. Raises DataError for what is no image, and for two cases of one name."""
     found: dict[str, Path] = {}
     for path in paths:
-        for image in images_in(path):
+        for image in images_in(path, series):
             first = channel_files(image, channels)[0]
             name = CHANNEL_ZERO.sub("", case_of(first))
             if found.setdefault(name, first) != first:
@@ -278,6 +300,8 @@ def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
                     f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
+    if len(found) == 1:  # what is wrong with the only image is told before a network is loaded
+        volumes.read_head(next(iter(found.values())))
     return found
 
 
@@ -299,17 +323,44 @@ def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     return (image,) if missing else tuple(beside[name] for name in names)
 
 
-def images_in(path: Path) -> list[Path]:
-    """The images that a path names: itself, those of a folder, or of a set's folder of images."""
-    if path.is_dir():
-        inside = {item.name.lower(): item for item in path.iterdir() if item.is_dir()}
-        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), path)
+def images_in(path: Path, series: str | None = None) -> list[Path]:
+    """The images that a path names: itself, those of a folder, of a set's folder of images, or the series of a DICOM
+    folder (`series`: which one of several)."""
+    place, chosen = volumes.parted(path)
+    if place.is_dir():
+        place = Path(os.path.abspath(place)) if place.name in ("", "..") else place  # noqa: PTH100 (links keep their name)
+        inside = {item.name.lower(): item for item in place.iterdir() if item.is_dir()}
+        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), place)
         found = listed(folder)
+        if chosen or (not is_of_set(folder) and is_series(found)):
+            if left := [image for image in found if volumes.kind_of(image) != volumes.DICOM]:
+                host.notice(f"{place}: read as DICOM; {host.counted(len(left), 'other image')} there left out")
+            return [_of_series(place, chosen or series)]
+        if not is_of_set(folder):
+            found = [image for image in found if not image.is_dir()]
         if not found:
             raise DataError(f"{path}: holds no image of a known format.", f"Give images: {', '.join(volumes.FORMATS)}.")
-        return found
-    if not path.exists():
+        return [_of_series(image, series) if image.is_dir() else image for image in found]
+    if not place.exists():
         raise DataError(f"{path}: no such file or folder.", "Give images, or a folder of them.")
     if not volumes.is_image(path):
         raise DataError(f"{path}: is no format that is read here.", f"Give images: {', '.join(volumes.FORMATS)}.")
     return [path]
+
+
+def is_of_set(folder: Path) -> bool:
+    """Whether what lies in a folder are the cases of a set: nnU-Net's, or images with a folder of masks beside it."""
+    name = folder.name.lower()
+    beside = {item.name.lower() for item in folder.parent.iterdir() if item.is_dir()} if name in IMAGES else set()
+    return name in (*TESTS, IMAGES[0]) or bool(beside & set(MASKS))
+
+
+def is_series(found: Sequence[Path]) -> bool:
+    """Whether what lies in a folder are the files of DICOM series: such files themselves, or folders of them and
+    nothing else."""
+    dicom = [image for image in found if volumes.kind_of(image) == volumes.DICOM]
+    return bool(dicom) and (len(dicom) == len(found) or not all(image.is_dir() for image in dicom))
+
+
+def _of_series(folder: Path, series: str | None) -> Path:
+    return Path(f"{folder}#{series}") if series else folder

@@ -167,6 +167,9 @@ class Settings(TaskSettings):
         choices=("host", "device"),
         section="train",
     )
+    dicom: bool = option(
+        False, "make DICOM series with DICOM-SEG masks, in place of NIfTI files", section="synthetic", common=True
+    )
     show_pipeline: bool = option(
         False,
         "before training write what is done to patches into the run's folder, pipeline_test",
@@ -257,7 +260,7 @@ class Settings(TaskSettings):
         return math.prod(self.patch) if self.patch else 0
 
     def synthetic_cache(self, config: Config) -> str:
-        return f"{config.synthetic.side}_{config.synthetic.slices}"
+        return f"{config.synthetic.side}_{config.synthetic.slices}{'_dicom' if self.dicom else ''}"
 
 
 def _world(code: str) -> int:

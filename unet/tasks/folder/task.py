@@ -26,7 +26,7 @@ from unet.tasks.segmentation import SegmentationTask
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.checks import Report
     from unet.data.io.outputs import Output
@@ -103,7 +103,7 @@ class Folder(SegmentationTask):
         if not names:
             require_distinct(seen.shares(), found.root)
         labels = from_values(list(seen.values()), names, ignore, found.root)
-        given = typed.get("channels") or found.names.channels
+        given = typed.get("channels") or found.names.channels or seen.modalities
         channels = given if len(given) == seen.channels else tuple(f"channel {n}" for n in range(seen.channels))
         return plan.decide(seen, labels, channels, self.settings.size, typed)
 
@@ -194,9 +194,9 @@ class Folder(SegmentationTask):
         return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
 
     def groups(self) -> dict[str, str]:
-        """{case: its patient}, where the set's table has them; cases of one patient stay together."""
+        """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
         with contextlib.suppress(UnetError):
-            return {name: case.group for name, case in self.found.cases.items() if case.group}
+            return sets.groups(self.found.cases)
         return {}
 
     def train_loader(
@@ -333,14 +333,16 @@ class Folder(SegmentationTask):
         return figure.slices(arrays["image"], arrays["target"], arrays["prediction"])
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
-        found = sets.inputs(paths, len(self.settings.channels))
+        found = sets.inputs(paths, len(self.settings.channels), self.config.predict.series)
         return {Path(name): [image] for name, image in found.items()}
 
     def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
-        return list(sets.channel_files(image, len(self.settings.channels)))
+        channels = sets.channel_files(image, len(self.settings.channels))
+        return [file for path in channels for file in volumes.files_of(path)]
 
     def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
-        found = {"mask": output_prefix.with_name(f"{output_prefix.name}{volumes.output_suffix(image)}")}
+        endings = volumes.output_suffixes(image, options.format)
+        found = {name: output_prefix.with_name(f"{output_prefix.name}{ending}") for name, ending in endings.items()}
         if options.overlay:
             found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
         return found
@@ -362,13 +364,15 @@ class Folder(SegmentationTask):
             if options.overlay:
                 shown = dataset.on_grid(way.turn.apply(classes), way)
                 yield Output(first, "overlay", figure.overlay(image, shown, len(self.settings.classes)), "png")
-            yield Output(first, "mask", self.labels.values_of(classes), "like", names=names)
+            for name in reversed(volumes.output_suffixes(first, options.format)):
+                yield Output(first, name, self.labels.values_of(classes), "like", names=names)
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.folder import synthetic
 
         made = self.config.synthetic
-        synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
+        sizes = made.patients, made.slices, made.side, max(seed, 0)
+        synthetic.write_set(path, *sizes, overwrite, self.settings.dicom)
 
     def check_raw(self, path: Path) -> Report:
         from unet.tasks.folder import check

@@ -13,6 +13,7 @@ from unet.config.schema import resolve_path
 from unet.config.task_settings import unet_widths
 from unet.data import checks, splits
 from unet.data.cases import Case
+from unet.data.io import volumes
 from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
@@ -25,7 +26,7 @@ from unet.tasks.segmentation import SegmentationTask
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
@@ -279,10 +280,17 @@ class KiTS19(SegmentationTask):
         return figure.slices(arrays)
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
-        return {Path(name): [image] for name, image in dataset.inputs(paths).items()}
+        found, others = volumes.dicom_inputs(paths, self.config.predict.series)
+        found |= dataset.inputs(others) if others else {}
+        return {Path(name): [image] for name, image in found.items()}
+
+    def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
+        return volumes.files_of(image)
 
     def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
-        found = {"mask": output_prefix.with_name(f"{output_prefix.name}.nii.gz")}
+        dicom = volumes.kind_of(image) == volumes.DICOM
+        endings = volumes.output_suffixes(image, options.format) if dicom else {"mask": ".nii.gz"}
+        found = {name: output_prefix.with_name(f"{output_prefix.name}{ending}") for name, ending in endings.items()}
         if options.overlay:
             found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
         if options.probabilities:
@@ -315,7 +323,10 @@ class KiTS19(SegmentationTask):
             if options.overlay:
                 labels = label_maps.label_map(logits, self.compute.chunk).numpy()[geometry.inner]
                 yield Output(image, "overlay", figure.overlay(volume[0][geometry.inner], labels), "png")
-            yield Output(image, "mask", mask, "nifti")
+            names = {f"class_{value}": name for value, name in enumerate(("background", *NAMES))}
+            also = [name for name in self.output_files(image, Path("mask"), options) if name == "nifti"]
+            for name in (*also, "mask"):
+                yield Output(image, name, mask, "nifti", names=names)
 
     def check_raw(self, path: Path) -> checks.Report:
         return check.raw(path, self.split, self.checksum_list(), self.settings.label_geometry)
