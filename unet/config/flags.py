@@ -329,7 +329,7 @@ class InputOptions:
 class PredictOptions:
     """Prediction"""
 
-    output: str = option("predictions", "folder for the masks; for one image also a file", metavar="DIR", common=True)
+    output: str = option("predictions", "folder for masks; one image, export: a file", metavar="DIR", common=True)
     overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
     probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
 

@@ -17,7 +17,7 @@ from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import jsonable, read_json, require_regular, schema_error
-from unet.weight_files import pickles, safetensors_header
+from unet.weight_files import exported, pickles, safetensors_header
 
 SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
 
@@ -218,14 +218,21 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
     for name in names:
         path = weights_to_read(name)
         try:
-            ours = safetensors_header.kind(path) == "safetensors"
-            facts = safetensors_header.read(path).facts if ours else pickles.structure(path)
+            facts = facts_of(path)
         except (UnetError, pickles.UnsafePickle):
             continue
         has_format = isinstance(facts, dict) and isinstance(facts.get("format"), str)
         if has_format and (task := known_task(facts, path, known)):
             return task, f"weights {path.name}"
     return None
+
+
+def facts_of(path: Path) -> Any:
+    """The metadata of weights of any kind; of a torch file its content, without the tensors' values."""
+    kind = safetensors_header.kind(path)
+    if kind in exported.KINDS:
+        return exported.read(path)
+    return safetensors_header.read(path).facts if kind == "safetensors" else pickles.structure(path)
 
 
 def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> str | None:

@@ -34,6 +34,7 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
+from unet.config.flags_export import ExportOptions
 from unet.config.flags_power import SHORTEST, PowerOptions
 from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
 from unet.config.flags_training import (
@@ -83,6 +84,7 @@ class Config:
     output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
     power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
     report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    export: ExportOptions = dataclasses.field(default_factory=ExportOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 

@@ -347,6 +347,23 @@ class Task:
 
     # Where the task has them.
 
+    def deployment(self) -> dict[str, Any]:
+        """What another program must know to run the exported network on images, as JSON: `tasks.segmentation` has the
+        entries. Raises UsageError where networks of the task are not exported."""
+        raise UsageError(
+            f"Networks of task {self.name} are not written as ONNX or OpenVINO: they are more than a function of an"
+            " image.",
+            "Type --to safetensors: the weights alone, under their own names.",
+        )
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        """What the reference program of the task loads with torch.load, its key names included; with `published` that
+        of the published network. Raises UnetError."""
+        raise UsageError(
+            f"The task {self.name} has no other program that reads torch weights of its network.",
+            "Type --to safetensors: the weights alone, under their own names.",
+        )
+
     def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:
         """`count` samples of a generative network and pictures of them; the noise of each latent is scaled by
         `temperature`. Sample n depends on the seed and n alone."""

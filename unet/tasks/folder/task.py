@@ -17,7 +17,7 @@ from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
-from unet.tasks.folder import dataset, figure, plan, scoring, sets
+from unet.tasks.folder import dataset, deployment, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
 from unet.tasks.folder.settings import FROM_DATA
@@ -378,6 +378,10 @@ class Folder(SegmentationTask):
 
         made = self.config.synthetic
         synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
+
+    reference_checkpoint = deployment.reference_checkpoint
+    convert_checkpoint = deployment.converted
+    deployment = deployment.described
 
     def check_raw(self, path: Path) -> Report:
         from unet.tasks.folder import check

@@ -16,7 +16,7 @@ from unet.data.cases import Case
 from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
-from unet.tasks.kits19 import check, dataset, figure
+from unet.tasks.kits19 import check, dataset, deployment, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
 from unet.tasks.kits19.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
@@ -323,6 +323,16 @@ class KiTS19(SegmentationTask):
         bare = convert.strip_prefixes(state)
         own = convert.from_mlperf(bare) if convert.is_mlperf(bare) else bare
         return UNet(convert.shape_of(own, self.name, activation=self.settings.activation, down="stride")), own
+
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, PAD_VALUE)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        """As MLPerf's U-Net3D saves and loads it."""
+        from unet.models.convert import to_mlperf
+
+        theirs = to_mlperf(state)
+        return {"epoch": 0, "best_model_state_dict": theirs, "last_model_state_dict": theirs}
 
     def checksum_list(self) -> Path | None:
         listed = self.config.check.checksums
