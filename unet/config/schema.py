@@ -34,9 +34,15 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.config.flags_export import ExportOptions
 from unet.config.flags_power import SHORTEST, PowerOptions
-from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
+from unet.config.flags_reports import (
+    ExportOptions,
+    ListOptions,
+    MeasureOptions,
+    OutputOptions,
+    ReportOptions,
+    RunsOptions,
+)
 from unet.config.flags_training import (
     EvalOptions,
     LabelOptions,

@@ -71,7 +71,7 @@ class Both(nn.Module):
     def __init__(self, ours: nn.Module, other: nn.Module, now: Callable[[], float]) -> None:
         super().__init__()
         self.ours, self.other, self.now = ours, other, now
-        self.limit = self.passes = self.voxels = self.unlike = 0
+        self.limit = self.passes = self.voxels = self.mismatch = 0
         self.difference = self.largest = 0.0
         self.ratios: list[float] = []
         self.sizes: set[int] = set()
@@ -88,7 +88,7 @@ class Both(nn.Module):
         self.largest = max(self.largest, ours.abs().max().item())
         labels = [each.argmax(1) if each.shape[1] > 1 else each > 0 for each in (ours, there)]
         self.voxels += labels[0].numel()
-        self.unlike += int((labels[0] != labels[1]).sum())
+        self.mismatch += int((labels[0] != labels[1]).sum())
         return ours
 
     def timed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,5 +113,5 @@ class Both(nn.Module):
         while len(self.ratios) < TIMED:
             self.timed(self.last)
         low, middle, high = statistics.quantiles(self.ratios, n=4)
-        share = self.unlike / self.voxels
+        share = self.mismatch / self.voxels
         return Comparison(self.passes, self.voxels, self.difference, self.largest, share, middle, (low, high))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet.errors import CheckpointError
 from unet.models.planned_shape import PlannedShape, Stage, Triple
@@ -202,7 +202,7 @@ _NNUNET_TWICE = re.compile(r"^decoder\.encoder\.|\.all_modules\.")  # second nam
 
 def is_nnunet(state: Mapping[str, Any]) -> bool:
     """Whether the keys are those of nnU-Net's PlainConvUNet or ResidualEncoderUNet."""
-    return any(key.startswith("decoder.seg_layers.") for key in state)
+    return any("decoder.seg_layers." in key for key in state)
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,6 +212,14 @@ def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     heads = sum(1 for key in state if re.match(r"^decoder\.seg_layers\.\d+\.weight$", key))
     names = {key: _own_of_nnunet(key, heads) for key in state if not _NNUNET_TWICE.search(key)}
     return {own: state[key] for key, own in names.items() if own is not None}
+
+
+def planned_network(state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network of nnU-Net's weights, and the weights under its keys. Raises CheckpointError."""
+    from unet.models.planned_unet import PlannedUNet
+
+    own = from_nnunet(strip_prefixes(state))
+    return PlannedUNet(planned_shape_of(own)), own
 
 
 def _own_of_nnunet(key: str, heads: int) -> str | None:

@@ -17,7 +17,7 @@ from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
-from unet.tasks.folder import dataset, deployment, figure, plan, scoring, sets
+from unet.tasks.folder import check, dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
 from unet.tasks.folder.settings import FROM_DATA
@@ -257,9 +257,6 @@ class Folder(SegmentationTask):
         levels = outputs if isinstance(outputs, tuple) else (outputs,)
         return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
 
-    def is_diverged(self, score: float) -> bool:
-        return False
-
     # Scoring and prediction.
 
     def slabs(self, image: Any, predictor: Predictor) -> Iterator[Any]:
@@ -379,19 +376,24 @@ class Folder(SegmentationTask):
         made = self.config.synthetic
         synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
 
-    reference_checkpoint = deployment.reference_checkpoint
-    convert_checkpoint = deployment.converted
-    deployment = deployment.described
-
     def check_raw(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.raw(path, self)
 
     def check_cache(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.cached(path)
+
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import convert
+
+        return convert.planned_network(state) if convert.is_nnunet(state) else super().convert_checkpoint(state)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        from unet.models.convert import to_nnunet
+
+        return {"network_weights": to_nnunet(state)}  # what nnU-Net takes as pretrained weights
+
+    def deployment(self) -> dict[str, Any]:
+        return self.settings.deployment()
 
 
 TASK = Folder
