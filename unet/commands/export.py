@@ -155,6 +155,8 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
         return [path], {"text": f", weights under the names of the {kind} network"}
     from unet.export import compare, network, onnx_file, openvino_file
 
+    for name in ("onnx", "onnxscript", "onnxruntime" if kind == "onnx" else "openvino"):
+        onnx_file.library(name, f"{exported.KINDS[kind]} files are written and compared")
     about, shape = metadata(source), context.task.eval_input_shape()
     model = path if kind == "onnx" else path.with_suffix(".onnx")
     made = onnx_file.write(model, onnx_file.textbook(source.network), shape, context.config.export.opset)

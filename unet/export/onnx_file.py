@@ -37,7 +37,6 @@ def write(path: Path, network: nn.Module, shape: tuple[int, ...], opset: int) ->
     """Write a textbook network for inputs (any number, *shape[1:]). Gives the files: one, and where the weights exceed
     2 GB one more that holds them. Raises UnetError where a package is missing or torch cannot export the network."""
     onnx = library("onnx", "ONNX files are written")
-    library("onnxscript", "ONNX files are written")
     large = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     large = large > onnx_header.LARGEST - ROOM
     with quiet():
