@@ -71,7 +71,7 @@ def test_an_exported_file_predicts_and_scores_as_its_weights(here: Path, cli: Cl
 
 def test_the_metadata_tell_how_to_run_it(made: Path) -> None:
     found = exported.read(made / "a.onnx")
-    assert {name: value for name, value in exported.read(made / "a.xml").items() if name != "bin"} == found
+    assert {name: value for name, value in exported.read(made / "a.xml").items() if name != "tensors"} == found
     assert json.loads({item.key: item.value for item in onnx.load(made / "a.onnx").metadata_props}["unet"]) == found
     assert found["format"] == "unet export 1"
     assert found["task"] == "lgg"
@@ -210,6 +210,10 @@ BAD = {
     "other settings": (
         lambda path: rewritten(path, lambda found: found["settings"].update(image_size="../x")),
         "not valid",
+    ),
+    "other sides": (
+        lambda path: rewritten(path, lambda found: found["input"].update(shape=["batch", 3, 16, 16])),
+        "its metadata tell of",
     ),
     "unknown task": (lambda path: rewritten(path, lambda found: found.update(task="nothing")), "does not exist here"),
     "another program's": (foreign, "without this program's metadata"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch
 from export import weights
 from torch import Tensor, nn
 
+from unet.errors import DamagedError
 from unet.export import onnx_file, openvino_file
 from unet.kernels import select
-from unet.weight_files import onnx_header
+from unet.weight_files import exported, onnx_header
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -40,17 +43,14 @@ def test_the_runtimes_give_what_torch_gives(name: str, tmp_path: Path) -> None:
     network, shape = weights.network_of(task), task.eval_input_shape()
     path = tmp_path / "a.onnx"
     assert onnx_file.write(path, onnx_file.textbook(network), shape, 20) == [path]
-    onnx_file.finish(path, '{"a": 1}')
+    onnx_file.finish([path], {"a": 1})
     xml = tmp_path / "a.xml"
     openvino_file.write(xml, path, {"a": 1}, half=False)
 
     model = onnx.load(path)
     operators = {node.op_type for node in model.graph.node}
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
-    assert not operators - {
-        *("Conv", "ConvTranspose", "InstanceNormalization", "Relu", "LeakyRelu", "MaxPool", "AveragePool"),
-        *("Concat", "Add", "Slice", "Squeeze", "Unsqueeze"),
-    }
+    assert not operators & {"ScatterND", "Loop", "If", "Einsum"}  # what changes in place and faster layers become
     for text in (path.read_bytes(), xml.read_bytes()):  # nothing of this machine
         assert str(Path(onnx_file.__file__).parents[2]).encode() not in text
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -77,14 +77,21 @@ def test_a_network_with_faster_layers_is_not_changed_by_its_textbook_form(tmp_pa
 
 def test_weights_of_more_than_2_gb_are_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lower limit, since this takes minutes otherwise; a file outside of the folder is not followed."""
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        pytest.skip("the exporter of this torch writes one file")
     monkeypatch.setattr(onnx_header, "LARGEST", onnx_file.ROOM + 1000)
     path = tmp_path / "a.onnx"
     network = nn.Sequential(nn.Conv2d(1, 64, 3), nn.Conv2d(64, 2, 3)).eval()
     made = onnx_file.write(path, network, (1, 1, 8, 8), 20)
-    onnx_file.finish(path, "{}")
+    onnx_file.finish(made, {})
     assert [item.name for item in made] == ["a.onnx", "a.onnx.data"]
     assert made[1].stat().st_size > 4000
-    onnx_header.verify(path)
+    assert onnx_header.verify(path) == made[1:]
+    told = json.loads(onnx_header.read(path)["unet"])
+    made[1].write_bytes(made[1].read_bytes()[:-4] + b"1234")
+    with pytest.raises(DamagedError, match="not the weights of"):
+        exported.verify(path, told)
+    onnx_file.finish(onnx_file.write(path, network, (1, 1, 8, 8), 20), {})
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""The files with plain onnxruntime and plain openvino, outside of the program: a reader follows the metadata alone, with
-windows of its own, and gets the masks that `predict` writes. The page's own example is run too."""
+"""The files with plain onnxruntime and plain openvino, outside of the program: a reader follows the metadata alone,
+with windows of its own, and gets the masks that `predict` writes. The page's own example is run too."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -60,6 +59,8 @@ def run(resolved: Resolved, command: str) -> int:
     targets = targets_of(resolved, paths[0])
     resolved = dataclasses.replace(resolved, config=resolved.config.replace(precision="fp32"))
     context = setup.assemble(resolved.config, resolved.sources)
+    if context.group.world > 1:
+        raise UsageError(f"export runs in one process, not in {context.group.world}.", "Type it without the launcher.")
     setup.read_weights(paths[0])  # refuses exported files
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     context = context.with_config(resolved.config)
@@ -161,7 +162,7 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
     model = path if kind == "onnx" else path.with_suffix(".onnx")
     made = onnx_file.write(model, onnx_file.textbook(source.network), shape, context.config.export.opset)
     if kind == "onnx":
-        onnx_file.finish(path, json.dumps(about, allow_nan=False))
+        onnx_file.finish(made, about)
     else:
         made = openvino_file.write(path, model, about, context.config.export.half)
     import torch

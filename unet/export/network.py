@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unet.errors import UsageError
+from unet.errors import CheckpointError, UsageError
 from unet.export import onnx_file, openvino_file
+from unet.export.onnx_file import Session
 from unet.weight_files import exported, safetensors_header
 
 
@@ -20,9 +21,9 @@ class ExportedNetwork(nn.Module):
     `where`: runtime and processor, in words.
     """
 
-    def __init__(self, path: Path, sides: tuple[int, ...], run: Callable[[Any], Any], where: str) -> None:
+    def __init__(self, path: Path, sides: tuple[int, ...], session: Session) -> None:
         super().__init__()
-        self.path, self.sides, self.run, self.where = path, sides, run, where
+        self.path, self.sides, self.session, self.where = path, sides, session, session.where
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != self.sides:
@@ -32,7 +33,17 @@ class ExportedNetwork(nn.Module):
                 "Leave out the flags of the input's size, or export the weights with that size.",
             )
         array = images.detach().float().cpu().contiguous().numpy()
-        return torch.from_numpy(self.run(array)).to(images.device)
+        try:
+            output = self.session.run(array)
+        except MemoryError:
+            raise
+        except Exception as error:  # of onnxruntime's and OpenVINO's own kinds
+            said = next((line for line in str(error).splitlines() if line.strip()), "")[:160]
+            raise CheckpointError(
+                f"{self.path.absolute()}: {self.where} failed on a batch of {len(images)}: {said}",
+                "Type a smaller --eval-batch-size, or export the weights again.",
+            ) from error
+        return torch.from_numpy(output).to(images.device)
 
 
 def words(sides: Any) -> str:
@@ -43,8 +54,12 @@ def load(path: Path, facts: Mapping[str, Any], threads: int, provider: str = "")
     """The network of an ONNX or OpenVINO file with these metadata, after every byte was checked. `threads`: of a pass
     on the host; `provider`: onnxruntime's for the device. Raises UnetError."""
     exported.verify(path, facts)
-    if safetensors_header.kind(path) == "onnx":
-        run, where = onnx_file.session(path, threads, provider)
-    else:
-        run, where = openvino_file.session(path, threads)
-    return ExportedNetwork(path, tuple(facts["input"]["shape"][1:]), run, where)
+    onnx = safetensors_header.kind(path) == "onnx"
+    session = onnx_file.session(path, threads, provider) if onnx else openvino_file.session(path, threads)
+    told = [(facts[end]["name"], tuple(facts[end]["shape"][1:])) for end in ("input", "output")]
+    if session.ends != told:
+        raise CheckpointError(
+            f"{path.absolute()}: its metadata tell of {told[0]} and {told[1]}, the network has {session.ends}.",
+            "Export the weights again: python -m unet export --weights FILE",
+        )
+    return ExportedNetwork(path, told[0][1], session)

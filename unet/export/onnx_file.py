@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,14 @@ def write(path: Path, network: nn.Module, shape: tuple[int, ...], opset: int) ->
 def _export(path: Path, network: nn.Module, example: Tensor, opset: int, large: bool) -> None:
     """The one place that knows torch's exporters: the one on torch.export from 2.5 on, before it the older one."""
     names: dict[str, Any] = {"input_names": [IMAGE], "output_names": [LOGITS], "opset_version": opset}
-    if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
+    known = inspect.signature(torch.onnx.export).parameters
+    if "dynamic_shapes" not in known:
         axes = {IMAGE: {0: BATCH}, LOGITS: {0: BATCH}}
+        names |= {"dynamo": False} if "dynamo" in known else {}
+        if large:
+            raise UnetError(
+                f"torch {torch.__version__} writes no ONNX of more than 2 GB in two files.", "Use torch 2.5 or later."
+            )
         torch.onnx.export(network, (example,), str(path), dynamic_axes=axes, **names)
         return
     sides = ({0: torch.export.Dim(BATCH, min=1)},)
@@ -81,8 +88,11 @@ def anonymous(model: Any) -> None:
             del item.metadata_props[:]
 
 
-def finish(path: Path, text: str) -> None:
-    """Add the metadata, and check the file. Raises UnetError."""
+def finish(made: Sequence[Path], about: Mapping[str, Any]) -> None:
+    """Add the metadata to the first of the files, and check it. Raises UnetError."""
+    path, *others = made
+    known = {"tensors": files.digest_files(*others)} if others else {}
+    text = json.dumps({**about, **known}, allow_nan=False)
     files.write_bytes(path, onnx_header.appended(path.read_bytes(), text))
     onnx = library("onnx", "ONNX files are checked")
     try:
@@ -118,9 +128,18 @@ def library(name: str, what: str) -> Any:
         raise UnetError(f"{what} with the package {name}, which is not installed.", INSTALL) from error
 
 
-def session(path: Path, threads: int, provider: str) -> tuple[Callable[[Any], Any], str]:
-    """(what runs a batch, the words for where it runs). `provider`: onnxruntime's for the device, where it has one; the
-    CPU's otherwise. Raises UnetError."""
+class Session(NamedTuple):
+    """A network in a runtime: what runs a batch, where that is in words, (name, sides without the batch) of its inputs
+    and outputs."""
+
+    run: Callable[[Any], Any]
+    where: str
+    ends: list[tuple[str, tuple[Any, ...]]]
+
+
+def session(path: Path, threads: int, provider: str) -> Session:
+    """The file ready to be run. `provider`: onnxruntime's for the device, where it has one; the CPU's otherwise. Raises
+    UnetError."""
     runtime = library("onnxruntime", f"{path.name}: ONNX files are run")
     chosen = [provider] if provider and provider in runtime.get_available_providers() else []
     options = runtime.SessionOptions()
@@ -140,4 +159,5 @@ def session(path: Path, threads: int, provider: str) -> tuple[Callable[[Any], An
         return made.run([LOGITS], {IMAGE: images})[0]
 
     where = made.get_providers()[0].removesuffix("ExecutionProvider")
-    return run, f"onnxruntime {runtime.__version__}, {where}"
+    ends = [(end.name, tuple(end.shape[1:])) for end in (*made.get_inputs(), *made.get_outputs())]
+    return Session(run, f"onnxruntime {runtime.__version__}, {where}", ends)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unet import files
 from unet.errors import CheckpointError
-from unet.export.onnx_file import library
+from unet.export.onnx_file import Session, library
 from unet.weight_files import openvino_header
 
 WHAT = "OpenVINO models are written and run"
@@ -22,15 +22,15 @@ def write(path: Path, onnx_path: Path, about: Mapping[str, Any], half: bool) -> 
     weights = openvino_header.weights_of(path)
     for _ in range(2):  # the metadata hold a digest of the weights, which the first writing makes
         model = openvino.Core().read_model(str(onnx_path))
-        known = {"bin": files.digest_files(weights)} if weights.exists() else {}
+        known = {"tensors": files.digest_files(weights)} if weights.exists() else {}
         model.set_rt_info(json.dumps({**about, **known}, allow_nan=False), list(openvino_header.PLACE))
         openvino.save_model(model, str(path), compress_to_fp16=half)
         del model
     return [path, weights]
 
 
-def session(path: Path, threads: int) -> tuple[Callable[[Any], Any], str]:
-    """(what runs a batch, the words for where it runs), on the CPU in fp32. Raises UnetError."""
+def session(path: Path, threads: int) -> Session:
+    """The model ready to be run, on the CPU in fp32. Raises UnetError."""
     openvino = library("openvino", f"{path.name}: {WHAT}")
     how = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     how |= {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}  # other processes may have the first cores
@@ -58,7 +58,8 @@ def session(path: Path, threads: int) -> tuple[Callable[[Any], Any], str]:
         return request.get_output_tensor(0).data.copy()
 
     made[1] = compiled(1)
-    return run, f"OpenVINO {version(openvino)}, CPU"
+    ends = [(end.any_name, tuple(end.shape)[1:]) for end in (*made[1].model_inputs, *made[1].model_outputs)]
+    return Session(run, f"OpenVINO {version(openvino)}, CPU", ends)
 
 
 def version(openvino: Any) -> str:

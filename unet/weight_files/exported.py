@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unet.errors import CheckpointError
-from unet.files import schema_error
+from unet.files import digest_files, schema_error
 from unet.weight_files import onnx_header, openvino_header, safetensors_header
 
 FORMAT = "unet export 1"
 KINDS = {"onnx": "ONNX", "openvino": "OpenVINO"}  # what `safetensors_header.kind` says -> as it is written
 TENSOR = {"name": str, "shape": [(int, str)]}
+# `tensors`: a digest of the file beside it that holds the weights, where there is one
 METADATA = {
     "format": str,
     "unet": str,
@@ -28,7 +30,7 @@ METADATA = {
     "score?": (float, None),
     "training?": [str],
     "validation?": [str],
-    "bin?": str,
+    "tensors?": str,
 }
 
 
@@ -67,7 +69,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def verify(path: Path, facts: Mapping[str, Any]) -> None:
     """Raise DamagedError unless the file, and that of its weights, are as they were written."""
-    if safetensors_header.kind(path) == "onnx":
-        onnx_header.verify(path)
-    else:
-        openvino_header.verify(path, facts.get("bin", ""))
+    openvino = safetensors_header.kind(path) == "openvino"
+    others = [openvino_header.weights_of(path)] if openvino else onnx_header.verify(path)
+    for other in others:
+        if not os.path.lexists(other):
+            raise safetensors_header.damaged(path, f"its weights {other.name} do not lie beside it")
+    if others and digest_files(*others) != facts.get("tensors"):
+        raise safetensors_header.damaged(
+            others[0], f"not the weights of {path.name}, or damaged (another digest than when it was written)"
+        )

@@ -50,9 +50,9 @@ def read(path: Path) -> dict[str, str]:
         return dict(map(entry, (field.content for field in _parts(path, content) if field.number == METADATA)))
 
 
-def verify(path: Path) -> None:
-    """Raise DamagedError unless every byte is as this program wrote it, and CheckpointError where the file names
-    another file that does not lie beside it."""
+def verify(path: Path) -> list[Path]:
+    """The files that hold tensors of this one, all beside it. Raises DamagedError unless every byte of this one is as
+    this program wrote it, CheckpointError where a file that it names does not lie beside it."""
     with opened(path) as content:
         last = _parts(path, content)[-1]
         name, told = entry(last.content) if last.number == METADATA else ("", "")
@@ -61,8 +61,10 @@ def verify(path: Path) -> None:
         now = hashlib.blake2b(content[: last.start], digest_size=16).hexdigest()
         if now != told:
             raise damaged(path, f"damaged (digest {now[:8]}, {told[:8]} when it was written)")
-        for name in sorted(_external(path, content)):
-            require_beside(path, name)
+        names = sorted(_external(path, content))
+    for name in names:
+        require_beside(path, name)
+    return [path.parent / name for name in names]
 
 
 def require_beside(path: Path, name: str) -> None:

@@ -3,12 +3,11 @@ beside it the weights, a .bin file of the same name. Read without OpenVINO."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from unet.files import digest_files, explain, require_regular
+from unet.files import explain, require_regular
 from unet.weight_files.safetensors_header import damaged
 
 PLACE = ("unet", "metadata")  # within rt_info
@@ -39,12 +38,3 @@ def read(path: Path) -> str:
 def weights_of(path: Path) -> Path:
     """The file of the weights."""
     return path.with_suffix(".bin")
-
-
-def verify(path: Path, told: str) -> None:
-    """Raise DamagedError unless the weights beside a model are there and have this digest."""
-    weights = weights_of(path)
-    if not os.path.lexists(weights):
-        raise damaged(path, f"its weights {weights.name} do not lie beside it")
-    if digest_files(weights) != told:
-        raise damaged(weights, f"not the weights of {path.name}, or damaged (another digest than when it was written)")
