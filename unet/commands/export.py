@@ -262,7 +262,7 @@ def compared(source: Source, both: nn.Module) -> str:
     found = [images[0].parent.name if len(images) > 1 else images[0].name for images in cases]
     names = ", ".join(found[:CASES]) + (" ..." if len(found) > CASES else "")
     given = host.counted(len(cases), context.task.input_noun)
-    return f"{given} ({names}), {both.passes} passes of the network"
+    return f"{given} ({names}), passes of the network: {both.passes}"
 
 
 def cases_of(context: setup.Context) -> list[list[Path]]:
