@@ -16,7 +16,7 @@ from conftest import error_of, stored
 from export import weights
 
 from unet.commands import export
-from unet.export import compare
+from unet.export import compare, onnx_file
 from unet.weight_files import exported, onnx_header, openvino_header
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
@@ -271,6 +271,15 @@ def test_a_runtime_that_is_not_installed_is_named(
         cli("export", "--weights", "a.safetensors", "--to", to, "--output", f"b.{name[2:]}", *DEVICE)
     )
     assert not list(Path().glob("b.*"))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_onnxruntime_has_as_many_threads_as_asked(threads: int, made: Path) -> None:
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    session = onnx_file.session(made / "a.onnx", threads, "")
+    session.run(torch.zeros(2, 3, 32, 32).numpy())
+    assert len(list(tasks.iterdir())) - before == threads - 1  # the calling one works too
 
 
 def test_another_size_than_that_of_the_file_is_refused(here: Path, cli: Cli, phantoms: Path) -> None:
