@@ -24,7 +24,7 @@ IN_ORDER = {
     "em": ("docs/em.md",),
     "brains": ("docs/brains.md",),
     "kits19": ("docs/kits19.md",),
-    "folder": ("docs/own-data.md", "docs/dicom.md"),
+    "folder": ("docs/own-data.md", "docs/export.md", "docs/dicom.md"),
 }
 # Pages with a test of their own: in `test_readme.py`, `tests/tasks` and `tests/devices`.
 BY_THEMSELVES = ("docs/mlperf.md", "docs/new-task.md", "docs/new-device.md")

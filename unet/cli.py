@@ -61,6 +61,12 @@ COMMANDS = {
         "--weights NAME.safetensors --count 8 --temperature 0.8",
         ("sample", "predict", "general", *APPLYING),
     ),
+    "export": Command(
+        "write trained weights as ONNX, OpenVINO, safetensors or under other programs' names, compared with torch",
+        "--weights first-run.safetensors --to onnx",
+        ("input", "export", "predict.output", "general", *APPLYING, "output"),
+        " [FILES|FOLDERS ...]",
+    ),
     "plan": Command(
         "look at images and masks of your own, and write the settings that follow, with their reasons",
         "--data DIR",
@@ -121,7 +127,7 @@ COMMANDS = {
 }
 
 
-APPLY = ("evaluate", "predict", "sample")  # commands that apply weights
+APPLY = ("evaluate", "predict", "sample", "export")  # commands that apply weights
 HELP = ("-h", "--help", "--help-all")
 
 

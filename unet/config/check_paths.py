@@ -18,7 +18,7 @@ from unet.files import kind_of
 Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
-APPLYING = ("evaluate", "predict", "sample")
+APPLYING = ("evaluate", "predict", "sample", "export")
 IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 MANY = 2000  # names in a folder that are searched for a similar one
 
@@ -31,7 +31,7 @@ def require(command: str, resolved: Resolved) -> None:
         return  # of a sweep each combination is checked
     config = resolved.config
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
-    if command == "predict":
+    if command in ("predict", "export"):
         for name in config.input.inputs:
             place, mark, _ = name.rpartition("#")  # FOLDER#2: a series of a folder
             known = Path(place if mark and not _kind(Path(name)) else name)

@@ -33,7 +33,14 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
+from unet.config.flags_reports import (
+    ExportOptions,
+    ListOptions,
+    MeasureOptions,
+    OutputOptions,
+    ReportOptions,
+    RunsOptions,
+)
 from unet.config.flags_services import SHORTEST, CompletionOptions, DownloadOptions, PowerOptions, TrackOptions
 from unet.config.flags_training import (
     EvalOptions,
@@ -88,6 +95,7 @@ class Config:
     completion: CompletionOptions = dataclasses.field(default_factory=CompletionOptions)
     download: DownloadOptions = dataclasses.field(default_factory=DownloadOptions)
     report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    export: ExportOptions = dataclasses.field(default_factory=ExportOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 

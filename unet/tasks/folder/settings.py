@@ -20,6 +20,12 @@ FROM_DATA = (  # what a plan decides where it is not typed, besides common setti
     *("crop_background", "patch", "batch_size", "layers", "width", "widest", "epochs", "anisotropic"),
 )
 NORMALIZE = ("zscore", "ct", "rescale", "none")
+NORMALIZED = {
+    "zscore": "subtract the mean of the image and divide by its deviation",
+    "ct": "clip to lowest and highest, subtract the mean, divide by the deviation (see normalization)",
+    "rescale": "to 0 to 1: whole numbers by the range of their type, others by the image's own",
+    "none": "as it is",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +264,41 @@ class Settings(TaskSettings):
 
     def input_size(self, config: Config) -> int:
         return math.prod(self.patch) if self.patch else 0
+
+    def deployment(self) -> dict[str, Any]:
+        """See `SegmentationTask.deployment`."""
+        names = ("lowest", "highest", "mean", "deviation")
+        channels = []
+        for number, channel in enumerate(self.channels):
+            kind = self.normalize[number] if self.normalize else "zscore"
+            values = self.intensities[4 * number : 4 * number + 4] if kind == "ct" else ()
+            channels.append({"channel": channel, "kind": kind, **dict(zip(names, values, strict=False))})
+        used = list(dict.fromkeys(self.normalize or ("zscore",)))
+        return {
+            "channels": list(self.channels),
+            "classes": list(self.classes),
+            "label_values": list(self.label_values),
+            "spacing": list(self.spacing),
+            "orientation": self.orientation,
+            "window": list(self.patch),
+            "overlap": self.overlap,
+            "blend": self.blend,
+            "mirror": self.mirror,
+            "pad_value": 0.0,
+            "activation": "softmax",
+            "normalization": channels,
+            "preprocessing": [
+                f"turn the volume so that slices, rows and columns go towards {self.orientation or 'as stored'}",
+                *(["cut away the border where every channel is 0"] if self.crop_background else []),
+                *(f"{kind}: {NORMALIZED[kind]}" for kind in used),
+                f"interpolate to voxels of {' x '.join(f'{mm:g}' for mm in self.spacing)} mm",
+            ],
+            "postprocessing": [
+                "logits of overlapping windows are averaged with their weights (see blend)",
+                "linear interpolation of the logits back to the image's own grid",
+                "the class with the largest logit, written as its label value",
+            ],
+        }
 
     def synthetic_cache(self, config: Config) -> str:
         return f"{config.synthetic.side}_{config.synthetic.slices}{'_dicom' if self.dicom else ''}"

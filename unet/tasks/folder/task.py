@@ -16,7 +16,7 @@ from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
 from unet.tasks.base import Column, Decision, Metric, Predictor
-from unet.tasks.folder import dataset, figure, plan, scoring, sets
+from unet.tasks.folder import check, dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import IGNORED, Labels, from_values, require_distinct
 from unet.tasks.folder.settings import FROM_DATA
@@ -257,15 +257,6 @@ class Folder(SegmentationTask):
 
         return PlannedUNet(self.settings.shape(self.config))
 
-    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        from unet.models import convert
-        from unet.models.planned_unet import PlannedUNet
-
-        if not convert.is_nnunet(state):
-            return super().convert_checkpoint(state)
-        own = convert.from_nnunet(convert.strip_prefixes(state))
-        return PlannedUNet(convert.planned_shape_of(own)), own
-
     def settings_of_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Any]:
         from unet.models.nnunet_plans import settings_of
 
@@ -282,9 +273,6 @@ class Folder(SegmentationTask):
 
         levels = outputs if isinstance(outputs, tuple) else (outputs,)
         return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
-
-    def is_diverged(self, score: float) -> bool:
-        return False
 
     # Scoring and prediction.
 
@@ -375,14 +363,23 @@ class Folder(SegmentationTask):
         synthetic.write_set(path, *sizes, overwrite, self.settings.dicom)
 
     def check_raw(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.raw(path, self)
 
     def check_cache(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.cached(path)
+
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import convert
+
+        return convert.planned_network(state) if convert.is_nnunet(state) else super().convert_checkpoint(state)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        from unet.models.convert import to_nnunet
+
+        return {"network_weights": to_nnunet(state)}  # what nnU-Net takes as pretrained weights
+
+    def deployment(self) -> dict[str, Any]:
+        return self.settings.deployment()
 
 
 TASK = Folder

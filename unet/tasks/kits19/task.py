@@ -17,7 +17,7 @@ from unet.data.io import volumes
 from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
-from unet.tasks.kits19 import check, dataset, figure
+from unet.tasks.kits19 import check, dataset, deployment, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
 from unet.tasks.kits19.settings import CLASSES
 from unet.tasks.kits19.settings import Settings as OwnSettings
@@ -335,14 +335,15 @@ class KiTS19(SegmentationTask):
         return check.cached(path, self.checksum_list(), self.settings.eval_patch, self.settings.overlap)
 
     def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        from unet.models import convert
-        from unet.models.unet import UNet
-
         if self.settings.encoder != "reference":
             return super().convert_checkpoint(state)
-        bare = convert.strip_prefixes(state)
-        own = convert.from_mlperf(bare) if convert.is_mlperf(bare) else bare
-        return UNet(convert.shape_of(own, self.name, activation=self.settings.activation, down="stride")), own
+        return deployment.converted(state, self.settings.activation)
+
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, PAD_VALUE)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        return deployment.reference(state, self.settings.encoder)
 
     def checksum_list(self) -> Path | None:
         listed = self.config.check.checksums

@@ -15,7 +15,7 @@ from unet.data.cases import Case
 from unet.data.preprocessing import masks
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, Predictor
-from unet.tasks.lgg import check, dataset
+from unet.tasks.lgg import check, dataset, deployment
 from unet.tasks.lgg.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
@@ -253,6 +253,14 @@ class LGG(SegmentationTask):
         bare = convert.strip_prefixes(state)
         own = convert.from_published_lgg(bare) if convert.is_published_lgg(bare) else bare
         return UNet(convert.shape_of(own, self.name)), own
+
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, LEVEL)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        from unet.models import convert
+
+        return dict(convert.to_published_lgg(state, argonne=not published))
 
 
 TASK = LGG
