@@ -96,8 +96,8 @@ def test_names_with_marks_meet_however_they_are_written(tmp_path: Path) -> None:
 
 def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
     made.pairs(tmp_path, ".png")
-    (tmp_path / "images/case_0.png").rename(tmp_path / "images/case_0.dcm")
-    with pytest.raises(DataError, match=r"images/case_0\.dcm is of no format that is read here"):
+    (tmp_path / "images/case_0.png").rename(tmp_path / "images/case_0.bmp")
+    with pytest.raises(DataError, match=r"images/case_0\.bmp is of no format that is read here"):
         sets.find(tmp_path)
 
 

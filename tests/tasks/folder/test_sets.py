@@ -13,7 +13,7 @@ import pytest
 from builders import task_config
 from tasks.folder import sets as made
 
-from unet.config.flags import PredictOptions
+from unet.config.flags_training import PredictOptions
 from unet.errors import DataError
 from unet.tasks.folder import dataset, sets
 from unet.tasks.folder.task import Folder
