@@ -215,6 +215,7 @@ def test_the_folds_of_a_cross_validation_have_joules(tmp_path: Path, phantoms: P
         assert row["joules"] == used["joules"]
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_reads(tmp_path: Path, phantoms: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     words = ("--data", phantoms, "--cache", "c", "--device-module", "mine:Mine", *TINY, "--power", 0.1)

@@ -387,6 +387,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_values_of_every_flag(workplace: Path) -> None:
     """Each flag of each command with each of these values: either a value, or one usage error of two short lines."""
     import os

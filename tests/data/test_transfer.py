@@ -87,7 +87,7 @@ def test_a_part_of_an_earlier_command_goes_on(server: Server, loads: Loads) -> N
 @pytest.mark.parametrize("word", ["stall 0", "trickle"])
 def test_a_server_that_stands_still_is_given_up(server: Server, loads: Loads, word: str) -> None:
     server.etags = server.ranges = False
-    server.script["/a"] = [word] * 4
+    server.script["/a"] = [word] * 40
     error = loads.failing(server.url("/a"))
     assert ("nothing came for 0.3 s" if word == "stall 0" else "less than 1024 bytes came in 0.3 s") in error
     assert "times in a row" in error and "goes on where it stopped" in error

@@ -118,6 +118,7 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_hours_choose_size_batch_and_epochs(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "data/set")
     typed = ["--data", "set", "--cache", "c", "--device", "cpu", "--width", "2", "--overwrite", "--json"]
