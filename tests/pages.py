@@ -10,17 +10,21 @@ from conftest import ROOT
 IN_ORDER = {
     "lgg": (
         "README.md",
+        "docs/first-hour.md",
         "docs/lgg.md",
         "docs/runs.md",
         "docs/reports.md",
         "docs/devices.md",
         "docs/many-cards.md",
+        "docs/clusters.md",
+        "docs/trackers.md",
+        "docs/comparing-machines.md",
         "docs/benchmark.md",
     ),
     "em": ("docs/em.md",),
     "brains": ("docs/brains.md",),
     "kits19": ("docs/kits19.md",),
-    "folder": ("docs/own-data.md",),
+    "folder": ("docs/own-data.md", "docs/export.md", "docs/dicom.md"),
 }
 # Pages with a test of their own: in `test_readme.py`, `tests/tasks` and `tests/devices`.
 BY_THEMSELVES = ("docs/mlperf.md", "docs/new-task.md", "docs/new-device.md")

@@ -65,7 +65,7 @@ def test_every_command_for_users_is_run_by_one_test() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ("docs/new-task.md", "docs/new-device.md")])
 def test_command_lines_are_understood(page: str, workplace: Path) -> None:
     """Also those that no test can run, because they need data or cards."""
-    for run in ("short", "again"):
+    for run in ("short", "again", "hour", "sliced"):
         (workplace / "performance" / run).mkdir(parents=True)
         (workplace / "performance" / run / "config.json").write_text('{"command": "", "settings": {}}')
     (workplace / "plan.json").write_text('{"task": "folder"}')

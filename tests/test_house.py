@@ -29,10 +29,13 @@ ALLOWED = {
     "metrics": {"host", "metrics"},  # and no torch
     "data": BASE | {"data"},
     "devices": BASE | {"devices", "kernels"},
+    "export": BASE | {"export"},  # networks as files of other runtimes
     "tasks": BASE | {"tasks", "models", "metrics", "data"},
     "runtime": BASE | {"runtime", "devices.base"},
     "report": BASE | {"report", "metrics.statistics"},
-    "commands": BASE | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime", "report"},
+    "commands": BASE
+    | {"commands", "benchmarks", "tasks", "models", "metrics", "data", "devices", "runtime", "report"}
+    | {"export"},
     "benchmarks": BASE | {"benchmarks", "commands", "tasks", "models", "metrics", "data", "devices", "runtime"},
     "cli": BASE | {"commands", "tasks.registry"},
     "__main__": {"cli"},
@@ -50,9 +53,12 @@ TORCH_FREE = [
     "files",
     "weight_files.safetensors_header",
     "weight_files.pickles",
+    "weight_files.exported",
     "host",
     "windows",
     "data.context",
+    "data.download.folder",
+    "commands.completion",
     "data.io.outputs",
     "tasks.base",
     *(f"tasks.{name}.task" for name in BUILT_IN),

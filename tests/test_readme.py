@@ -123,6 +123,8 @@ def test_every_command_of_the_pages_runs(subject: str, real_lgg: Path, tmp_path:
         dry = ["--dry-run"] if "hours" in comment else []
         done = program(*words[3:], *dry, cwd=tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    if subject not in LEAST:
+        return  # its pages begin with a set of their own
     name = shlex.split(lines[0])[-1]
     assert "--synth-data --run-name" in lines[0]
     summary = read_json(tmp_path / f"performance/{name}/summary.json")

@@ -37,7 +37,7 @@ class Command:
 
 
 APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
-TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", "power", *APPLYING)
+TRAINING = ("general", "run", "split", "train", "save", "predict", "mlperf", "power", "track", *APPLYING)
 COMMANDS = {
     "train": Command(
         "train a network and score it", "--data kaggle_3m --image-size 128 --run-name first-128", TRAINING
@@ -61,6 +61,12 @@ COMMANDS = {
         "--weights NAME.safetensors --count 8 --temperature 0.8",
         ("sample", "predict", "general", *APPLYING),
     ),
+    "export": Command(
+        "write trained weights as ONNX, OpenVINO, safetensors or under other programs' names, compared with torch",
+        "--weights first-run.safetensors --to onnx",
+        ("input", "export", "predict.output", "general", *APPLYING, "output"),
+        " [FILES|FOLDERS ...]",
+    ),
     "plan": Command(
         "look at images and masks of your own, and write the settings that follow, with their reasons",
         "--data DIR",
@@ -81,6 +87,12 @@ COMMANDS = {
         "--data phantoms --patients 20",
         ("general", "data", "synthetic", "labels", "logging"),
     ),
+    "download": Command(
+        "load a public data set, after its licence and size were shown",
+        "NAME --accept-licence",
+        ("download", "general.task", "data.data", "split.max_cases", "output", "logging"),
+        " NAME",
+    ),
     "benchmark": Command(
         "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
         "--source none --sweep batch_size=4,16 precision=fp32,bf16",
@@ -97,6 +109,9 @@ COMMANDS = {
         ("runs", "run.out", "output", "logging"),
         " RUN RUN",
     ),
+    "completion": Command(
+        "print what bash, zsh or fish needs to complete command lines", "bash", ("completion", "logging"), " SHELL"
+    ),
     "doctor": Command(
         "show which device would be used, and why", "", ("general", "data", "device", "logging", "output")
     ),
@@ -112,7 +127,7 @@ COMMANDS = {
 }
 
 
-APPLY = ("evaluate", "predict", "sample")  # commands that apply weights
+APPLY = ("evaluate", "predict", "sample", "export")  # commands that apply weights
 HELP = ("-h", "--help", "--help-all")
 
 
@@ -190,6 +205,11 @@ def dispatch(words: list[str]) -> int:
     if words[0] in ("--version", "-V"):
         print(f"unet {__version__}")
         return 0
+    if words[:2] == ["completion", "--words"]:  # asked by a shell at each Tab
+        from unet.commands import completion
+
+        completion.answer(words[2:], {key: item.help for key, item in COMMANDS.items()}, settings_by)
+        return 0
     implied = words[0].startswith("-")
     name = "train" if implied else words[0]
     if name not in COMMANDS:
@@ -220,7 +240,7 @@ def dispatch(words: list[str]) -> int:
 
 def resolve(name: str, words: Sequence[str]) -> Resolved:
     """The settings of a command line. Raises UsageError with all that is wrong with it."""
-    command = COMMANDS[name]
+    command, words = COMMANDS[name], plain_words(name, words)
     if any(word in HELP for word in words):
         print(explain_flags(name, words), end="")
         raise SystemExit(0)
@@ -245,6 +265,26 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
     if mistakes or resolved is None:
         raise UsageError("; ".join(mistakes) + ".", hint)
     return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
+
+
+def settings_by(name: str, task: str) -> dict[str, Declared]:
+    """The settings of a command as a task declares them."""
+    return declared_of(registry.settings_of(task), COMMANDS[name].groups)
+
+
+def plain_words(name: str, words: Sequence[str]) -> Sequence[str]:
+    """`download NAME` is `download --task NAME`, and `completion SHELL` is `completion --shell SHELL`. Raises
+    UsageError without the name of a set, and for one that has none."""
+    if name == "completion" and words and not words[0].startswith("-"):
+        return ["--shell", *words]
+    known = registry.downloads()
+    first = words[0] if words else ""
+    if name != "download" or (first not in known and any(word in HELP for word in words)):
+        return words
+    if first not in known:
+        what = f"There is no set {first[:60]!r} to load" if first[:1] not in ("", "-") else "No set is named"
+        raise UsageError(f"{what}.", f"Type: python -m unet download {' or '.join(known)}")
+    return ["--task", *words]
 
 
 def target_mistakes(resolved: Resolved) -> list[str]:
@@ -287,7 +327,8 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
     reading = read(declared_of_all(command.groups, typed_task(words)), [word for word in words if word not in HELP])
     if "task" in reading.wrong:
         raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
-    task = registry.settings_of(reading.given.get("task", (default_task(),))[0])
+    usual = registry.planner() if name == "plan" else default_task()
+    task = registry.settings_of(reading.given.get("task", (usual,))[0])
     sections, hidden = help_sections(command.groups, task, "--help-all" in words)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
     if "general" in command.groups:

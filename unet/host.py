@@ -156,9 +156,10 @@ def progress(
     unit: str = "it",
     initial: int = 0,
     form: str | None = None,
+    scale: bool = False,
 ) -> Any:
     """A tqdm bar on standard error: shown at a terminal, silent elsewhere and with --quiet, gone when it is done.
-    `form`: tqdm's format of the line."""
+    `form`: tqdm's format of the line; `scale`: numbers as 1.2M."""
     from tqdm import tqdm
 
     return tqdm(
@@ -173,6 +174,7 @@ def progress(
         disable=_quiet or not sys.stderr.isatty(),
         mininterval=0.2,
         bar_format=form,
+        unit_scale=scale,
     )
 
 

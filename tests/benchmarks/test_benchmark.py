@@ -26,6 +26,7 @@ EARLIER = {  # what benchmark.json has had before
 }
 
 
+@pytest.mark.slow
 def test_the_device_alone(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No data set is there, and none is made; --json prints the result and nothing else."""
     code, out, err = cli("benchmark", "--source", "none", *SHORT, "--run-name", "alone", "--json")
@@ -53,6 +54,7 @@ def test_the_device_alone(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("times the plain one" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_prediction_alone_with_a_trace(cli: Any) -> None:
     words = ("benchmark", "--mode", "predict", *SHORT, "--profile", "--run-name", "p")
     code, out, err = cli(*words)
@@ -71,6 +73,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (12 * 10**9,) * 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_the_memory_ends(workplace: Path) -> None:
     """4 and 25 GB of images, where a process may have 12 GB of addresses."""
     words = ("benchmark", "--mode", "predict", *SHORT, "--run-name", "s", "--amp", "fp32")
@@ -107,6 +110,7 @@ def test_a_sweep_that_is_stopped_keeps_its_rows(workplace: Path) -> None:
     assert status["status"] == "interrupted" and "of 3 combinations are measured" in status["why"]
 
 
+@pytest.mark.slow
 def test_two_processes(workplace: Path) -> None:
     done = program(
         "benchmark",

@@ -93,11 +93,13 @@ def test_a_run_counts_its_joules(tiny, watts: None) -> None:
     found = summary["power"]
     assert found["sources"] == ["package-0", "dram-0"]
     assert found["failed"] == {}
-    # the counter is as old as a busy machine makes it
-    assert found["mean_watts"] == pytest.approx(110, rel=0.3)
-    assert found["idle_watts"] == pytest.approx(110, rel=0.3)
-    for name, share in (("package-0", 100), ("dram-0", 10)):
-        assert found["by_source"][name]["mean_watts"] == pytest.approx(share, rel=0.3)
+    assert found["mean_watts"] == pytest.approx(
+        sum(each["mean_watts"] for each in found["by_source"].values()), rel=0.1
+    )
+    # the counters are as old as a busy machine makes them
+    assert 50 < found["mean_watts"] < 250
+    assert 50 < found["idle_watts"] < 250
+    assert found["by_source"]["package-0"]["mean_watts"] > 5 * found["by_source"]["dram-0"]["mean_watts"]
     assert found["joules"] == pytest.approx(found["mean_watts"] * found["seconds"])
     assert found["seconds"] >= summary["seconds"]["train"] + summary["seconds"]["evaluate"]
     assert abs(found["joules_above_idle"]) < found["joules"]
@@ -213,6 +215,7 @@ def test_the_folds_of_a_cross_validation_have_joules(tmp_path: Path, phantoms: P
         assert row["joules"] == used["joules"]
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_reads(tmp_path: Path, phantoms: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     words = ("--data", phantoms, "--cache", "c", "--device-module", "mine:Mine", *TINY, "--power", 0.1)

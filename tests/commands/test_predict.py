@@ -14,7 +14,8 @@ import torch
 from builders import make_config
 from conftest import error_of, read_json, stored
 
-from unet.config.flags import DeviceOptions, PredictOptions
+from unet.config.flags import DeviceOptions
+from unet.config.flags_training import PredictOptions
 from unet.data.preprocessing import slice_geometry
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank

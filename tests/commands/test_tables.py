@@ -42,6 +42,16 @@ def test_no_line_of_the_scores_is_wider_than_the_terminal(
         assert not wide, wide
 
 
+def test_long_names_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    heads = ["case", "surf. left kidney", "HD95 left kidney"]
+    name = "a case with a name of more than 28 letters"
+    lines = tables.table(heads, [[name, "0.5", "1"], ["short", "0.25", "12"]])
+    assert lines[0].endswith(" surf. left kidney HD95 left kidney")
+    assert name + " " in lines[1]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_long_lines_are_filled_under_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     line = "  speed      167.2 slices/s in training, data wait 12.3%, peak memory 420.2 MB"

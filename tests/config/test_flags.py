@@ -153,7 +153,7 @@ def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
     error = error_of(cli("train", *line.split()), 2)
     for expected in ("--lr needs a value", "--epochs takes", "--fold 9 is outside", "not a multiple", "--rank 3"):
         assert expected in error
-    assert "unknown option --wandb." in error_of(cli("train", *line.split()[5:], "--wandb", "on"), 2)
+    assert "unknown option --comet." in error_of(cli("train", *line.split()[5:], "--comet", "on"), 2)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_resume_and_config_do_not_go_together(cli: Any, workplace: Path) -> None
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("--wandb", None),
+        ("--comet", None),
         ("--gpus", None),
         ("--bach-size", "--batch-size"),
         ("--epoch", "--epochs"),
@@ -387,6 +387,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_values_of_every_flag(workplace: Path) -> None:
     """Each flag of each command with each of these values: either a value, or one usage error of two short lines."""
     import os

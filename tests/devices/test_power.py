@@ -138,6 +138,7 @@ def test_the_processors_power_is_the_change_of_their_counters(tmp_path: Path, mo
     assert sources.read("cpu", interval=0) is None
 
 
+@pytest.mark.slow
 def test_doctor_and_benchmark_show_watts(cli, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("doctor", "--device", "cpu")
     assert code == 0, err

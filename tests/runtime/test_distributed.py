@@ -98,6 +98,7 @@ def test_rank_0_alone_writes_and_prints(two: Path) -> None:
     assert read_json(two / "performance" / "two" / "summary.json")["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_the_mean_is_the_same_on_one_and_three_ranks(two: Path, phantoms: Path) -> None:
     """Defect of the seeds: cases padded or doubled so that each rank has as many, and a mean over ranks' means."""
     scores, tables = [], []

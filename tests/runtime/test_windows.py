@@ -17,7 +17,7 @@ from unet.devices.launchers import Rank
 from unet.errors import DataError, UnetError, UsageError
 from unet.models import convert, label_maps
 from unet.models.unet import UNet
-from unet.runtime.inference.blending import gaussian_1d
+from unet.runtime.inference.blending import gaussian_1d, narrow_1d, window_weights
 from unet.runtime.inference.predictor import Predictor, padded_part
 from unet.tasks.kits19.task import PAD_VALUE
 
@@ -465,3 +465,17 @@ def test_several_networks_are_averaged_in_one_place() -> None:
             logits += member.windows(volume, plan)
         assert torch.equal(predictor.windows(volume, plan), logits / count)
         assert len(predictor.seconds) == len(members[0].seconds) + 1 + 2 * 4  # rows of tiles
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "narrow", "constant"])
+def test_the_weights_of_windows_add_up_to_one(blend: str) -> None:
+    weights = window_weights(16, (0, 6, 12), blend)
+    total = torch.zeros(28)
+    for start, weight in zip((0, 6, 12), weights, strict=True):
+        total[start : start + 16] += weight
+    assert torch.allclose(total, torch.ones(28), atol=1e-6)
+
+
+def test_a_narrow_weight_is_a_gaussian_of_an_eighth_of_the_window() -> None:
+    ratio = narrow_1d(32)[[16, 20, 24]] / narrow_1d(32)[16]
+    assert ratio.tolist() == pytest.approx([1, np.exp(-0.5), np.exp(-2)])

@@ -38,6 +38,7 @@ def test_the_floor_is_the_spread_of_volumes_without_a_common_mean() -> None:
     assert compare_anomalies.choose_floor(np.zeros((3, 8, 8, 8))) == min(compare_anomalies.FLOORS)
 
 
+@pytest.mark.slow
 def test_the_script_compares_a_trained_network(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     synthetic.write_set(Path("made"), 8, 16, 1)
     place = ("--data", "./made", "--cache", "cache", "--device", "cpu")

@@ -71,6 +71,7 @@ def summary(value: Tensor) -> dict[str, Any]:
     return {"shape": list(value.shape), "mean": float(value.mean()), "std": float(value.std()), "first": first}
 
 
+@pytest.mark.slow
 def test_the_golden_file_is_met_as_it_is_typed(tmp_path: Path) -> None:
     """In a folder of its own, with only the script's path."""
     words = [sys.executable, str(ROOT / "scripts" / "compare_brains.py"), str(FILE), "tiny8"]

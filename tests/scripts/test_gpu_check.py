@@ -73,6 +73,7 @@ def test_help() -> None:
     assert done.returncode == 2 and "scripts/gpu_check.sh [FOLDER] [MINUTES]" in done.stderr
 
 
+@pytest.mark.slow
 def test_equal_states(tmp_path: Path) -> None:
     """The comparison in the script, on files."""
     import torch

@@ -54,6 +54,7 @@ def test_the_page_makes_a_task(cli, here: None, package: Path) -> None:
     assert np.mean(dice) > 0.8
 
 
+@pytest.mark.slow
 def test_a_folder_makes_a_built_in_task(package: Path) -> None:
     """The package moved into a copy of the program: no change elsewhere. Half a task, or what git leaves, is none."""
     tasks = package / "unet/tasks"

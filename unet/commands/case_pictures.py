@@ -180,18 +180,18 @@ def drawn(panels: Mapping[str, NDArray[np.uint8]]) -> bytes:
 
     if any(panel.ndim == 4 for panel in panels.values()):
         return drawn_in_colour(panels)
-    palette: list[Sequence[int]] = [(round(255 * level / (GREYS - 1)),) * 3 for level in range(GREYS)]
-    alpha = [255] * GREYS
+    greys: list[Sequence[int]] = [(round(255 * level / (GREYS - 1)),) * 3 for level in range(GREYS)]
+    errors = [colour for _, colour in ERRORS]
+    palette = [*greys, (0, 0, 0), *CLASSES, *errors]
+    alpha = [*[255] * GREYS, 0, *[CLEAR] * len(CLASSES), *[SOLID] * len(errors)]
     columns = []
     for name, panel in panels.items():
         if name not in (TRUTH, PREDICTION, DIFFERENCE):
             columns.append((panel.astype(np.uint16) * (GREYS - 1) // 255).astype(np.uint8))
             continue
-        errors = name == DIFFERENCE
-        colours = [colour for _, colour in ERRORS] if errors else colours_of(int(panel.max(initial=0)))
-        columns.append(np.where(panel > 0, len(palette) + panel, len(palette)).astype(np.uint8))
-        palette += [(0, 0, 0), *colours]
-        alpha += [0, *[SOLID if errors else CLEAR] * len(colours)]
+        # a class and the sixth after it share a colour, so a palette of 256 holds any number of classes
+        places = panel + len(CLASSES) if name == DIFFERENCE else (panel.astype(np.uint16) - 1) % len(CLASSES) + 1
+        columns.append(np.where(panel > 0, GREYS + places, GREYS).astype(np.uint8))
     image = Image.fromarray(np.hstack([column.reshape(-1, column.shape[2]) for column in columns]))
     image = image.convert("P") if image.mode != "P" else image
     image.putpalette([part for colour in palette for part in colour])

@@ -8,6 +8,8 @@ from pathlib import Path
 from unet.commands import output
 from unet.config.resolve import Resolved
 from unet.config.schema import resolve_path
+from unet.data import checksums
+from unet.data.checks import Report
 from unet.errors import UsageError
 from unet.tasks.registry import create
 
@@ -31,6 +33,8 @@ def run(resolved: Resolved, command: str) -> int:
     errors, found = 0, []
     for kind, path in chosen:
         report = task.check_raw(path) if kind == "raw set" else task.check_cache(path)
+        if config.check.checksums and "checksums" not in report.facts:  # of a task that does not compare them itself
+            compare(path, Path(config.check.checksums), report)
         errors += len(report.errors)
         found.append({"kind": kind, "path": path, **dataclasses.asdict(report)})
         if not config.output.json:
@@ -38,3 +42,11 @@ def run(resolved: Resolved, command: str) -> int:
     if config.output.json:
         output.show(config, {"checked": found, "errors": errors}, "")
     return 1 if errors else 0
+
+
+def compare(folder: Path, listed: Path, report: Report) -> None:
+    """Compare the files of a folder with a list of sums: those of the kinds that are in the list."""
+    kinds = {Path(name).suffix for name in checksums.read_checksums(listed)}
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix in kinds)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    checksums.verify(folder, listed, [name for name in names if not name.startswith(".")], report)

@@ -71,6 +71,10 @@ class Fold:
             words += ["--debug-dump", str(Path(config.run.debug_dump) / f"fold{self.number}")]
         if self.goes_on():
             return ["train", "--resume", *words]
+        named = (("--wandb", config.track.wandb), ("--mlflow", config.track.mlflow))
+        trackers = [word for flag, value in named if value for word in (flag, value)]
+        if trackers:
+            words += [*trackers, "--track-group", config.track.track_group or self.name.rpartition("-fold")[0]]
         fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]
         return ["train", "--config", str(settings), *fold, *words]
 

@@ -16,6 +16,11 @@ from unet.devices import launchers, select
 from unet.errors import UnetError, UsageError
 from unet.runtime.folders.run_folder import versions
 
+EXTRAS = {
+    "formats": ("SimpleITK",),
+    "dicom": ("pydicom", "highdicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
+}
+
 
 def run(resolved: Resolved, command: str) -> int:
     """Print the report. Returns 0, or 1 if no device can be used."""
@@ -54,6 +59,7 @@ def _machine(config: Config) -> dict[str, Any]:
         },
         "raw_data": {"path": raw, "there": raw.is_dir()},
         "packages": versions(),
+        "extras": {extra: versions(packages) for extra, packages in EXTRAS.items()},
     }
 
 
@@ -75,6 +81,12 @@ def _text(facts: dict[str, Any]) -> list[str]:
     lines += [f"  raw data   {raw['path']}: {there}", "", "Packages"]
     for package, version in facts["packages"].items():
         lines.append(f"  {package:<16} {version if version[0].isdigit() else version + '; type: pip install -e .'}")
+    lines += ["", "File formats"]
+    for extra, packages in facts["extras"].items():
+        missing = [package for package, version in packages.items() if not version[0].isdigit()]
+        held = ", ".join(f"{package} {version}" for package, version in packages.items())
+        type_it = f"{', '.join(missing)} not installed; type: pip install 'unet-accelerators[{extra}]'"
+        lines.append(f"  {extra:<16} {type_it if missing else held}")
     return lines
 
 

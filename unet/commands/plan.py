@@ -4,27 +4,55 @@ reason."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unet import files, host
 from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.resolve import Resolved
-from unet.config.schema import Config, resolve_path, shell_path
+from unet.config.schema import Config, places_of, resolve_path, shell_path
 from unet.errors import UnetError, UsageError
+from unet.tasks.base import Decision
 from unet.tasks.registry import BUILT_IN, create, settings_of
 
 STEPS = 2  # training steps of a try, after one that is not counted
+LEAST = 4000  # training steps below which a smaller network learns more in the same time
+EPOCHS, EVALUATIONS = 10, 5  # of a short run: at least so many epochs, about so many evaluations
+KEPT = ("task", "data", "split", "network", "train", "eval")  # groups of settings that a plan keeps where typed
 ROOM = 0.8  # share of the free memory that a step may take
 
 
 class Tried(NamedTuple):
-    """What a try of the network showed: seconds of a step and peak bytes, and the batch that fits."""
+    """What a try of the network showed: seconds of a step, its patches included, and peak bytes, and the batch that
+    fits."""
 
     seconds: float
     memory: int
     batch: int
+
+
+class Plan(NamedTuple):
+    """Settings, each decision with its reason, and what a try of them showed."""
+
+    config: Config
+    decisions: list[Decision]
+    context: setup.Context
+    tried: Tried
+
+    def changed(self, reason: str, **values: Any) -> Plan:
+        """With other values, for this reason."""
+        config = self.config.replace(**values)
+        kept = [each for each in self.decisions if each.name not in values]
+        old = {each.name: each for each in self.decisions}
+        new = [
+            old[name]._replace(value=value, reason=reason, other="")
+            if name in old
+            else Decision(name, value, reason, f"a step of {self.tried.seconds:.2g} s")
+            for name, value in values.items()
+        ]
+        return self._replace(config=config, decisions=[*kept, *new])
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -33,9 +61,32 @@ def run(resolved: Resolved, command: str) -> int:
     path = Path(config.plan.plan_file)
     if os.path.lexists(path) and not config.general.overwrite:
         raise UsageError(f"{path} exists.", "Write another one with --plan-file FILE, or replace it: --overwrite.")
-    task = create(config)
     unchosen = setup.unchosen(resolved)
-    decisions = task.decisions(unchosen)
+    plan = (
+        within(resolved, unchosen) if config.plan.hours else whole_batch(decided(resolved, config, unchosen), unchosen)
+    )
+    config, decisions, tried = plan.config, plan.decisions, plan.tried
+    content = {
+        "task": config.general.task,
+        "data": config.data.data,
+        "cache": config.data.cache,
+        "size": config.get("size"),
+        **{name: files.jsonable(config.get(name)) for name in typed(resolved)},
+        **{decision.name: files.jsonable(decision.value) for decision in decisions},
+    }
+    files.write_json(path, {name: value for name, value in content.items() if value is not None})
+    lines = [line for decision in decisions for line in tables.text(decision.line, indent=4)]
+    lines += ["", *outlook(plan), "", f"  plan       {path}"]
+    lines.append(f"  train      python -m unet train --config {shell_path(path)} --run-name NAME")
+    result = {"plan": str(path), "settings": [decision._asdict() for decision in decisions], "tried": tried._asdict()}
+    output.show(config, files.jsonable(result), "\n".join(lines))
+    return 0
+
+
+def decided(resolved: Resolved, config: Config, unchosen: Sequence[str]) -> Plan:
+    """The plan of a set for these settings, one patch of it tried on the device. Raises UsageError where the task has
+    no plans, or where typed values do not fit."""
+    decisions = create(config).decisions(unchosen)
     if not decisions:
         plans = ", ".join(name for name in BUILT_IN if settings_of(name).plans)
         raise UsageError(
@@ -48,40 +99,63 @@ def run(resolved: Resolved, command: str) -> int:
             f"{'; '.join(wrong)}.", "Type other values, or leave them out: they then follow from the data."
         )
     context = setup.assemble(config, resolved.sources)
-    tried = try_it(context, "batch_size" in unchosen)
-    if tried.batch != config.train.batch_size:
-        decided = config.train.batch_size
-        config = config.replace(batch_size=tried.batch)
-        words = f"a step of {decided} does not fit into memory"
-        decisions = [
-            decision._replace(value=tried.batch, reason=f"the most that fits: {words}")
-            if decision.name == "batch_size"
-            else decision
-            for decision in decisions
-        ]
-    content = {
-        "task": config.general.task,
-        "data": config.data.data,
-        "cache": config.data.cache,
-        "size": config.get("size"),
-        **{decision.name: files.jsonable(decision.value) for decision in decisions},
-    }
-    files.write_json(path, {name: value for name, value in content.items() if value is not None})
-    lines = [line for decision in decisions for line in tables.text(decision.line, indent=4)]
-    lines += ["", *outlook(context, config, tried), "", f"  plan       {path}"]
-    lines.append(f"  train      python -m unet train --config {shell_path(path)} --run-name NAME")
-    result = {"plan": str(path), "settings": [decision._asdict() for decision in decisions], "tried": tried._asdict()}
-    output.show(config, files.jsonable(result), "\n".join(lines))
-    return 0
+    return Plan(config, decisions, context, one_patch(context))
 
 
-def try_it(context: setup.Context, free: bool) -> Tried:
-    """Train the network on patches of noise: one of them for its time and memory, then as many as are planned, fewer
-    where that would take more memory than is free (`free`: the batch was not typed). Raises UnetError where not even
-    one patch fits."""
-    batch = context.config.train.batch_size
+def typed(resolved: Resolved) -> list[str]:
+    """The settings of training that the user has given: a plan keeps them."""
+    places = places_of(type(resolved.config.task))
+    free = setup.unchosen(resolved)
+    return [name for name in resolved.sources if name not in free and places[name] in KEPT]
+
+
+def within(resolved: Resolved, unchosen: Sequence[str]) -> Plan:
+    """The plan of the largest --size whose training makes LEAST steps in --hours, with smaller batches where that takes
+    them, and as many epochs as the time allows. Where not even the smallest size does, that one."""
+    config = resolved.config
+    sizes = config.task.plans if "size" in unchosen else (config.get("size"),)
+    found: Plan | None = None
+    for size in sizes:
+        plan = fewer(decided(resolved, config.replace(size=size), unchosen), unchosen)
+        if found and steps_of(plan, plan.config.train.batch_size) < LEAST:
+            break
+        found = plan
+    assert found is not None
+    found = whole_batch(found, unchosen)
+    steps = steps_of(found)
+    length = found.config.get("epoch_batches")
+    values = {"epochs": max(1, steps // length), "epoch_batches": length}
+    if "epoch_batches" in unchosen and steps < EPOCHS * length:
+        values = {"epochs": EPOCHS, "epoch_batches": max(1, steps // EPOCHS)}
+    values["evaluate_every"] = max(1, values["epochs"] // EVALUATIONS)
+    if steps < LEAST:
+        host.notice(f"note: {steps} steps fit into the time; a network learns little in less than {LEAST}.")
+    return found.changed(
+        f"fits into --hours {config.plan.hours:g}",
+        **{name: value for name, value in values.items() if name in unchosen},
+    )
+
+
+def steps_of(plan: Plan, patches: int | None = None) -> int:
+    """Training steps that fit into --hours: of the batch that was tried, or of so many patches."""
+    seconds = plan.tried.seconds * (patches or plan.tried.batch) / plan.tried.batch
+    return max(1, int((plan.config.plan.hours or 0) * 3600 / seconds))
+
+
+def fewer(plan: Plan, unchosen: Sequence[str]) -> Plan:
+    """The plan with half the batch, again and again, until LEAST steps fit into the time or 2 patches are left."""
+    batch = plan.config.train.batch_size
+    while batch >= 4 and steps_of(plan, batch) < LEAST and "batch_size" in unchosen:
+        batch //= 2
+    if batch == plan.config.train.batch_size:
+        return plan
+    return plan.changed("smaller than --size allows: more steps in the time", batch_size=batch)
+
+
+def one_patch(context: setup.Context) -> Tried:
+    """What training one patch takes. Raises UnetError where not even one fits."""
     try:
-        one = measure(context, 1)
+        return measure(context, 1)
     except (RuntimeError, MemoryError) as error:
         if not context.device.is_out_of_memory(error):
             raise
@@ -90,20 +164,32 @@ def try_it(context: setup.Context, free: bool) -> Tried:
             f"Not even one patch of {context.task.describe_input()} can be trained on {context.device.describe()}.",
             f"Type --size S, a smaller --patch ({sides}) or a smaller --width.",
         ) from error
-    if not free:
-        return one._replace(batch=batch)
+
+
+def whole_batch(plan: Plan, unchosen: Sequence[str]) -> Plan:
+    """The plan, its whole batch tried on the device: fewer patches, where they were not typed and take more memory than
+    is free."""
+    context, one = plan.context, plan.tried
+    batch = wanted = plan.config.train.batch_size
+    if "batch_size" not in unchosen:
+        return plan._replace(tried=one._replace(batch=batch, seconds=one.seconds * batch))
     if not context.device.own_memory:  # there a process would be killed instead
         each = max(1.0, one.memory - capacity.PROCESS)
         batch = max(1, min(batch, int((host.memory()[1] * ROOM - capacity.PROCESS) / each)))
+    tried = one
     while batch > 1:
         try:
-            return measure(context, batch)
+            tried = measure(context, batch)
+            break
         except (RuntimeError, MemoryError) as error:
             if not context.device.is_out_of_memory(error):
                 raise
         context.device.release()
         batch //= 2
-    return one
+    plan = plan._replace(tried=tried)
+    if tried.batch == wanted:
+        return plan
+    return plan.changed(f"the most that fits: a step of {wanted} does not fit into memory", batch_size=tried.batch)
 
 
 def measure(context: setup.Context, batch: int) -> Tried:
@@ -128,11 +214,15 @@ def measure(context: setup.Context, batch: int) -> Tried:
         optimizer.zero_grad()
         device.flush()
         loss.item()
-    return Tried((device.now() - began) / STEPS, device.memory(), batch)
+    seconds = (device.now() - began) / STEPS
+    patches = task.patch_seconds() * batch / host.cores()  # the loader's work
+    seconds = max(seconds, patches) if device.own_memory else seconds + patches
+    return Tried(seconds, device.memory(), batch)
 
 
-def outlook(context: setup.Context, config: Config, tried: Tried) -> list[str]:
+def outlook(plan: Plan) -> list[str]:
     """What a run of this plan takes: parameters, memory, time, room on the disk."""
+    config, _, context, tried = plan
     total, available = host.memory()
     cache = resolve_path(config.data.cache, "data")
     epoch = tried.seconds * config.get("epoch_batches")

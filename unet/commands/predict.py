@@ -158,7 +158,7 @@ def apply(
     out.note(made, dict.fromkeys(paths))
     for output in task.predict_case(images, job.wanted, predictor, job.options):
         files_of = task.output_files(output.image, out.path / folder.name, job.options)
-        outputs.write(files_of[output.name], output)
+        outputs.write(files_of[output.name], output, made.weights)
     out.note(made, digests(paths))
 
 

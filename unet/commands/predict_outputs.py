@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from unet import files
-from unet.config.flags import PredictOptions
+from unet.config.flags_training import BOTH, DICOM_SEG, NIFTI, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
-from unet.data.io.volumes import format_of, stem
+from unet.data.io.volumes import DICOM, format_of, kind_of, stem
 from unet.errors import StorageError, UsageError
 from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
 from unet.tasks.base import Task
@@ -42,6 +42,7 @@ def inputs_of(task: Task, config: Config) -> Groups:
     """The cases to predict: the inputs of the command line, or the raw set. Raises UsageError if two cases would write
     the same file, or a mask would overwrite an image."""
     groups = task.find_inputs([Path(name) for name in config.input.inputs] or [resolve_path(config.data.data, "data")])
+    require_dicom(config, groups)
     output = absolute(Path(config.predict.output))
     real = functools.cache(files.real_path)
     images = {path for group in groups.values() for image in group for path in (image, files.real_path(image))}
@@ -63,6 +64,20 @@ def inputs_of(task: Task, config: Config) -> Groups:
     return groups
 
 
+def require_dicom(config: Config, groups: Groups) -> None:
+    """Raise UsageError where flags of DICOM input are typed and no image is DICOM (nor what --format asks for)."""
+    asked = config.predict
+    flags = [f"--series {asked.series}"] * bool(asked.series) + [f"--format {asked.format}"] * (
+        asked.format != DICOM_SEG
+    )
+    if not flags:
+        return
+    kinds = {kind_of(image) for group in groups.values() for image in group}
+    if DICOM not in kinds and (asked.series or asked.format == BOTH or kinds != {NIFTI}):
+        words = " and ".join(flags)
+        raise UsageError(f"{words}: for DICOM input, and none of the images is DICOM.", "Leave it out.")
+
+
 def into_one_file(task: Task, config: Config) -> tuple[Config, Groups]:
     """(settings, the cases) where --output names a file, the mask of the only case; unchanged where it names a folder.
     Raises UsageError for several cases, and for a file of another format than the task writes."""
@@ -78,13 +93,16 @@ def into_one_file(task: Task, config: Config) -> tuple[Config, Groups]:
             "Name one image, or a folder with --output.",
         )
     groups = {Path(stem(given)): images}
-    mask = task.output_files(images[0], given.parent / stem(given), config.predict)["mask"]
-    if mask != given:
+    for kind in (config.predict.format, DICOM_SEG, NIFTI):  # the name of the file decides where there is a choice
+        options = dataclasses.replace(config.predict, format=kind)
+        mask = task.output_files(images[0], given.parent / stem(given), options)["mask"]
+        if mask == given:
+            return config.replace(format=kind), groups
+    else:
         raise UsageError(
             f"--output {given.name}: the mask of {images[0].name} is written in its own format, as {mask.name}.",
             f"Type --output {shell_path(mask)}",
         )
-    return config, groups
 
 
 def require_free(task: Task, config: Config, own: Collection[str] = ()) -> None:
@@ -191,12 +209,12 @@ def absolute(path: Path) -> Path:
 def as_before(
     task: Task, images: Iterable[Path], place: Path, out: OutputFolder, options: PredictOptions
 ) -> PredictOptions:
-    """The options, extended by overlays and probabilities that exist from before: otherwise they would not match the
-    new mask."""
-    for name in ("overlay", "probabilities"):
-        if getattr(options, name):
+    """The options, extended by overlays, probabilities and masks in another format that exist from before: otherwise
+    they would not match the new mask."""
+    for name, more in (("overlay", True), ("probabilities", True), ("format", BOTH)):
+        if getattr(options, name) == more:
             continue
-        changes: dict[str, Any] = {name: True}
+        changes: dict[str, Any] = {name: more}
         also = dataclasses.replace(options, **changes)
         for image in images:
             extra = set(task.output_files(image, place, also).values())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files
 from unet.commands import setup
 from unet.config.schema import weights_to_read
+from unet.errors import UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 
 if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
+
+LOCAL_WAIT = 60.0  # seconds for a tracker that writes to this machine's disk: it comes to its end
 
 
 def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]], command: str) -> list[Any]:
@@ -38,10 +42,7 @@ def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]
         logs.ArgonneCsvLog(folder, command),
         logs.Curves(folder),
     ]
-    if config.run.tensorboard:
-        from unet.runtime.callbacks.tensorboard import TensorBoard
-
-        result.append(TensorBoard(folder))
+    result += trackers(context, folder)
     if config.run.debug_dump:
         from unet.runtime.callbacks.debug_dump import DebugDump
 
@@ -50,6 +51,43 @@ def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]
         weights = weights_to_read(config.weights.weights[0])
         result.append(Checkpoints(CheckpointPaths(weights), metadata(context, folder, split)))
     return result
+
+
+def trackers(context: setup.Context, folder: RunFolder) -> list[Any]:
+    """The callbacks of --tensorboard, --wandb and --mlflow. Raises UsageError where a package is not installed."""
+    from unet.runtime.callbacks.trackers import process, stream, tensorboard
+
+    config, out = context.config, Path(context.config.run.out).absolute()
+    chosen: list[tuple[str, Any]] = []
+    if config.run.tensorboard:
+        chosen.append(("--tensorboard", tensorboard.TensorBoard(folder)))
+    kinds: dict[str, tuple[str | None, str, dict[str, Any]]] = {
+        "wandb": (config.track.wandb, "wandb", {"mode": config.track.wandb, "folder": str(out)}),
+        "mlflow": (config.track.mlflow, "mlflow", {"uri": store(config.track.mlflow, out)}),
+    }
+    for kind, (value, package, options) in kinds.items():
+        if value is None:
+            continue
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"--{kind} {value}: the package {package} is not installed.",
+                f"Type: pip install 'unet-accelerators[{kind}]'",
+            )
+        options["project"] = config.track.track_project
+        remote = value == "online" or value.startswith(("http://", "https://"))
+        wait = config.track.track_wait if remote else max(LOCAL_WAIT, config.track.track_wait)
+        chosen.append((f"--{kind}", process.ProcessSink(kind, options, wait)))
+    weights = weights_to_read(config.weights.weights[0])
+    about = {"run": folder.name, "group": config.track.track_group, "task": context.task.name}
+    about["device"] = context.device.describe() if chosen else ""
+    return [stream.Tracker(flag, sink, folder, about, config.track.track, weights) for flag, sink in chosen]
+
+
+def store(typed: str | None, out: Path) -> str:
+    """The address of an MLflow store: as typed, a folder as an address, and a database under --out by default."""
+    if typed is None or typed == "local":
+        return f"sqlite:///{out / 'mlflow.db'}"
+    return typed if "://" in typed else Path(typed).expanduser().absolute().as_uri()
 
 
 def metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def finish(
     missed = config.train.target is not None and not progress.reached and not stopped
     about = summary(context, folder, run, weights, len(records), reason)
     folder.write("summary.json", about)
-    folder.status("interrupted" if stopped else "done", reason)
+    folder.status(status := "interrupted" if stopped else "done", reason)
+    run.emit("on_close", status=status, summary=about)
     if context.group.is_main:
         print(closing_block(context, folder, weights, run, records, reason, power.text(about, context.task.item[:-1])))
     if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:

@@ -21,6 +21,7 @@ from unet.devices.base import Workload
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.tasks.base import Task
 from unet.tasks.registry import BUILT_IN, create
+from unet.weight_files import exported, safetensors_header
 
 if TYPE_CHECKING:
     from torch import nn
@@ -154,7 +155,8 @@ def given_weights(config: Config, command: str) -> list[Path]:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """(metadata, state dict) of a checkpoint in any known format; the metadata of other programs' files are empty."""
+    """(metadata, state dict) of a checkpoint in any known format; the metadata of other programs' files are empty.
+    Raises CheckpointError for an exported network, which has no state dict."""
     from unet.runtime.checkpoints import checkpoint
 
     content = checkpoint.read(path)
@@ -162,8 +164,22 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return facts, checkpoint.weights_of(content, path)
 
 
-def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
-    """The network of a checkpoint, on the device. Its size is that of the weights, or --layers and --width if typed."""
+def facts_of_foreign(path: Path, task: Task) -> dict[str, Any]:
+    """What a checkpoint of another program says of its settings, {} where the task knows none of them."""
+    from unet.runtime.checkpoints import checkpoint
+
+    settings = task.settings_of_checkpoint(checkpoint.read(path))
+    return {"settings": settings} if settings else {}
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The metadata of weights or of an exported network; those of other programs' weights are empty."""
+    known = path.exists() and safetensors_header.kind(path) in exported.KINDS  # what is missing is told by read_weights
+    return exported.read(path) if known else read_weights(path)[0]
+
+
+def read_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
+    """The network of a checkpoint, on the host. Its size is that of the weights, or --layers and --width if typed."""
     from unet.runtime.checkpoints import checkpoint
 
     _, state = read_weights(path)
@@ -171,8 +187,32 @@ def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Modu
     if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
         network = context.task.build_model()
     checkpoint.fit(network, own, path)
-    placed = context.device.place(network)
-    compiled = context.device.compile(placed) if context.device.compiled() else placed
+    return network
+
+
+def exported_network(context: Context, path: Path) -> nn.Module:
+    """The network of an exported file, run by its own runtime: on the card where that can, else on the host."""
+    import torch
+
+    from unet.export import network
+
+    found = network.load(path, exported.read(path), torch.get_num_threads(), context.device.onnx_provider)
+    slower = ", which has no way to this device here" if context.device.own_memory and "CPU" in found.where else ""
+    host.notice(f"{path}: run by {found.where}{slower}")
+    return found
+
+
+def trained_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
+    """The network of a checkpoint or of an exported file, ready to be run."""
+    if safetensors_header.kind(path) in exported.KINDS:
+        return exported_network(context, path)
+    return placed(context, read_network(context, path, resolved))
+
+
+def placed(context: Context, network: nn.Module) -> nn.Module:
+    """A network on the device, as it is run there."""
+    found = context.device.place(network)
+    compiled = context.device.compile(found) if context.device.compiled() else found
     return context.device.capture(compiled, training=False)
 
 
@@ -191,7 +231,7 @@ def apply_checkpoint_settings(
 
     Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
-    facts = [read_weights(path)[0] for path in paths]
+    facts = [metadata_of(path) or facts_of_foreign(path, create(resolved.config)) for path in paths]
     for path, item in zip(paths, facts, strict=True):
         if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
             raise UsageError(

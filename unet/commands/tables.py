@@ -33,9 +33,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], name: int = NAME)
     """Lines of a table: the first column (`name` wide) left-aligned, the others right-aligned. If it is wider than the
     terminal, the columns are split into several blocks, and long names are shortened."""
     room, rows = width(), [list(heads), *map(list, rows)]
-    if 2 + name + CELL * (len(heads) - 1) <= room:
-        return [f"  {row[0]:<{name}}" + "".join(f"{cell:>{CELL}}" for cell in row[1:]) for row in rows]
     sizes = [max(len(row[column]) for row in rows) + 2 for column in range(len(heads))]
+    first, cells = max(name, sizes[0] - 2), [max(CELL, size - 1) for size in sizes[1:]]
+    if 2 + first + sum(cells) <= room:
+        return [
+            f"  {row[0]:<{first}}" + "".join(f"{cell:>{size}}" for cell, size in zip(row[1:], cells, strict=True))
+            for row in rows
+        ]
     first = min(sizes[0] - 2, max(8, room - 2 - max(sizes[1:], default=0)))
     groups: list[list[int]] = []
     for column in range(1, len(heads)):

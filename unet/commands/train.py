@@ -93,6 +93,8 @@ def dry_run(resolved: Resolved) -> int:
             "checkpoints": False,
             "log_all_workers": False,
             "tensorboard": False,
+            "wandb": None,
+            "mlflow": None,
             "debug_dump": None,
             "mlperf_division": None,
             "mlperf_rehearsal": False,

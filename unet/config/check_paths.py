@@ -18,22 +18,24 @@ from unet.files import kind_of
 Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
 TRAINING = ("train", "crossval", "benchmark")
-APPLYING = ("evaluate", "predict", "sample")
-IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")
+APPLYING = ("evaluate", "predict", "sample", "export")
+IMAGES = (".nii", ".nii.gz", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 MANY = 2000  # names in a folder that are searched for a similar one
 
 
 def require(command: str, resolved: Resolved) -> None:
     """Raise one UsageError that lists every path of `command` that is missing or of the wrong kind."""
-    if command in ("config", "doctor", "runs", "diff", "report"):
+    if command in ("config", "doctor", "runs", "diff", "report", "completion"):
         return
     if command == "benchmark" and resolved.config.measure.sweep:
         return  # of a sweep each combination is checked
     config = resolved.config
     faults = [*_data(command, resolved), *_weights(command, resolved), *_others(command, resolved)]
-    if command == "predict":
+    if command in ("predict", "export"):
         for name in config.input.inputs:
-            faults += _there(name, Path(name), "", other=Path("data") / name)
+            place, mark, _ = name.rpartition("#")  # FOLDER#2: a series of a folder
+            known = Path(place if mark and not _kind(Path(name)) else name)
+            faults += _there(name, known, "", other=Path("data") / name)
     if faults:
         hints = list(dict.fromkeys(hint for _, hint in faults))
         raise UsageError("; ".join(dict.fromkeys(words for words, _ in faults)) + ".", " ".join(hints))
@@ -46,7 +48,7 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
-    if command == "synthesize":
+    if command in ("synthesize", "download"):
         yield from _folder("--data", raw)
         return
     if command in (*TRAINING, "preprocess") or (command == "evaluate" and sources["cache"].startswith("flag")):

@@ -328,15 +328,6 @@ class InputOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Prediction"""
-
-    output: str = option("predictions", "folder for the masks; for one image also a file", metavar="DIR", common=True)
-    overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
-    probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
-
-
-@dataclasses.dataclass(frozen=True)
 class SampleOptions:
     """Sampling"""
 
@@ -394,5 +385,7 @@ class CheckOptions:
     """Checking"""
 
     checksums: str | None = option(
-        None, "compare with this list of MD5 sums (checksum.json, or the output of md5sum)", metavar="FILE"
+        None,
+        "compare with this list of MD5 or SHA-256 sums (checksum.json, or the output of md5sum or sha256sum)",
+        metavar="FILE",
     )

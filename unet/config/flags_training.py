@@ -1,10 +1,12 @@
-"""The flags of network, training and evaluation; the others are in `flags`. No torch."""
+"""The flags of network, training, evaluation and prediction; the others are in `flags`. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from unet.config.options import option
+
+DICOM_SEG, NIFTI, BOTH = "dicom-seg", "nifti", "both"  # what is written for DICOM input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,13 @@ class PlanOptions:
     """Plan"""
 
     plan_file: str = option("plan.json", "file for the plan, which train --config takes", metavar="FILE", common=True)
+    hours: float | None = option(
+        None,
+        "hours that training may take on this machine: they choose --size, --epochs and --batch-size",
+        above=0,
+        maximum=10000,
+        common=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,3 +157,24 @@ class LabelOptions:
     """Label maps"""
 
     labels: str | None = option(None, "folder of true label maps, of the same names", metavar="DIR", common=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Prediction"""
+
+    output: str = option("predictions", "folder for the masks; for one image also a file", metavar="DIR", common=True)
+    overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
+    probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
+    series: str | None = option(
+        None,
+        "of a DICOM folder with several series: the one of this number (in the list that predict prints) or UID",
+        metavar="NUMBER|UID",
+        common=True,
+    )
+    format: str = option(
+        DICOM_SEG,
+        "what to write for DICOM input; other images get a mask in their own format",
+        choices=(DICOM_SEG, NIFTI, BOTH),
+        common=True,
+    )

@@ -247,7 +247,7 @@ def values_after(spec: Spelling, following: Sequence[str], positional: bool) -> 
         if count and (not spec.many or spec.option.repeated):
             return
         numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
-        if count and positional and not numbers:
+        if count and positional and not numbers and word not in (spec.option.choices or ()):
             return  # an input file
         yield word
 

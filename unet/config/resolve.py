@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from unet.config.options import Declared, Spelling, fields, flag, nearest, spellings
-from unet.config.run_files import CONFIG, flat_settings, read_status
+from unet.config.options import Spelling, fields, flag, nearest, spellings
+from unet.config.run_files import CONFIG, flat_settings, read_settings, read_status
 from unet.config.schema import Config, declared_of, places_of, resolve_path, weights_to_read
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import jsonable, read_json, require_regular, schema_error
-from unet.weight_files import pickles, safetensors_header
+from unet.weight_files import exported, pickles, safetensors_header
 
 SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
 
@@ -97,7 +97,7 @@ class _Layers:
             default_out = fields(Config.GROUPS["run"])["out"].default
             folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", default_out))
             self.path, self.file_source = folder / "config.json", f"run {folder.name}"
-            self.from_run = {"run_name": folder.name, "out": str(folder.parent)}
+            self.from_run = {"run_name": folder.name, "out": str(folder.parent), **tracked_by(folder)}
         if self.file_source:
             self.content = read_file(self.path)
 
@@ -218,14 +218,21 @@ def task_of_weights(names: Sequence[str], known: Sequence[str]) -> tuple[str, st
     for name in names:
         path = weights_to_read(name)
         try:
-            ours = safetensors_header.kind(path) == "safetensors"
-            facts = safetensors_header.read(path).facts if ours else pickles.structure(path)
+            facts = facts_of(path)
         except (UnetError, pickles.UnsafePickle):
             continue
         has_format = isinstance(facts, dict) and isinstance(facts.get("format"), str)
         if has_format and (task := known_task(facts, path, known)):
             return task, f"weights {path.name}"
     return None
+
+
+def facts_of(path: Path) -> Any:
+    """The metadata of weights of any kind; of a torch file its content, without the tensors' values."""
+    kind = safetensors_header.kind(path)
+    if kind in exported.KINDS:
+        return exported.read(path)
+    return safetensors_header.read(path).facts if kind == "safetensors" else pickles.structure(path)
 
 
 def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> str | None:
@@ -288,10 +295,21 @@ NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
     *("restarts", "json"),
+    *("wandb", "mlflow", "track_group"),  # what leaves the machine is typed, or goes on with its own run
 }
+TRACKED = ("wandb", "mlflow", "track_group")
 TYPED_ONLY = ("config", "resume", "inputs", "runs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
+
+
+def tracked_by(folder: Path) -> dict[str, Any]:
+    """The trackers of a run that is resumed; none where its settings are damaged, which is told when they are read."""
+    try:
+        found = read_settings(folder / "config.json")
+    except UnetError:
+        return {}
+    return {name: found[name]["value"] for name in TRACKED if name in found and isinstance(found[name]["value"], str)}
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -329,26 +347,21 @@ def convert_file(
     try:
         content = task.translated(content)
     except ValueError as error:
-        mistakes.append(str(error))
-    known = {**_declared_of_all(registry), **own}
+        mistakes += [str(error)]
+    others = (declared_of(registry.settings_of(name)) for name in registry.BUILT_IN)
+    known = {name: item for declared in (*others, own) for name, item in declared.items()}
     every, names = spellings(known), [*declared_of(task, groups)]
     for key, value in content.items():
         try:
             for name, found in _setting(key, value, every, names, typed).items():
-                if name in result and result[name] != found:
+                if result.setdefault(name, found) != found:
                     raise ValueError(f"{key} contradicts another setting of the file: both set {name}")
-                result[name] = found
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
         more = [f"and {len(mistakes) - 8} more"] if len(mistakes) > 8 else []
         raise UsageError(f"{path.absolute()}: {'; '.join(mistakes[:8] + more)}.", SETTINGS)
     return {name: value for name, value in result.items() if name in own}
-
-
-def _declared_of_all(registry: Registry) -> dict[str, Declared]:
-    """The settings of every built-in task."""
-    return {name: item for task in registry.BUILT_IN for name, item in declared_of(registry.settings_of(task)).items()}
 
 
 def _setting(
@@ -372,8 +385,7 @@ def _setting(
     if spec.switch and spec.name != name:
         if not isinstance(value, bool):
             raise ValueError(f"{key} takes true or false")
-        chosen = spec.value if value else spec.off
-        return {} if chosen is None else {spec.name: chosen}
+        return {} if (chosen := spec.value if value else spec.off) is None else {spec.name: chosen}
     if spec.many and spec.kind is str and value == []:  # names that the data give
         return {}
     return {spec.name: convert_many(key, spec.option, spec.kind, spec.many, value)}

@@ -25,7 +25,6 @@ from unet.config.flags import (
     InputOptions,
     LoggingOptions,
     MLPerfOptions,
-    PredictOptions,
     RunOptions,
     SampleOptions,
     SaveOptions,
@@ -34,13 +33,21 @@ from unet.config.flags import (
     TimingOptions,
     WeightsOptions,
 )
-from unet.config.flags_power import SHORTEST, PowerOptions
-from unet.config.flags_reports import ListOptions, MeasureOptions, OutputOptions, ReportOptions, RunsOptions
+from unet.config.flags_reports import (
+    ExportOptions,
+    ListOptions,
+    MeasureOptions,
+    OutputOptions,
+    ReportOptions,
+    RunsOptions,
+)
+from unet.config.flags_services import SHORTEST, CompletionOptions, DownloadOptions, PowerOptions, TrackOptions
 from unet.config.flags_training import (
     EvalOptions,
     LabelOptions,
     NetworkOptions,
     PlanOptions,
+    PredictOptions,
     ScoringOptions,
     TrainOptions,
 )
@@ -48,6 +55,8 @@ from unet.config.options import Declared, fields
 from unet.config.task_settings import TaskSettings, check_pair
 
 MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
+
+STORES = ("http://", "https://", "sqlite:///", "file://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +91,11 @@ class Config:
     listing: ListOptions = dataclasses.field(default_factory=ListOptions)
     output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
     power: PowerOptions = dataclasses.field(default_factory=PowerOptions)
+    track: TrackOptions = dataclasses.field(default_factory=TrackOptions)
+    completion: CompletionOptions = dataclasses.field(default_factory=CompletionOptions)
+    download: DownloadOptions = dataclasses.field(default_factory=DownloadOptions)
     report: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    export: ExportOptions = dataclasses.field(default_factory=ExportOptions)
 
     GROUPS: ClassVar[dict[str, type]]
 
@@ -193,6 +206,8 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append(f"--power {config.power.power:g} is too short, {SHORTEST:g} s or more (0 is off)")
     if config.logging.verbose and config.logging.quiet:
         mistakes.append("--verbose and --quiet contradict each other")
+    if (place := config.track.mlflow) and "://" in place and not place.startswith(STORES):
+        mistakes.append(f"--mlflow takes a folder or {', '.join(STORES)}..., not {place[:60]!r}")
     if config.measure.source in ("none", "real") and config.data.synth_data:
         mistakes.append(f"--source {config.measure.source} and --synth-data contradict each other")
     if config.measure.sweep and config.measure.profile:

@@ -20,8 +20,8 @@ class TaskSettings:
     evaluate and predict. `size_flags`: the flags that set the network's input, the one to lower first where memory
     ends; `folder_flags`: those that name a folder which is read. `splits`: names that --split takes beside the common
     ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`: whether its tensors are tens of megabytes and
-    more. `plans`: whether settings follow from the data (`plan`). `notes`: words to add to the help of a common flag;
-    `default_texts`: its default in words.
+    more. `plans`: where settings follow from the data (`plan`), the values of --size, the smallest
+    network first. `notes`: words to add to the help of a common flag; `default_texts`: its default in words.
     """
 
     name: ClassVar[str]
@@ -34,7 +34,7 @@ class TaskSettings:
     splits: ClassVar[tuple[str, ...]] = ()
     mlperf: ClassVar[bool] = False
     large_tensors: ClassVar[bool] = False
-    plans: ClassVar[bool] = False
+    plans: ClassVar[tuple[str, ...]] = ()
     folder_flags: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[Mapping[str, str]] = {}
     default_texts: ClassVar[Mapping[str, str]] = {}

@@ -13,7 +13,8 @@ class Case:
     """One patient, volume or stack: its files, and what the run must know of it before it is read.
 
     `cost` is what scoring it takes, in slices or windows. `spacing` is in mm (z, y, x), None where the format has none.
-    `memory` is about what preparing it takes, in bytes, 0 where that is little.
+    `memory` is about what preparing it takes, in bytes, 0 where that is little. `parts`: the files of images and labels
+    where one of these is a folder.
     """
 
     id: str
@@ -22,6 +23,12 @@ class Case:
     cost: int = 1
     spacing: tuple[float, ...] | None = None
     memory: int = 0
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the case is made of."""
+        return self.parts or (*self.images, *self.labels)
 
 
 def require_folder(root: Path, hint: str) -> None:

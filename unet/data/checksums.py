@@ -1,4 +1,4 @@
-"""MD5 sums of a data set's files against a list: what is missing, what differs, what is not in it. No torch."""
+"""MD5 or SHA-256 sums of a data set's files against a list: what is missing, differs, or is not in it. No torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from unet.errors import DataError, StorageError, UnetError
 
 COMPLETE = 420  # files of MLPerf's cache: 210 cases
 SHOWN = 4
+NAMES = {"md5": "MD5", "sha256": "SHA-256"}
+KINDS = {"md5": "[0-9a-f]{32}", "sha256": "[0-9a-f]{64}"}
 
 
 def some(names: Sequence[str]) -> str:
@@ -23,7 +25,8 @@ def some(names: Sequence[str]) -> str:
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """name -> MD5 of a list: JSON {"case_00000_x.npy": "md5", ...} (MLPerf's checksum.json) or md5sum's `md5  name`.
+    """name -> sum of a list: JSON {"case_00000_x.npy": "md5", ...} (MLPerf's checksum.json), or the `sum  name` of
+    md5sum or sha256sum, all of one kind.
 
     Raises DataError for anything else.
     """
@@ -39,10 +42,10 @@ def read_checksums(path: Path) -> dict[str, str]:
         found = {str(name).replace("\\", "/").removeprefix("./"): str(value).lower() for name, value in pairs}
     except (ValueError, AttributeError, RecursionError):
         found = {}
-    if not found or not all(re.fullmatch("[0-9a-f]{32}", value) for value in found.values()):
+    if not found or not any(all(re.fullmatch(sums, value) for value in found.values()) for sums in KINDS.values()):
         raise DataError(
-            f"{path.absolute()}: not a list of MD5 sums.",
-            'Give JSON {"case_00000_x.npy": "md5", ...}, or the lines of md5sum: md5, two spaces, name.',
+            f"{path.absolute()}: not a list of MD5 sums, nor of SHA-256 sums.",
+            'Give JSON {"case_00000_x.npy": "md5", ...}, or the lines of md5sum or sha256sum: sum, two spaces, name.',
         )
     return found
 
@@ -55,9 +58,10 @@ def _lines(text: str) -> list[tuple[str, str]]:
 def verify(folder: Path, checksums: Path, own: Sequence[str], report: Report) -> None:
     """Compare the files `own` of a folder (names relative to it) with a list; what is wrong goes into the report."""
     listed, here = read_checksums(checksums), set(own)
+    kind = next(kind for kind, sums in KINDS.items() if re.fullmatch(sums, next(iter(listed.values()))))
     sums: dict[str, str] = {}
     for name, future in host.process_map(
-        functools.partial(_md5, folder), sorted(here & set(listed)), "checksums", "file"
+        functools.partial(_digest, folder, kind), sorted(here & set(listed)), "checksums", "file"
     ):
         try:
             sums[name] = future.result()
@@ -70,7 +74,9 @@ def verify(folder: Path, checksums: Path, own: Sequence[str], report: Report) ->
     if missing:
         report.errors.append(f"{checksums.name}: {len(missing)} files of the list are missing: {some(missing)}")
     if differ:
-        report.errors.append(f"{checksums.name}: {len(differ)} files differ from the list's MD5: {some(differ)}")
+        report.errors.append(
+            f"{checksums.name}: {len(differ)} files differ from the list's {NAMES[kind]}: {some(differ)}"
+        )
     if extra:
         report.warnings.append(f"{checksums.name}: {len(extra)} files are not in the list: {some(extra)}")
     if len(listed) == COMPLETE != len(here):
@@ -78,9 +84,9 @@ def verify(folder: Path, checksums: Path, own: Sequence[str], report: Report) ->
     report.facts["checksums"] = f"{len(sums) - len(differ)} of {len(listed)} files as listed"
 
 
-def _md5(folder: Path, name: str) -> str:
-    """In a worker: the MD5 of one file."""
-    total = hashlib.md5(usedforsecurity=False)
+def _digest(folder: Path, kind: str, name: str) -> str:
+    """In a worker: the sum of one file."""
+    total = hashlib.new(kind, usedforsecurity=False)
     try:
         with open(folder / name, "rb") as stream:
             while piece := stream.read(2**20):

@@ -63,7 +63,7 @@ class Device:
     static_shapes = compiles_slices = False
     own_memory = False
     chunk = 2**24
-    visible = ""
+    visible = onnx_provider = ""
     visible_too: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     has_tf32 = graphs = operator_lists = numbered = recipes = False

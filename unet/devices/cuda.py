@@ -50,6 +50,7 @@ class CUDA(Accelerator):
     compilers = (C,)
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
+    onnx_provider = "CUDAExecutionProvider"
     fused = ("adam", "adamw", "sgd")
     forced = Accelerator.forced | {"CUDA_VISIBLE_DEVICES"}
 

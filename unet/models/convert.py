@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet.errors import CheckpointError
 from unet.models.planned_shape import PlannedShape, Stage, Triple
@@ -15,6 +15,7 @@ from unet.models.unet import UNetShape
 _PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net|network)\.)+")
 _PUBLISHED = re.compile(r"^(?:encoder|decoder|enc|dec)\d+\.|^bottleneck\.bottleneck(?:conv|norm)|^upconv\d+\.")
 _BLOCK = re.compile(r"^(encoder|enc|decoder|dec)(\d+)\.(?:enc|dec)\d+(conv|norm)([12])\.(.+)$")
+_ARGONNE = re.compile(r"^(enc|dec)oder(?=\d)")
 _PART = {("conv", "1"): 0, ("norm", "1"): 1, ("conv", "2"): 3, ("norm", "2"): 4}
 
 
@@ -52,14 +53,18 @@ def _own_key(key: str, levels: int) -> str:
     )
 
 
-def to_published_lgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of `models.unet.UNet` -> the published form, in the published order (encoders, bottleneck, ups and
-    decoders).
-    """
+def to_published_lgg(state: Mapping[str, Tensor], argonne: bool = False) -> dict[str, Tensor]:
+    """Keys of `models.unet.UNet` -> the published form, or that of the Argonne variant, in the published order
+    (encoders, bottleneck, ups and decoders). Raises CheckpointError for a network of another kind."""
     levels = _levels(state)
     names = {_own_key(key, levels): key for key in published_keys(levels)}
+    if unknown := sorted(set(state) - set(names)):
+        raise CheckpointError(
+            f"Key {unknown[0]!r} has no name in the published network.", "Give weights of a network with batch norms."
+        )
     found = {names[key]: value for key, value in state.items()}
-    return {key: found[key] for key in published_keys(levels) if key in found}
+    ordered = {key: found[key] for key in published_keys(levels) if key in found}
+    return {_ARGONNE.sub(r"\1", key): value for key, value in ordered.items()} if argonne else ordered
 
 
 def published_keys(levels: int) -> list[str]:
@@ -191,12 +196,13 @@ _NNUNET = (
     (re.compile(r"^decoder\.transpconvs\.(\d+)\.(\w+)$"), "up"),
     (re.compile(r"^decoder\.seg_layers\.(\d+)\.(\w+)$"), "head"),
 )
+_NNUNET_MODULE = re.compile(r"\.all_modules\.([01])\.")
 _NNUNET_TWICE = re.compile(r"^decoder\.encoder\.|\.all_modules\.")  # second names of the same tensors
 
 
 def is_nnunet(state: Mapping[str, Any]) -> bool:
     """Whether the keys are those of nnU-Net's PlainConvUNet or ResidualEncoderUNet."""
-    return any(key.startswith("decoder.seg_layers.") for key in state)
+    return any("decoder.seg_layers." in key for key in state)
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,6 +212,14 @@ def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     heads = sum(1 for key in state if re.match(r"^decoder\.seg_layers\.\d+\.weight$", key))
     names = {key: _own_of_nnunet(key, heads) for key in state if not _NNUNET_TWICE.search(key)}
     return {own: state[key] for key, own in names.items() if own is not None}
+
+
+def planned_network(state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network of nnU-Net's weights, and the weights under its keys. Raises CheckpointError."""
+    from unet.models.planned_unet import PlannedUNet
+
+    own = from_nnunet(strip_prefixes(state))
+    return PlannedUNet(planned_shape_of(own)), own
 
 
 def _own_of_nnunet(key: str, heads: int) -> str | None:
@@ -227,6 +241,57 @@ def _own_of_nnunet(key: str, heads: int) -> str | None:
         return f"{kind}s.{numbers[0]}.{3 * numbers[1] + part}.{leaf}"
     inner = f"convolutions.{3 * (numbers[2] - 1) + part}" if kind == "block" else f"skip.{numbers[2] + part}"
     return f"encoders.{numbers[0]}.{numbers[1]}.{inner}.{leaf}"
+
+
+def to_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of `models.planned_unet.PlannedUNet` -> all of those of nnU-Net's PlainConvUNet or ResidualEncoderUNet, in
+    its order, those that name a tensor twice too. What ours has not is 0: the biases of convolutions before a norm,
+    heads that are not trained. Raises CheckpointError for another network."""
+    shape = planned_shape_of(state)
+    heads = len(shape.stages) - 1
+    found = {}
+    for key in nnunet_keys(shape):
+        once = _NNUNET_MODULE.sub(lambda match: f".{('conv', 'norm')[int(match[1])]}.", key)
+        own = _own_of_nnunet(once.removeprefix("decoder.") if "decoder.encoder." in once else once, heads)
+        if own in state:
+            found[key] = state[str(own)]
+        elif match := re.match(r"decoder\.seg_layers\.(\d+)\.(\w+)$", key):
+            stage = shape.stages[heads - 1 - int(match[1])]
+            sides = (shape.outputs, stage.channels, *(1,) * shape.dims)
+            found[key] = state["heads.0.weight"].new_zeros(sides if match[2] == "weight" else sides[:1])
+        else:
+            weight = state[str(own).removesuffix("bias") + "weight"]
+            found[key] = weight.new_zeros(len(weight))
+    return found
+
+
+def nnunet_keys(shape: PlannedShape) -> list[str]:
+    """State-dict keys of nnU-Net's network of this shape, in its order."""
+
+    def unit(name: str, bias: bool = True) -> list[str]:
+        leaves = [f"{part}.{leaf}" for part in ("conv", "norm") for leaf in ("weight", "bias")]
+        leaves += [f"all_modules.{part}.{leaf}" for part in (0, 1) for leaf in ("weight", "bias")]
+        return [f"{name}.{leaf}" for leaf in leaves if bias or leaf not in ("conv.bias", "all_modules.0.bias")]
+
+    encoder = unit("encoder.stem.convs.0") if shape.residual else []
+    channels = shape.stages[0].channels
+    for level, stage in enumerate(shape.stages):
+        for number in range(stage.blocks):
+            if not shape.residual:
+                encoder += unit(f"encoder.stages.{level}.0.convs.{number}")
+                continue
+            block = f"encoder.stages.{level}.blocks.{number}"
+            encoder += unit(f"{block}.conv1") + unit(f"{block}.conv2")
+            if channels != stage.channels:
+                encoder += unit(f"{block}.skip.{int(number == 0 and max(stage.stride) > 1)}", bias=False)
+            channels = stage.channels
+    keys = [*encoder, *(f"decoder.{key}" for key in encoder)]
+    upward = range(len(shape.stages) - 1)
+    for level in upward:
+        for number in range(shape.stages[len(shape.stages) - 2 - level].decoder):
+            keys += unit(f"decoder.stages.{level}.convs.{number}")
+    ends = [(part, level) for part in ("transpconvs", "seg_layers") for level in upward]
+    return keys + [f"decoder.{part}.{level}.{leaf}" for part, level in ends for leaf in ("weight", "bias")]
 
 
 def planned_shape_of(state: Mapping[str, Tensor]) -> PlannedShape:

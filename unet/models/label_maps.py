@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unet.errors import DataError
 from unet.models.losses import CHUNK, FEW, SMOOTH
@@ -26,6 +27,60 @@ def label_map(logits: Tensor, chunk: int = CHUNK) -> Tensor:
             torch.maximum(label, (channel > highest).to(torch.uint8).mul_(number), out=label)
             highest = torch.maximum(highest, channel)
     return result
+
+
+def label_map_of(slabs: Iterable[Tensor], depth: int, shape: Sequence[int]) -> Tensor:
+    """Logits in slabs (K, d, h, w) along an axis of `depth` planes in all, one after the other -> the class of the
+    highest logit on the grid of `shape` (D, H, W), uint8, where the slabs lie; linear between the planes, rows and
+    columns (centred voxels, as F.interpolate without align_corners).
+
+    Class after class of a slab at a time, so neither the logits of a case nor a resampled slab are ever in memory; a
+    slab may be written over once the next one is asked for.
+    """
+    result: Tensor | None = None
+    before: Tensor | None = None  # the last plane that was seen (K, 1, h, w)
+    places = [min(max((number + 0.5) * (depth / shape[0]) - 0.5, 0), depth - 1) for number in range(shape[0])]
+    first = done = 0
+    for slab in slabs:
+        if result is None:
+            result = torch.zeros(tuple(shape), dtype=torch.uint8, device=slab.device)
+        start = first if before is None else first - 1  # the first plane that is at hand
+        first += slab.shape[1]
+        ready = [place for place in places[done:] if place <= first - 1]
+        if ready:
+            target = result[done : done + len(ready)]
+            between = None if len(ready) == slab.shape[1] and depth == shape[0] else [at - start for at in ready]
+            _label_slab(slab, before, between, target)
+            done += len(ready)
+        before = slab[:, -1:].clone() if depth != shape[0] else None
+    assert result is not None
+    assert done == shape[0]
+    return result
+
+
+def _label_slab(slab: Tensor, before: Tensor | None, places: Sequence[float] | None, target: Tensor) -> None:
+    """Write the classes of a slab, with the plane before it, into `target` (D, H, W). `places` among its planes count
+    from that plane; None: its planes themselves."""
+    lower = upper = weight = None
+    if places is not None:
+        last = slab.shape[1] - 1 + (before is not None)
+        low = torch.tensor([min(int(place), max(0, last - 1)) for place in places])
+        weight = (torch.tensor(places) - low).float().to(slab.device)[:, None, None]
+        lower, upper = low.to(slab.device), (low + 1).clamp(max=last).to(slab.device)
+    highest: Tensor | None = None
+    for number, planes in enumerate(slab):
+        channel = planes if before is None else torch.cat((before[number], planes))
+        channel = channel.float()
+        if channel.shape[1:] != target.shape[1:]:
+            channel = F.interpolate(channel[None], target.shape[1:], mode="bilinear", align_corners=False)[0]
+        if lower is not None and upper is not None and weight is not None:
+            below = channel.index_select(0, lower)
+            channel = channel.index_select(0, upper).sub_(below).mul_(weight).add_(below)
+        if highest is None:
+            highest = channel
+            continue
+        torch.maximum(target, (channel > highest).to(torch.uint8).mul_(number), out=target)
+        highest = torch.maximum(highest, channel)
 
 
 def confusion(prediction: Tensor, target: Tensor, classes: int = 3, chunk: int = CHUNK) -> Tensor:

@@ -26,6 +26,12 @@ def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) 
     return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
 
 
+def batch_dice_bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """`batch_dice_loss` of the sigmoid plus the mean binary cross-entropy: two tensors of one shape -> scalar."""
+    logits, target = logits.float(), target.float()
+    return batch_dice_loss(logits.sigmoid(), target) + F.binary_cross_entropy_with_logits(logits, target)
+
+
 def dice_ce_loss(
     logits: Tensor,
     labels: Tensor,

@@ -30,6 +30,12 @@ NO_EFFECT = frozenset(
         ),
         *(
             "tensorboard",
+            "wandb",
+            "mlflow",
+            "track",
+            "track_project",
+            "track_group",
+            "track_wait",
             "debug_dump",
             "log_every",
             "log_all_workers",

@@ -20,7 +20,7 @@ from unet.tasks.protocols import Compute, NoDevice, Predictor
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.cache.layout import Layout
     from unet.data.cases import Case
@@ -227,6 +227,10 @@ class Task:
         """Random values in the form of a training batch: `benchmark --source none` needs no data set."""
         raise UsageError(f"The task {self.name} makes no random batch.", "Give a data set: leave --source none out.")
 
+    def patch_seconds(self) -> float:
+        """Seconds of one core that a training patch takes to load and change, tried on noise; 0 where it is little."""
+        return 0.0
+
     def preview(self, cases: Sequence[CachedCase]) -> Iterator[Output]:
         """What training makes of the first cases, as files to look at before it starts, where that is asked for."""
         return iter(())
@@ -263,8 +267,7 @@ class Task:
         return []
 
     def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
-        """The same by name, for a run that begins; empty where they are known. They are settled before the set is
-        prepared."""
+        """The same by name, before the set is prepared for a run; empty where they are known."""
         return {}
 
     def finalize_config(self, cases: Sequence[CachedCase], world: int) -> Config:
@@ -272,8 +275,7 @@ class Task:
         return self.config
 
     def eval_schedule(self, samples: int, step: int) -> tuple[int, int]:
-        """(first epoch that is evaluated, epochs between evaluations) where an epoch trains `samples`, a step `step`
-        of them."""
+        """(first epoch that is evaluated, epochs between) where an epoch trains `samples`, a step `step` of them."""
         return 1, 1
 
     def requested_eval_schedule(self) -> tuple[int | None, int | None]:
@@ -345,7 +347,29 @@ class Task:
         names."""
         raise NotImplementedError
 
+    def settings_of_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that a checkpoint of another project names, as they stand in weights of this program. Raises
+        CheckpointError."""
+        return {}
+
     # Where the task has them.
+
+    def deployment(self) -> dict[str, Any]:
+        """What another program must know to run the exported network on images, as JSON: `tasks.segmentation` has the
+        entries. Raises UsageError where networks of the task are not exported."""
+        raise UsageError(
+            f"Networks of task {self.name} are not written as ONNX or OpenVINO: they are more than a function of an"
+            " image.",
+            "Type --to safetensors: the weights alone, under their own names.",
+        )
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        """What the reference program of the task loads with torch.load, its key names included; with `published` that
+        of the published network. Raises UnetError."""
+        raise UsageError(
+            f"The task {self.name} has no other program that reads torch weights of its network.",
+            "Type --to safetensors: the weights alone, under their own names.",
+        )
 
     def sample(self, predictor: Predictor, count: int, temperature: float, seed: int) -> Iterator[Output]:
         """`count` samples of a generative network and pictures of them; the noise of each latent is scaled by

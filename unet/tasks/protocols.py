@@ -18,8 +18,8 @@ class Predictor(Protocol):
     """Runs trained networks over the input of a case, without gradients. Each method returns the mean over the networks
     of their outputs, or of `transform(output)`."""
 
-    def slices(self, images: Tensor, transform: Callable[[Tensor], Any] | None = None) -> Any:
-        """(N, C, H, W) -> (N, K, H', W') on the host."""
+    def slices(self, images: Tensor, transform: Callable[[Tensor], Any] | None = None, mirror: bool = False) -> Any:
+        """(N, C, H, W) -> (N, K, H', W') on the host; `mirror`: the mean with the mirrored images."""
 
     def tiles(
         self,

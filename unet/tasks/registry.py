@@ -24,6 +24,7 @@ from unet.errors import UsageError
 
 if TYPE_CHECKING:
     from unet.config.schema import Config
+    from unet.data.download.sources import Source
     from unet.tasks.base import Task
 
 HINT = "Give --task package.module:Class, a subclass of unet.tasks.base.Task on the Python path."
@@ -41,6 +42,19 @@ BUILT_IN = built_in()
 def planner() -> str:
     """The task whose settings follow from the data: what `plan` is for where no task is typed."""
     return next(name for name in BUILT_IN if settings_of(name).plans)
+
+
+def downloads() -> tuple[str, ...]:
+    """The tasks whose set is public: they say in `download.py` where it lies."""
+    return tuple(name for name in BUILT_IN if (Path(__file__).parent / name / "download.py").exists())
+
+
+def source_of(name: str) -> Source:
+    """Where the set of a task lies. Raises UsageError for a task whose set is not public."""
+    if name not in downloads():
+        raise UsageError(f"There is no public set of {name!r} to load.", f"Sets: {', '.join(downloads())}.")
+    found: Source = importlib.import_module(f"unet.tasks.{name}.download").SOURCE
+    return found
 
 
 @functools.cache

@@ -65,5 +65,12 @@ class SegmentationTask(CachedTask):
 
         return self.build_model(), strip_prefixes(state)
 
+    def deployment(self) -> dict[str, Any]:
+        """What another program must know to run the network: `channels`, `classes` and `label_values` by number,
+        `spacing` (mm), `window` (sides of an input), `overlap`, `blend`, `mirror`, `pad_value`, `activation` of the
+        logits, `preprocessing` and `postprocessing` in steps, in words."""
+        _, channels, *sides = self.eval_input_shape()
+        return {"channels": channels, "classes": list(self.classes), "window": sides}
+
     def check_cache(self, path: Path) -> checks.Report:
         return checks.cached(path, self.layout, self.manifest(), self.foreground)

@@ -28,6 +28,7 @@ WIDTHS = {  # types of elements by their bytes
 }
 SIZES = {name: width for width, names in WIDTHS.items() for name in names}
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of torch's format before 1.6, as a pickle
+ONNX = [bytes([number << 3 | 2]) for number in (2, 3, 4, 6, 7, 8, 14)]  # what follows the version of the format
 TENSOR = {"dtype": str, "shape": [int], "data_offsets": [int]}
 FACTS = {  # the metadata of weights and states
     "format": str,
@@ -61,8 +62,8 @@ def damaged(path: Path, why: str) -> DamagedError:
 
 
 def kind(path: Path) -> str:
-    """The format of a file, by its first bytes: "safetensors", "zip" or "pickle" (torch's two). Raises DamagedError for
-    another format, StorageError if it is no regular file."""
+    """The format of a file, by its first bytes: "safetensors", "zip" or "pickle" (torch's two), "onnx", "openvino" (the
+    .xml file). Raises DamagedError for another format, StorageError if it is no regular file."""
     try:
         with open(require_regular(path), "rb") as stream:
             first, size = stream.read(16), os.fstat(stream.fileno()).st_size
@@ -76,6 +77,10 @@ def kind(path: Path) -> str:
         return "safetensors"
     if first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05":
         return "pickle"
+    if first[:1] == b"\x08" and first[1:2] < b"\x20" and first[2:3] in ONNX:
+        return "onnx"
+    if first[:5] in (b"<?xml", b"<net "):
+        return "openvino"
     zeros = "; it begins with zeros" if not any(first) else ""
     raise damaged(path, f"not a file of weights, or damaged ({size} bytes{zeros})")
 

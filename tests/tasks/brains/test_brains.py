@@ -78,6 +78,7 @@ def test_a_run_is_scored_drawn_and_sampled(train: Cli, cli: Cli) -> None:
     assert code == 2 and "--overwrite" in err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(train: Cli) -> None:
     assert train("--run-name", "whole", "--epochs", 3, "--deterministic", "--ema", 0.9)[0] == 0
     assert train("--run-name", "half", "--epochs", 1, "--deterministic", "--ema", 0.9)[0] == 0
@@ -98,6 +99,7 @@ def test_a_target_is_an_elbo(train: Cli, cli: Cli) -> None:
     assert cli("config", "--task", "brains", "--target", 5.3)[0] == 0
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_give_the_same_bits(train: Cli) -> None:
     for name, more in (("plain", ()), ("less", ("--checkpoint-activations",))):
         assert train("--run-name", name, "--max-steps", 3, "--deterministic", *more)[0] == 0
@@ -105,6 +107,7 @@ def test_checkpointed_activations_give_the_same_bits(train: Cli) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_two_processes_train(made: Path, workplace: Path) -> None:
     Path("made").symlink_to(made)
     words = ("train", *COMMON, "--run-name", "two", "--epochs", 1, "--batch-size", 1, "--devices", 2)
@@ -207,6 +210,7 @@ def test_a_benchmark_of_steps_and_passes(cli: Cli) -> None:
     assert "volumes/s" in out
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_and_a_file_of_others_in_it_stays(train: Cli) -> None:
     words = ("--run-name", "a", "--epochs", 1, "--show-pipeline", "--overwrite")
     assert train(*words)[0] == 0

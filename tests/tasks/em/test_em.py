@@ -469,6 +469,7 @@ def test_a_run_goes_on_with_other_distances_between_evaluations(
     assert [row["step"] for row in rows if row["event"] == "epoch"] == [7, 8, 12, 14]
 
 
+@pytest.mark.slow
 def test_prediction_alone_is_timed(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

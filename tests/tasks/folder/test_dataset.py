@@ -9,12 +9,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from tasks.folder import sets as made
 
 from unet.data.cases import Case
 from unet.data.io import outputs, volumes
 from unet.data.preprocessing import resize
 from unet.errors import DataError
+from unet.models.label_maps import label_map_of
 from unet.tasks.folder import dataset, sets
 from unet.tasks.folder.settings import Settings
 
@@ -34,6 +36,12 @@ def hot(labels: Any, classes: int) -> Any:
     return np.stack([(labels == number).astype(np.float32) for number in range(classes)])
 
 
+def back(logits: Any, way: dataset.Way) -> Any:
+    """Logits (K, D, H, W) on the network's grid -> classes on the file's own."""
+    slabs = (torch.from_numpy(logits[:, low : low + 5]) for low in range(0, logits.shape[1], 5))
+    return dataset.placed(label_map_of(slabs, way.size[0], way.kept).numpy(), way)
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".npy", ".png"])
 def test_a_mask_comes_back_as_it_was(suffix: str, tmp_path: Path) -> None:
     image, mask = made.volume(0)
@@ -46,8 +54,7 @@ def test_a_mask_comes_back_as_it_was(suffix: str, tmp_path: Path) -> None:
     assert made_of["image"].shape == (1, *made_of["mask"].shape[1:])
     assert made_of["image"].std() == pytest.approx(1, abs=1e-3)
     assert set(np.unique(made_of["mask"])) == {0, 1}
-    slabs = [hot(made_of["mask"][0], 2)[:, low : low + 5] for low in range(0, made_of["mask"].shape[1], 5)]
-    classes = dataset.label_map(slabs, dataset.way_from(made_of))
+    classes = back(hot(made_of["mask"][0], 2), dataset.way_from(made_of))
     values = dataset.labels_of(own).values_of(classes)
     out = tmp_path / f"out{suffix}"
     outputs.write(out, outputs.Output(image_path, "mask", values, "like", names={"class_255": "organ"}))
@@ -56,13 +63,26 @@ def test_a_mask_comes_back_as_it_was(suffix: str, tmp_path: Path) -> None:
     assert volumes.mismatch(before, after) == []
 
 
+@pytest.mark.parametrize("orientation", ["IPL", "SPR", "LIP"])
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_mask_without_a_place_is_turned_as_its_image(suffix: str, orientation: str, tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    image_path = made.write(tmp_path / "i.nii.gz", image)
+    placed = made.write(tmp_path / "m.nii.gz", mask)
+    bare = made.write(tmp_path / f"m{suffix}", mask)
+    own = dataclasses.replace(OWN, orientation=orientation)
+    head = volumes.read_head(image_path)
+    one, other = (dataset.read_mask("c", path, head, own) for path in (placed, bare))
+    assert np.array_equal(one, other)
+
+
 def test_resampled_and_back_the_mask_is_nearly_the_same(tmp_path: Path) -> None:
     image, mask = made.volume(0, (40, 44, 30))
     files = made.write(tmp_path / "i.nii.gz", image), made.write(tmp_path / "m.nii.gz", mask)
     own = dataclasses.replace(OWN, spacing=(1.5, 1.3, 1.3))
     prepared = dataset.prepare(Case("c", files[:1], files[1:]), own)
     assert prepared["mask"].shape == (1, 40, 34, 31)
-    classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+    classes = back(hot(prepared["mask"][0], 2), dataset.way_from(prepared))
     both = 2 * np.count_nonzero((classes == 1) & (mask == 1)) / (np.count_nonzero(classes) + np.count_nonzero(mask))
     assert both > 0.9
 
@@ -82,7 +102,7 @@ def test_images_stored_in_other_directions_become_the_same_numbers(tmp_path: Pat
             nibabel.save(stored, paths[-1])
         prepared = dataset.prepare(Case("c", (paths[0],), (paths[1],)), OWN)
         found.append((prepared["image"], prepared["mask"]))
-        classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+        classes = back(hot(prepared["mask"][0], 2), dataset.way_from(prepared))
         assert np.array_equal(classes, np.asanyarray(nibabel.load(paths[1]).dataobj))
     for image_of, mask_of in found[1:]:
         assert np.array_equal(image_of, found[0][0])
@@ -124,7 +144,7 @@ def test_the_border_of_zeros_is_cut_away_and_comes_back(tmp_path: Path) -> None:
     files = made.write(tmp_path / "i.nii.gz", wide[0]), made.write(tmp_path / "m.nii.gz", wide[1])
     prepared = dataset.prepare(Case("c", files[:1], files[1:]), dataclasses.replace(OWN, crop_background=True))
     assert prepared["mask"].shape == (1, 12, 24, 20)
-    classes = dataset.label_map([hot(prepared["mask"][0], 2)], dataset.way_from(prepared))
+    classes = back(hot(prepared["mask"][0], 2), dataset.way_from(prepared))
     assert np.array_equal(classes, wide[1])
 
 
@@ -163,16 +183,7 @@ def test_colours_are_scaled_by_their_type(tmp_path: Path) -> None:
     assert np.allclose(prepared[:, 0], colours.transpose(2, 0, 1) / 255)
 
 
-def test_planes_that_come_back_one_by_one_are_those_of_the_whole() -> None:
-    logits = np.random.default_rng(0).random((3, 9, 6, 5)).astype(np.float32)
-    for shape in ((9, 6, 5), (17, 6, 5), (4, 9, 11), (1, 3, 3)):
-        slabs = (logits[:, low : low + 4] for low in range(0, 9, 4))
-        found = np.stack(list(resize.planes_back(slabs, 9, shape)), 1)
-        assert np.allclose(found, resize.image(logits, shape), atol=1e-6), shape
-
-
 def test_resizing_is_that_of_torch() -> None:
-    import torch
     from torch.nn import functional as F
 
     volume = np.random.default_rng(0).random((2, 9, 6, 5)).astype(np.float32)

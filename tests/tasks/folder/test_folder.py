@@ -18,6 +18,8 @@ from conftest import error_of, read_json
 from PIL import Image
 from tasks.folder import sets as made
 
+from unet import host
+from unet.cli import explain_flags
 from unet.errors import DataError
 from unet.tasks.folder import plan, sets
 from unet.tasks.folder.fingerprint import look
@@ -40,6 +42,7 @@ def decided(root: Path, size: str = "M", **typed: Any) -> dict[str, Any]:
 @pytest.mark.usefixtures("here")
 def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "data/set", channels=2, classes=3)
+    host.notice_once.cache_clear()  # another test may have caused the notice
     code, out, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
     assert code == 0, err
     assert "No split was given: fold 0 of 4" in err or "fold 0 of 5" in err
@@ -93,6 +96,11 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     Path("plan.json").write_text(json.dumps(written))
     assert written["width"] == 4
     assert written["task"] == "folder"
+    kept = ["--encoder", "residual", "--resample-masks", "--epoch-batches", "9", "--plan-file", "own.json"]
+    assert cli("plan", "--data", "set", "--cache", "c", "--width", "4", "--device", "cpu", *kept)[0] == 0
+    own = read_json(Path("own.json"))
+    assert (own["encoder"], own["resample_masks"], own["epoch_batches"]) == ("residual", True, 9)
+    assert "device" not in own
     code, _, err = cli("train", "--config", "plan.json", "--run-name", "a", *QUICK[4:])
     assert code == 0, err
     kept = read_json(Path("performance/a/config.json"))["settings"]
@@ -107,6 +115,35 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     words = error_of(cli("train", "--config", "plan.json", "--run-name", "c"), 2)
     assert "patch" in words
     assert "magic" in words
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.slow
+def test_hours_choose_size_batch_and_epochs(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "data/set")
+    typed = ["--data", "set", "--cache", "c", "--device", "cpu", "--width", "2", "--overwrite", "--json"]
+    code, out, err = cli("plan", *typed, "--hours", "1e-4")
+    assert code == 0, err
+    assert "steps fit into the time" in err
+    short = json.loads(out)
+    chosen = {each["name"]: each["value"] for each in short["settings"]}
+    assert read_json(Path("plan.json"))["size"] == "S"  # not even the smallest network has the steps that it wants
+    assert chosen["batch_size"] == short["tried"]["batch"] == 2  # halved as far as it goes
+    assert chosen["epochs"] == 10
+    assert 1 <= chosen["epoch_batches"] < 250
+    code, out, err = cli("plan", *typed, "--hours", "100", "--epoch-batches", "50")
+    assert code == 0, err
+    found = json.loads(out)
+    chosen = {each["name"]: each["value"] for each in found["settings"]}
+    assert read_json(Path("plan.json"))["size"] == "L"
+    steps = 100 * 3600 / found["tried"]["seconds"]
+    assert chosen["epochs"] * 50 == pytest.approx(steps, rel=0.01)
+    assert chosen["evaluate_every"] == chosen["epochs"] // 5
+    assert read_json(Path("plan.json"))["epochs"] == chosen["epochs"]
+
+
+def test_help_of_plan_is_that_of_a_set_of_ones_own() -> None:
+    assert "Flags and defaults of --task folder" in " ".join(explain_flags("plan", ["--help"]).split())
 
 
 def test_plan_is_for_tasks_that_follow_from_data(cli: Cli) -> None:

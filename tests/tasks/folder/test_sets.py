@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+from builders import task_config
 from tasks.folder import sets as made
 
+from unet.config.flags_training import PredictOptions
 from unet.errors import DataError
-from unet.tasks.folder import sets
+from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.task import Folder
+
+if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
 
 
 def test_the_layout_of_nnunet(tmp_path: Path) -> None:
@@ -112,3 +120,29 @@ def test_names_with_spaces_and_umlauts(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder / "case_0.png").rename(tmp_path / folder / "Frau Müller 1.png")
     assert list(sets.find(tmp_path).cases) == ["Frau Müller 1"]
+
+
+def test_folders_are_listed_once_however_many_cases_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = made.nnunet(tmp_path / "set", cases=5, channels=2)
+    own: dict[str, Any] = {
+        "channels": ("a", "b"),
+        "classes": ("background", "organ 1"),
+        "label_values": (0, 1),
+        "patch": (8, 8, 8),
+    }
+    task = Folder(task_config("folder", data=str(root), spacing=(2.0, 1.0, 1.0), **own))
+    cases, listed = task.find_cases(), sets.listed
+    calls: list[Path] = []
+
+    def counted(folder: Path) -> list[Path]:
+        calls.append(folder)
+        return listed(folder)
+
+    monkeypatch.setattr(sets, "listed", counted)
+    for case in cases:
+        facts = dataset.prepare(case, task.settings)
+        assert task.truth(cast("CachedCase", SimpleNamespace(id=case.id, facts=facts))) is not None
+    assert calls == []
+    found = task.find_inputs([root])
+    assert all(len(task.source_files(images[0], PredictOptions())) == 2 for images in found.values())
+    assert len(calls) == 1

@@ -64,6 +64,23 @@ def test_a_run_from_scans_to_scores(volumes: Cli, workplace: Path) -> None:
     assert (workplace / "data/cache/case_00001_x.npy").exists()
 
 
+@pytest.mark.slow
+def test_nnunets_network_from_scans_to_masks(volumes: Cli, cli: Cli, workplace: Path, scans: Path) -> None:
+    how = "--epochs", 1, "--evaluate-every", 0, "--eval-crop", 32, "--recipe", "best", "--precision", "fp32"
+    code, _, err = volumes(*how, "--run-name", "a")
+    assert code == 0, err
+    settings = read_json(workplace / "performance/a/config.json")["settings"]
+    assert settings["task"]["encoder"] == {"value": "residual", "source": "recipe best"}
+    task = create(resolve("config", ["--task", "kits19", "--encoder", "residual", *map(str, SMALL[4:])]).config)
+    network = task.build_model()
+    assert sum(weight.numel() for weight in network.parameters()) == task.settings.parameters(task.config)
+    first = next(iter(stored("weights/a.safetensors")["model"]))
+    assert first.startswith("stem")
+    scan = scans / "case_00000/imaging.nii.gz"
+    code, _, err = cli("predict", "--task", "kits19", "--weights", "a.safetensors", "--device", "cpu", scan)
+    assert code == 0, err
+
+
 def test_the_schedule_is_mlperfs_in_samples(volumes: Cli) -> None:
     code, _, err = volumes("--epochs", 3, "--run-name", "a")
     assert code == 0
@@ -124,6 +141,33 @@ def test_masks_lie_on_the_scans_grid_however_it_is_stored(volumes: Cli, cli: Cli
     assert chance.min() >= 0 and chance.max() <= 1
 
 
+@pytest.mark.slow
+def test_a_dicom_series_is_a_scan(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
+    """The same mask as of the same voxels in NIfTI, as DICOM-SEG and as NIfTI."""
+    pytest.importorskip("pydicom", "3", reason="the extra `dicom` is not installed")
+    highdicom = pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
+    from dicom_series import series
+
+    assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
+    scan = np.asarray(nibabel.load(scans / "case_00002/imaging.nii.gz").dataobj)  # type: ignore[attr-defined]
+    scan = np.clip(np.rint(scan), -1024, 3000)
+    affine = series(workplace / "ct", (scan + 1024).astype(np.uint16), spacing=(3.0, 1.5, 1.4))[:, [2, 1, 0, 3]]
+    image = nibabel.Nifti1Image(scan.transpose(2, 1, 0).astype(np.float32), affine)
+    nibabel.save(image, workplace / "same.nii.gz")
+    words = ("predict", "--task", "kits19", "--weights", "a.pt", "--device", "cpu", "--probabilities", "--overlay")
+    code, _, err = cli(*words, workplace / "ct", workplace / "same.nii.gz", "--format", "both")
+    assert code == 0, err
+    one, two = (nibabel.load(workplace / f"predictions/{name}.nii.gz") for name in ("ct", "same"))  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(one.dataobj), np.asarray(two.dataobj))  # type: ignore[attr-defined]
+    assert np.allclose(one.affine, affine, atol=1e-4)  # type: ignore[attr-defined]
+    found = highdicom.seg.segread(workplace / "predictions/ct.dcm")
+    assert [segment.SegmentLabel for segment in found.SegmentSequence] == ["kidney", "tumour"]
+    assert found.pixel_array.sum() == np.count_nonzero(np.asarray(two.dataobj))  # type: ignore[attr-defined]
+    assert (workplace / "predictions/ct_tumour.nii.gz").exists()
+    assert not (workplace / "predictions/same.dcm").exists()
+
+
+@pytest.mark.slow
 def test_averaging_a_network_with_itself_changes_nothing(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
     words = ("--task", "kits19", "--device", "cpu", scans / "case_00002")
@@ -134,6 +178,7 @@ def test_averaging_a_network_with_itself_changes_nothing(volumes: Cli, cli: Cli,
     assert np.array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_the_crop_that_is_scored_during_training(volumes: Cli, workplace: Path) -> None:
     """--eval-crop holds while training; the last scores are those of whole volumes."""
     often = ("--epochs", 1, "--eval-loss", "--run-name")
@@ -146,6 +191,7 @@ def test_the_crop_that_is_scored_during_training(volumes: Cli, workplace: Path) 
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(volumes: Cli, cli: Cli, workplace: Path) -> None:
     steps = ("--epochs", 4, "--deterministic", "--run-name")
     assert volumes(*steps, "whole", "--weights", "whole.pt")[0] == 0
@@ -226,6 +272,7 @@ def test_a_scan_is_never_written_over(volumes: Cli, cli: Cli, scans: Path, workp
     assert (workplace / "scan.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_scores_are_not_mixed_with_another_set_s_scans(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     """A cache without manifest beside a raw set that it was not made of: told, and scored on the cache's grid."""
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
@@ -250,6 +297,7 @@ def test_folds_are_disjoint_whatever_the_seed_of_a_run() -> None:
     assert sum(map(len, held)) == len(set().union(*held)) == 210
 
 
+@pytest.mark.slow
 def test_own_and_foreign_weights_are_averaged(volumes: Cli, cli: Cli, scans: Path, workplace: Path) -> None:
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
     own = stored(workplace / "weights/a.safetensors")["model"]

@@ -334,7 +334,7 @@ def test_checksums_of_a_raw_set(here: None, made: Path) -> None:
 def test_what_is_no_list_of_checksums(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sums"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match="not a list of MD5 sums"):
+    with pytest.raises(DataError, match="not a list of MD5 sums, nor of SHA-256 sums"):
         checksums.read_checksums(path)
 
 

@@ -130,13 +130,13 @@ def keep_foreign(paths: Sequence[Path]) -> None:
 
 def stamp(case: Case) -> list[str]:
     """Digests of a case's source files by name and bytes, and by name, bytes and time of change."""
-    rows = [(path.name, *file_stamp(path)) for path in (*case.images, *case.labels)]
+    rows = [(path.name, *file_stamp(path)) for path in case.files]
     return [files.digest(repr(part).encode()) for part in ([row[:2] for row in rows], rows)]
 
 
 def stamp_of_before(case: Case) -> dict[str, list[int]]:
     """name -> [bytes, time of change in ns] of a case's source files, as earlier versions noted them."""
-    return {path.name: file_stamp(path) for path in (*case.images, *case.labels)}
+    return {path.name: file_stamp(path) for path in case.files}
 
 
 def file_stamp(path: Path) -> list[int]:
@@ -149,7 +149,7 @@ def file_stamp(path: Path) -> list[int]:
 
 def digest_of(case: Case) -> str:
     """Thirty-two hex digits of a case's source files."""
-    paths = (*case.images, *case.labels)
+    paths = case.files
     return _digest(paths, tuple(map(tuple, map(file_stamp, paths))))
 
 
@@ -166,7 +166,7 @@ def is_current(record: Mapping[str, Any], case: Case, folder: Path, layout: Layo
     known = record["sources"]
     if isinstance(known, dict):
         before = stamp_of_before(case)
-        whole = len(before) == len(case.images) + len(case.labels)  # one of two files of one name was not noted
+        whole = len(before) == len(case.files)  # one of two files of one name was not noted
         same = whole and known == before
         sizes = {name: item[0] for name, item in known.items()} == {name: item[0] for name, item in before.items()}
     else:

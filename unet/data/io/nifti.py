@@ -49,6 +49,11 @@ def blocks(head: Header) -> Iterator[Array]:
 def _blocks(head: Header) -> Generator[Array, None, None]:
     wide, high, deep = head.shape
     planes = max(1, BLOCK // (wide * high * head.dtype.itemsize))
+    if head.planes is not None:
+        whole = head.planes()
+        for first in range(0, deep, planes):
+            yield whole[first : first + planes]
+        return
     stream = Unpacked(head.path)
     try:
         stream.skip(head.offset)

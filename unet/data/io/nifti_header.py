@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Header:
     orientation; `affine` from voxels to mm; `forms` the codes of sform and qform; `slope` and `intercept` None where
     values are stored as they are; `raw` nibabel's header. `notes`: what was odd and how it was taken, in words; reading
     the voxels adds to it. `offset` and `rest`: bytes in front of the volume's voxels, and those of volumes that
-    follow."""
+    follow. `planes` gives the voxels, (z, y, x), of a scan in another format that is taken as NIfTI."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -53,6 +53,7 @@ class Header:
     raw: Any
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
     rest: int = 0
+    planes: Callable[[], Array] | None = None
 
 
 def is_nifti(path: Path) -> bool:

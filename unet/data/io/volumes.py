@@ -1,16 +1,16 @@
 """Images and label maps of every format that the program reads, as arrays (C, D, H, W), with where their voxels lie.
 
-NIfTI (.nii, .nii.gz), TIFF (also stacks and 16 bits), PNG, JPEG, NumPy (.npy), and with the extra `formats` NRRD and
-MetaImage (.nrrd, .nhdr, .mha, .mhd). A flat image has D = 1. A file that says how its axes lie is turned to the wanted
-orientation by `Head.turn`; the others are taken as stored. No torch.
+NIfTI (.nii, .nii.gz), TIFF (also stacks and 16 bits), PNG, JPEG, NumPy (.npy), with the extra `formats` NRRD and
+MetaImage (.nrrd, .nhdr, .mha, .mhd), and with the extra `dicom` DICOM: a file, or a folder with a series in. A flat
+image has D = 1. A file that says how its axes lie is turned to the wanted orientation by `Head.turn`; the others are
+taken as stored. No torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 
 from unet.data.io import itk, nifti, pictures
 from unet.data.io.arrays import open_npy, write_label_png, write_label_stack, write_npy
+from unet.data.io.dicom import images as dicom
+from unet.data.io.dicom import made
+from unet.data.io.dicom.files import holds_dicom, is_dicom, parted
+from unet.data.io.heads import DICOM, ITK, JPEG, NIFTI, NPY, PNG, TIFF, Head, Turn, apart, mismatch, numbers
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, StorageError
-from unet.files import require_regular
+from unet.files import make_folder, require_regular
+
+__all__ = ["DICOM", "Head", "Turn", "mismatch", "parted"]
 
 Array = NDArray[Any]
-Triple = tuple[int, int, int]
-NIFTI, TIFF, PNG, JPEG, NPY, ITK = "nifti", "tiff", "png", "jpeg", "npy", "itk"
 FORMATS = {
     ".nii.gz": NIFTI,
     ".nii": NIFTI,
@@ -39,75 +43,11 @@ FORMATS = {
     ".nhdr": ITK,
     ".mha": ITK,
     ".mhd": ITK,
+    ".dcm": DICOM,
 }
 COLOURS = 3
 MOST_CHANNELS = 8
-WORLD = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 AGAIN = "Copy the file again from its source, or remove it."
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """What a file says of its image before its voxels are read.
-
-    `stored`: voxels along three axes as stored: (x, y, z) in NIfTI and ITK's formats, (slices, rows, columns) in the
-    others. `spacing` (mm) along these, None where the file gives none. `codes`: the world direction that each axis runs
-    to (R, L, A, P, S, I), and `affine` from voxels to mm (RAS); None where the file names no orientation. `notes`: what
-    was odd and how it was taken, in words; reading the voxels adds to it.
-    """
-
-    path: Path
-    format: str
-    stored: Triple
-    channels: int
-    dtype: np.dtype[Any]
-    spacing: tuple[float, float, float] | None = None
-    codes: tuple[str, str, str] | None = None
-    affine: Array | None = dataclasses.field(default=None, compare=False)
-    notes: list[str] = dataclasses.field(default_factory=list, compare=False)
-
-    @property
-    def flat(self) -> bool:
-        """Whether it is one slice without a place in space: a photograph, a microscope's image."""
-        return self.codes is None and self.stored[0] == 1 and self.format not in (NIFTI, ITK)
-
-    def turn(self, orientation: str) -> Turn:
-        """How the stored axes become (D, H, W): to the `orientation`, three codes such as IPL; where that is empty or
-        the file names none, by the format: (z, y, x) of NIfTI and ITK's formats, the others as stored."""
-        if not orientation or self.codes is None:
-            return Turn((2, 1, 0) if self.format in (NIFTI, ITK) else (0, 1, 2), (False, False, False))
-        world = [WORLD[code][0] for code in self.codes]
-        order = tuple(world.index(WORLD[code][0]) for code in orientation)
-        flips = tuple(self.codes[axis] != code for axis, code in zip(order, orientation, strict=True))
-        return Turn(order, flips)  # type: ignore[arg-type]
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """How axes as stored lie in the order of the network: the stored axis of each of D, H, W, and which run
-    backwards."""
-
-    order: Triple
-    flips: tuple[bool, bool, bool]
-
-    @property
-    def _backwards(self) -> tuple[Any, ...]:
-        return (Ellipsis, *(slice(None, None, -1 if flip else 1) for flip in self.flips))
-
-    def sizes(self, stored: Any) -> Any:
-        """What is given for each stored axis, for each of D, H, W."""
-        return tuple(stored[axis] for axis in self.order)
-
-    def apply(self, volume: Array) -> Array:
-        """(..., a, b, c) as stored -> (..., D, H, W): a view."""
-        lead = volume.ndim - 3
-        axes = (*range(lead), *(lead + axis for axis in self.order))
-        return volume.transpose(axes)[self._backwards]
-
-    def undo(self, volume: Array) -> Array:
-        """(..., D, H, W) -> (..., a, b, c) as stored: a view."""
-        lead = volume.ndim - 3
-        return volume[self._backwards].transpose((*range(lead), *(lead + int(axis) for axis in np.argsort(self.order))))
 
 
 def format_of(path: Path) -> str | None:
@@ -116,12 +56,41 @@ def format_of(path: Path) -> str | None:
     return next((kind for suffix, kind in FORMATS.items() if name.endswith(suffix)), None)
 
 
+def kind_of(path: Path) -> str | None:
+    """The format of what is there: by the name's end, or DICOM by its content, a file or a folder; None for another
+    one."""
+    place, _ = parted(path)
+    if place.is_dir():
+        return DICOM if holds_dicom(place) else None
+    return format_of(place) or (DICOM if place.is_file() and is_dicom(place) else None)
+
+
 def is_image(path: Path) -> bool:
-    return format_of(path) is not None and not path.name.startswith(".")
+    return not path.name.startswith(".") and kind_of(path) is not None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there, or a folder of DICOM files."""
+    place, _ = parted(path)
+    return place.is_file() or (place.is_dir() and kind_of(path) == DICOM)
+
+
+def patient_of(path: Path) -> str:
+    """What tells the patient of a DICOM image from others, to compare and not to show; "" of other images. Raises
+    DataError."""
+    return dicom.patient_of(path) if kind_of(path) == DICOM else ""
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an image is read from: itself, or those of its series."""
+    return dicom.files_of(path) if kind_of(path) == DICOM else [path]
 
 
 def stem(path: Path) -> str:
-    """The name without the suffix of its format."""
+    """The name without the suffix of its format; the whole name of a folder."""
+    path, _ = parted(path)
+    if path.is_dir():
+        return path.name
     name = path.name.lower()
     return next((path.name[: -len(suffix)] for suffix in FORMATS if name.endswith(suffix)), path.stem)
 
@@ -131,9 +100,12 @@ def suffix(path: Path) -> str:
     return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), path.suffix.lower())
 
 
-def read_head(path: Path) -> Head:
-    """What a file says of its image. Raises DataError for a damaged file, an unknown format, more than one volume."""
-    kind = format_of(path)
+def read_head(path: Path, like: Head | None = None) -> Head:
+    """What a file says of its image. `like`: the image that a mask belongs to, which a DICOM-SEG is put on the grid of.
+    Raises DataError for a damaged file, an unknown format, more than one volume."""
+    kind = kind_of(path)
+    if kind == DICOM:
+        return dicom.head(path, like)
     if kind is None:
         raise DataError(
             f"{path}: {path.suffix or 'a name without an ending'} is no format that is read here.",
@@ -146,13 +118,35 @@ def read_head(path: Path) -> Head:
     if kind == NIFTI:
         head = nifti.read_header(path)
         spaced = head.spacing if head.raw["pixdim"][1] else None
-        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, head.affine, head.notes)
+        notes = [*head.notes, *_odd_places(head)]
+        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, head.affine, notes)
     if kind == ITK:
         return _itk_head(path)
     if kind == NPY:
         return _npy_head(path)
     found = pictures.look(path)
     return Head(path, kind, *found, pictures.spacing(path) if kind == TIFF else None)
+
+
+def _odd_places(head: nifti.Header) -> list[str]:
+    """What is odd about where a NIfTI file's voxels lie, and how it is taken."""
+    found = []
+    unit = head.affine[:3, :3] / np.linalg.norm(head.affine[:3, :3], axis=0)
+    skew = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    if skew > 0.02:
+        found.append(
+            f"{head.path}: its axes are {math.degrees(math.asin(min(1, skew))):.0f} degrees off right angles;"
+            " its voxels are taken as boxes"
+        )
+    if min(head.forms) > 0:
+        with contextlib.suppress(ValueError):  # a qform that is none: the sform counts
+            one, other = head.raw.get_sform(), head.raw.get_qform()
+            if apart(one, other, head.shape) > 0.5:
+                found.append(
+                    f"{head.path}: its sform and its qform differ (origin {numbers(one[:3, 3])} and"
+                    f" {numbers(other[:3, 3])} mm); the sform is taken"
+                )
+    return found
 
 
 def _itk_head(path: Path) -> Head:
@@ -162,8 +156,19 @@ def _itk_head(path: Path) -> Head:
     return Head(path, ITK, found.shape, found.channels, found.dtype, found.spacing, found.codes, found.affine)
 
 
+def read_heads(mask: Path, prediction: Path) -> tuple[Head, Head]:
+    """The heads of two label maps of one case, DICOM-SEG put on one grid with the other. Raises DataError."""
+    first, second = (read_head(path) for path in (mask, prediction))
+    if first.segments and second.segments:
+        return dicom.together(first, second)
+    return (read_head(mask, second), second) if first.segments else (first, read_head(prediction, first))
+
+
 def _npy_head(path: Path) -> Head:
-    array = open_npy(path)
+    try:
+        array = open_npy(path)
+    except DataError as error:
+        raise DataError(error.message, "Save the image again with numpy.save, as an array of numbers.") from error
     shape = array.shape
     if array.dtype.kind not in "biuf" or not 2 <= array.ndim <= 4 or 0 in shape:
         raise DataError(
@@ -211,12 +216,22 @@ def read_labels(head: Head) -> Array:
         return _whole(head, nifti.read_volume(source, None), nifti.slack_of(source))
     if head.format in (PNG, TIFF):
         array = pictures.read_labels(head.path)
+    elif head.format == DICOM and head.segments:
+        array = dicom.read_segments(head)
     else:
         array = _values(head)
         if len(array) != 1:
             raise DataError(f"{head.path}: has {len(array)} channels; a mask has one.", "Save one label map a file.")
         array = array[0]
     return _whole(head, array, nifti.ROUNDED)
+
+
+def labels_like(image: Head, mask: Head, labels: Array) -> Array:
+    """Labels on the grid of an image, with the axes in its order: those of another format may be stored in another
+    one."""
+    if image.codes and mask.codes:
+        return mask.turn("".join(image.codes)).apply(labels)
+    return image.turn("").undo(mask.turn("").apply(labels))
 
 
 def _values(head: Head) -> Array:
@@ -226,6 +241,8 @@ def _values(head: Head) -> Array:
         return array.reshape(head.channels, *head.stored)
     if head.format == ITK:
         return itk.read(head.path).reshape(head.channels, *head.stored)
+    if head.format == DICOM:
+        return dicom.read(head)
     return pictures.read(head.path)
 
 
@@ -252,67 +269,28 @@ def _whole(head: Head, array: Array, slack: float) -> Array:
     return array.astype(np.uint8 if low >= 0 and high < 256 else np.int32, copy=False)
 
 
-def mismatch(image: Head, mask: Head, fit: float = 0.1) -> list[str]:
-    """What differs between the grids of an image and of another file of the case, in words with both values: size,
-    spacing, origin, direction. `fit`: share of a voxel that the corners may lie apart, for rounded headers. Only the
-    sizes are compared where one of them has no place in space."""
-    if image.affine is None or mask.affine is None:
-        own, other = image.turn("").sizes(image.stored), mask.turn("").sizes(mask.stored)
-        return [] if own == other else [f"size {times(own)} and {times(other)}"]
-    if image.stored == mask.stored and _apart(image.affine, mask.affine, image.stored) <= fit:
-        return []
-    turned = mask.turn("".join(image.codes)) if image.codes and mask.codes else mask.turn("")
-    found = []
-    if (sizes := turned.sizes(mask.stored)) != image.stored:
-        found.append(f"size {times(image.stored)} and {times(sizes)}")
-    elif _apart(image.affine, _turned_affine(mask, turned), image.stored) <= fit:
-        return []  # the same grid, with its axes stored in another order
-    spaced = turned.sizes(mask.spacing or (1.0, 1.0, 1.0))
-    if image.spacing and not np.allclose(image.spacing, spaced, rtol=1e-3):
-        found.append(f"spacing {times(image.spacing)} and {times(spaced)} mm")
-    ours, theirs = image.affine, _turned_affine(mask, turned)
-    if not np.allclose(ours[:3, 3], theirs[:3, 3], atol=fit * min(image.spacing or (1.0,))):
-        found.append(f"origin {_numbers(ours[:3, 3])} and {_numbers(theirs[:3, 3])} mm")
-    one, two = (each[:3, :3] / np.linalg.norm(each[:3, :3], axis=0) for each in (ours, theirs))
-    if not np.allclose(one, two, atol=1e-3):
-        found.append(f"direction {_numbers(one.ravel())} and {_numbers(two.ravel())}")
-    return found or ["the place of their voxels"]
-
-
-def _turned_affine(head: Head, turn: Turn) -> Array:
-    """The affine of a file whose axes were turned."""
-    assert head.affine is not None
-    change = np.zeros((4, 4))
-    change[3, 3] = 1
-    for new, (old, flip) in enumerate(zip(turn.order, turn.flips, strict=True)):
-        change[old, new] = -1 if flip else 1
-        change[old, 3] = head.stored[old] - 1 if flip else 0
-    return head.affine @ change
-
-
-def _apart(one: Array, other: Array, shape: Triple) -> float:
-    """How far the corners of two grids lie apart at most, in the smallest side of a voxel."""
-    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, side - 1) for side in shape))], float).T
-    distance = np.linalg.norm(((one - other) @ corners)[:3], axis=0).max()
-    return float(distance / np.linalg.norm(one[:3, :3], axis=0).min())
-
-
-def _numbers(values: Any) -> str:
-    return " ".join(f"{0.0 if math.isclose(value, 0, abs_tol=5e-4) else value:.4g}" for value in values)
-
-
-def output_suffix(image: Path) -> str:
-    """The ending of a label map's file: that of its image, of which a lossy format becomes PNG, and two files one."""
+def output_suffixes(image: Path, wanted: str) -> dict[str, str]:
+    """{name: ending} of the label maps that are written for an image, "mask" the first: in the image's format, of which
+    a lossy one becomes PNG, and two files one. `wanted` for DICOM: dicom-seg, nifti or both."""
+    if kind_of(image) == DICOM:
+        endings = {"dicom-seg": (".dcm",), "nifti": (".nii.gz",), "both": (".dcm", ".nii.gz")}[wanted]
+        return dict(zip(("mask", "nifti"), endings, strict=False))
     own = suffix(image)
-    return {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(own, own)
+    own = {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(own, own)
+    return {"mask": own}
 
 
-def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str]) -> None:
+def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str], origin: str = "") -> None:
     """Write label values, axes as stored, in the format of `path` on the grid of the image `like`; `names` of the
-    classes are kept in the header where the format has a place. Atomic. Raises DataError."""
+    classes, the background first, {class_<value>: name}, are kept in the header where the format has a place, as is
+    `origin`, a digest of the weights. Atomic. Raises DataError."""
     kind = format_of(path)
     told = "\n".join(f"{key}: {name}" for key, name in names.items())
-    if kind == NIFTI:
+    if kind == DICOM:
+        dicom.write(path, labels, like, {int(key.rpartition("_")[2]): name for key, name in names.items()}, origin)
+    elif kind == NIFTI and kind_of(like) == DICOM:
+        _write_nifti_of_dicom(path, labels, read_head(like), told)
+    elif kind == NIFTI:
         nifti.write_like(path, labels, like, told)
     elif kind == ITK:
         itk.write_like(path, labels, like, names)
@@ -324,3 +302,65 @@ def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str]
         write_npy(path, labels.reshape(shape) if math.prod(shape) == labels.size else labels)
     else:
         write_label_png(path, labels[0], names)
+
+
+def write_made_series(folder: Path, image: Array, mask: Array, names: Mapping[str, int], mm: tuple[float, ...]) -> None:
+    """Write a made volume (D, H, W) in Hounsfield units as a DICOM series, its mask beside the folder's place in
+    images/ as DICOM-SEG in masks/; `mm`: spacing along z, y, x."""
+    made.write_series(folder, image, mm, folder.name)  # type: ignore[arg-type]
+    target = folder.parent.parent / "masks" / f"{folder.name}.dcm"
+    make_folder(target.parent)
+    dicom.write(target, mask, folder, {value: name for name, value in names.items()}, "")
+
+
+def _write_nifti_of_dicom(path: Path, labels: Array, head: Head, told: str) -> None:
+    """Labels (slices, rows, columns) as (columns, rows, slices), as other programs write a series."""
+    nifti.write(path, labels.transpose(2, 1, 0), _raw_of_dicom(head, labels.dtype), told)
+
+
+def _raw_of_dicom(head: Head, dtype: Any) -> Any:
+    """A NIfTI header with the geometry of a series, and nothing else of it."""
+    spacing = head.spacing or (1.0, 1.0, 1.0)
+    raw = nifti.new_header(head.stored[::-1], dtype, spacing[::-1])
+    if head.affine is not None:
+        affine = head.affine[:, [2, 1, 0, 3]]
+        raw.set_sform(affine, "scanner")
+        raw.set_qform(affine, "scanner")
+    return raw
+
+
+def scan_header(path: Path) -> nifti.Header:
+    """The header of a NIfTI file; that of a DICOM series as if it were one, axes (columns, rows, slices). Raises
+    DataError, also for a series without a place in space."""
+    if kind_of(path) != DICOM:
+        return nifti.read_header(path)
+    head = read_head(path)
+    if head.affine is None or head.spacing is None or head.codes is None or head.channels != 1:
+        raise DataError(f"{path}: is no volume of grey values with a place in space.", "Give a series of slices.")
+    raw = _raw_of_dicom(head, np.float32)
+    return nifti.Header(
+        *(path, head.stored[::-1], head.spacing[::-1], head.codes[::-1], head.affine[:, [2, 1, 0, 3]], (1, 1)),
+        *(np.dtype(np.float32), 0, None, None, raw, head.notes),
+        planes=lambda: np.ascontiguousarray(read_image(head)[0]),
+    )
+
+
+def dicom_inputs(paths: Sequence[Path], series: str | None) -> tuple[dict[str, Path], list[Path]]:
+    """({case: its series}, the paths that are no DICOM) of what a user named; `series`: which one of each folder.
+    Raises DataError for two folders of one name."""
+    found: dict[str, Path] = {}
+    others = []
+    for path in paths:
+        place, chosen = parted(path)
+        held = [item for item in place.iterdir() if format_of(item) == NIFTI] if place.is_dir() else []
+        if held or kind_of(path) != DICOM:
+            others.append(path)
+            continue
+        image = Path(f"{place.absolute()}#{chosen or series}") if chosen or series else place.absolute()
+        if found.setdefault(stem(image), image) != image:
+            raise DataError(
+                f"{image}: another image, {found[stem(image)]}, is case {stem(image)} too; their masks would meet.",
+                "Predict them one after the other, each with its own --output.",
+            )
+        read_head(image)
+    return found, others

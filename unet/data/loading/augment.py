@@ -16,15 +16,18 @@ from torch.nn import functional as F
 from unet.data.context import framed
 
 
-def affine_with(scale: float, angle: float) -> Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]:
+def affine_with(
+    scale: float, angle: float, intensity: float = 0.0
+) -> Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]:
     """`affine` with its ranges set."""
-    return functools.partial(affine, scale=scale, angle=angle)
+    return functools.partial(affine, scale=scale, angle=angle, intensity=intensity)
 
 
 def affine(
-    image: Tensor, mask: Tensor, generator: torch.Generator, scale: float, angle: float
+    image: Tensor, mask: Tensor, generator: torch.Generator, scale: float, angle: float, intensity: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Scale U(1-scale, 1+scale), rotate U(-angle, angle) degrees about the centre, flip left-right with p = 0.5.
+    """Scale U(1-scale, 1+scale), rotate U(-angle, angle) degrees about the centre, flip left-right with p = 0.5; with
+    `intensity` every channel x -> a x + b, a of U(1-intensity, 1+intensity), b of U(-intensity, intensity).
 
     Image (N, C, H, W) bilinear, mask (N, 1, H, W) nearest; what comes from outside is 0. One resampling, where the
     published pipeline (brain-segmentation-pytorch) has two.
@@ -38,6 +41,10 @@ def affine(
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = cos * mirror, -sin * height / width
     theta[:, 1, 0], theta[:, 1, 1] = sin * mirror * width / height, cos
+    if intensity:
+        change = intensity * (2 * torch.rand(2, count, image.shape[1], 1, 1, generator=generator) - 1)
+        factor, shift = change.to(image.device, non_blocking=True)
+        image = image * (1 + factor) + shift
     grid = F.affine_grid(theta.to(image.device, non_blocking=True), [count, 1, height, width], align_corners=False)
     return (
         F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False),

@@ -25,7 +25,8 @@ from unet.errors import DataError, UnetError
 
 class Slices:
     """The slices of some cases, flat: memory-mapped (`disk`), in memory (`ram`), or where `place` puts them
-    (`device`).
+    (`device`). Each comes with so many `neighbours` on both sides as further channels, the lowest first; at the ends of
+    a case its last slice stands for those that are missing.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class Slices:
         where: str = "disk",
         place: Callable[[Tensor], Tensor] | None = None,
         shared: bool = False,
+        neighbours: int = 0,
     ) -> None:
-        self.cases = list(cases)
+        self.cases, self.neighbours = list(cases), neighbours
         self.starts = np.cumsum([0, *(case.shape[0] for case in cases)])
         self._maps = Maps(self.cases)
         self._whole: tuple[Tensor, Tensor] | None = None
@@ -58,13 +60,29 @@ class Slices:
 
     def get(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Flat indices -> image (N, C, H, W) float32, channels last in memory, and mask (N, 1, H, W) float32."""
-        if self._whole is not None:
-            image, mask = self._whole
-            chosen = torch.as_tensor(indices).to(image.device, non_blocking=True)
-            image, mask = image[chosen], mask[chosen]
-        else:
-            image, mask = self._read(indices)
+        images, mask = [], None
+        for offset in range(-self.neighbours, self.neighbours + 1):
+            image, own = self._taken(self._beside(indices, offset))
+            images.append(image)
+            mask = own if offset == 0 else mask
+        assert mask is not None
+        image = torch.cat(images, 3) if self.neighbours else images[0]
         return image.permute(0, 3, 1, 2), mask.permute(0, 3, 1, 2).float()
+
+    def _beside(self, indices: Sequence[int] | Tensor, offset: int) -> Sequence[int] | Tensor:
+        """The slices so many places further in the same cases, or the last ones there."""
+        if not offset:
+            return indices
+        flat = np.asarray(indices)
+        owners = np.searchsorted(self.starts, flat, "right") - 1
+        return torch.from_numpy(np.clip(flat + offset, self.starts[owners], self.starts[owners + 1] - 1))
+
+    def _taken(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        if self._whole is None:
+            return self._read(indices)
+        image, mask = self._whole
+        chosen = torch.as_tensor(indices).to(image.device, non_blocking=True)
+        return image[chosen], mask[chosen]
 
     def _read(self, indices: Sequence[int] | Tensor | range) -> tuple[Tensor, Tensor]:
         _, height, width, channels = self.cases[0].shape

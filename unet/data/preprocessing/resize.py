@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,34 +42,3 @@ def labels(mask: Array, shape: Sequence[int]) -> Array:
         if mask.shape[place] != target:
             mask = mask.take(nearest(mask.shape[place], target), place)
     return np.ascontiguousarray(mask)
-
-
-def planes_back(slabs: Iterable[Array], depth: int, shape: Sequence[int]) -> Iterator[Array]:
-    """Logits in slabs (K, d, h, w) along an axis of `depth` planes in all, one slab after the other -> their planes
-    (K, H, W) on the grid of `shape` (D, H, W), one after the other: neither the input nor the output is ever held as a
-    whole."""
-    deep, high, wide = shape
-    where = axis(depth, deep)
-    held: dict[int, Array] = {}
-    source = iter(slabs)
-    waiting: list[Array] = []
-    first = 0
-
-    def plane(number: int) -> Array:
-        nonlocal first, waiting
-        while number not in held:
-            if not waiting:
-                slab = next(source)
-                waiting = [slab[:, place] for place in range(slab.shape[1])]
-            flat = waiting.pop(0)
-            rows, columns = axis(flat.shape[1], high), axis(flat.shape[2], wide)
-            if first >= number:
-                held[first] = along(along(flat, rows, 1), columns, 2)
-            first += 1
-        return held[number]
-
-    for low, up, weight in zip(where.lower.tolist(), where.upper.tolist(), where.weight, strict=True):
-        for old in [number for number in held if number < low]:
-            del held[old]
-        below = plane(low)
-        yield below + (plane(up) - below) * weight if weight else below

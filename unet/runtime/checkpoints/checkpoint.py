@@ -23,7 +23,7 @@ from unet.errors import CheckpointError, DamagedError, StorageError
 from unet.files import explain, schema_error
 from unet.runtime.checkpoints import nested, numpy_numbers, tensor_files
 from unet.runtime.progress import wrong_progress
-from unet.weight_files import pickles, safetensors_header
+from unet.weight_files import exported, pickles, safetensors_header
 
 WEIGHTS, STATE = "unet weights 2", "unet state 2"
 WEIGHTS_FORMATS, STATE_FORMATS = ("unet weights 1", WEIGHTS), ("unet state 1", STATE)
@@ -75,6 +75,12 @@ def read(path: Path) -> dict[str, Any]:
             f"{path.absolute()}: no such file" + (f" (beside it: {', '.join(beside)})." if beside else "."),
             "Give weights with --weights FILE; `python -m unet train` makes some.",
         ) from error
+    if kind in exported.KINDS:
+        raise CheckpointError(
+            f"{path.absolute()}: an exported network ({exported.KINDS[kind]}), which can be run, and not trained or"
+            " changed.",
+            f"Give the weights that it was made of; to run it: python -m unet predict --weights {path.name}",
+        )
     content = _torch_file(path, kind) if kind != "safetensors" else _safetensors(path)
     form = content.get("format")
     if isinstance(form, str) and form.startswith("unet "):

@@ -11,7 +11,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -242,10 +242,10 @@ def note(folder: RunFolder, status: str, why: str) -> None:
         host.notice(f"{error.message} (the status of the run could not be written)")
 
 
-def versions() -> dict[str, str]:
-    """Versions of the main packages."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of packages, of the main ones where none are named."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -28,6 +28,7 @@ from unet.windows import Plan
 FLIPS = tuple(axes for size in range(4) for axes in itertools.combinations((2, 3, 4), size))
 FEW = 8  # passes that need no progress bar
 LARGE = 2**31  # bytes of a slab's sums above which half precision holds them
+PLANES = 2**20  # voxels of a slab, as whole planes
 
 Transform = Callable[[Tensor], Any]
 
@@ -47,9 +48,10 @@ class Predictor:
         self.networks, self.device, self.batch, self.finite = tuple(networks), device, batch, finite
         self.seconds: list[float] = []
 
-    def slices(self, images: Tensor, transform: Transform | None = None) -> Any:
-        """(N, C, H, W) on the host -> the network's output (N, K, H', W') float32 on the host."""
-        return self._mean(lambda network: self._timed(network, self._slices, images), transform)
+    def slices(self, images: Tensor, transform: Transform | None = None, mirror: bool = False) -> Any:
+        """(N, C, H, W) on the host -> the network's output (N, K, H', W') float32 on the host; with `mirror` the mean
+        with that of the images mirrored left-right, mirrored back."""
+        return self._mean(lambda network: self._timed(network, self._slices, images, mirror), transform)
 
     def tiles(
         self,
@@ -108,21 +110,24 @@ class Predictor:
         mirror: bool = False,
         pad_value: float = 0.0,
     ) -> Iterator[Tensor]:
-        """As `windows`, but the logits come in slabs (K, d, h, w) float32 on the host, one after another along D, of a
-        plan that looks at the whole volume: no more than the depth of a window is ever held. Of many classes the sums
-        are held in half precision where they would take more than `LARGE` bytes."""
+        """As `windows`, but the logits come in slabs (K, d, h, w), one after another along D, of a plan that looks at
+        the whole volume: no more than the depth of a window is ever held. A slab is of about `PLANES` voxels of each
+        class, and is written over once the next one is asked for. Of many classes the sums are held in half precision
+        where they would take more than `LARGE` bytes."""
         padded = padded_part(volume, plan, pad_value)
         weights = [
             window_weights(length, starts, blend) for length, starts in zip(plan.window, plan.starts, strict=True)
         ]
-        start = self.device.now()
+        taken, start = 0.0, self.device.now()
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 stack.enter_context(evaluating(network))
             for slab in self._slabs(padded, plan, weights, mirror):
                 self._require_finite(slab)
+                taken += self.device.now() - start
                 yield slab
-        self.seconds.append(self.device.now() - start)
+                start = self.device.now()  # what the caller did with the slab is no pass of the network
+        self.seconds.append(taken + self.device.now() - start)
 
     def each(self, work: Callable[[nn.Module, Callable[[Tensor], Tensor]], Sequence[Tensor]]) -> list[list[Tensor]]:
         """`work(network, put)` of each network: tensors on the device, given back as float32 on the host. `put` moves
@@ -172,14 +177,16 @@ class Predictor:
         return output
 
     def _require_finite(self, output: Tensor) -> None:
-        if not math.isfinite(output.sum().item()):  # one read; what is not finite stays so in a sum
+        if not math.isfinite(output.sum(dtype=torch.float32).item()):  # one read; what is not finite stays so in a sum
             words = "the network's output is not finite (NaN or infinity)."
             if self.finite:
                 hint = "Use weights of a run that did not diverge, or --precision fp32 where fp16 overflows."
                 raise DataError(words, hint)
             host.notice_once(f"A score says nothing: {words}")
 
-    def _slices(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _slices(self, network: nn.Module, images: Tensor, mirror: bool = False) -> Tensor:
+        if mirror:
+            return (self._slices(network, images) + self._slices(network, images.flip(-1)).flip(-1)) / 2
         parts = []
         for first in range(0, len(images), self.batch):
             group = images[first : first + self.batch]
@@ -230,15 +237,13 @@ class Predictor:
     @torch.no_grad()
     def _slabs(self, volume: Tensor, plan: Plan, weights: list[Tensor], mirror: bool) -> Iterator[Tensor]:
         """The slabs of a padded volume, as `slabs`."""
-        z, y, x = weights
         forward = self._mirrored if mirror else self._forward
-        starts, inner, sums = plan.starts[0], plan.inner, None
-        first, last = inner[0].start, inner[0].stop
-        rows = [(i, list(row)) for i, row in itertools.groupby(plan.indices(), key=lambda index: index[0])]
+        starts, (deep, rows, columns), sums = plan.starts[0], plan.inner, None
+        step = max(1, PLANES // math.prod(plan.padded[1:]))
         total = math.ceil(plan.count / self.batch)
         passes = host.progress(total=total, name="windows", unit="pass") if total > FEW else contextlib.nullcontext()
         with passes as bar:
-            for i, row in rows:
+            for i, row in [(i, list(row)) for i, row in itertools.groupby(plan.indices(), key=lambda index: index[0])]:
                 for place in range(0, len(row), self.batch):
                     group = row[place : place + self.batch]
                     full = group
@@ -248,26 +253,41 @@ class Predictor:
                     logits = functools.reduce(
                         Tensor.add_, (forward(network, images).float() for network in self.networks)
                     )
-                    logits = logits[: len(group)].cpu() / len(self.networks)
                     if sums is None:
-                        shape = (logits.shape[1], plan.window[0], *volume.shape[2:])
-                        large = 4 * math.prod(shape) > LARGE
-                        sums = torch.zeros(shape, dtype=torch.float16 if large else torch.float32)
+                        sums = self._sums(logits, plan)
+                        z, y, x = (each.to(sums.device) for each in weights)
+                    logits = logits[: len(group)].to(sums.device)
                     for (_, j, k), output in zip(group, logits, strict=True):
-                        weight = z[i][:, None, None] * (y[j][:, None] * x[k])
+                        weight = z[i][:, None, None] * (y[j][:, None] * x[k]) / len(self.networks)
                         part = (slice(None), slice(None), *plan.place((i, j, k))[1:])
-                        sums[part] += (output * weight).to(sums.dtype)
+                        sums[part].add_(output.mul_(weight).to(sums.dtype))
                     if bar:
                         bar.update()
-                assert sums is not None
+                assert sums is not None  # a row has at least one window
                 low = starts[i]
                 done = (starts[i + 1] if i + 1 < len(starts) else plan.padded[0]) - low
-                cut = slice(max(0, first - low), min(done, last - low))
-                if cut.start < cut.stop:
-                    yield sums[:, cut][(slice(None), slice(None)) + inner[1:]].float()
-                rest = plan.window[0] - done
-                sums[:, :rest] = sums[:, done:].clone()
-                sums[:, rest:] = 0
+                last = min(done, deep.stop - low)
+                for place in range(max(0, deep.start - low), last, step):
+                    yield sums[:, place : min(place + step, last), rows, columns]
+                kept = plan.window[0] - done
+                for place in range(0, kept, done):  # planes of the next row, in steps that do not overlap
+                    length = min(done, kept - place)
+                    sums[:, place : place + length] = sums[:, place + done : place + done + length]
+                sums[:, kept:] = 0
+
+    def _sums(self, logits: Tensor, plan: Plan) -> Tensor:
+        """Zeros for the sums of a row of windows (K, d, H, W), on the device where its memory allows."""
+        shape = (logits.shape[1], plan.window[0], *plan.padded[1:])
+        kind = torch.float16 if 4 * math.prod(shape) > LARGE else torch.float32
+        if self.device.own_memory and not self.device.compiles_slices:
+            try:
+                return torch.zeros(shape, dtype=kind, device=logits.device)
+            except (RuntimeError, MemoryError) as error:
+                if not self.device.is_out_of_memory(error):
+                    raise
+            self.device.release()
+            host.notice_once("The device's memory is short of a row of windows: they are put together on the host.")
+        return torch.zeros(shape, dtype=kind)
 
     def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
         """The network's output on the device; a graph of its own on devices that have such."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet.data import checks, splits
 from unet.data.cases import Case
-from unet.errors import CheckpointError
+from unet.errors import CheckpointError, UsageError
 from unet.tasks.base import Column, Metric, Predictor, Step
 from unet.tasks.brains import dataset, figure, passes
 from unet.tasks.brains.settings import Settings as OwnSettings
@@ -20,7 +20,7 @@ from unet.tasks.cached import CachedTask
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
@@ -211,6 +211,13 @@ class Brains(CachedTask):
         own = strip_prefixes(state)
         require_levels(own, self.settings.resolution)
         return self.build_model(), own
+
+    def deployment(self) -> dict[str, Any]:
+        raise UsageError(
+            "A very deep VAE is not written as ONNX or OpenVINO: it draws random numbers at each latent, which every"
+            " runtime does in a way of its own, so that its outputs cannot be compared with torch's.",
+            "Type --to safetensors: the weights alone, under their own names.",
+        )
 
     # Scoring and prediction.
 

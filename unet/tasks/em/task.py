@@ -20,14 +20,14 @@ from unet.data.io.images import pixel_size
 from unet.data.preprocessing import masks
 from unet.errors import DataError, UsageError
 from unet.tasks.base import Column, Metric, Predictor
-from unet.tasks.em import check, dataset
+from unet.tasks.em import check, dataset, deployment
 from unet.tasks.em.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
@@ -275,6 +275,9 @@ class EM(SegmentationTask):
 
         own = convert.strip_prefixes(state)
         return UNet(convert.shape_of(own, self.name, **self.fixed_shape())), own
+
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, self.output_side, 2**self.config.network.layers, LEVEL)
 
     @property
     def output_side(self) -> int:

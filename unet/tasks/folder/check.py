@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from unet.data.cache import cache, integrity, manifest
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError
-from unet.tasks.folder import dataset, sets
-from unet.tasks.folder.labels import IGNORED
+from unet.tasks.folder import dataset, fingerprint, sets
+from unet.tasks.folder.labels import IGNORED, from_values, require_distinct
 from unet.tasks.folder.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def raw(path: Path, task: Folder) -> checks.Report:
     """Every case of a set, its files read whole."""
     report = checks.Report()
     try:
+        if path.is_dir() and volumes.kind_of(path) == volumes.DICOM and not sets.has_layout(path):
+            return series(path)
         found = sets.find(path)
     except UnetError as error:
         report.errors.append(f"{error.message} {error.hint}")
@@ -45,15 +48,14 @@ def raw(path: Path, task: Folder) -> checks.Report:
         if other != case["name"]:
             report.equal(f"{other} and {case['name']} hold the same image", (other in held) != (case["name"] in held))
     values: collections.Counter[int] = collections.Counter(value for case in seen for value in case["values"])
+    report.errors += mismatches(found, task.settings, seen)
     for value, count in sorted(values.items()):
         if count == 1 < len(seen):
             report.warnings.append(f"value {value} of the masks is in one case only: trained on or scored, not both")
     for value in set(found.names.classes.values()) - set(values):
         report.warnings.append(f"no mask holds {value}, which dataset.json names")
-    empty = [case["name"] for case in seen if case["values"] == [0]]
-    if seen and len(empty) == len(seen):
-        report.errors.append("every mask is empty: nothing but 0")
-    elif empty:
+    empty = [case["name"] for case in seen if list(case["values"]) == [0]]
+    if 0 < len(empty) < len(seen):
         report.warnings.append(f"{host.counted(len(empty), 'mask')} without any class ({', '.join(empty[:3])})")
     sizes = [case["size"] for case in seen if case["size"]]
     report.facts = {
@@ -61,8 +63,39 @@ def raw(path: Path, task: Folder) -> checks.Report:
         "channels": ", ".join(found.names.channels) or (seen[0]["channels"] if seen else "-"),
         "values of the masks": ", ".join(f"{value} in {count}" for value, count in sorted(values.items())) or "-",
         "smallest, largest": f"{times(min(sizes))}, {times(max(sizes))}" if sizes else "-",
-        "patients": len({case.group for case in found.cases.values() if case.group}) or "not named",
+        "patients": len(set(task.groups().values())) or "not named",
     }
+    return report
+
+
+def mismatches(found: sets.Set, settings: Settings, seen: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps the cases from being one set: channels, flat images beside volumes, values that are no classes."""
+    faults = []
+    read = [case["looked"] for case in seen if case["looked"]]
+    counts = collections.Counter[int]()
+    for case in seen:
+        counts.update(case["values"])
+    names = found.names
+    try:
+        if read:
+            fingerprint.require_alike(found.root, fingerprint.Fingerprint(tuple(read)))
+    except UnetError as error:
+        faults.append(f"{error.message} {error.hint}")
+    try:
+        if counts and not settings.label_values:
+            if not names.classes:
+                require_distinct(counts, found.root)
+            from_values(list(counts), names.classes, names.ignore, found.root)
+    except UnetError as error:
+        faults.append(f"{error.message} {error.hint}")
+    return faults
+
+
+def series(path: Path) -> checks.Report:
+    """A DICOM folder without masks: its series, each read whole."""
+    report = checks.Report()
+    lines, report.errors = volumes.dicom.check(path)
+    report.facts = {f"series {number}": words for number, _, words in (line.partition(": ") for line in lines)}
     return report
 
 
@@ -73,23 +106,28 @@ def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: i
         "name": name,
         "faults": [],
         "notes": [],
-        "values": [],
+        "values": {},
         "digest": "",
         "size": (),
         "channels": 0,
+        "looked": None,
     }
     try:
         heads = dataset.heads_of(name, case.images, settings)
-        result |= {"size": heads[0].stored, "channels": sum(head.channels for head in heads)}
+        first, channels = heads[0], sum(head.channels for head in heads)
+        result |= {"size": first.stored, "channels": channels}
+        codes = "".join(first.codes or ())
+        result["looked"] = fingerprint.Looked(name, first.stored, first.spacing, codes, channels, first.format, {})
         image = np.concatenate([volumes.read_image(head) for head in heads])
         result["digest"] = files.digest(image.tobytes())
         if image.min() == image.max():
             result["faults"].append(f"{case.images[0]}: every value is {image.min():g}")
         dataset.require_mask(name, heads[0], case.mask, settings)
         assert case.mask is not None
-        mask = volumes.read_head(case.mask)
+        mask = volumes.read_head(case.mask, heads[0])
         labels = volumes.read_labels(mask)
-        result["values"] = [value for value in np.unique(labels).tolist() if value != ignore]
+        values, counts = (each.tolist() for each in np.unique(labels, return_counts=True))
+        result["values"] = {value: n for value, n in zip(values, counts, strict=True) if value != ignore}
         if settings.label_values:
             dataset.labels_of(settings).classes_of(labels, case.mask)
         result["notes"] = [*(note for head in heads for note in head.notes), *mask.notes]

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet import host, windows
+from unet.data.cache.cached_case import CachedCase
 from unet.data.cache.layout import Layout
 from unet.data.cases import Case
 from unet.data.io import volumes
@@ -25,6 +28,9 @@ from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.folder import sets
 from unet.tasks.folder.labels import IGNORED, Labels
 from unet.tasks.folder.settings import Settings
+
+if TYPE_CHECKING:
+    from unet.data.loading.patches import EpochPatches
 
 Array = NDArray[Any]
 DRAWN = 500  # voxels of each class that are kept to draw patches about
@@ -98,8 +104,10 @@ def read_case(name: str, own: sets.Found, settings: Settings) -> tuple[Case, Une
     except UnetError as error:
         return case, error, []
     voxels = math.prod(heads[0].stored) * len(settings.channels)
+    every = tuple(file for path in (*case.images, *case.labels) for file in volumes.files_of(path))
     case = dataclasses.replace(
         case,
+        parts=() if every == (*case.images, *case.labels) else every,
         cost=cost_of(way.size, settings),
         spacing=way.spacing,
         memory=12 * voxels + 8 * len(settings.channels) * math.prod(way.size) + 200_000_000,
@@ -137,7 +145,7 @@ def require_mask(name: str, image: volumes.Head, mask: Path | None, settings: Se
     """Raise DataError for a mask that does not lie on the grid of its image, unless it shall be resampled."""
     if mask is None:
         raise DataError(f"{name}: has no mask.", "Complete the set, or move the image out of it.")
-    head = volumes.read_head(mask)
+    head = volumes.read_head(mask, image)
     words = volumes.mismatch(image, head)
     if words and not (settings.resample_masks and head.affine is not None and image.affine is not None):
         hint = GRIDS
@@ -224,15 +232,21 @@ def normalised(values: Array, channel: int, dtype: np.dtype[Any], settings: Sett
 
 def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) -> Array:
     """The classes of a mask (D, H, W) uint8, turned as its image. Raises DataError."""
-    head = volumes.read_head(path)
+    head = volumes.read_head(path, image)
     classes = labels_of(settings).classes_of(volumes.read_labels(head), path)
     codes = "" if settings.orientation in (None, "as-stored") else str(settings.orientation)
     if not volumes.mismatch(image, head):
-        if image.codes and head.codes:  # the same place, perhaps stored in another order
-            return head.turn(codes or "".join(image.codes[::-1])).apply(classes)
-        return (image if head.format == image.format else head).turn(codes).apply(classes)
+        return image.turn(codes).apply(volumes.labels_like(image, head, classes))
     require_mask(name, image, path, settings)
     return image.turn(codes).apply(on_grid_of(image, head, classes))
+
+
+def truth(found: sets.Set, name: str, settings: Settings) -> Array:
+    """The classes of the mask of a case of the raw set, as `read_mask`. Raises DataError."""
+    own = found.cases.get(name)
+    if own is None or own.mask is None:
+        raise DataError(f"{name} is not in the raw set.", "Give the set that the cache was made of: --data DIR")
+    return read_mask(name, own.mask, volumes.read_head(own.images[0]), settings)
 
 
 def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
@@ -290,23 +304,33 @@ def way_from(facts: Mapping[str, Any]) -> Way:
     )
 
 
-def label_map(slabs: Iterable[Array], way: Way) -> NDArray[np.uint8]:
-    """Logits in slabs (K, d, h, w) on the network's grid -> classes on the file's own grid, axes as stored: the largest
-    after linear interpolation, a plane at a time. 0 (the background) outside of the part that was kept."""
+def placed(classes: NDArray[np.uint8], way: Way) -> NDArray[np.uint8]:
+    """Classes (D, H, W) of the part that was kept -> of the file's own grid, axes as stored; 0 (the background) outside
+    of that part."""
+    if way.kept == way.turned:
+        return way.turn.undo(classes)
     result = np.zeros(way.turned, np.uint8)
-    part = result[way.inner]
-    for plane, target in zip(resize.planes_back(slabs, way.size[0], way.kept), part, strict=True):
-        best = plane[0].copy()
-        for number in range(1, len(plane)):
-            larger = plane[number] > best
-            target[larger] = number
-            np.maximum(best, plane[number], out=best)
+    result[way.inner] = classes
     return way.turn.undo(result)
 
 
 def on_grid(labels: Array, way: Way) -> Array:
     """Classes (D, H, W) of the turned file on the network's grid, by the nearest voxel."""
     return resize.labels(labels[way.inner], way.size)
+
+
+def patch_seconds(patches: Callable[[list[CachedCase]], EpochPatches], shape: tuple[int, ...]) -> float:
+    """Seconds that a training patch of (C, D, H, W) takes to load and change: a batch of noise, after one that is not
+    counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        image, mask = Path(folder, "noise_image.npy"), Path(folder, "noise_mask.npy")
+        np.save(image, np.random.default_rng(0).standard_normal(shape, np.float32))
+        np.save(mask, np.zeros((1, *shape[1:]), np.uint8))
+        batches = patches([CachedCase("noise", image, mask, shape, (1,))])
+        batches[0, 0]
+        began = time.perf_counter()
+        batches[0, 1]
+        return (time.perf_counter() - began) / batches.batch_size
 
 
 def require_arrays(path: Path, image: Array, mask: Array, settings: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from unet.tasks.folder import sets
 
 Array = NDArray[Any]
 SAMPLED, DRAWN = 40, 20_000  # cases whose values are read, and labelled values drawn of each
-NAME, VERSION = "fingerprint.json", 1
+NAME, VERSION = "fingerprint.json", 2
 SCHEMA = {"version": int, "made_of": str, "cases": [dict], "values": {str: int}}
 CENTILES = (0.5, 50.0, 99.5)
 
@@ -35,7 +35,8 @@ CENTILES = (0.5, 50.0, 99.5)
 class Looked:
     """What one case looks like. `stored`, `spacing` and `codes` as its file has them; `values` {value of the mask: its
     voxels}. `samples`: drawn values of each channel where the mask is labelled, `darkest`: the 1 % of all values,
-    `inside`: share of the volume within the box of voxels that are not 0; empty where the image was not read."""
+    `inside`: share of the volume within the box of voxels that are not 0; empty where the image was not read.
+    `modalities`: of its DICOM images."""
 
     name: str
     stored: tuple[int, ...]
@@ -47,6 +48,7 @@ class Looked:
     samples: list[list[float]] = dataclasses.field(default_factory=list)
     darkest: list[float] = dataclasses.field(default_factory=list)
     inside: float = 1.0
+    modalities: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,14 @@ class Fingerprint:
     def oriented(self) -> bool:
         """Whether every file says how its axes lie."""
         return all(case.codes for case in self.cases)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the channels by the modalities of DICOM images, where these are the same in all cases and differ
+        from each other; else empty."""
+        found = {tuple(case.modalities) for case in self.cases}
+        first = found.pop()
+        return first if not found and all(first) and len(set(first)) == len(first) == self.channels else ()
 
     def values(self) -> dict[int, int]:
         """{value of the masks: cases that have it}, sorted."""
@@ -140,7 +150,8 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
         except UnetError as error:
             faults.append(error.message.rstrip("."))
     sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
-    result = Fingerprint(tuple(sorted(cases, key=lambda case: names.index(case.name))))
+    place = {name: number for number, name in enumerate(names)}
+    result = Fingerprint(tuple(sorted(cases, key=lambda case: place[case.name])))
     require_alike(found.root, result)
     if keep:
         files.make_folder(keep)
@@ -157,7 +168,11 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:
     name, case = item
     paths = [*case.images, *([case.mask] if case.mask else [])]
-    return [name, *([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
+    try:
+        every = [file for path in paths for file in volumes.files_of(path)]
+        return [name, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in every)]
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise DataError(*files.explain(error, paths[0]).args) from error
 
 
 def _kept(folder: Path | None, made_of: str) -> Fingerprint | None:
@@ -187,7 +202,8 @@ def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
     first = heads[0]
     channels = sum(head.channels for head in heads)
     assert case.mask is not None  # a set of pairs
-    mask = volumes.read_labels(volumes.read_head(case.mask))
+    head = volumes.read_head(case.mask, first)
+    mask = volumes.labels_like(first, head, volumes.read_labels(head))
     values, counts = np.unique(mask, return_counts=True)
     result = Looked(
         name,
@@ -197,6 +213,7 @@ def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
         channels,
         first.format,
         dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        modalities=tuple(head.modality for head in heads),
     )
     if not whole or mask.shape != first.stored:
         return result

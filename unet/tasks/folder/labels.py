@@ -72,7 +72,7 @@ def from_values(found: Sequence[int], names: Mapping[str, int], ignore: int | No
     """The classes of a set whose masks hold the values `found`; `names` {class: value} are those of dataset.json, where
     it has any. Raises DataError for values that are no classes: without a background, more than 100 of them, others
     than the names tell."""
-    values = sorted(set(found) - {ignore})
+    values = sorted(set(found) - {ignore}, key=lambda value: (value != 0, value))  # 0 is the background, also beside -1
     if names:
         if len(names) > MOST or not names:
             raise DataError(f"{where}: names {len(names)} classes; 2 to {MOST} are possible.", "Merge some of them.")
@@ -100,6 +100,21 @@ def from_values(found: Sequence[int], names: Mapping[str, int], ignore: int | No
             "Give masks with a number of 1 or more where there is something.",
         )
     return Labels(tuple(values), default_names(values), ignore)
+
+
+def require_distinct(counts: Mapping[int, float], where: Path) -> None:
+    """Raise DataError where masks without names look like pictures of two values that were saved with losses: nearly
+    all voxels have the lowest and the highest value, and many others lie between. `counts` {value: its voxels}."""
+    usual = sorted(counts, key=lambda value: counts[value])[-2:]
+    total = sum(counts.values())
+    between = len(counts) - 2
+    ends = len(usual) == 2 and min(usual) - min(counts) < 8 and max(counts) - max(usual) < 8
+    if between > 10 and ends and max(counts) - min(counts) >= 128 and sum(counts[v] for v in usual) > 0.8 * total:
+        raise DataError(
+            f"{where}: masks hold {len(counts)} values, nearly all of them {min(usual)} and {max(usual)}: they were"
+            " smoothed or saved as JPEG.",
+            "Save them again from the program that made them, as PNG or TIFF; or name the classes in dataset.json.",
+        )
 
 
 def default_names(values: Sequence[int]) -> tuple[str, ...]:

@@ -7,16 +7,21 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet import host
 from unet.data.cases import require_folder
 from unet.data.io import volumes
 from unet.errors import DataError, UnetError
 from unet.metrics import classes as scores
-from unet.tasks.base import Column
-from unet.tasks.folder import sets
-from unet.tasks.folder.labels import Labels, from_values
+from unet.tasks.base import Column, Predictor
+from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.labels import Labels, default_names, from_values
+from unet.tasks.folder.settings import Settings
+
+if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
+    from unet.tasks.folder.task import Folder
 
 TABLED = 8  # classes whose every score has a column; of more only the Dice has
 NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
@@ -51,9 +56,9 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     for folder in (predictions, masks):
         require_folder(folder, hint)
     found: dict[Path, dict[str, list[Path]]] = {}
-    for folder in (predictions, masks):
+    for folder in dict.fromkeys((predictions, masks)):
         for path in sets.listed(folder):
-            found.setdefault(folder, {}).setdefault(volumes.stem(path), []).append(path)
+            found.setdefault(folder, {}).setdefault(sets.case_of(path), []).append(path)
     ours, theirs = found.get(predictions, {}), found.get(masks, {})
     faults = [f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if name not in ours]
     for named in (ours, theirs):
@@ -64,6 +69,53 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     if extra := sorted(set(ours) - set(theirs)):
         host.notice(f"{host.counted(len(extra), 'prediction')} without a mask are left out ({', '.join(extra[:3])})")
     return [Pair(name, ours[name][0], theirs[name][0]) for name in sorted(theirs)]
+
+
+def of_case(
+    task: Folder, case: CachedCase, predictor: Predictor, full: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(numbers, arrays) of a cached case, as `Folder.evaluate_case`."""
+    import numpy as np
+
+    from unet.models.label_maps import label_map
+
+    image, mask = case.arrays()
+    classes = len(task.settings.classes)
+    if full and (truth := task.truth(case)) is not None:
+        target, way = truth
+        prediction = way.turn.apply(task.label_map(image, way, predictor))
+        found = scores.full_scores(
+            prediction, target, way.spacing, classes, task.settings.surface_tolerance, task.ignored
+        )
+        shown = dataset.on_grid(prediction, way), np.asarray(mask[0])
+    else:
+        parts = [label_map(slab).cpu().numpy() for slab in task.slabs(image, predictor)]
+        prediction, target = np.concatenate(parts), np.asarray(mask[0])
+        found = {
+            f"dice_{number}": value
+            for number, value in enumerate(scores.dice_of(prediction, target, classes, task.ignored), 1)
+        }
+        if full:
+            found = scores.full_scores(
+                *(prediction, target, task.settings.spacing, classes),
+                *(task.settings.surface_tolerance, task.ignored),
+            )
+        shown = prediction, target
+    dices = [found[f"dice_{number}"] for number in range(1, classes)]
+    return {"mean_dice": scores.mean_of(dices), **found}, {
+        "image": image,
+        "prediction": shown[0],
+        "target": shown[1],
+    }
+
+
+def score(predictions: Path, masks: Path, own: Settings) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The scores of every mask's prediction, by name, and the names of the classes. Raises DataError."""
+    found = pairs(predictions, masks)
+    names = own.classes or default_names(own.label_values)
+    given = Labels(own.label_values, names, own.ignore_value) if own.label_values else None
+    labels = labels_of(found, given, masks)
+    return records(found, labels, own.surface_tolerance), labels.names
 
 
 def labels_of(found: list[Pair], given: Labels | None, where: Path) -> Labels:
@@ -109,15 +161,13 @@ def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[st
 
 
 def _score(pair: Pair, labels: Labels, tolerance: float) -> dict[str, float]:
-    head, other = volumes.read_head(pair.mask), volumes.read_head(pair.prediction)
+    head, other = volumes.read_heads(pair.mask, pair.prediction)
     if words := volumes.mismatch(head, other):
         raise DataError(f"{pair.name}: mask and prediction differ: {'; '.join(words)}.", "")
     target, prediction = (labels.classes_of(volumes.read_labels(each), each.path) for each in (head, other))
-    alike = head.codes is not None and other.codes is not None
-    codes = "".join(head.codes[::-1]) if head.codes and alike else ""
-    turn = head.turn(codes)
+    turn = head.turn("")
     found = scores.full_scores(
-        other.turn(codes).apply(prediction),
+        turn.apply(volumes.labels_like(head, other, prediction)),
         turn.apply(target),
         turn.sizes(head.spacing or (1.0, 1.0, 1.0)),
         labels.classes,

@@ -5,7 +5,7 @@
 <root>/images/NAME.png  masks/NAME.png                    pairs of the same name (also labels/, also with _0000 ...)
 TABLE.csv                                                 a row for each case: image columns, mask, patient, group
 
-No torch.
+An image may be a folder with a DICOM series in; in a table FOLDER#2 is the second series of one. No torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unet import files
+from unet import files, host
 from unet.config.schema import shell_path
 from unet.data.cases import require_folder
 from unet.data.io import volumes
-from unet.errors import DataError
+from unet.errors import DataError, UnetError
 
 IMAGES, MASKS = (
     ("imagestr", "images", "image", "imgs"),
@@ -30,9 +32,10 @@ IMAGES, MASKS = (
 TESTS = ("imagests",)
 CHANNEL = re.compile(r"_(\d{4})$")
 CHANNEL_ZERO = re.compile(r"_0000$")
-DATASET = "dataset.json"
+DATASET, FOLDS = "dataset.json", "splits_final.json"
 CASE_COLUMNS, MASK_COLUMNS = ("case", "id", "name"), ("mask", "label", "segmentation", "target")
-GROUP_COLUMNS = ("patient", "patient_id", "subject", "group")
+GROUP_COLUMNS = ("patient", "subject", "group")
+COLUMN_ENDS = re.compile(r"[ _-]*(path|file|filename|id|name)$")  # "Patient ID", "mask_path"
 IMAGE_COLUMN = re.compile(r"image|img|channel|modality|path", re.IGNORECASE)
 LAYOUTS = (
     "Give a folder with imagesTr/ and labelsTr/ (nnU-Net), a folder with images/ and masks/, or a table .csv with the"
@@ -54,21 +57,21 @@ class Found:
 @dataclasses.dataclass(frozen=True)
 class Names:
     """What a set says of itself: names of channels, {class: its value in the masks} with the background, the value that
-    is ignored; all empty where it says nothing."""
+    is ignored, the ending of its files; all empty where it says nothing."""
 
     channels: tuple[str, ...] = ()
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     ignore: int | None = None
+    ending: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """A set: {case: its files}, sorted, what it says of itself, and what is odd about it, in words."""
+    """A set: {case: its files}, sorted, and what it says of itself."""
 
     root: Path
     cases: dict[str, Found]
     names: Names
-    remarks: tuple[str, ...] = ()
 
 
 def find(root: Path) -> Set:
@@ -77,43 +80,63 @@ def find(root: Path) -> Set:
         return from_table(root)
     require_folder(root, LAYOUTS)
     names = read_names(root / DATASET)
-    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
-    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
-    mask_folder = next((inside[name] for name in MASKS if name in inside), None)
+    image_folder, mask_folder = _folders(root)
     if image_folder is None or mask_folder is None:
         held = ", ".join(item.name for item in list(root.iterdir())[:5]) or "nothing"
         raise DataError(f"{root.absolute()}: holds {held}; images and masks are not told apart.", LAYOUTS)
-    images = groups_of(listed(image_folder))
+    images = groups_of(listed(image_folder, names.ending))
     masks: dict[str, list[Path]] = {}
-    for path in listed(mask_folder):
-        masks.setdefault(volumes.stem(path), []).append(path)
-    found = pair(root, images, masks)
+    for path in listed(mask_folder, names.ending):
+        masks.setdefault(case_of(path), []).append(path)
+    found = pair(root, images, masks, (image_folder, mask_folder))
     if not found:
         raise DataError(f"{image_folder.absolute()}: holds no image of a known format.", LAYOUTS)
     return Set(root, dict(sorted(found.items())), names)
 
 
-def listed(folder: Path) -> list[Path]:
-    """The images of a folder by their names, sorted."""
-    return sorted(path for path in folder.iterdir() if volumes.is_image(path) and not path.is_dir())
+def _folders(root: Path) -> tuple[Path | None, Path | None]:
+    """The folders of images and of masks in a set."""
+    inside = {item.name.lower(): item for item in sorted(root.iterdir()) if item.is_dir()}
+    image_folder = next((inside[name] for name in IMAGES if name in inside), None)
+    return image_folder, next((inside[name] for name in MASKS if name in inside), None)
+
+
+def has_layout(root: Path) -> bool:
+    """Whether a folder holds folders of images and of masks."""
+    return all(_folders(root))
+
+
+def listed(folder: Path, ending: str = "") -> list[Path]:
+    """The images of a folder by their names, sorted; a folder with DICOM files in is one. With `ending` those that end
+    so, where there are such."""
+    found = sorted(path for path in folder.iterdir() if volumes.is_image(path))
+    return [path for path in found if ending and path.name.lower().endswith(ending.lower())] or found
+
+
+def case_of(path: Path) -> str:
+    """The name of a file without its format. Letters with marks are one character each: some systems write them as two,
+    and an image copied from there would not find its mask."""
+    return unicodedata.normalize("NFC", volumes.stem(path))
 
 
 def groups_of(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """{case: the files of its channels in order}. A number of four digits at a name's end is that of a channel, where
     the folder has _0000 of that name."""
-    stems = {volumes.stem(path) for path in paths}
+    stems = {case_of(path) for path in paths}
     found: dict[str, list[Path]] = {}
     for path in paths:
-        name = volumes.stem(path)
+        name = case_of(path)
         base = CHANNEL.sub("", name)
         several = base != name and base and f"{base}_0000" in stems
         found.setdefault(base if several else name, []).append(path)
     return found
 
 
-def pair(root: Path, images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> dict[str, Found]:
-    """Images with the masks of the same name. Raises DataError for one without the other, two masks of one name, and
-    channels that are not numbered from 0."""
+def pair(
+    root: Path, images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]], folders: Sequence[Path] = ()
+) -> dict[str, Found]:
+    """Images with the masks of the same name. Raises DataError for one without the other (and names a file of another
+    format in `folders`), two masks of one name, and channels that are not numbered from 0."""
     faults = [
         f"{name}: {len(paths)} masks ({', '.join(path.name for path in paths)})"
         for name, paths in masks.items()
@@ -127,6 +150,11 @@ def pair(root: Path, images: Mapping[str, list[Path]], masks: Mapping[str, list[
         if len(paths) > 1 and [int(number[1]) for number in numbers if number] != list(range(len(paths))):
             held = ", ".join(path.name for path in paths)
             faults.append(f"{name}: its files are not the channels 0 to {len(paths) - 1}: {held}")
+    if alone or left:
+        odd = (path for folder in folders for path in sorted(folder.iterdir()) if not volumes.is_image(path))
+        other = next((path for path in odd if path.stem.split(".")[0] in {*alone, *left}), None)
+        faults += [f"{other} is of no format that is read here"] if other else []
+        faults = [*faults[-1:], *faults[:-1]] if other else faults
     raise_faults(root, faults)
     return {name: Found(tuple(paths), masks[name][0]) for name, paths in images.items()}
 
@@ -163,10 +191,30 @@ def read_names(path: Path) -> Names:
         if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
             numbers = {str(name): int(key) for key, name in numbers.items()}
         classes = {name: int(value) for name, value in numbers.items()}
+        ending = str(content.get("file_ending", ""))
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
     ignore = classes.pop("ignore", None)
-    return Names(tuple(named), dict(sorted(classes.items(), key=lambda item: item[1])), ignore)
+    return Names(tuple(named), dict(sorted(classes.items(), key=lambda item: item[1])), ignore, ending)
+
+
+def given_fold(root: Path, ids: Sequence[str], number: int) -> dict[str, list[str]] | None:
+    """Fold `number` of nnU-Net's splits_final.json beside dataset.json, {"train": cases, "validation": cases}; None
+    where there is no such file. Raises DataError for names that are not in the set, and a fold that is not there."""
+    path = (root if root.is_dir() else root.parent) / FOLDS
+    if not path.is_file():
+        return None
+    hint = f"Correct it, or move it out of the set: folds are then drawn. --split FILE takes one of your own ({path})."
+    folds = files.read_json(path, [{"train": [str], "val": [str]}], hint)
+    if not 0 <= number < len(folds):
+        raise DataError(f"{path}: has the folds 0 to {len(folds) - 1}, not {number}.", hint)
+    found = {"train": sorted(set(folds[number]["train"])), "validation": sorted(set(folds[number]["val"]))}
+    if odd := sorted({*found["train"], *found["validation"]} - set(ids)):
+        raise DataError(f"{path}: names {', '.join(odd[:3])}, not in the set ({len(odd)} of such).", hint)
+    if both := sorted({*found["train"]} & {*found["validation"]}):
+        raise DataError(f"{path}: {', '.join(both[:3])} in both parts of fold {number}.", hint)
+    host.notice_once(f"The split is fold {number} of {path.name}, which the set has")
+    return found
 
 
 def from_table(path: Path) -> Set:
@@ -174,13 +222,16 @@ def from_table(path: Path) -> Set:
     `patient` or `group`. Paths are relative to the table. Raises one DataError that names the first faults."""
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such file.", LAYOUTS)
-    text = files.read_text(path, LARGEST_TABLE).removeprefix("\ufeff")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    columns = [name or "" for name in (rows[0] if rows else {})]
-    mask = next((name for name in columns if name.strip().lower() in MASK_COLUMNS), None)
-    group = next((name for name in columns if name.strip().lower() in GROUP_COLUMNS), None)
-    case = next((name for name in columns if name.strip().lower() in CASE_COLUMNS), None)
+    try:
+        text = files.read_text(path, LARGEST_TABLE).removeprefix("\ufeff")
+    except UnetError as error:
+        raise DataError(error.message, "Save the table as CSV with UTF-8 (in Excel: CSV UTF-8).") from error
+    first = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    rows = [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in row if name)]
+    columns = [name for name in reader.fieldnames or () if name]
+    mask, group, case = (column_of(columns, known) for known in (MASK_COLUMNS, GROUP_COLUMNS, CASE_COLUMNS))
     images = [name for name in columns if name not in (mask, group, case) and IMAGE_COLUMN.search(name)]
     if not images or mask is None:
         raise DataError(
@@ -189,11 +240,13 @@ def from_table(path: Path) -> Set:
         )
     found: dict[str, Found] = {}
     faults: list[str] = []
-    for number, row in enumerate(rows, 2):
+    if unused := [name for name in columns if name not in (mask, group, case, *images)]:
+        host.notice_once(f"{path.name}: the columns {', '.join(unused[:5])} are not used")
+    for number, row in rows:
         own = [place(path.parent, row[name]) for name in images if (row[name] or "").strip()]
         target = place(path.parent, row[mask]) if (row[mask] or "").strip() else None
-        name = (row[case] or "").strip() if case else CHANNEL.sub("", volumes.stem(own[0])) if own else ""
-        missing = [item for item in (*own, *([target] if target else [])) if not item.is_file()]
+        name = (row[case] or "").strip() if case else CHANNEL.sub("", case_of(own[0])) if own else ""
+        missing = [item for item in (*own, *([target] if target else [])) if not volumes.is_there(item)]
         if len(own) != len(images) or target is None:
             faults.append(
                 f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
@@ -202,6 +255,8 @@ def from_table(path: Path) -> Set:
             faults.append(f"{path.name}, line {number}: {missing[0]} is not there")
         elif name in found or not name:
             faults.append(f"{path.name}, line {number}: case {name!r} is {'there already' if name else 'empty'}")
+        elif name.startswith(".") or any(sign in name for sign in "/\\\0\n"):
+            faults.append(f"{path.name}, line {number}: case {name!r} cannot be the name of a file")
         else:
             found[name] = Found(tuple(own), target, (row[group] or "").strip() if group else "")
     raise_faults(path, faults, "Correct the table")
@@ -210,25 +265,43 @@ def from_table(path: Path) -> Set:
     return Set(path, dict(sorted(found.items())), read_names(path.parent / DATASET))
 
 
+def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
+    """The column of a table that has one of the known names, perhaps with _path, _id or _name behind it."""
+    plain = {name: name.strip().lower() for name in columns}
+    return next((name for name in columns if {plain[name], COLUMN_ENDS.sub("", plain[name])} & {*known}), None)
+
+
 def place(folder: Path, text: str) -> Path:
     """A path of a table."""
     path = Path(text.strip())
     return path if path.is_absolute() else folder / path
 
 
-def inputs(paths: Sequence[Path], channels: int) -> dict[str, Path]:
-    """Images, folders of them and whole sets -> {case: its image, of several channels the first}. Raises DataError for
-    what is no image, and for two cases of one name."""
+def groups(cases: Mapping[str, Found]) -> dict[str, str]:
+    """{case: its group}: those of a table; else numbers for the patients of DICOM headers, who are not named. Where all
+    headers name the same patient they say nothing: files without names do so."""
+    if any(case.group for case in cases.values()):
+        return {name: case.group for name, case in cases.items() if case.group}
+    found = {name: patient for name, case in cases.items() if (patient := volumes.patient_of(case.images[0]))}
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(found.values()), 1)}
+    return {name: f"patient {numbers[patient]}" for name, patient in found.items()} if len(numbers) > 1 else {}
+
+
+def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, Path]:
+    """Images, folders of them and whole sets -> {case: its image, of several channels the first}; `series`: which one
+    of DICOM folders. Raises DataError for what is no image, and for two cases of one name."""
     found: dict[str, Path] = {}
     for path in paths:
-        for image in images_in(path):
+        for image in images_in(path, series):
             first = channel_files(image, channels)[0]
-            name = CHANNEL_ZERO.sub("", volumes.stem(first))
+            name = CHANNEL_ZERO.sub("", case_of(first))
             if found.setdefault(name, first) != first:
                 raise DataError(
                     f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
+    if len(found) == 1:  # what is wrong with the only image is told before a network is loaded
+        volumes.read_head(next(iter(found.values())))
     return found
 
 
@@ -238,26 +311,56 @@ def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     number = CHANNEL.search(volumes.stem(image))
     if channels == 1 or number is None:
         return (image,)
-    base = CHANNEL.sub("", volumes.stem(image))
-    beside = {volumes.stem(path): path for path in listed(image.parent)}
+    stem = volumes.stem(image)
+    base, ending = CHANNEL.sub("", stem), image.name[len(stem) :]
     names = [f"{base}_{channel:04}" for channel in range(channels)]
+    beside = {name: path for name in names if (path := image.with_name(name + ending)).is_file()}
+    if len(beside) < channels:  # in other formats; a folder of thousands of cases is not listed for each of them
+        beside = {volumes.stem(path): path for path in listed(image.parent)}
     missing = [name for name in names if name not in beside]
     if missing and len(missing) < channels - 1:
         raise DataError(f"{image}: its channel {missing[0]} is not there.", "Complete the case's channels.")
     return (image,) if missing else tuple(beside[name] for name in names)
 
 
-def images_in(path: Path) -> list[Path]:
-    """The images that a path names: itself, those of a folder, or of a set's folder of images."""
-    if path.is_dir():
-        inside = {item.name.lower(): item for item in path.iterdir() if item.is_dir()}
-        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), path)
+def images_in(path: Path, series: str | None = None) -> list[Path]:
+    """The images that a path names: itself, those of a folder, of a set's folder of images, or the series of a DICOM
+    folder (`series`: which one of several)."""
+    place, chosen = volumes.parted(path)
+    if place.is_dir():
+        place = Path(os.path.abspath(place)) if place.name in ("", "..") else place  # noqa: PTH100 (links keep their name)
+        inside = {item.name.lower(): item for item in place.iterdir() if item.is_dir()}
+        folder = next((inside[name] for name in (*TESTS, *IMAGES) if name in inside), place)
         found = listed(folder)
+        if chosen or (not is_of_set(folder) and is_series(found)):
+            if left := [image for image in found if volumes.kind_of(image) != volumes.DICOM]:
+                host.notice(f"{place}: read as DICOM; {host.counted(len(left), 'other image')} there left out")
+            return [_of_series(place, chosen or series)]
+        if not is_of_set(folder):
+            found = [image for image in found if not image.is_dir()]
         if not found:
             raise DataError(f"{path}: holds no image of a known format.", f"Give images: {', '.join(volumes.FORMATS)}.")
-        return found
-    if not path.exists():
+        return [_of_series(image, series) if image.is_dir() else image for image in found]
+    if not place.exists():
         raise DataError(f"{path}: no such file or folder.", "Give images, or a folder of them.")
     if not volumes.is_image(path):
         raise DataError(f"{path}: is no format that is read here.", f"Give images: {', '.join(volumes.FORMATS)}.")
     return [path]
+
+
+def is_of_set(folder: Path) -> bool:
+    """Whether what lies in a folder are the cases of a set: nnU-Net's, or images with a folder of masks beside it."""
+    name = folder.name.lower()
+    beside = {item.name.lower() for item in folder.parent.iterdir() if item.is_dir()} if name in IMAGES else set()
+    return name in (*TESTS, IMAGES[0]) or bool(beside & set(MASKS))
+
+
+def is_series(found: Sequence[Path]) -> bool:
+    """Whether what lies in a folder are the files of DICOM series: such files themselves, or folders of them and
+    nothing else."""
+    dicom = [image for image in found if volumes.kind_of(image) == volumes.DICOM]
+    return bool(dicom) and (len(dicom) == len(found) or not all(image.is_dir() for image in dicom))
+
+
+def _of_series(folder: Path, series: str | None) -> Path:
+    return Path(f"{folder}#{series}") if series else folder

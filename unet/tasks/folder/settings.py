@@ -20,6 +20,12 @@ FROM_DATA = (  # what a plan decides where it is not typed, besides common setti
     *("crop_background", "patch", "batch_size", "layers", "width", "widest", "epochs", "anisotropic"),
 )
 NORMALIZE = ("zscore", "ct", "rescale", "none")
+NORMALIZED = {
+    "zscore": "subtract the mean of the image and divide by its deviation",
+    "ct": "clip to lowest and highest, subtract the mean, divide by the deviation (see normalization)",
+    "rescale": "to 0 to 1: whole numbers by the range of their type, others by the image's own",
+    "none": "as it is",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Settings(TaskSettings):
         "epochs": 100,
         "batch_size": 2,
         "eval_batch_size": 1,
+        "precision": "auto",
         "optimizer": "sgd",
         "momentum": 0.99,
         "weight_decay": 3e-5,
@@ -61,7 +68,7 @@ class Settings(TaskSettings):
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("fold",)
     large_tensors: ClassVar[bool] = True
-    plans: ClassVar[bool] = True
+    plans: ClassVar[tuple[str, ...]] = ("S", "M", "L")
     notes: ClassVar[dict[str, str]] = {
         "data": "a folder of images/ and masks/, of nnU-Net's imagesTr/ and labelsTr/, or a table .csv",
         "split": "fold: fold 0 of 5, where nothing else is typed",
@@ -166,6 +173,9 @@ class Settings(TaskSettings):
         choices=("host", "device"),
         section="train",
     )
+    dicom: bool = option(
+        False, "make DICOM series with DICOM-SEG masks, in place of NIfTI files", section="synthetic", common=True
+    )
     show_pipeline: bool = option(
         False,
         "before training write what is done to patches into the run's folder, pipeline_test",
@@ -176,7 +186,10 @@ class Settings(TaskSettings):
         0.5, "overlap of neighbouring windows, as a share of their size", minimum=0, maximum=0.9, section="eval"
     )
     blend: str = option(
-        "gaussian", "how overlapping windows are weighted", choices=("gaussian", "constant"), section="eval"
+        "gaussian",
+        "how overlapping windows are weighted; narrow: nnU-Net's Gaussian",
+        choices=("gaussian", "narrow", "constant"),
+        section="eval",
     )
     mirror: bool = option(False, "average over the mirrored inputs", aliases=("--tta",), section="eval", common=True)
     surface_tolerance: float = option(1.0, "tolerance of the surface Dice in mm", above=0, maximum=1000, section="eval")
@@ -252,8 +265,43 @@ class Settings(TaskSettings):
     def input_size(self, config: Config) -> int:
         return math.prod(self.patch) if self.patch else 0
 
+    def deployment(self) -> dict[str, Any]:
+        """See `SegmentationTask.deployment`."""
+        names = ("lowest", "highest", "mean", "deviation")
+        channels = []
+        for number, channel in enumerate(self.channels):
+            kind = self.normalize[number] if self.normalize else "zscore"
+            values = self.intensities[4 * number : 4 * number + 4] if kind == "ct" else ()
+            channels.append({"channel": channel, "kind": kind, **dict(zip(names, values, strict=False))})
+        used = list(dict.fromkeys(self.normalize or ("zscore",)))
+        return {
+            "channels": list(self.channels),
+            "classes": list(self.classes),
+            "label_values": list(self.label_values),
+            "spacing": list(self.spacing),
+            "orientation": self.orientation,
+            "window": list(self.patch),
+            "overlap": self.overlap,
+            "blend": self.blend,
+            "mirror": self.mirror,
+            "pad_value": 0.0,
+            "activation": "softmax",
+            "normalization": channels,
+            "preprocessing": [
+                f"turn the volume so that slices, rows and columns go towards {self.orientation or 'as stored'}",
+                *(["cut away the border where every channel is 0"] if self.crop_background else []),
+                *(f"{kind}: {NORMALIZED[kind]}" for kind in used),
+                f"interpolate to voxels of {' x '.join(f'{mm:g}' for mm in self.spacing)} mm",
+            ],
+            "postprocessing": [
+                "logits of overlapping windows are averaged with their weights (see blend)",
+                "linear interpolation of the logits back to the image's own grid",
+                "the class with the largest logit, written as its label value",
+            ],
+        }
+
     def synthetic_cache(self, config: Config) -> str:
-        return f"{config.synthetic.side}_{config.synthetic.slices}"
+        return f"{config.synthetic.side}_{config.synthetic.slices}{'_dicom' if self.dicom else ''}"
 
 
 def _world(code: str) -> int:

@@ -1,5 +1,5 @@
-"""A made set in nnU-Net's layout: volumes of two channels with two kinds of bodies in them, one inside the other. No
-torch."""
+"""A made set in nnU-Net's layout: volumes of two channels with two kinds of bodies in them, one inside the other; or
+DICOM series of one channel with DICOM-SEG masks. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import files, host
-from unet.data.io import nifti
+from unet.data.io import nifti, volumes
 from unet.errors import UsageError
 
 MADE = "synthetic.json"
@@ -18,10 +18,12 @@ SPACING = (1.0, 1.0, 2.0)  # mm along x, y, z
 CLASSES = {"background": 0, "body": 1, "core": 2}
 
 
-def write_set(path: Path, cases: int, slices: int, side: int, seed: int, overwrite: bool = False) -> None:
+def write_set(
+    path: Path, cases: int, slices: int, side: int, seed: int, overwrite: bool = False, dicom: bool = False
+) -> None:
     """Write `cases` volumes of side x side x slices into `path`; a set that is there with the same numbers is kept.
     Raises UsageError for one with others, unless `overwrite`."""
-    about = {"cases": cases, "slices": slices, "side": side, "seed": seed}
+    about = {"cases": cases, "slices": slices, "side": side, "seed": seed, **({"dicom": True} if dicom else {})}
     files.make_folder(path)
     with files.lock(path / ".lock", host.notice):
         there = path / MADE
@@ -32,15 +34,19 @@ def write_set(path: Path, cases: int, slices: int, side: int, seed: int, overwri
             raise UsageError(
                 f"{path} holds a made set of {made}, asked: {about}.", "Give another --data, or --overwrite."
             )
-        for name in ("imagesTr", "labelsTr"):
+        for name in () if dicom else ("imagesTr", "labelsTr"):
             files.make_folder(path / name)
         for number in host.progress(range(cases), name="synthesize", unit="case"):
             image, mask = volume(slices, side, np.random.default_rng([seed, number]))
+            if dicom:
+                units = np.rint(10 * image[0] + 2 * image[1] - 2000).astype(np.int16)
+                volumes.write_made_series(path / f"images/case_{number:03}", units, mask, CLASSES, SPACING[::-1])
+                continue
             for channel, values in enumerate(image):
                 write(path / "imagesTr" / f"case_{number:03}_{channel:04}.nii.gz", values)
             write(path / "labelsTr" / f"case_{number:03}.nii.gz", mask)
         content = {
-            "channel_names": {"0": "first", "1": "second"},
+            "channel_names": {"0": "CT"} if dicom else {"0": "first", "1": "second"},
             "labels": CLASSES,
             "numTraining": cases,
             "file_ending": ".nii.gz",

@@ -15,11 +15,10 @@ from unet.data.cases import Case
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError, UsageError
-from unet.metrics import classes as scores
 from unet.tasks.base import Column, Decision, Metric, Predictor
-from unet.tasks.folder import dataset, figure, plan, scoring, sets
+from unet.tasks.folder import check, dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
-from unet.tasks.folder.labels import IGNORED, Labels, default_names, from_values
+from unet.tasks.folder.labels import IGNORED, Labels, from_values, require_distinct
 from unet.tasks.folder.settings import FROM_DATA
 from unet.tasks.folder.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
@@ -27,12 +26,14 @@ from unet.tasks.segmentation import SegmentationTask
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.checks import Report
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
     from unet.data.loading.patches import EpochPatches
+
+    ToDevice = Callable[[Tensor], Tensor]
 
 
 class Folder(SegmentationTask):
@@ -81,8 +82,9 @@ class Folder(SegmentationTask):
 
     # What follows from the data.
 
+    @functools.cached_property
     def found(self) -> sets.Set:
-        """The files of the set; made ones where --synth-data asks for them."""
+        """The files of the set, looked for once; made ones where --synth-data asks for them."""
         root = resolve_path(self.config.data.data, "data")
         if self.config.data.synth_data:
             self.synthesize(root, self.synthetic_seed)
@@ -90,7 +92,7 @@ class Folder(SegmentationTask):
 
     def decisions(self, unchosen: Collection[str]) -> list[Decision]:
         """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
-        found = self.found()
+        found = self.found
         seen = look(found, resolve_path(self.config.data.cache, "data"))
         names = found.names.classes
         typed = {name: self.config.get(name) for name in FROM_DATA if name not in unchosen}
@@ -98,8 +100,10 @@ class Folder(SegmentationTask):
             named = typed.get("classes") or tuple(f"class {value}" for value in values)
             names = dict(zip(named, values, strict=True))
         ignore = typed.get("ignore_value", found.names.ignore)
+        if not names:
+            require_distinct(seen.shares(), found.root)
         labels = from_values(list(seen.values()), names, ignore, found.root)
-        given = typed.get("channels") or found.names.channels
+        given = typed.get("channels") or found.names.channels or seen.modalities
         channels = given if len(given) == seen.channels else tuple(f"channel {n}" for n in range(seen.channels))
         return plan.decide(seen, labels, channels, self.settings.size, typed)
 
@@ -127,10 +131,13 @@ class Folder(SegmentationTask):
         mask = torch.randint(len(self.settings.classes), (count, 1, *sides), dtype=torch.uint8)
         return {"image": torch.randn(count, channels, *sides), "mask": mask, "index": torch.arange(count)}
 
+    def patch_seconds(self) -> float:
+        return dataset.patch_seconds(self.patches, self.input_shape()[1:])
+
     # Data.
 
     def find_cases(self) -> list[Case]:
-        return dataset.index(self.found(), self.settings)
+        return dataset.index(self.found, self.settings)
 
     def index(self, root: Path) -> list[Case]:
         return dataset.index(sets.find(root), self.settings)
@@ -164,31 +171,36 @@ class Folder(SegmentationTask):
         return {"fold": self.first_fold}
 
     def first_fold(self, ids: Sequence[str]) -> splits.Split:
-        """Fold 0 of 5 (of fewer cases, of as many): what a set without a split of its own gets."""
-        folds = min(self.config.split.folds, len(ids))
+        """Fold 0 of 5 (of fewer cases, of as many), where the set has no split of its own."""
+        groups = self.groups()
+        units = len({splits.unit_of(case, groups) for case in ids})
+        folds = min(self.config.split.folds, units)
         if folds < 2:
+            what = host.counted(units, "patient" if groups else "case")
             raise DataError(
-                f"The set has {host.counted(len(ids), 'case')}: nothing is left to validate on.",
+                f"The set has {what}: nothing is left to validate on.",
                 "Add cases, or type --split none to train without validation.",
             )
         host.notice_once(f"No split was given: fold 0 of {folds} (--split, --fold and --held-out choose another)")
-        return splits.fold(ids, 0, folds, self.fold_seed, self.groups())
+        return splits.fold(ids, 0, folds, self.fold_seed, groups)
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
-        return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.groups())
+        asked = self.config.split
+        if asked.split == "fold" and asked.held_out is None:
+            given = sets.given_fold(resolve_path(self.config.data.data, "data"), ids, asked.fold or 0)
+            if given:
+                splits.require_together(given, self.groups())
+                return given
+        return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
 
     def groups(self) -> dict[str, str]:
-        """{case: its patient}, where the set's table has them; cases of one patient stay together."""
+        """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
         with contextlib.suppress(UnetError):
-            return {name: case.group for name, case in self.found().cases.items() if case.group}
+            return sets.groups(self.found.cases)
         return {}
 
     def train_loader(
-        self,
-        cases: Sequence[CachedCase],
-        shard: tuple[int, int],
-        options: dict[str, Any],
-        to_device: Callable[[Tensor], Tensor],
+        self, cases: Sequence[CachedCase], shard: tuple[int, int], options: dict[str, Any], to_device: ToDevice
     ) -> Loader:
         self.require_foreground(cases)
         from unet.data.loading.loader import Loader
@@ -202,7 +214,7 @@ class Folder(SegmentationTask):
         self,
         cases: Sequence[CachedCase],
         shard: tuple[int, int] = (0, 1),
-        to_device: Callable[[Tensor], Tensor] | None = None,
+        to_device: ToDevice | None = None,
         shared: bool = False,
     ) -> EpochPatches:
         """The training patches of these cases."""
@@ -245,6 +257,11 @@ class Folder(SegmentationTask):
 
         return PlannedUNet(self.settings.shape(self.config))
 
+    def settings_of_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        from unet.models.nnunet_plans import settings_of
+
+        return settings_of(content)
+
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Dice and cross-entropy of every output, at its own resolution."""
         from unet.models.losses import deep_supervision_loss, nnunet_loss
@@ -257,16 +274,19 @@ class Folder(SegmentationTask):
         levels = outputs if isinstance(outputs, tuple) else (outputs,)
         return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
 
-    def is_diverged(self, score: float) -> bool:
-        return False
-
     # Scoring and prediction.
 
-    def slabs(self, image: Any, predictor: Predictor) -> Iterator[Any]:
-        """(C, D, H, W) -> logits in slabs (K, d, h, w) along D, arrays."""
+    def slabs(self, image: Any, predictor: Predictor) -> Iterator[Tensor]:
+        """(C, D, H, W) -> logits in slabs (K, d, h, w) along D, each until the next one."""
         whole = windows.plan(image.shape[1:], self.settings.patch, self.settings.overlap, "full")
-        for slab in predictor.slabs(image, whole, self.settings.blend, self.settings.mirror):
-            yield slab.numpy()
+        return predictor.slabs(image, whole, self.settings.blend, self.settings.mirror)
+
+    def label_map(self, image: Any, way: dataset.Way, predictor: Predictor) -> Any:
+        """(C, D, H, W) -> classes on the file's own grid, axes as stored."""
+        from unet.models.label_maps import label_map_of
+
+        found = label_map_of(self.slabs(image, predictor), way.size[0], way.kept)
+        return dataset.placed(found.cpu().numpy(), way)
 
     def warm_up(self, predictor: Predictor) -> None:
         import numpy as np
@@ -279,61 +299,20 @@ class Folder(SegmentationTask):
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: mean_dice and dice_<n> of each class, on the network's grid; with `full` on that of the mask, with
         surface_<n>, hd95_<n> and volume_<n>. Arrays: image (C, D, H, W), prediction, target (D, H, W)."""
-        import numpy as np
-        import torch
-
-        from unet.models import label_maps
-
-        image, mask = case.arrays()
-        classes = len(self.settings.classes)
-        if full and (truth := self.truth(case)) is not None:
-            target, way = truth
-            prediction = way.turn.apply(dataset.label_map(self.slabs(image, predictor), way))
-            found = scores.full_scores(
-                prediction, target, way.spacing, classes, self.settings.surface_tolerance, self.ignored
-            )
-            shown = dataset.on_grid(prediction, way), np.asarray(mask[0])
-        else:
-            parts = [label_maps.label_map(torch.from_numpy(slab)).numpy() for slab in self.slabs(image, predictor)]
-            prediction, target = np.concatenate(parts), np.asarray(mask[0])
-            found = {
-                f"dice_{number}": value
-                for number, value in enumerate(scores.dice_of(prediction, target, classes, self.ignored), 1)
-            }
-            if full:
-                found = scores.full_scores(
-                    *(prediction, target, self.settings.spacing, classes),
-                    *(self.settings.surface_tolerance, self.ignored),
-                )
-            shown = prediction, target
-        dices = [found[f"dice_{number}"] for number in range(1, classes)]
-        return {"mean_dice": scores.mean_of(dices), **found}, {
-            "image": image,
-            "prediction": shown[0],
-            "target": shown[1],
-        }
+        return scoring.of_case(self, case, predictor, full)
 
     def truth(self, case: CachedCase) -> tuple[Any, dataset.Way] | None:
         """The classes of a case's mask (D, H, W) on its own grid, and the way of the case; None, with a notice, where
         the raw set is not at hand."""
         way = dataset.way_from(case.facts)
         try:
-            own = self.found().cases.get(case.id)
-            if own is None or own.mask is None:
-                raise DataError(f"{case.id} is not in the raw set.", "")
-            head = volumes.read_head(own.images[0])
-            return dataset.read_mask(case.id, own.mask, head, self.settings), way
+            return dataset.truth(self.found, case.id, self.settings), way
         except DataError as error:
             host.notice_once(f"{error.message} Scores are those of the cache's grid.")
             return None
 
     def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-        own = self.settings
-        found = scoring.pairs(predictions, masks)
-        names = own.classes or default_names(own.label_values)
-        given = Labels(own.label_values, names, own.ignore_value) if own.label_values else None
-        labels = scoring.labels_of(found, given, masks)
-        return scoring.records(found, labels, own.surface_tolerance), labels.names
+        return scoring.score(predictions, masks, self.settings)
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         return figure.panel(arrays["image"], arrays["target"], arrays["prediction"], len(self.settings.classes))
@@ -342,14 +321,16 @@ class Folder(SegmentationTask):
         return figure.slices(arrays["image"], arrays["target"], arrays["prediction"])
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
-        found = sets.inputs(paths, len(self.settings.channels))
+        found = sets.inputs(paths, len(self.settings.channels), self.config.predict.series)
         return {Path(name): [image] for name, image in found.items()}
 
     def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
-        return list(sets.channel_files(image, len(self.settings.channels)))
+        channels = sets.channel_files(image, len(self.settings.channels))
+        return [file for path in channels for file in volumes.files_of(path)]
 
     def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
-        found = {"mask": output_prefix.with_name(f"{output_prefix.name}{volumes.output_suffix(image)}")}
+        endings = volumes.output_suffixes(image, options.format)
+        found = {name: output_prefix.with_name(f"{output_prefix.name}{ending}") for name, ending in endings.items()}
         if options.overlay:
             found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
         return found
@@ -367,27 +348,38 @@ class Folder(SegmentationTask):
             image, way, notes = dataset.prepare_image(first.name, channels, self.settings)
             for note in notes:
                 host.notice(note)
-            classes = dataset.label_map(self.slabs(image, predictor), way)
+            classes = self.label_map(image, way, predictor)
             if options.overlay:
                 shown = dataset.on_grid(way.turn.apply(classes), way)
                 yield Output(first, "overlay", figure.overlay(image, shown, len(self.settings.classes)), "png")
-            yield Output(first, "mask", self.labels.values_of(classes), "like", names=names)
+            for name in reversed(volumes.output_suffixes(first, options.format)):
+                yield Output(first, name, self.labels.values_of(classes), "like", names=names)
 
     def synthesize(self, path: Path, seed: int, overwrite: bool = False) -> None:
         from unet.tasks.folder import synthetic
 
         made = self.config.synthetic
-        synthetic.write_set(path, made.patients, made.slices, made.side, max(seed, 0), overwrite)
+        sizes = made.patients, made.slices, made.side, max(seed, 0)
+        synthetic.write_set(path, *sizes, overwrite, self.settings.dicom)
 
     def check_raw(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.raw(path, self)
 
     def check_cache(self, path: Path) -> Report:
-        from unet.tasks.folder import check
-
         return check.cached(path)
+
+    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+        from unet.models import convert
+
+        return convert.planned_network(state) if convert.is_nnunet(state) else super().convert_checkpoint(state)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        from unet.models.convert import to_nnunet
+
+        return {"network_weights": to_nnunet(state)}  # what nnU-Net takes as pretrained weights
+
+    def deployment(self) -> dict[str, Any]:
+        return self.settings.deployment()
 
 
 TASK = Folder

@@ -88,7 +88,9 @@ def raw(path: Path, split_of: SplitOf, checksums: Path | None = None, label_geom
             _against_list(listed, seen, bare, report)
             break
     if checksums:
-        own = [item.relative_to(path).as_posix() for item in path.rglob("*") if nifti.is_nifti(item)]
+        own = [
+            item.relative_to(path).as_posix() for item in path.rglob("*") if nifti.is_nifti(item) or item.name == LIST
+        ]
         verify(path, checksums, own, report)
     return report
 

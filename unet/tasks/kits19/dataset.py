@@ -19,7 +19,7 @@ from unet.config.schema import shell_path
 from unet.data import splits
 from unet.data.cache.layout import Layout, require_values
 from unet.data.cases import Case
-from unet.data.io import nifti
+from unet.data.io import nifti, volumes
 from unet.data.io.nifti_cases import Found, find, inputs, require_one_channel
 from unet.data.io.nifti_header import times
 from unet.data.preprocessing import alignment, grids
@@ -192,7 +192,7 @@ def resampled_label(case: Case, settings: Settings) -> Array:
 
 def prepare_image(path: Path, settings: Settings) -> tuple[Array, grids.Geometry]:
     """A scan -> (1, D, H, W) float32 of the network, and the way back. Tells of unusual axes. Raises DataError."""
-    head = nifti.read_header(path)
+    head = volumes.scan_header(path)
     how = grids.geometry(head, settings.spacing, settings.pad_to)
     remarks = grids.remarks(head)
     require_memory(head, how, max(memory(head, how), PREDICTED * math.prod(how.size)))

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet.config.options import flag, option
 from unet.config.task_settings import TaskSettings, check_pair, unet_parameters, unet_widths
+from unet.models.planned_shape import PlannedShape, parameters, standard_stages
 
 if TYPE_CHECKING:
     from unet.config.schema import Config
 
 
+CLASSES = 3  # background, kidney, tumour
 SIDES = ("patch", "eval_patch", "eval_crop", "pad_to", "spacing")
 LARGE_BATCH = {  # what the fast submissions have in common
     "batch_size": 7,
@@ -21,6 +23,17 @@ LARGE_BATCH = {  # what the fast submissions have in common
     "epochs": 10000,
 }
 CAMBRICON = {"lr": 3.2, "warmup_epochs": 200, "batch_size": 2, "epochs": 4000}
+
+NNUNET = {  # its residual network and how it is trained (Isensee et al., MICCAI 2024)
+    "encoder": "residual",
+    "optimizer": "sgd",
+    "momentum": 0.99,
+    "weight_decay": 3e-5,
+    "lr": 0.01,
+    "schedule": "poly",
+    "clip": 12.0,
+    "oversampling": 0.33,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +86,15 @@ class Settings(TaskSettings):
             "lr_gamma": 0.5,
             "precision": "bf16",
         },
+        "best": {
+            **NNUNET,
+            "batch_size": 2,
+            "epochs": 1000,
+            "evaluate_every": 20,
+            "start_eval_at": 20,
+            "brightness": (0.7, 1.3),
+            "precision": "auto",
+        },
         "cambricon-4": {**CAMBRICON, "start_eval_at": 1000, "evaluate_every": 20, "target": 0.908},
         "cambricon-8": {
             **CAMBRICON,
@@ -84,12 +106,8 @@ class Settings(TaskSettings):
         },
     }
     inference_settings: ClassVar[tuple[str, ...]] = (
-        "spacing",
-        "pad_to",
-        "eval_patch",
-        "overlap",
-        "blend",
-        "activation",
+        *("spacing", "pad_to", "eval_patch", "overlap", "blend", "activation"),
+        *("encoder", "deep_supervision", "layers", "width"),
     )
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("mlperf",)
@@ -132,6 +150,15 @@ class Settings(TaskSettings):
         section="network",
     )
     activation: str = option("relu", "activation", choices=("relu", "leaky_relu"), section="network")
+    encoder: str = option(
+        "reference",
+        "reference: MLPerf's network; plain, residual: nnU-Net's, with its loss (cross-entropy - Dice)",
+        choices=("reference", "plain", "residual"),
+        section="network",
+    )
+    deep_supervision: bool = option(
+        True, "train the lower levels of the decoder too (with --encoder plain or residual)", section="network"
+    )
     patch: tuple[int, ...] = option(
         (128, 128, 128),
         "size of a training crop",
@@ -242,9 +269,18 @@ class Settings(TaskSettings):
 
     def parameters(self, config: Config) -> int:
         """31,190,243 by default."""
+        if self.encoder != "reference":
+            return parameters(self.shape(config))
         network = config.network
         widths = unet_widths(network.width, network.layers, most=10 * network.width)
-        return unet_parameters(3, 1, 3, widths, self.normalization)
+        return unet_parameters(3, 1, CLASSES, widths, self.normalization)
+
+    def shape(self, config: Config) -> PlannedShape:
+        """nnU-Net's network in the size of MLPerf's: the same levels and channels."""
+        width, levels, residual = config.network.width, config.network.layers + 1, self.encoder == "residual"
+        kernels, strides = ((3, 3, 3),) * levels, ((1, 1, 1), *((2, 2, 2),) * (levels - 1))
+        stages = standard_stages(kernels, strides, width, 10 * width, residual)
+        return PlannedShape(3, 1, CLASSES, stages, residual, self.deep_supervision)
 
     def input_size(self, config: Config) -> int:
         return math.prod(self.patch)

@@ -13,24 +13,25 @@ from unet.config.schema import resolve_path
 from unet.config.task_settings import unet_widths
 from unet.data import checks, splits
 from unet.data.cases import Case
+from unet.data.io import volumes
 from unet.data.preprocessing import alignment, grids
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, MLPerfBenchmark, Predictor, Step
-from unet.tasks.kits19 import check, dataset, figure
+from unet.tasks.kits19 import check, dataset, deployment, figure
 from unet.tasks.kits19.figure import COLOURS, NAMES
+from unet.tasks.kits19.settings import CLASSES
 from unet.tasks.kits19.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
 
 SAMPLES, FIRST, EVERY = 168, 1000, 20  # MLPerf's schedule: epochs of all 168 training cases
-CLASSES = 3
 PAD_VALUE = -2.2  # of MLPerf's reference; about the darkest value of a normalised CT
 FOLD_SEED = 2001  # folds are the same whatever the seed of a run, which is drawn
 LOST = 1e-6  # a mean Dice below this is a run that has diverged (reference)
@@ -168,9 +169,12 @@ class KiTS19(SegmentationTask):
         return {**found, "mask": torch.randint_like(found["mask"], CLASSES).to(torch.uint8)}
 
     def build_model(self) -> nn.Module:
-        """The reference's network, 31,190,243 parameters with the default settings."""
+        """The reference's network, 31,190,243 parameters with the default settings; with --encoder nnU-Net's."""
+        from unet.models.planned_unet import PlannedUNet
         from unet.models.unet import UNet, UNetShape
 
+        if self.settings.encoder != "reference":
+            return PlannedUNet(self.settings.shape(self.config))
         width = self.config.network.width
         *features, bottleneck = unet_widths(width, self.config.network.layers, 10 * width)
         return UNet(
@@ -186,10 +190,14 @@ class KiTS19(SegmentationTask):
             )
         )
 
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from unet.models.losses import dice_ce_loss
+    def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from unet.models.losses import deep_supervision_loss, dice_ce_loss, nnunet_loss
 
         background = self.settings.include_background
+        if self.settings.encoder != "reference":
+            levels = outputs if isinstance(outputs, tuple) else (outputs,)
+            one = functools.partial(nnunet_loss, include_background=background, chunk=self.compute.chunk)
+            return {"loss": deep_supervision_loss(levels, batch["mask"], one)}
         return {"loss": dice_ce_loss(outputs, batch["mask"], background, self.compute.chunk)}
 
     def reference_step(self) -> tuple[nn.Module, Step]:
@@ -272,10 +280,17 @@ class KiTS19(SegmentationTask):
         return figure.slices(arrays)
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
-        return {Path(name): [image] for name, image in dataset.inputs(paths).items()}
+        found, others = volumes.dicom_inputs(paths, self.config.predict.series)
+        found |= dataset.inputs(others) if others else {}
+        return {Path(name): [image] for name, image in found.items()}
+
+    def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
+        return volumes.files_of(image)
 
     def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
-        found = {"mask": output_prefix.with_name(f"{output_prefix.name}.nii.gz")}
+        dicom = volumes.kind_of(image) == volumes.DICOM
+        endings = volumes.output_suffixes(image, options.format) if dicom else {"mask": ".nii.gz"}
+        found = {name: output_prefix.with_name(f"{output_prefix.name}{ending}") for name, ending in endings.items()}
         if options.overlay:
             found["overlay"] = output_prefix.with_name(f"{output_prefix.name}_overlay.png")
         if options.probabilities:
@@ -308,7 +323,10 @@ class KiTS19(SegmentationTask):
             if options.overlay:
                 labels = label_maps.label_map(logits, self.compute.chunk).numpy()[geometry.inner]
                 yield Output(image, "overlay", figure.overlay(volume[0][geometry.inner], labels), "png")
-            yield Output(image, "mask", mask, "nifti")
+            names = {f"class_{value}": name for value, name in enumerate(("background", *NAMES))}
+            also = [name for name in self.output_files(image, Path("mask"), options) if name == "nifti"]
+            for name in (*also, "mask"):
+                yield Output(image, name, mask, "nifti", names=names)
 
     def check_raw(self, path: Path) -> checks.Report:
         return check.raw(path, self.split, self.checksum_list(), self.settings.label_geometry)
@@ -317,12 +335,15 @@ class KiTS19(SegmentationTask):
         return check.cached(path, self.checksum_list(), self.settings.eval_patch, self.settings.overlap)
 
     def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        from unet.models import convert
-        from unet.models.unet import UNet
+        if self.settings.encoder != "reference":
+            return super().convert_checkpoint(state)
+        return deployment.converted(state, self.settings.activation)
 
-        bare = convert.strip_prefixes(state)
-        own = convert.from_mlperf(bare) if convert.is_mlperf(bare) else bare
-        return UNet(convert.shape_of(own, self.name, activation=self.settings.activation, down="stride")), own
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, PAD_VALUE)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        return deployment.reference(state, self.settings.encoder)
 
     def checksum_list(self) -> Path | None:
         listed = self.config.check.checksums

@@ -37,7 +37,7 @@ class Settings(TaskSettings):
             "aug_angle": 15.0,
         }
     }
-    inference_settings: ClassVar[tuple[str, ...]] = ("image_size",)
+    inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "neighbours")
 
     image_size: int = option(
         64,
@@ -56,6 +56,29 @@ class Settings(TaskSettings):
     )
     aug_angle: float = option(15.0, "rotation U(-a, a) in degrees", minimum=0, maximum=180, section="train")
 
+    aug_intensity: float = option(
+        0.0, "every channel times U(1-x, 1+x), plus U(-x, x) of its deviation", minimum=0, maximum=1, section="train"
+    )
+    neighbours: int = option(
+        0,
+        "slices on each side that the network sees too, as further channels",
+        minimum=0,
+        maximum=8,
+        section="network",
+    )
+    loss: str = option(
+        "dice",
+        "dice of the whole batch, as published, or its sum with cross-entropy",
+        choices=("dice", "dice-ce"),
+        section="train",
+    )
+    mirror: bool = option(False, "average over the image and its mirror image", aliases=("--tta",), section="eval")
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network's input."""
+        return 3 * (2 * self.neighbours + 1)
+
     def check_input_size(self, config: Config) -> list[str]:
         layers, side = config.network.layers, 2**config.network.layers
         if self.image_size == side and config.train.batch_size == 1:
@@ -73,7 +96,7 @@ class Settings(TaskSettings):
 
     def parameters(self, config: Config) -> int:
         """7,763,041 by default."""
-        return unet_parameters(2, 3, 1, unet_widths(config.network.width, config.network.layers))
+        return unet_parameters(2, self.inputs, 1, unet_widths(config.network.width, config.network.layers))
 
     def input_size(self, config: Config) -> int:
         return self.image_size**2

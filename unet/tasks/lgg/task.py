@@ -15,14 +15,14 @@ from unet.data.cases import Case
 from unet.data.preprocessing import masks
 from unet.errors import DataError
 from unet.tasks.base import Column, Metric, Predictor
-from unet.tasks.lgg import check, dataset
+from unet.tasks.lgg import check, dataset, deployment
 from unet.tasks.lgg.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unet.config.flags import PredictOptions
+    from unet.config.flags_training import PredictOptions
     from unet.data.cache.cached_case import CachedCase
     from unet.data.io.outputs import Output
     from unet.data.loading.loader import Loader
@@ -60,7 +60,7 @@ class LGG(SegmentationTask):
         return f"{self.settings.image_size} px"
 
     def input_shape(self) -> tuple[int, ...]:
-        return 1, 3, self.settings.image_size, self.settings.image_size
+        return 1, self.settings.inputs, self.settings.image_size, self.settings.image_size
 
     def index(self, root: Path) -> list[Case]:
         return dataset.index(root)
@@ -87,10 +87,13 @@ class LGG(SegmentationTask):
         from unet.data.loading.loader import EpochBatches, Loader, Slices
         from unet.data.loading.memory import shared_by
 
-        how = self.settings.aug_scale, self.settings.aug_angle
-        change = augment.affine_with(*how) if self.config.train.augment else None
+        own = self.settings
+        change = (
+            augment.affine_with(own.aug_scale, own.aug_angle, own.aug_intensity) if self.config.train.augment else None
+        )
         workers, options = self.loader_workers(options)
-        slices = Slices(cases, self.config.device.data_on, to_device, shared_by(workers, options))
+        where, shared = self.config.device.data_on, shared_by(workers, options)
+        slices = Slices(cases, where, to_device, shared, own.neighbours)
         train, seed = self.config.train, self.config.general.seed
         return Loader(EpochBatches(slices, train.batch_size, seed, change, shard), workers, options)
 
@@ -98,12 +101,25 @@ class LGG(SegmentationTask):
         from unet.models.unet import UNet, UNetShape
 
         *features, bottleneck = unet_widths(self.config.network.width, self.config.network.layers)
-        return UNet(UNetShape(features=tuple(features), bottleneck=bottleneck))
+        return UNet(UNetShape(inputs=self.settings.inputs, features=tuple(features), bottleneck=bottleneck))
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from unet.models.losses import batch_dice_loss
+        from unet.models.losses import batch_dice_bce_loss, batch_dice_loss
 
+        if self.settings.loss == "dice-ce":
+            return {"loss": batch_dice_bce_loss(outputs, batch["mask"])}
         return {"loss": batch_dice_loss(outputs.float().sigmoid(), batch["mask"])}
+
+    def to_input(self, image: Any) -> Tensor:
+        """(S, H, W, 3) array -> (S, 3 (2 n + 1), H, W) float32 tensor: each slice between its n neighbours, the lowest
+        first; at the ends the last slice stands for those that are missing."""
+        import torch
+
+        found = to_slices(image)
+        reach = self.settings.neighbours
+        places = torch.arange(len(found))
+        beside = [found[(places + offset).clamp(0, len(found) - 1)] for offset in range(-reach, reach + 1)]
+        return torch.cat(beside, 1) if reach else found
 
     def evaluate_case(
         self, case: CachedCase, predictor: Predictor, full: bool = False
@@ -116,7 +132,7 @@ class LGG(SegmentationTask):
         from unet.models.losses import batch_dice_loss
 
         image, mask = case.arrays()
-        probability = predictor.slices(to_slices(image), to_probability)
+        probability = predictor.slices(self.to_input(image), to_probability, self.settings.mirror)
         target = mask[..., 0] > 0
         loss = batch_dice_loss(torch.from_numpy(probability), torch.from_numpy(target)).item()
         prediction = overlap.largest_component(probability > LEVEL)
@@ -203,7 +219,9 @@ class LGG(SegmentationTask):
         try:
             volume, geometry = dataset.prepare_for_prediction(images, self.settings.image_size)
             probability = predictor.slices(
-                to_slices(volume), lambda logits: self.restore(to_probability(logits), geometry)
+                self.to_input(volume),
+                lambda logits: self.restore(to_probability(logits), geometry),
+                self.settings.mirror,
             )
         except BlankError as error:
             host.notice(f"{images[0].parent}: {error.message} Its masks are empty.")
@@ -235,6 +253,14 @@ class LGG(SegmentationTask):
         bare = convert.strip_prefixes(state)
         own = convert.from_published_lgg(bare) if convert.is_published_lgg(bare) else bare
         return UNet(convert.shape_of(own, self.name)), own
+
+    def deployment(self) -> dict[str, Any]:
+        return deployment.described(self.settings, LEVEL)
+
+    def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
+        from unet.models import convert
+
+        return dict(convert.to_published_lgg(state, argonne=not published))
 
 
 TASK = LGG
