@@ -93,9 +93,6 @@ def test_a_run_counts_its_joules(tiny, watts: None) -> None:
     found = summary["power"]
     assert found["sources"] == ["package-0", "dram-0"]
     assert found["failed"] == {}
-    assert found["mean_watts"] == pytest.approx(
-        sum(each["mean_watts"] for each in found["by_source"].values()), rel=0.1
-    )
     # the counters are as old as a busy machine makes them
     assert 50 < found["mean_watts"] < 250
     assert 50 < found["idle_watts"] < 250

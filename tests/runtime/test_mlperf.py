@@ -459,6 +459,7 @@ def cache(workplace: Path) -> str:
         ("optimizer", "lamb", "--optimizer is lamb, must be sgd"),
         ("layers", 4, "--layers is 4, must be 5"),
         ("width", 16, "--width is 16, must be 32"),
+        ("encoder", "residual", "--encoder is residual, must be reference"),
         ("normalization", "batch", "--normalization is batch, must be instance"),
         ("activation", "leaky_relu", "--activation is leaky_relu, must be relu"),
         ("include_background", True, "--include-background is on, must be off"),

@@ -99,6 +99,7 @@ def decided(resolved: Resolved, config: Config, unchosen: Sequence[str]) -> Plan
             f"{'; '.join(wrong)}.", "Type other values, or leave them out: they then follow from the data."
         )
     context = setup.assemble(config, resolved.sources)
+    host.notice(f"trying --size {config.get('size')} on {context.device.describe()}: {context.task.describe_input()}")
     return Plan(config, decisions, context, one_patch(context))
 
 
@@ -177,6 +178,8 @@ def whole_batch(plan: Plan, unchosen: Sequence[str]) -> Plan:
         each = max(1.0, one.memory - capacity.PROCESS)
         batch = max(1, min(batch, int((host.memory()[1] * ROOM - capacity.PROCESS) / each)))
     tried = one
+    if batch > 1:
+        host.notice(f"trying a step of {batch} patches: about {duration((STEPS + 1) * one.seconds * batch)}")
     while batch > 1:
         try:
             tried = measure(context, batch)

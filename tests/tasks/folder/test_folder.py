@@ -84,6 +84,8 @@ def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "data/set")
     code, out, err = cli("plan", "--data", "set", "--cache", "c", "--size", "S", "--width", "4", "--device", "cpu")
     assert code == 0, err
+    assert "trying --size S on cpu" in err  # it may take minutes: what is waited for is told
+    assert "trying a step of" in err
     lines = out.splitlines()
     assert any(line.startswith("--patch 12 24 20 · the shape of the median case") for line in lines)
     assert any("typed" in line for line in lines if line.startswith("--width 4"))

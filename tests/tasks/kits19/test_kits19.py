@@ -235,6 +235,15 @@ def test_closed_is_refused_with_everything_that_is_wrong(volumes: Cli) -> None:
     assert "--mlperf-rehearsal" in message
 
 
+def test_the_network_of_nnunet_is_measured_beside_its_own_step_and_has_its_own_norms(cli: Cli) -> None:
+    small = ["--task", "kits19", *map(str, SMALL[4:]), "--encoder", "residual"]
+    task = create(resolve("config", small).config)
+    model, step = task.reference_step()
+    assert torch.isfinite(step(model, task.random_batch()))
+    message = error_of(cli("train", "--task", "kits19", "--encoder", "plain", "--normalization", "batch"), 2)
+    assert "--encoder plain has instance norms and leaky ReLUs" in message
+
+
 def test_bad_sizes_are_told_at_once(cli: Cli) -> None:
     message = error_of(cli("train", "--task", "kits19", "--patch", 60, "--eval-patch", 32, "--noise", 1), 2)
     assert "--patch 60 60 60" in message and "nearest: 64 64 64" in message and "--noise" in message

@@ -132,8 +132,8 @@ def memory(head: nifti.Header, how: grids.Geometry) -> int:
     width = 4 if head.slope not in (None, 1) else min(4, head.dtype.itemsize)
     whole = 0 if how.order == (0, 1, 2) and not any(how.flips) else width * math.prod(head.shape)
     if voxels < TOGETHER:
-        return 10 * voxels + 2 * whole + 350_000_000
-    return max(6 * voxels, 5 * voxels + whole) + 350_000_000
+        return 10 * voxels + 2 * whole + 400_000_000
+    return max(6 * voxels, 5 * voxels + whole) + 400_000_000
 
 
 def require_memory(head: nifti.Header, how: grids.Geometry, needed: int) -> None:

@@ -25,6 +25,7 @@ CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
     "optimizer": "sgd",
     "layers": 5,
     "width": 32,
+    "encoder": "reference",
     "normalization": "instance",
     "activation": "relu",
     "include_background": False,

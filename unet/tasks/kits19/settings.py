@@ -238,7 +238,13 @@ class Settings(TaskSettings):
             for name in SIDES
             if len(getattr(self, name)) not in ((0, 3) if name == "eval_crop" else (3,))
         ]
-        return sides + check_pair("brightness", self.brightness) + check_pair("noise", self.noise)
+        own = self.encoder != "reference" and (self.normalization, self.activation) != ("instance", "relu")
+        fixed = [
+            f"--encoder {self.encoder} has instance norms and leaky ReLUs: leave --normalization and --activation out"
+        ]
+        return (
+            (fixed if own else []) + sides + check_pair("brightness", self.brightness) + check_pair("noise", self.noise)
+        )
 
     def check_input_size(self, config: Config) -> list[str]:
         """Crop and window fit the layers and the volumes."""

@@ -204,6 +204,8 @@ class KiTS19(SegmentationTask):
         """The reference's step: the plain network, and the loss from one-hot labels."""
         from unet.models.losses import plain_dice_ce
 
+        if self.settings.encoder != "reference":
+            return super().reference_step()
         return self.build_model(), lambda model, batch: plain_dice_ce(model(batch["image"]), batch["mask"])
 
     def evaluate_case(
