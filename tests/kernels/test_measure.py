@@ -235,10 +235,8 @@ def test_a_run_keeps_its_choices_and_a_resumed_one_takes_them(
     assert content["kernels"] == "measured" and torch.__version__ in content["machine"]
     assert {key.split(" 1 -> 8")[0] for key in content["choices"] if " 1 -> 8" in key} == {PASSES[0], PASSES[2]}
     noted = json.loads((home / "kernels.json").read_text())
-    other = {
-        key: record | {"algorithm": "fp32" if record["algorithm"] == "torch" else "torch"}
-        for key, record in noted.items()
-    }
+    swapped = {"torch": "fp32"}
+    other = {key: item | {"algorithm": swapped.get(item["algorithm"], "torch")} for key, item in noted.items()}
     changed = sum(record["algorithm"] == "fp32" for record in other.values())
     (home / "kernels.json").write_text(json.dumps(other))
     code, _, err = cli("train", "--resume", "--run-name", "half", "--max-steps", 100)
@@ -250,4 +248,4 @@ def test_a_run_keeps_its_choices_and_a_resumed_one_takes_them(
     code, out, _ = cli("diff", "whole", "else")
     assert code == 0 and f"kernels.json ({len(content['choices'])} of {len(content['choices'])} passes)" in out
     code, out, _ = cli("doctor", "--device", "cpu")
-    assert code == 0 and f"passes of 3D convolutions measured here: " in out and f"fp32 {changed}" in out
+    assert code == 0 and "passes of 3D convolutions measured here: " in out and f"fp32 {changed}" in out
