@@ -134,10 +134,14 @@ class CUDA(Accelerator):
         return super().place(module)
 
     def optimize(self, module: nn.Module) -> nn.Module:
-        """torch's 3D instance norm copies channels-last volumes to contiguous order and back: ours does not."""
+        """Norm and activation, and the loss, in Triton where it is installed. Else, of volumes in channels-last order,
+        a norm that makes no copies in the other one. With --kernels plain the network as it is."""
         from unet.kernels import select
+        from unet.kernels.cards import forms
 
-        return select.optimize_norms(module) if self.channels_last() else module
+        plain = self.options.kernels == "plain"
+        whole = forms.install(self.torch_type(), not plain)
+        return select.optimize_norms(module, whole) if whole or (self.channels_last() and not plain) else module
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
