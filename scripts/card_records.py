@@ -77,12 +77,11 @@ def fresh(root: Path, run: Path, task: str, slug: str) -> tuple[Path, dict[str, 
 
 def of_levers(root: Path) -> Path | None:
     """The record of UNet3D's step with each lever off in turn; None where none was measured."""
-    runs = {
-        path.parent.name.removeprefix("lever-"): path.parent for path in root.glob("performance/lever-*/summary.json")
-    }
+    paths = sorted(path.parent for path in root.glob("performance/lever-*/summary.json"))
+    runs = {path.name.removeprefix("lever-"): path for path in paths}
     if not runs:
         return None
-    levers = {name: read(run / "summary.json") for name, run in sorted(runs.items())}
+    levers = {name: read(run / "summary.json") for name, run in runs.items()}
     best = max(levers, key=lambda name: levers[name]["images_per_second"])
     settings = read(runs[best] / "config.json")["settings"]
     task = str(setting(settings, "general", "task"))
