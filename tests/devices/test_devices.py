@@ -226,3 +226,25 @@ def test_a_task_goes_to_other_processes_without_its_device() -> None:
     assert task.compute is where
     sent = pickle.loads(pickle.dumps(task))
     assert sent.config == task.config and sent.compute is not where
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.4, True), (0.6, False)])
+def test_large_freed_memory_is_kept_where_there_is_enough(share: float, kept: bool) -> None:
+    """A block of 64 MiB that is taken again has its pages, or asks the system for them."""
+    code = f"""
+import resource, torch
+from unet import host
+from unet.config.flags import DeviceOptions
+from unet.devices.base import Workload
+from unet.devices.cpu import CPU
+from unet.devices.launchers import Rank
+host.memory = lambda: (2**34, 2**33)
+CPU(DeviceOptions(device="cpu"), Rank(), Workload(1, True, int({share} * 2**33)))
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert (faults < 100) is kept

@@ -48,7 +48,8 @@ class Fixed:
 
     def names(self, how: Geometry, parts: Sequence[str]) -> dict[str, str]:
         self.asked.append((how, tuple(parts)))
-        return {part: self.name if TABLE[self.name].applies(how, part) else "torch" for part in parts}
+        fits = {part: TABLE[self.name].applies(how, part) for part in parts}
+        return {part: self.name if fits[part] else algorithms.candidates(how, part)[0] for part in parts}
 
 
 CASES = [
@@ -62,6 +63,25 @@ CASES = [
 
 @pytest.mark.parametrize(("how", "name", "parts"), CASES)
 def test_an_algorithm_computes_the_convolution(how: Geometry, name: str, parts: list[str]) -> None:
+    compare(how, name, parts)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_volume_in_slabs(size: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fewest planes, and of so many that the last slab has fewer."""
+    how, part = Geometry(*SIZES[size], kind), PASSES[2]
+    asked = []
+    for planes in (2, 3):
+        monkeypatch.setattr(algorithms, "SLAB", how.size // how.shape[0] * planes // how.shape[2] + 1)
+        if TABLE["slabs"].applies(how, part):
+            asked.append(planes)
+            compare(how, "slabs", [part])
+    assert asked or size not in ("usual", "odd", "strided")
+
+
+def compare(how: Geometry, name: str, parts: list[str]) -> None:
+    """Passes by an algorithm with those of torch in float64."""
     kind, generator = how.dtype, torch.Generator().manual_seed(4)
 
     def draw(*sides: int) -> Tensor:

@@ -133,7 +133,7 @@ def test_a_kernel_that_meets_padding_alone_has_a_gradient() -> None:
 
 def test_the_answer_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_torch(monkeypatch, "output")
-    place, x = device(precision="bf16"), torch.randn(2, 8, 12, 2)
+    place, x = device(precision="bf16", layout="NHWC"), torch.randn(2, 8, 12, 2)
 
     def run() -> Tensor:
         torch.manual_seed(2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
+from unet.config import capacity
 from unet.config.options import flag
 from unet.config.resolve import SYNTHETIC, Resolved, known_task, with_synthetic_cache
 from unet.config.schema import Config, declared_of, weights_to_read
@@ -79,7 +80,7 @@ def task_on(device: Device, config: Config) -> Task:
 
 def workload_of(config: Config) -> Workload:
     """What a device must know of the run."""
-    return Workload(config.train.accumulate, config.task.large_tensors)
+    return Workload(config.train.accumulate, config.task.large_tensors, capacity.step_memory(config))
 
 
 def assemble(config: Config, sources: Mapping[str, str] | None = None) -> Context:

@@ -22,6 +22,13 @@ def first_level(config: Config) -> int:
     return 4 * config.train.batch_size * config.network.width * config.task.input_size(config)
 
 
+def step_memory(config: Config) -> int:
+    """Bytes that the tensors of a training step take on a CPU that keeps freed memory for later ones: those of eight
+    numbers for each value at the first level (a 3D U-Net at 96^3 and 128^3 in bf16: 11 to 14 bytes)."""
+    number = FLOAT if config.device.precision in ("fp32", "tf32") else FLOAT // 2
+    return 8 * number * first_level(config)
+
+
 def too_large(config: Config, own_memory: bool | None = None) -> list[str]:
     """Why the network cannot be trained on this machine, with numbers; empty if it can, as far as known. `own_memory`:
     whether the device has its own memory (None: not known yet); weights are initialised in the machine's memory in any

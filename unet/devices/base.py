@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 WAITING_TYPED = (*WAITING, "OMP_WAIT_POLICY")  # if the user has set one of these, all are left alone
 CHANNELS_LAST, CHANNELS_FIRST = ("NHWC", "NDHWC"), ("NCHW", "NCDHW")
-
-
 HOST = ("index", "noise_key")  # entries of a batch that are read on the host
 
 
 class Workload(NamedTuple):
-    """What a device must know of the run: batches per optimiser step, and whether tensors are tens of megabytes."""
+    """What a device must know of the run: batches per optimiser step, whether tensors are tens of megabytes, and bytes
+    that a step takes about."""
 
     accumulate: int = 1
     large_tensors: bool = False
+    memory: int = 0
 
 
 USUAL = Workload()

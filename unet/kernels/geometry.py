@@ -51,6 +51,12 @@ class Geometry(NamedTuple):
         """Floating-point operations of a pass, two for a multiply and add."""
         return 2 * self.shape[0] * self.voxels * self.window * self.inputs * self.outputs
 
+    @property
+    def size(self) -> int:
+        """Bytes of the input and the output."""
+        values = self.inputs * math.prod(self.shape[2:]) + self.outputs * self.voxels
+        return self.shape[0] * values * self.dtype.itemsize
+
     def words(self) -> str:
         """What decides how fast an algorithm is, for a file that people read."""
         triples = (self.kernel, self.stride, self.padding)
@@ -60,9 +66,9 @@ class Geometry(NamedTuple):
             f"{self.inputs} -> {self.outputs}, kernel {kernel}, stride {stride}, padding {padding}, of {size}, {kind}"
         )
 
-    def cropped(self, most: int) -> Geometry:
+    def cropped(self, most: int, least_size: int = 0) -> Geometry:
         """A smaller one of about `most` operations, if this has more: less depth, then less height, then fewer samples,
-        down to what still computes the same way. Width and channels stay."""
+        down to what still computes the same way, of `least_size` bytes or more. Width and channels stay."""
         found = self
         for axis, least in ((2, CROPPED[0]), (3, CROPPED[1]), (0, 2)):
             while found.flops > most and found.shape[axis] >= 2 * least:
@@ -70,7 +76,10 @@ class Geometry(NamedTuple):
                 # a multiple of four stays one, which an algorithm may need
                 half = shape[axis] // 2
                 shape[axis] = half if axis == 0 or shape[axis] % 4 else max(least, half // 4 * 4)
-                found = found._replace(shape=tuple(shape))
+                smaller = found._replace(shape=tuple(shape))
+                if smaller.size < least_size:
+                    return found
+                found = smaller
         return found
 
 

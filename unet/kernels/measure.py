@@ -20,8 +20,9 @@ from unet.kernels import algorithms, trial
 from unet.kernels.algorithms import LAST, Weights
 from unet.kernels.geometry import Geometry, strided
 
-VERSION = 1  # of the algorithms; answers of another version are not used
+VERSION = 2  # of the algorithms; answers of another version are not used
 TIMED, TRIED = 1e9, 1e8  # operations of a pass at most, timed and tried: larger volumes are cropped
+UNCACHED = 24 * 2**20  # bytes, down to which a volume is cropped: one that fits into a cache has other times
 LEAST, MOST = 4, 9  # rounds of a timing
 ENOUGH = 0.03  # seconds of a timing, after which no round begins
 HOPELESS = 3.0  # times as long as the fastest in the first round: timed no more
@@ -40,7 +41,7 @@ def chosen(how: Geometry, parts: Sequence[str], only: str = "") -> dict[str, Rec
     if how.dtype == torch.float32 and all(listed == ["torch"] for listed in names.values()):
         return found
     with trial.alone(), torch.no_grad():
-        small, large = how.cropped(int(TRIED)), how.cropped(int(TIMED))
+        small, large = how.cropped(int(TRIED)), how.cropped(int(TIMED), UNCACHED)
         numbers = drawn(small)
         for part, listed in names.items():
             good, found[part]["wrong"] = right(small, part, listed, numbers, once=bool(only))
