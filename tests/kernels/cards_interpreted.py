@@ -165,7 +165,7 @@ def wrong_by(form: Any, factor: float) -> Any:
 @pytest.mark.parametrize(("kind", "last"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_a_trial_finds_what_is_wrong(kind: torch.dtype, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "SMALL", 2)
-    how = CPU, kind, 3, last
+    how = CPU, kind, 3, last, last
     assert forms.fault_of_norm(norm, *how) == forms.fault_of_loss(loss, *how) == ""
     for module, name, fault, said in (
         (norm, "backward", forms.fault_of_norm, "gradient of the input differs"),
@@ -191,7 +191,7 @@ def test_a_form_that_is_wrong_or_does_not_run_is_left_out(
         asked.append("")
         raise RuntimeError("no C compiler\nin the PATH")
 
-    key = "norm of", torch.bfloat16, "channels last", 3
+    key = "norm of", torch.bfloat16, "channels last", 3, True
     for _ in range(2):
         assert not forms.is_right(CPU, key, fails)
     assert len(asked) == 1

@@ -21,6 +21,7 @@ from unet.kernels.trial import agree
 EXACT, HALF = 1e-4, 0.01  # largest error of a trial by the result's size, in fp32 and in bf16 or fp16
 SMALL = 8  # programs of a trial, so that each makes several tiles
 IGNORED = 255  # the label of a trial that does not count
+REST = {True: 48, False: 37}  # voxels beside the whole tiles: where all are a multiple of 16, more are read at once
 
 _on: set[str] = set()  # types of devices that use the forms now
 _right: dict[tuple[Any, ...], bool] = {}  # what was tried
@@ -65,7 +66,7 @@ def is_right(device: torch.device, key: tuple[Any, ...], test: Callable[[], str]
             wrong = f"it does not run ({type(error).__name__}: {first[:120]})"
         _right[place] = not wrong
         if wrong:
-            named = " ".join(str(word).removeprefix("torch.") for word in key)
+            named = " ".join(str(word).removeprefix("torch.") for word in key if not isinstance(word, bool))
             host.notice_once(f"note: Triton's {named} is left out here for torch's own: {wrong}")
     return _right[place]
 
@@ -93,12 +94,13 @@ def _norm_backward(
 
 
 def _may_norm(norm: ModuleType, x: Tensor, weight: Tensor) -> bool:
-    last, channels = norms.channel_last(x), x.shape[1]
+    last, channels, even = norms.channel_last(x), x.shape[1], x[0, 0].numel() % 16 == 0
     known = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and weight.dtype == torch.float32
     if not known or not (last or x.is_contiguous()):
         return False
-    key = "norm of", x.dtype, "channels last" if last else "channels first", channels if last else 1
-    return is_right(x.device, key, lambda: fault_of_norm(norm, x.device, x.dtype, channels if last else 3, last))
+    shown = channels if last else 3
+    key = "norm of", x.dtype, "channels last" if last else "channels first", shown, even
+    return is_right(x.device, key, lambda: fault_of_norm(norm, x.device, x.dtype, shown, last, even))
 
 
 def _sums(loss: ModuleType, logits: Tensor, labels: Tensor, chunk: int, batch_dice: bool, ignore: int | None) -> Tensor:
@@ -127,12 +129,14 @@ def _gradient(
 def _may_loss(loss: ModuleType, logits: Tensor) -> bool:
     if not loss.applies(logits):
         return False
-    last, classes = loss.is_last(logits.flatten(2)), logits.shape[1]
-    key = "loss of", logits.dtype, "channels last" if last else "channels first", classes
-    return is_right(logits.device, key, lambda: fault_of_loss(loss, logits.device, logits.dtype, classes, last))
+    last, classes, even = loss.is_last(logits.flatten(2)), logits.shape[1], logits[0, 0].numel() % 16 == 0
+    key = "loss of", logits.dtype, "channels last" if last else "channels first", classes, even
+    return is_right(logits.device, key, lambda: fault_of_loss(loss, logits.device, logits.dtype, classes, last, even))
 
 
-def fault_of_norm(norm: ModuleType, device: torch.device, dtype: torch.dtype, channels: int, last: bool) -> str:
+def fault_of_norm(
+    norm: ModuleType, device: torch.device, dtype: torch.dtype, channels: int, last: bool, even: bool
+) -> str:
     """What differs from the formula in fp64, or an empty text: two samples of several tiles and a remainder."""
     generator = torch.Generator().manual_seed(0)
 
@@ -140,7 +144,7 @@ def fault_of_norm(norm: ModuleType, device: torch.device, dtype: torch.dtype, ch
         return torch.randn(sides, generator=generator)
 
     wide = min(norm.WIDEST, channels) if last else 1
-    sides = (2, channels, 1, 1, 2 * SMALL * norm.TILE // wide // (1 if last else 4) + 37)
+    sides = (2, channels, 1, 1, 2 * SMALL * norm.TILE // wide // (1 if last else 4) + REST[even])
     order = torch.channels_last_3d if last else torch.contiguous_format
     x, grad = ((draw(*sides) + shift).to(dtype).contiguous(memory_format=order) for shift in (3.0, 0.0))
     weight, bias = draw(channels) + 1.5, draw(channels)
@@ -172,10 +176,12 @@ def norm_by_formula(
     return y, mean, variance, by_input, times.sum(0), plain.sum(0)
 
 
-def fault_of_loss(loss: ModuleType, device: torch.device, dtype: torch.dtype, classes: int, last: bool) -> str:
+def fault_of_loss(
+    loss: ModuleType, device: torch.device, dtype: torch.dtype, classes: int, last: bool, even: bool
+) -> str:
     """What differs from the formula in fp64, or an empty text: with and without a label that does not count."""
     generator = torch.Generator().manual_seed(0)
-    voxels = SMALL * loss.TILE // loss.triton.next_power_of_2(classes) + 37
+    voxels = SMALL * loss.TILE // loss.triton.next_power_of_2(classes) + REST[even]
     logits = (2 * torch.randn(2, classes, voxels, generator=generator)).to(dtype)
     labels = torch.randint(0, classes, (2, 1, voxels), generator=generator).to(torch.uint8)
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORED
