@@ -77,16 +77,20 @@ lever() {
         --cache kits19_128 --max-steps 60 --log-every 10 --benchmark-warmup 20)
     [[ ! $SMALL ]] || words=(--precision fp32 --batch-size 2 --max-steps 4 --log-every 2 --benchmark-warmup 2)
     unet train --task kits19 --synth-data --mode train --device "$DEVICE" --seed 1 --run-name "lever-$1" --overwrite \
-        "${words[@]}" "${@:2}" && rate "$1"
+        "${words[@]}" "${@:2}" && rate "performance/lever-$1/summary.json"
 }
-# rate NAME: what that run measured, in one line.
+# rate FILE: what a run measured, in one line.
 rate() {
-    "$PYTHON" - "performance/lever-$1/summary.json" <<'PY'
+    "$PYTHON" - "$1" <<'PY'
 import json
 import sys
 
 found = json.load(open(sys.argv[1]))
-print(f"{found['images_per_second']:.2f} samples/s, data wait {found['data_wait_fraction']:.2%}")
+rate = found["images_per_second"]
+if isinstance(rate, dict):
+    print(f"{rate['ours']:.2f} {found['item']}/s")
+else:
+    print(f"{rate:.2f} {found['item']}/s, data wait {found['data_wait_fraction']:.2%}")
 PY
 }
 resumed_bf16() {
@@ -98,7 +102,8 @@ plain_kernels() { train "$1-plain" "$1" --precision bf16 --kernels plain; }
 throughput() {
     local words=(--rounds 3 --steps 10 --benchmark-warmup 10)
     [[ ! $SMALL ]] || words=(--rounds 1 --steps 1 --benchmark-warmup 1)
-    unet benchmark --device "$DEVICE" --run-name "benchmark-$1" --overwrite "${words[@]}" "${@:2}"
+    unet benchmark --device "$DEVICE" --run-name "benchmark-$1" --overwrite "${words[@]}" "${@:2}" &&
+        rate "performance/benchmark-$1/benchmark.json"
 }
 export -f unet train equal refused task_trains task_resumes task_predicts precision compiled recorded \
     lever rate resumed_bf16 recorded_bf16 plain_kernels recorded_accumulates two_on_one_card memory_runs_out throughput
