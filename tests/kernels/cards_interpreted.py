@@ -205,3 +205,14 @@ def test_a_form_that_is_wrong_or_does_not_run_is_left_out(
     assert forms.is_right(CPU, ("other",), lambda: "")
     forms.install("cpu", False)
     assert not forms.is_right(CPU, ("other",), lambda: "")
+
+
+def test_doctor_tells_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "SMALL", 1)
+    monkeypatch.setattr(loss, "gradient", wrong_by(loss.gradient, 1.03))
+    assert forms.tried(CPU, torch.bfloat16) == [
+        "  Triton's norm of bfloat16, channels last: right",
+        "  Triton's loss of bfloat16, channels last: gradient differs from the formula",
+        "  Triton's norm of bfloat16, channels first: right",
+        "  Triton's loss of bfloat16, channels first: gradient differs from the formula",
+    ]

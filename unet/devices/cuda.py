@@ -162,6 +162,14 @@ class CUDA(Accelerator):
     def loader_options(self) -> dict[str, Any]:
         return super().loader_options() | {"pin_memory": True}  # of CUDA, which torch takes for granted
 
+    def check(self) -> list[str]:
+        """Whether Triton's kernels are right on this card, in the fastest precision."""
+        import torch
+
+        from unet.kernels.cards import forms
+
+        return forms.tried(self.device, self.dtype if self.dtype != torch.float32 else self._dtype("auto"))
+
     def peak_flops(self) -> float | None:
         """Dense tensor-core peak in half precision, by the card's name; half of it for TF32."""
         import torch

@@ -59,16 +59,39 @@ def is_right(device: torch.device, key: tuple[Any, ...], test: Callable[[], str]
         recording = getattr(torch.get_device_module(device), "is_current_stream_capturing", bool)
         if recording():
             return False
-        try:
-            wrong = test()
-        except Exception as error:  # whatever the compiler and the driver raise
-            first = next(iter(str(error).splitlines()), "")
-            wrong = f"it does not run ({type(error).__name__}: {first[:120]})"
+        wrong = _said(test)
         _right[place] = not wrong
         if wrong:
             named = " ".join(str(word).removeprefix("torch.") for word in key if not isinstance(word, bool))
             host.notice_once(f"note: Triton's {named} is left out here for torch's own: {wrong}")
     return _right[place]
+
+
+def tried(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Lines for `doctor`: whether the forms are right on this device, in this type, for volumes of 32 channels and for
+    three classes."""
+    if not install(device.type):
+        return ["  Triton is not installed: norms and the loss take torch's own kernels"]
+    from unet.kernels.cards import loss, norm
+
+    named, lines = str(dtype).removeprefix("torch."), []
+    for last, order in ((True, "channels last"), (False, "channels first")):
+        for name, fault in (
+            ("norm", functools.partial(fault_of_norm, norm, device, dtype, 32 if last else 3)),
+            ("loss", functools.partial(fault_of_loss, loss, device, dtype, 3)),
+        ):
+            found = _said(functools.partial(fault, last, True)) or "right"
+            lines.append(f"  Triton's {name} of {named}, {order}: {found}")
+    return lines
+
+
+def _said(test: Callable[[], str]) -> str:
+    """What a test says is wrong, or that it does not run."""
+    try:
+        return test()
+    except Exception as error:  # whatever the compiler and the driver raise
+        first = next(iter(str(error).splitlines()), "")
+        return f"it does not run ({type(error).__name__}: {first[:120]})"
 
 
 def _norm(norm: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, ...]:
