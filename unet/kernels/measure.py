@@ -23,9 +23,9 @@ from unet.kernels.geometry import Geometry, strided
 VERSION = 2  # of the algorithms; answers of another version are not used
 TIMED, TRIED = 1e9, 1e8  # operations of a pass at most, timed and tried: larger volumes are cropped
 UNCACHED = 24 * 2**20  # bytes, down to which a volume is cropped: one that fits into a cache has other times
-LEAST, MOST = 4, 9  # rounds of a timing
+LEAST, MOST = 2, 9  # rounds of a timing
 ENOUGH = 0.03  # seconds of a timing, after which no round begins
-HOPELESS = 3.0  # times as long as the fastest in the first round: timed no more
+HOPELESS = 2.0  # times as long as the fastest in the first round: timed no more
 MARGIN = 0.95  # of torch's time, which another algorithm must be below
 ROUNDING = 1e-5, 1e-3  # largest error in float32, of the norm and of a number (`trial.agree`)
 

@@ -35,7 +35,24 @@ class Settings(TaskSettings):
             "split": "published",
             "aug_scale": 0.05,
             "aug_angle": 15.0,
-        }
+        },
+        "best": {
+            "image_size": 256,
+            "batch_size": 16,
+            "epochs": 36,
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "split": "published",
+            "loss": "dice-ce",
+            "neighbours": 1,
+            "aug_scale": 0.15,
+            "aug_angle": 30.0,
+            "aug_intensity": 0.1,
+            "ema": 0.995,
+            "mirror": True,
+            "evaluate_every": 0,
+            "precision": "auto",
+        },
     }
     inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "neighbours")
 
