@@ -18,6 +18,7 @@ from unet.devices.base import Device
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.kernels import conv3d, norms, select, upsample
+from unet.kernels.cards import forms
 from unet.models.unet import UNet, UNetShape
 from unet.models.vdvae import VDVAE, VDVAEShape, draw_noise
 
@@ -150,12 +151,14 @@ def test_a_swapped_network_can_be_copied_and_pickled(way: str) -> None:
         assert torch.equal(twin(image), network(image))
 
 
-def test_other_devices_keep_the_plain_layers() -> None:
-    """But for the norms of a GPU, whose volumes are channels-last in half precision."""
+def test_other_devices_keep_the_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the norms of a GPU without Triton, whose volumes are channels-last in half precision."""
+    monkeypatch.setattr(forms, "_registered", lambda kind: False)
     assert hpu.HPU.optimize is mlu.MLU.optimize is Device.optimize
     for last, norm in ((True, norms.InstanceNorm3d), (False, nn.InstanceNorm3d)):
         network = UNet(SMALL)
-        gpu = types.SimpleNamespace(channels_last=lambda last=last: last)
+        options = DeviceOptions(device="cuda")
+        gpu = types.SimpleNamespace(channels_last=lambda last=last: last, options=options, torch_type=lambda: "cuda")
         assert cuda.CUDA.optimize(gpu, network) is network  # type: ignore[arg-type]
         assert type(network) is UNet
         block = [type(layer) for layer in network.encoders[0]]  # type: ignore[arg-type]

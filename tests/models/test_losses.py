@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from torch import Tensor
 
 from unet.errors import DataError, UnetError
-from unet.models import label_maps, losses
+from unet.models import dice_ce, label_maps, losses
 
 REFERENCE = json.loads((GOLDEN / "nnunet_reference.json").read_text())
 IGNORE = 255
@@ -119,7 +119,7 @@ def test_without_smoothing_a_class_in_neither_is_no_division_by_zero() -> None:
 def test_with_many_classes_a_chunk_has_fewer_voxels() -> None:
     """So that its memory is that of three classes."""
     for classes, voxels in ((2, 30), (3, 30), (10, 9), (90, 1)):
-        parts = list(losses.chunks(torch.zeros(1, classes, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4), 30))
+        parts = list(dice_ce.chunks(torch.zeros(1, classes, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4), 30))
         assert max(z.shape[1] for _, _, z, _, _ in parts) == voxels
         assert sum(z.shape[1] for _, _, z, _, _ in parts) == 64
 

@@ -277,7 +277,9 @@ class DeviceOptions:
         metavar="auto|on|off",
         synonyms=(("true", "on"), ("false", "off")),
     )
-    kernels: str = option("measured", "3D convolutions on a CPU: measured, plain, or one algorithm", choices=KERNELS)
+    kernels: str = option(
+        "measured", "faster forms of layers, or plain; on a CPU also one algorithm of 3D convolutions", choices=KERNELS
+    )
     layout: str = option("auto", "memory order of images; auto = the device's best", choices=LAYOUTS, metavar="ORDER")
     deterministic: bool = option(
         False, "repeat runs bit for bit; torch's own optimiser on every device", aliases=("--cudnn-deterministic",)

@@ -134,10 +134,14 @@ class CUDA(Accelerator):
         return super().place(module)
 
     def optimize(self, module: nn.Module) -> nn.Module:
-        """torch's 3D instance norm copies channels-last volumes to contiguous order and back: ours does not."""
+        """Norm and activation, and the loss, in Triton where it is installed. Else, of volumes in channels-last order,
+        a norm that makes no copies in the other one. With --kernels plain the network as it is."""
         from unet.kernels import select
+        from unet.kernels.cards import forms
 
-        return select.optimize_norms(module) if self.channels_last() else module
+        plain = self.options.kernels == "plain"
+        whole = forms.install(self.torch_type(), not plain)
+        return select.optimize_norms(module, whole) if whole or (self.channels_last() and not plain) else module
 
     def compile(self, module: nn.Module) -> nn.Module:
         import torch
@@ -157,6 +161,14 @@ class CUDA(Accelerator):
 
     def loader_options(self) -> dict[str, Any]:
         return super().loader_options() | {"pin_memory": True}  # of CUDA, which torch takes for granted
+
+    def check(self) -> list[str]:
+        """Whether Triton's kernels are right on this card, in the fastest precision."""
+        import torch
+
+        from unet.kernels.cards import forms
+
+        return forms.tried(self.device, self.dtype if self.dtype != torch.float32 else self._dtype("auto"))
 
     def peak_flops(self) -> float | None:
         """Dense tensor-core peak in half precision, by the card's name; half of it for TF32."""

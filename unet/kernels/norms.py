@@ -22,8 +22,8 @@ ROWS = 4096  # voxels whose sums may be kept in float32 one after the other
 # the operators' types; torch 2.4 does not read them from annotations that are text
 FORWARD = "(Tensor x, Tensor weight, Tensor bias, float eps, float slope) -> (Tensor, Tensor, Tensor)"
 BACKWARD = (
-    "(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor mean, Tensor variance, float eps, float slope)"
-    " -> (Tensor, Tensor, Tensor)"
+    "(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor bias, Tensor mean, Tensor variance, float eps,"
+    " float slope) -> (Tensor, Tensor, Tensor)"
 )
 ONCE = (
     "The stored input was released by the first backward pass. For a second one through the same graph use"
@@ -34,6 +34,10 @@ ONCE = (
 def channel_last(x: Tensor) -> bool:
     """Whether a volume (N, C, D, H, W) is in channels-last order; with a single channel, whether its strides say so."""
     return x.ndim == 5 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def order_of(x: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if channel_last(x) else torch.contiguous_format
 
 
 class OfOneSample:
@@ -58,15 +62,16 @@ class PlainInstanceNorm3d(OfOneSample, nn.InstanceNorm3d):
 class InstanceNorm3d(PlainInstanceNorm3d):
     """`nn.InstanceNorm3d` with affine weights and without running statistics, then (leaky) ReLU: (N, C, D, H, W).
 
-    Faster where the input is channels-last; any other input takes the plain form.
+    Faster where the input is channels-last; any other input takes the plain form, unless a device has one for it.
     """
 
     slope = 1.0  # of the activation for negative values: 0 is ReLU, 1 is none
+    whole = False  # the device has a form of the operator, in either order: it is always used
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor
-        if channel_last(x):
-            if torch.compiler.is_compiling():
+        if channel_last(x) or (self.whole and x.is_contiguous()):
+            if self.whole or torch.compiler.is_compiling():
                 return operator(x, self.weight, self.bias, self.eps, self.slope)[0]
             y = _Normalised.apply(x, self.weight, self.bias, self.eps, self.slope)
             return y
@@ -81,12 +86,14 @@ def activate(y: Tensor, slope: float) -> Tensor:
     return y if slope == 1 else F.leaky_relu_(y, slope) if slope else y.clamp_min_(0)
 
 
-@torch.library.custom_op("unet::instance_norm", mutates_args=(), schema=FORWARD)
-def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm and activation as one operator, which compilers and recorders of graphs keep whole: in the type of `x`, with
-    float32 inside. Gives the volume, and mean and variance of each channel (N, C), float32."""
+def plain(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm and activation as one operator, which compilers and recorders of graphs keep whole: in type and memory order
+    of `x`, with float32 inside. Gives the volume, and mean and variance of each channel (N, C), float32."""
     mean, variance = statistics_of_all(x)
     return normalised(x, weight, bias, mean, variance, eps, slope), mean, variance
+
+
+operator = torch.library.custom_op("unet::instance_norm", plain, mutates_args=(), schema=FORWARD)
 
 
 @operator.register_fake
@@ -95,29 +102,38 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tupl
     return torch.empty_like(x), x.new_empty(size, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
 
 
-@torch.library.custom_op("unet::instance_norm_backward", mutates_args=(), schema=BACKWARD)
-def operator_backward(
-    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
+def plain_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, weight and bias by that of the volume `y`, which the operator gave."""
     return gradients(grad, x, y, weight, mean, variance, eps, slope)
 
 
+operator_backward = torch.library.custom_op(
+    "unet::instance_norm_backward", plain_backward, mutates_args=(), schema=BACKWARD
+)
+
+
 @operator_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, ctx.eps, ctx.slope = inputs
-    ctx.save_for_backward(x, weight, *output)
+    x, weight, bias, ctx.eps, ctx.slope = inputs
+    ctx.save_for_backward(x, output[0], weight, bias, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, y, mean, variance = ctx.saved_tensors
-    return *operator_backward(grad, x, y, weight, mean, variance, ctx.eps, ctx.slope), None, None
+    return *operator_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.slope), None, None
 
 
 operator.register_autograd(_backward, setup_context=_keep)
@@ -155,7 +171,7 @@ def normalised(
         scale = torch.rsqrt(variance + eps) * weight
         shift = torch.addcmul(bias, mean, scale, value=-1)
         y = torch.addcmul(spread(shift), x.float(), spread(scale))
-        return activate(y, slope).to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return activate(y, slope).to(x.dtype).contiguous(memory_format=order_of(x))
     parts = [
         torch.ops.aten.native_batch_norm(part, weight, bias, *of_part, False, 0.0, eps)[0]
         for part, *of_part in zip(x.split(1), mean, variance, strict=True)
@@ -167,7 +183,7 @@ def gradients(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, eps: float, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, weight and bias by that of `normalised`, whose result `y` is needed where it activates."""
-    grad = grad.contiguous(memory_format=torch.channels_last_3d)
+    grad = grad.contiguous(memory_format=order_of(x))
     if y is not None and slope != 1:
         grad = torch.ops.aten.leaky_relu_backward(grad, y, slope, True)
     scale = torch.rsqrt(variance + eps)

@@ -37,8 +37,9 @@ def optimize(model: nn.Module, channels_last: bool = True, choices: conv3d.Choic
     return model
 
 
-def optimize_norms(model: nn.Module) -> nn.Module:
+def optimize_norms(model: nn.Module, whole: bool = False) -> nn.Module:
     """Swap the 3D instance norms of `model` in place, for a device with volumes in channels-last order. Gives `model`.
+    `whole`: norm and activation are always the one operator, in either order: the device has a form of it.
 
     In an `nn.Sequential` a norm also computes the (leaky) ReLU after it, whose place is taken by `nn.Identity`.
     """
@@ -46,6 +47,7 @@ def optimize_norms(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if type(layer) is nn.InstanceNorm3d and has_faster_form(layer):
             layer.__class__ = norms.InstanceNorm3d
+            layer.whole = whole  # type: ignore[assignment]
     for layer in list(model.modules()):
         if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
             for index, (norm, activation) in enumerate(itertools.pairwise(list(layer))):

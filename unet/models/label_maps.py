@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet.errors import DataError
-from unet.models.losses import CHUNK, FEW, SMOOTH
+from unet.models.dice_ce import CHUNK, FEW
+from unet.models.losses import SMOOTH
 
 MANY = 8  # classes, above which pairs are counted by their number instead of by a product of matrices
 

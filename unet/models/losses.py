@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet.errors import UnetError
+from unet.models import dice_ce
+from unet.models.dice_ce import CHUNK, LEAST
 
 SMOOTH = 1e-6
-CHUNK = 2**24  # voxels that are worked on at a time, where the caller does not say
-FEW = 3  # classes, up to which a chunk has that many voxels; with more it has the same memory
-LEAST = 1e-8  # of a Dice's denominator, which could be 0 only without smoothing
 
 
 def batch_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -49,10 +48,9 @@ def dice_ce_loss(
     Cross-entropy is the mean over batch and voxels. Voxels of the label `ignore`, which is no class, count in neither;
     where a sample has no others its dice is 1. Source: DiceCELoss of MLPerf Training's U-Net3D (s = 1e-6). Nothing of
     the logits' size is kept for the backward pass. A sample is worked on `chunk` voxels at a time, fewer where there
-    are many classes. The plain form is `plain_dice_ce`.
+    are many classes. One operator (`unet.models.dice_ce`); the plain form is `plain_dice_ce`.
     """
-    loss: Tensor = _DiceCE.apply(logits, labels, include_background, chunk, batch_dice, ignore, smooth)
-    return loss
+    return dice_ce.operator(logits, labels, include_background, chunk, batch_dice, ignore, smooth)[0]
 
 
 def nnunet_loss(
@@ -139,79 +137,3 @@ def plain_dice_ce(
         return ((1 - dice).mean() + F.cross_entropy(logits, labels)) / 2
     log_likelihood = F.cross_entropy(logits, labels.where(valid, -100), ignore_index=-100, reduction="sum")
     return ((1 - dice).mean() + log_likelihood / valid.sum().clamp_min(1)) / 2
-
-
-class _DiceCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        labels: Tensor,
-        include_background: bool,
-        chunk: int,
-        batch_dice: bool,
-        ignore: int | None,
-        smooth: float,
-    ) -> Tensor:
-        n, classes = logits.shape[:2]
-        rows = 1 if batch_dice else n
-        sums = logits.new_zeros((4, rows, classes), dtype=exact(logits))  # p t, p, t, t log p
-        for sample, _, z, hot, valid in chunks(logits, labels, chunk, ignore):
-            row = 0 if batch_dice else sample
-            log_p = torch.log_softmax(z, 0)
-            p = log_p.exp()
-            sums[0, row] += (p * hot).sum(1)
-            sums[1, row] += (p if valid is None else p * valid).sum(1)
-            sums[2, row] += hot.sum(1)
-            sums[3, row] += (log_p * hot).sum(1)
-        overlap, predicted, true, log_likelihood = sums
-        counted = sums.new_ones(classes)
-        counted[0] = float(include_background)
-        counted /= rows * counted.sum()
-        bare = predicted + true + smooth
-        total = bare.clamp_min(LEAST)
-        dice = (2 * overlap + smooth) / total
-        # d loss / d p = slope t + shift, and d cross-entropy / d logit = (p - t) / voxels
-        shift = counted * dice / (2 * total) * (bare > LEAST)
-        voxels = labels.numel() if ignore is None else (labels != ignore).sum().clamp_min(1).to(sums.dtype)
-        ctx.save_for_backward(logits, labels, -counted / total, shift, *(() if ignore is None else (voxels,)))
-        ctx.settings = chunk, batch_dice, ignore
-        return ((1 - dice) * counted).sum() / 2 - log_likelihood.sum() / (2 * voxels)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, slope, shift, *voxels = ctx.saved_tensors
-        chunk, batch_dice, ignore = ctx.settings
-        result, each = torch.empty_like(logits.flatten(2)), 1 / (2 * (voxels[0] if voxels else labels.numel()))
-        for sample, where, z, hot, valid in chunks(logits, labels, chunk, ignore):
-            row = 0 if batch_dice else sample
-            p = torch.softmax(z, 0)
-            by_p = slope[row][:, None] * hot + shift[row][:, None]
-            mean = (p * by_p).sum(0)
-            part = p * (by_p - mean) + (p - hot) * each
-            if valid is not None:
-                part *= valid
-            result[sample, :, where] = part * grad
-        return result.view(logits.shape), *(None,) * 6
-
-
-def exact(logits: Tensor) -> torch.dtype:
-    """The type in which a loss of these logits is computed."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def chunks(
-    logits: Tensor, labels: Tensor, size: int, ignore: int | None = None
-) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor | None]]:
-    """(sample, its voxels, logits (C, n), one-hot labels (C, n), which voxels count (n), or None for all), numbers of
-    one type, of `size` voxels at most."""
-    values, truth, kind = logits.flatten(2), labels.flatten(1), exact(logits)
-    classes = torch.arange(logits.shape[1], device=labels.device, dtype=labels.dtype)[:, None]
-    size = max(1, size * FEW // max(FEW, logits.shape[1]))
-    for sample in range(len(values)):
-        for start in range(0, values.shape[2], size):
-            where = slice(start, min(values.shape[2], start + size))
-            hot = (truth[sample, where] == classes).to(kind)
-            valid = None if ignore is None else truth[sample, where] != ignore
-            yield sample, where, values[sample, :, where].to(kind).contiguous(), hot, valid
