@@ -26,7 +26,7 @@ def curve(network: nn.Module, kernels: str, precision: str) -> torch.Tensor:
     torch.manual_seed(3)
     place = cpu.CPU(DeviceOptions(device="cpu", kernels=kernels, precision=precision), Rank())
     network = place.place(copy.deepcopy(network))
-    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), 0.006, momentum=0.9, nesterov=True)
     volumes, found = torch.randn(2, 2, 1, 16, 16, 16), []
     labels = (volumes > 0).long() + (volumes > 1).long()
     for step in range(STEPS):
@@ -75,5 +75,5 @@ def test_the_curve_is_that_of_the_plain_layers(
     low = curve(start, kernels, "bf16")
     noise = (plain["bf16"] - plain["fp32"]).abs()
     assert (low - plain["fp32"]).abs().max() < 5 * noise.max()
-    assert plain["fp32"][-1] < 0.9 * plain["fp32"][0]
+    assert plain["fp32"][-1] < 0.95 * plain["fp32"][0]
     assert kernels in (*taken, "measured", "torch")
