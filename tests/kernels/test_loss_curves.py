@@ -22,7 +22,8 @@ SHAPE = UNetShape(3, 1, 3, (8, 16, 16), 24, "instance", "leaky_relu", down="stri
 
 
 def curve(network: nn.Module, kernels: str, precision: str) -> torch.Tensor:
-    """The losses of training, at a rate that keeps rounding from growing, on two batches of two volumes of 16^3 in turn, float64."""
+    """The losses of training on two batches of two volumes of 16^3 in turn, float64; at a rate of learning at which
+    rounding does not grow."""
     torch.manual_seed(3)
     place = cpu.CPU(DeviceOptions(device="cpu", kernels=kernels, precision=precision), Rank())
     network = place.place(copy.deepcopy(network))
