@@ -18,6 +18,7 @@ from unet.data.loading.augment import affine
 from unet.data.loading.loader import Slices
 from unet.devices import cpu
 from unet.devices.launchers import Rank
+from unet.files import read_json
 from unet.models.losses import batch_dice_bce_loss
 from unet.runtime.inference.predictor import Predictor
 from unet.tasks.lgg.task import LGG
@@ -96,3 +97,23 @@ def test_weights_carry_their_neighbours(
     patient = next(path for path in sorted(phantoms.iterdir()) if path.is_dir())
     code, _, err = cli("predict", "--weights", "a.safetensors", "--device", "cpu", patient)
     assert code == 0, err
+
+
+def test_the_command_that_a_run_prints_gives_its_score(
+    tiny: Callable[..., tuple[int, str, str]], cli: Callable[..., tuple[int, str, str]], here: None
+) -> None:
+    """Of the recipe with most that scoring needs: neighbours, mirroring, the moving average; without typing them."""
+    code, out, err = tiny("--run-name", "a", "--recipe", "best", "--precision", "fp32", "--epochs", 2)
+    assert code == 0, err
+    settings = read_json(Path("performance/a/config.json"))["settings"]
+    for name, value in {"neighbours": 1, "mirror": True, "loss": "dice-ce", "aug_intensity": 0.1}.items():
+        assert settings["task"][name] == {"value": value, "source": "recipe best"}
+    line = next(line for line in out.splitlines() if "unet evaluate" in line)
+    command = (*line.split("unet ")[1].split(), "--device", "cpu")
+    code, _, err = cli(*command, "--run-name", "b")
+    assert code == 0, err
+    trained, scored = (Path(f"performance/{run}/cases.csv").read_text() for run in ("a", "b"))
+    assert scored == trained
+    code, _, err = cli(*command, "--no-mirror", "--run-name", "c")
+    assert code == 0, err
+    assert Path("performance/c/cases.csv").read_text() != trained

@@ -63,7 +63,8 @@ class Settings(TaskSettings):
     }
     inference_settings: ClassVar[tuple[str, ...]] = (
         *("channels", "classes", "label_values", "ignore_value", "orientation", "spacing", "normalize", "intensities"),
-        *("crop_background", "patch", "layers", "width", "widest", "encoder", "overlap", "blend", "deep_supervision"),
+        *("crop_background", "patch", "layers", "width", "widest", "encoder", "overlap", "blend", "mirror"),
+        "deep_supervision",
     )
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("fold",)

@@ -106,7 +106,7 @@ class Settings(TaskSettings):
         },
     }
     inference_settings: ClassVar[tuple[str, ...]] = (
-        *("spacing", "pad_to", "eval_patch", "overlap", "blend", "activation"),
+        *("spacing", "pad_to", "eval_patch", "overlap", "blend", "mirror", "activation"),
         *("encoder", "deep_supervision", "layers", "width"),
     )
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)

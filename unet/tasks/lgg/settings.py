@@ -54,7 +54,7 @@ class Settings(TaskSettings):
             "precision": "auto",
         },
     }
-    inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "neighbours")
+    inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "neighbours", "mirror")
 
     image_size: int = option(
         64,
