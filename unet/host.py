@@ -30,6 +30,7 @@ SHARED_LEAST = 2**29  # bytes of it that the vendors' collectives should find
 PARTING = 3.0  # seconds for a process to finish its current item
 BRIEF = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # a bar without its own time and rate
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
+STARTED = time.perf_counter()  # when this process began, but for the interpreter
 _quiet = False
 
 

@@ -81,6 +81,7 @@ def summary(
         "peak_memory_bytes": max(context.group.gather(context.device.memory())),
         "ranks": context.group.world,
         "seconds": progress.seconds,
+        "to_first_step_seconds": run.clock.to_first_step,
         "target": config.train.target,
         "target_reached": progress.reached,
         "cases": scored,

@@ -168,7 +168,8 @@ class Device:
         """Use deterministic kernels, or the fastest ones."""
         import torch
 
-        torch.use_deterministic_algorithms(on)
+        if torch.are_deterministic_algorithms_enabled() != on:  # setting it imports torch's compiler
+            torch.use_deterministic_algorithms(on)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of mixed precision for forward pass and loss."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from unet import host
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime.distributed.process_group import Group
@@ -65,7 +66,10 @@ class Losses:
 
 class Clock:
     """Measures training time between two log lines, the time spent waiting for batches, and the samples of all ranks.
-    The first interval after each start and the first `warmup` steps of a run count as warm-up, apart from the rest."""
+    The first interval after each start and the first `warmup` steps of a run count as warm-up, apart from the rest.
+    `to_first_step`: seconds from the start of the process to the end of its first step."""
+
+    to_first_step: float | None = None
 
     def __init__(self, progress: Progress, device: Device, group: Group, warmup: int = 0) -> None:
         self.progress, self.device, self.group, self.first, self.warmup = progress, device, group, True, warmup
@@ -76,6 +80,8 @@ class Clock:
     def waits(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches; the wait for each one is timed."""
         while True:
+            if self.batches == 1:
+                self.first_step()
             self.group.set_phase("waiting for a batch", may_block=self.first)
             before = time.perf_counter()
             batch = next(batches, None)
@@ -87,9 +93,14 @@ class Clock:
             self.batches += 1
             yield batch
 
+    def first_step(self) -> None:
+        if self.to_first_step is None:
+            self.to_first_step = self.device.now() - host.STARTED
+
     def update_throughput(self) -> dict[str, float]:
         """End the interval and start the next. Returns its samples/s and the share of time spent waiting for
         batches."""
+        self.first_step()
         interval = time.perf_counter() - self.since
         self.group.set_step_time(
             interval / max(1, min(self.batches, 10))

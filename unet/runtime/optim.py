@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from unet.runtime.lamb import LAMB
 
 def build(train: TrainOptions, groups: list[dict[str, Any]], device: Device | None) -> torch.optim.Optimizer:
     """The optimiser of the settings: the device's fused one if it has it, else torch's (also without a device)."""
+    leave_compiler_out()
     how: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     if train.optimizer == "sgd":
         how |= {"momentum": train.momentum, "nesterov": train.momentum > 0}
@@ -21,7 +23,7 @@ def build(train: TrainOptions, groups: list[dict[str, Any]], device: Device | No
         how["betas"] = train.lamb_betas
     fused = device.optimizer(train.optimizer, groups, **how) if device else None
     if fused is not None:
-        return fused
+        return with_plain_step(fused) if type(fused).__module__.startswith("torch.optim.") else fused
     kinds: dict[str, Any] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
@@ -29,8 +31,29 @@ def build(train: TrainOptions, groups: list[dict[str, Any]], device: Device | No
         "adamax": torch.optim.Adamax,
         "lamb": LAMB,
     }
-    stock: torch.optim.Optimizer = kinds[train.optimizer](groups, **how)
-    return stock
+    return with_plain_step(kinds[train.optimizer](groups, **how))
+
+
+def leave_compiler_out() -> None:
+    """Let optimisers not import torch's compiler, which takes two seconds. These methods do, at their first use, to
+    tell it that it may not trace them; no program here compiles an optimiser."""
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
+            method.__dynamo_disable = method
+
+
+def with_plain_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same optimiser, whose steps do not import torch's compiler either, and call no hooks."""
+    label, step = f"Optimizer.step#{type(optimizer).__name__}.step", inspect.unwrap(type(optimizer).step)
+
+    @torch.no_grad()
+    def plain_step(*args: Any, **named: Any) -> Any:
+        with torch.autograd.profiler.record_function(label):
+            return step(optimizer, *args, **named)
+
+    optimizer.step = plain_step  # type: ignore[method-assign]
+    return optimizer
 
 
 def learning_rate(
