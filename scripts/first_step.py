@@ -54,11 +54,9 @@ def main() -> None:
                     f"torch {row[0]:.2f} s, first step after {row[1]:.2f} s: {row[1] - row[0]:.2f} s more", flush=True
                 )
     torch, step = (statistics.median(values) for values in zip(*rows, strict=True))
-    more = sorted(step - torch for torch, step in rows)
-    print(f"median: torch {torch:.2f} s, first step after {step:.2f} s ({time.strftime('%Y-%m-%d')})")
-    print(
-        f"more than torch: {statistics.median(more):.2f} s ({more[0]:.2f} to {more[-1]:.2f}), {step / torch:.2f} times"
-    )
+    rest = sorted(step - torch for torch, step in rows)
+    print(f"median: torch {torch:.2f} s, first step after {step:.2f} s, {step / torch:.2f} times")
+    print(f"more than torch: {statistics.median(rest):.2f} s ({rest[0]:.2f} to {rest[-1]:.2f})")
 
 
 if __name__ == "__main__":
