@@ -106,6 +106,7 @@ def compare(how: Geometry, name: str, parts: list[str]) -> None:
     [
         *(("few voxels", "torch"), ("few voxels", "matrix"), ("few voxels", "fp32"), ("usual", "winograd")),
         *(("usual", "channels_first"), ("one channel", "padded"), ("kernel of 1", "matrix"), ("strided", "matrix")),
+        ("without padding", "onednn"),
     ],
 )
 def test_a_layer_takes_it_in_a_network(size: str, name: str) -> None:

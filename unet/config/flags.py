@@ -11,7 +11,7 @@ from unet.config.options import option
 
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mlu", "rocm", "xpu", "npu", "mps")
 LAYOUTS = ("auto", "NCHW", "NHWC", "NCDHW", "NDHWC")
-KERNELS = ("measured", "plain", "torch", "winograd", "matrix", "padded", "slabs", "channels_first", "fp32")
+KERNELS = ("measured", "plain", "torch", "winograd", "matrix", "padded", "onednn", "slabs", "channels_first", "fp32")
 CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "package.module:Class"  # a pattern, and the same in words
 MODES = ("train", "evaluate", "train_and_evaluate", "predict", "train_and_predict")
 

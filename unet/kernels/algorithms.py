@@ -3,7 +3,7 @@ gradient of the weights alone. All compute what `F.conv3d` and its gradients do,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ LAST = torch.channels_last_3d
 FEW = 64  # voxels, up to which torch's gradient of the weights in a lower precision is not trusted
 NARROW = 16  # channels, up to which the other memory order is tried
 SLAB = 8 * 2**20  # bytes of input and output that are worked on at a time
+NATIVE = 20480  # channels x depth x height, up to which torch leaves oneDNN for one sample in float32
 UNFOLDED = 2**24  # elements of unfolded windows that are tried
 
 
@@ -60,6 +61,12 @@ def unread(how: Geometry, like: Tensor) -> Tensor:
 def last(x: Tensor) -> Tensor:
     """torch's code for small volumes gives another order, and all later layers would lose it."""
     return x.contiguous(memory_format=LAST)
+
+
+def turns(how: Geometry) -> bool:
+    """Whether the gradient of the input is a convolution of the output's gradient with the kernel turned round."""
+    fits = all(pad < side for pad, side in zip(how.padding, how.kernel, strict=True))
+    return fits and how.stride == (1, 1, 1)
 
 
 def torchs() -> Algorithm:
@@ -131,6 +138,35 @@ def padded() -> Algorithm:
     )
 
 
+def onednn() -> Algorithm:
+    """oneDNN's, where torch has slower code for one small sample in float32. The gradient of the input is a convolution
+    with the kernel turned round; that of the weights is of two samples, the second of zeros."""
+
+    def applies(how: Geometry, part: str) -> bool:
+        samples, channels, depth, height, _ = how.shape
+        left = how.dtype == torch.float32 and samples == 1 and torch.backends.mkldnn.is_available()
+        return left and channels * depth * height <= NATIVE and (part != "input gradient" or turns(how))
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int]) -> Tensor:
+        found: Tensor = torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, [1, 1, 1], 1)
+        return last(found)
+
+    def input_gradient(grad: Tensor, w: Weights, how: Geometry) -> Tensor:
+        turned = last(w.cast.flip(2, 3, 4).transpose(0, 1))
+        around = [side - 1 - pad for side, pad in zip(how.kernel, how.padding, strict=True)]
+        return conv(grad, turned, None, around, (1, 1, 1))
+
+    def doubled(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros_like(x)])
+
+    return Algorithm(
+        applies,
+        lambda x, w, bias, how: conv(x, w.cast, bias, how.padding, how.stride),
+        input_gradient,
+        lambda grad, x, w, how: backward(doubled(grad), doubled(x), w.cast, how, 1),
+    )
+
+
 def slabs() -> Algorithm:
     """torch's own gradient of the weights, of a few planes at a time: at half the time where the whole volume does not
     fit into a cache."""
@@ -167,7 +203,7 @@ def products() -> Algorithm:
 
     def applies(how: Geometry, part: str) -> bool:
         small = how.window == 1 or matrix.size(how) <= UNFOLDED
-        return small and (part != "input gradient" or matrix.applies_to_gradient(how))
+        return small and (part != "input gradient" or turns(how))
 
     return Algorithm(
         applies,
@@ -204,6 +240,7 @@ TABLE = {  # name -> algorithm; the names are those of --kernels
     "winograd": winograds(),
     "matrix": products(),
     "padded": padded(),
+    "onednn": onednn(),
     "slabs": slabs(),
     "channels_first": channels_first(),
     "fp32": in_float32(),

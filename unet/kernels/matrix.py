@@ -59,9 +59,3 @@ def rows(weight: Tensor) -> Tensor:
 def size(how: Geometry) -> int:
     """Elements of the unfolded windows."""
     return how.shape[0] * how.voxels * how.window * how.inputs
-
-
-def applies_to_gradient(how: Geometry) -> bool:
-    """Whether `input_gradient` is right here."""
-    fits = all(pad < side for pad, side in zip(how.padding, how.kernel, strict=True))
-    return fits and how.stride == (1, 1, 1)

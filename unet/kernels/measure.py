@@ -20,7 +20,7 @@ from unet.kernels import algorithms, trial
 from unet.kernels.algorithms import LAST, Weights
 from unet.kernels.geometry import Geometry, strided
 
-VERSION = 2  # of the algorithms; answers of another version are not used
+VERSION = 3  # of the algorithms; answers of another version are not used
 TIMED, TRIED = 1e9, 1e8  # operations of a pass at most, timed and tried: larger volumes are cropped
 UNCACHED = 24 * 2**20  # bytes, down to which a volume is cropped: one that fits into a cache has other times
 LEAST, MOST = 2, 9  # rounds of a timing
