@@ -49,6 +49,16 @@ def test_steps_are_torchs(name: str, fused: bool) -> None:
             theirs.load_state_dict(saved[0])
 
 
+def test_hooks_of_steps_are_called() -> None:
+    """Vendors' software may have some."""
+    optimizer = optim.build(TrainOptions(optimizer="adam"), groups(nn.Linear(3, 2)), None)
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    optimizer.step()
+    assert called == ["before", "after"]
+
+
 def test_a_run_does_without_torchs_compiler(phantoms: Path, tmp_path: Path) -> None:
     """Its import takes longer than all else before the first step."""
     words = ["train", "--data", str(phantoms), *TINY, "--epochs", "1", "--max-steps", "2", "--run-name", "a"]
