@@ -61,6 +61,8 @@ def test_prediction_alone_with_a_trace(cli: Any) -> None:
     assert code == 0, err
     result = read_json(Path("performance/p/benchmark.json"))
     assert result["source"] == "none" and "images_per_second" not in result
+    assert 0 < result["predict"]["ours_over"]["min"] <= result["predict"]["ours_over"]["max"]
+    assert result["predict"]["plain_images_per_second"] > 0 and "times the plain one" in out
     assert {row["words"] for row in result["profile"]} >= {"convolution", "batch norm"}
     assert "Operators of three steps" in out and "aten::" in out
     events = read_json(Path("performance/p/trace.json"))["traceEvents"]

@@ -31,8 +31,12 @@ def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
     config = resolved.config
     if config.run.mode in APPLYING:
         context = prepared(resolved)
-        with started("steps:OurPass", "pass", config) as ours:
-            return passed(context, ours) | profiled(config, ours, trace)
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(started("steps:OurPass", "pass", config))
+            plain = None
+            if "plain" in config.measure.against:
+                plain = stack.enter_context(started("steps:PlainPass", "plain pass", config))
+            return passed(context, ours, plain) | profiled(config, ours, trace)
     for name in config.measure.against:
         peers.require(name, config)
     cases = setup.create(config).cached_cases() if loads_data(config) else None
@@ -171,21 +175,29 @@ def profiled(config: Config, ours: Worker, trace: str) -> dict[str, Any]:
     return {"profile": ours.ask("profile", trace)} if config.measure.profile else {}
 
 
-def passed(context: setup.Context, ours: Worker) -> dict[str, Any]:
-    """Items a second and latency of forward passes of --eval-batch-size."""
+def passed(context: setup.Context, ours: Worker, plain: Worker | None = None) -> dict[str, Any]:
+    """Items a second and latency of forward passes of --eval-batch-size, beside the plain network's in turn."""
     from unet.runtime import evaluation
 
-    config = context.config
-    if count := warmup_of(config):
-        ours.ask("passes", count)
-    passes = ours.ask("passes", -config.timing.rounds * config.timing.steps)
-    size = config.eval.eval_batch_size
+    config, size = context.config, context.config.eval.eval_batch_size
+    loops = {"ours": ours, **({"plain": plain} if plain else {})}
+    each: dict[str, list[list[float]]] = {name: [] for name in loops}
+    for number in range(config.timing.rounds + 1):
+        count = -config.timing.steps if number else warmup_of(config)
+        for name, loop in loops.items() if count else ():
+            seconds = loop.ask("passes", count)
+            if number:
+                each[name].append(seconds)
+    passes = [second for row in each["ours"] for second in row]
     found = {
         "batch_size": size,
         "images_per_second": size / statistics.median(passes),
         "latency": evaluation.latency(passes),
         "seconds_a_pass": passes,
     }
+    if plain:
+        found["plain_images_per_second"] = size / statistics.median(second for row in each["plain"] for second in row)
+        found |= over({name: [sum(row) for row in rows] for name, rows in each.items()}, "plain")
     return {**about(context), "predict": found}
 
 

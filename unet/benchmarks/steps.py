@@ -159,6 +159,30 @@ class OurPass(Loop):
         return profiling.traced(self.step, self.device, path)
 
 
+class PlainPass(Loop):
+    """A forward pass of the same items through the task's plain network, fp32, channels first, eager."""
+
+    def __init__(self, config: Config) -> None:
+        config = config.replace(use_lazy_mode=False, precision="fp32")
+        kind = chosen(config)
+        import torch
+
+        task = setup.create(config)
+        self.model = task.reference_step()[0].to(kind.torch_type()).eval()
+        images = torch.rand(config.eval.eval_batch_size, *task.eval_input_shape()[1:])
+        self.images, self.memory = images.to(kind.torch_type()), kind.peak_memory
+
+    def step(self) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return total(self.model(self.images))
+
+    def passes(self, steps: int) -> list[float]:
+        """Seconds of passes."""
+        return self.run(steps)[0]
+
+
 class PlainLoop(Loop):
     """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser:
     what a first script does. Without the process settings of this program."""

@@ -115,9 +115,12 @@ def latency(label: str, found: Mapping[str, float]) -> list[str]:
 
 
 def prediction(result: Mapping[str, Any]) -> list[str]:
-    found = result["predict"]
-    rate = f"{result['item']}/s in batches of {found['batch_size']}"
-    return row("prediction", f"{found['images_per_second']:.2f}", rate) + latency("pass, waited for", found["latency"])
+    found, rate = result["predict"], f"{result['item']}/s in batches of {result['predict']['batch_size']}"
+    lines = row("prediction", f"{found['images_per_second']:.2f}", rate)
+    if ratio := found.get("ours_over"):
+        plain = f"times the plain one in fp32 ({spread(ratio)}), {found['plain_images_per_second']:.2f} {rate}"
+        lines += row("", f"{ratio['median']:.2f}", plain)
+    return lines + latency("pass, waited for", found["latency"])
 
 
 def parts(found: Mapping[str, Mapping[str, float]]) -> list[str]:
