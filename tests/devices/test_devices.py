@@ -240,11 +240,14 @@ from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 host.memory = lambda: (2**34, 2**33)
 CPU(DeviceOptions(device="cpu"), Rank(), Workload(1, True, int({share} * 2**33)))
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+found = []
 for _ in range(8):
+    before = faults()
     torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    found.append(faults() - before)
+print(min(found))  # the system may take some pages back in between
 """
-    faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert (faults < 100) is kept
+    least = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert (least < 16) is kept  # 64 MiB are 32 huge pages
