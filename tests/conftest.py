@@ -25,7 +25,10 @@ TINY = ["--image-size", "16", "--layers", "2", "--width", "4", "--batch-size", "
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by what the tests start
+    # under nohup and in the background of a shell these are ignored, also by what the tests start
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # the processes of pytest-xdist (-n) share the cores, and what a test starts keeps to the share
     side_by_side = getattr(config.option, "numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // side_by_side)))

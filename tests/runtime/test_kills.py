@@ -34,10 +34,10 @@ def duration(words: Sequence[object], folder: Path, made: Path) -> float:
     return time.monotonic() - began
 
 
-def killed(words: Sequence[object], folder: Path, made: Path, seconds: float, seed: int) -> int:
+def killed(words: Sequence[object], folder: Path, made: Path, seconds: float, dice: random.Random) -> int:
     """Start a command again and again and kill it, with all that it started left to itself, up to `seconds` after a
     first file of this start lies in `made`, until it comes to its end. Returns the number of kills."""
-    dice, kills = random.Random(seed), 0
+    kills = 0
     while True:
         before = newest(made)
         process = start(*words, cwd=folder)
@@ -87,10 +87,10 @@ def test_preprocess_killed_again_and_again_makes_the_same_cache(tmp_path: Path) 
     assert program(*made, cwd=tmp_path).returncode == 0
     words = ("preprocess", "--task", "lgg", "--data", "./raw", "--image-size", 64, "--cache")
     seconds = duration((*words, "./whole"), tmp_path, tmp_path / "whole")
-    kills = 0
+    kills, dice = 0, random.Random(1)
     while kills < KILLS:
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
-        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", seconds, kills)
+        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", seconds, dice)
         assert arrays(tmp_path / "cut") == arrays(tmp_path / "whole")
         a, b = (read_json(tmp_path / name / "manifest.json")["cases"] for name in ("cut", "whole"))
         assert a == b
@@ -102,10 +102,10 @@ def test_predict_killed_again_and_again_writes_the_same_masks(phantoms: Path, tm
     assert program(*train, cwd=tmp_path).returncode == 0
     words = ("predict", "--weights", "r.safetensors", phantoms, "--device", "cpu", "--overlay", "--output")
     seconds = duration((*words, "./whole"), tmp_path, tmp_path / "whole")
-    kills = 0
+    kills, dice = 0, random.Random(1)
     while kills < KILLS:
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
-        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", seconds, kills)
+        kills += killed((*words, "./cut"), tmp_path, tmp_path / "cut", seconds, dice)
         found, expected = (
             {p.relative_to(d): p.read_bytes() for p in d.rglob("*.*") if p.suffix in (".tif", ".png")}
             for d in (tmp_path / "cut", tmp_path / "whole")
@@ -118,7 +118,7 @@ def test_crossval_killed_again_and_again_ends_with_the_same_scores(phantoms: Pat
     words = ("crossval", "--data", phantoms, "--cache", "./c", *SMALL, "--epochs", 4, "--folds", 2, "--seed", 3)
     words = (*words, "--deterministic", "--checkpoint-every", 1, "--run-name")
     assert program(*words, "whole", cwd=tmp_path).returncode == 0
-    kills = killed((*words, "cut"), tmp_path, tmp_path / "performance", 8.0, 1)
+    kills = killed((*words, "cut"), tmp_path, tmp_path / "performance", 8.0, random.Random(1))
     assert kills
     a, b = (read_json(tmp_path / f"performance/{name}/summary.json") for name in ("cut", "whole"))
     assert a["mean"] == b["mean"]
