@@ -1,11 +1,12 @@
 """What a training sample and a scored case of KiTS19 take beyond the network, against the steps of MLPerf's reference.
 
-    python scripts/compare_kits19.py loading | scoring
+    python scripts/compare_kits19.py loading | scoring | share
 
 On made volumes of the set's median size (256, 333, 333), in a temporary folder, both ways in turn, with warm caches.
 The reference's steps, written from its description: loading reads the whole image and label of a case for each crop,
 and looks for components in the whole label for each foreground crop; scoring sums windows into two volumes, divides
-them, and takes argmax, one-hot labels (int64) and means for score and loss.
+them, and takes argmax, one-hot labels (int64) and means for score and loss. `share`: what a scored case takes beyond
+the network, as a share of the network's own passes over its windows, in bf16 where the device has it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch.nn import functional as F
 
 from unet import windows
 from unet.cli import resolve
+from unet.commands import setup
 from unet.data.cache.cache import CachedCase
 from unet.data.loading.augment import Change
 from unet.data.loading.crops import EpochCrops, Volumes
@@ -32,7 +35,6 @@ from unet.devices import launchers, select
 from unet.runtime.inference.predictor import Predictor, padded_part
 from unet.tasks.kits19 import boxes
 from unet.tasks.kits19.task import PAD_VALUE
-from unet.tasks.registry import create
 
 SHAPE, PATCH, ROUNDS = (256, 333, 333), (128, 128, 128), 5
 
@@ -121,14 +123,18 @@ def reference_scores(image: Tensor, label: Tensor, weights: Tensor) -> None:
     F.cross_entropy(result, truth).item()
 
 
+def runner(network: nn.Module, **settings: Any) -> tuple[Any, Predictor]:
+    """The task and the predictor of a network, with settings of kits19."""
+    config = resolve("config", ["--task", "kits19", "--device", "cpu"]).config.replace(**settings)
+    rank = launchers.find_rank(config.distributed)
+    device = select.choose(config.device, rank)[0](config.device, rank)
+    return setup.task_on(device, config), Predictor([device.place(network)], device, batch=1)
+
+
 def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[], object]]:
     """A case scored the reference's way and this program's, with a network that costs nothing."""
     case = made_cases(folder, 1)[0]
-    config = resolve("config", ["--task", "kits19", "--device", "cpu"]).config.replace(eval_loss=loss)
-    task = create(config)
-    rank = launchers.find_rank(config.distributed)
-    device = select.choose(config.device, rank)[0](config.device, rank)
-    predictor = Predictor([Cheap()], device, batch=1)
+    task, predictor = runner(Cheap(), eval_loss=loss)
     weights = gaussian(PATCH[0])
 
     def reference() -> None:
@@ -138,6 +144,27 @@ def scoring(folder: Path, loss: bool) -> tuple[Callable[[], object], Callable[[]
         reference_scores(padded[None], cut[None], weights)
 
     return reference, lambda: task.evaluate_case(case, predictor)
+
+
+def share(folder: Path) -> None:
+    """What a case takes beyond the network, and the passes of the network over its windows."""
+    case = made_cases(folder, 1)[0]
+    cheap, nothing = runner(Cheap())
+    network, real = runner(cheap.build_model(), precision="auto")
+    one, count = torch.zeros(1, *PATCH), windows.plan(SHAPE, PATCH).count
+    plan = windows.plan(PATCH, PATCH)
+    rest, passes = [], []
+    for number in range(ROUNDS + 1):
+        for kept, work in (
+            (rest, lambda: cheap.evaluate_case(case, nothing)),
+            (passes, lambda: network.logits(one, plan, real)),
+        ):
+            start = time.perf_counter()
+            work()
+            if number:
+                kept.append(time.perf_counter() - start)
+    a, b = statistics.median(rest), count * statistics.median(passes)
+    print(f"a case of {count} windows: {a:.3f} s beyond the network, whose passes take {b:.1f} s: {a / b:.4f} of them")
 
 
 def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:
@@ -156,11 +183,13 @@ def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object])
 
 
 def main() -> None:
-    if sys.argv[1:] not in (["loading"], ["scoring"]):
+    if sys.argv[1:] not in (["loading"], ["scoring"], ["share"]):
         raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         if sys.argv[1] == "loading":
             compare("a sample of each of 3 cases", *loading(Path(scratch)))
+        elif sys.argv[1] == "share":
+            share(Path(scratch))
         else:
             compare("a case, with the loss", *scoring(Path(scratch), True))
             compare("a case, without the loss", *scoring(Path(scratch), False))
