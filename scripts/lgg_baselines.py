@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from unet import cli
+from unet import cli, host
 from unet.data.cache.cached_case import CachedCase
-from unet.errors import UnetError
+from unet.errors import UnetError, UsageError
 from unet.metrics.overlap import dice, largest_component
 from unet.metrics.statistics import bootstrap_interval
 from unet.tasks.registry import create
@@ -70,10 +70,12 @@ def scores(cases: Sequence[CachedCase], image: Callable[[CachedCase], Any], how:
     }
 
 
-def best(cases: Sequence[CachedCase], image: Callable[[CachedCase], Any], levels: Any) -> tuple[How, float]:
-    """(how, its mean DSC over these cases)."""
+def best(
+    cases: Sequence[CachedCase], image: Callable[[CachedCase], Any], levels: Any, name: str = "levels"
+) -> tuple[How, float]:
+    """(how, its mean DSC over these cases). `name`: of the progress bar."""
     every = [(float(level), largest) for level in levels for largest in (False, True)]
-    means = [statistics.fmean(scores(cases, image, how).values()) for how in every]
+    means = [statistics.fmean(scores(cases, image, how).values()) for how in host.progress(every, name=name)]
     first = int(np.argmax(means))
     return every[first], means[first]
 
@@ -96,6 +98,8 @@ def main(words: Sequence[str]) -> int:
         task = create(cli.resolve("train", ["--task", "lgg", *words]).config)
         cases = {case.id: case for case in task.cached_cases()}
         split = task.split(list(cases))
+        if not split["validation"]:
+            raise UsageError("The split has no validation patients to score.", "Type --split published, or --fold 0.")
     except UnetError as error:
         print(f"error: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
@@ -105,7 +109,7 @@ def main(words: Sequence[str]) -> int:
         ("threshold on FLAIR", flair, THRESHOLDS),
         ("mean of the training masks", mean_mask(training), SHARES),
     ):
-        how, over = best(training, image, levels)
+        how, over = best(training, image, levels, name)
         show(name, how, over, scores(validation, image, how))
     return 0
 

@@ -56,5 +56,7 @@ def test_a_set(
     assert out.startswith("4 training patients, 2 validation patients, 16 px")
     means = [float(value) for value in re.findall(r"^  mean DSC ([\d.]+)", out, re.MULTILINE)]
     assert len(means) == 2 and all(0 < mean < 1 for mean in means)
+    assert lgg_baselines.main([*words[:6], "--split", "none"]) == 2
+    assert "--split published" in capsys.readouterr().err
     assert lgg_baselines.main(["--data", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err

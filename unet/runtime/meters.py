@@ -94,6 +94,7 @@ class Clock:
             yield batch
 
     def first_step(self) -> None:
+        """Note the time of the first step (with --accumulate: of its first batch), once."""
         if self.to_first_step is None:
             self.to_first_step = self.device.now() - host.STARTED
 
