@@ -24,8 +24,10 @@ openvino = pytest.importorskip("openvino", reason="the extra `export` is not ins
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "batch norms": ("lgg", {}),
+    "neighbouring slices": ("lgg", {"neighbours": 1}),
     "valid convolutions": ("em", {}),
     "strided volumes": ("kits19", {"normalization": "instance", "activation": "leaky_relu"}),
+    "deep supervision": ("kits19", {"encoder": "residual", "deep_supervision": True, "normalization": "instance"}),
     "slices": ("folder", weights.folder(2, channels=2)),
     "residual, 8 channels, 100 classes": ("folder", weights.folder(3, 8, 100, encoder="residual")),
 }

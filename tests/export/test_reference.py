@@ -25,10 +25,13 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("folder", values) for name, values in PLANNED.items()},
     "Argonne": ("lgg", {}),
     "MLPerf": ("kits19", {"normalization": "instance"}),
+    "nine channels": ("lgg", {"neighbours": 1}),
+    "nnU-Net": ("kits19", {"encoder": "residual", "normalization": "instance"}),
 }
 FIRST = {
     "Argonne": "enc1.enc1conv1.weight",
     "MLPerf": "input_block.conv1.0.weight",
+    "nnU-Net": "encoder.stem.convs.0.conv.weight",
     "residual": "encoder.stem.convs.0.conv.weight",
     "volumes": "encoder.stages.0.0.convs.0.conv.weight",
 }

@@ -60,10 +60,13 @@ class SegmentationTask(CachedTask):
         raise NotImplementedError
 
     def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The network of these settings; `Settings.inference_settings` names those that its shape depends on."""
-        from unet.models.convert import strip_prefixes
+        """The network of these settings; `Settings.inference_settings` names those that its shape depends on. That of
+        nnU-Net's weights is told by the weights."""
+        from unet.models import convert
 
-        return self.build_model(), strip_prefixes(state)
+        if convert.is_nnunet(state):
+            return convert.planned_network(state)
+        return self.build_model(), convert.strip_prefixes(state)
 
     def deployment(self) -> dict[str, Any]:
         """What another program must know to run the network: `channels`, `classes` and `label_values` by number,

@@ -368,11 +368,6 @@ class Folder(SegmentationTask):
     def check_cache(self, path: Path) -> Report:
         return check.cached(path)
 
-    def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        from unet.models import convert
-
-        return convert.planned_network(state) if convert.is_nnunet(state) else super().convert_checkpoint(state)
-
     def reference_checkpoint(self, state: Mapping[str, Tensor], published: bool) -> dict[str, Any]:
         from unet.models.convert import to_nnunet
 

@@ -337,7 +337,9 @@ class KiTS19(SegmentationTask):
         return check.cached(path, self.checksum_list(), self.settings.eval_patch, self.settings.overlap)
 
     def convert_checkpoint(self, state: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-        if self.settings.encoder != "reference":
+        from unet.models.convert import is_nnunet
+
+        if self.settings.encoder != "reference" or is_nnunet(state):
             return super().convert_checkpoint(state)
         return deployment.converted(state, self.settings.activation)
 
