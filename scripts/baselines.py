@@ -28,7 +28,6 @@ from unet.data.cache.cached_case import CachedCase
 from unet.errors import UnetError, UsageError
 from unet.metrics.overlap import dice, largest_component
 from unet.metrics.statistics import bootstrap_interval
-from unet.tasks.base import Task
 from unet.tasks.registry import create
 
 FLAIR = 1  # channel
@@ -93,7 +92,7 @@ def above(name: str, image: Callable[[CachedCase], Any], levels: Any) -> Baselin
     )
 
 
-def lgg(training: Cases) -> list[Baseline]:
+def lgg(training: Cases, task: Any = None) -> list[Baseline]:
     return [
         above("threshold on FLAIR", flair, THRESHOLDS),
         above("mean of the training masks", mean_mask(training), SHARES),
@@ -113,7 +112,7 @@ def cell_dice(probability: Any, cells: Any) -> float:
     return 1 - two_class_losses(logits, torch.from_numpy(cells[None, None]))[1].item()
 
 
-def em(training: Cases) -> list[Baseline]:
+def em(training: Cases, task: Any = None) -> list[Baseline]:
     from scipy import ndimage
 
     def threshold(case: CachedCase, how: tuple[float, float]) -> float:
@@ -161,18 +160,25 @@ def blocks(shape: Sequence[int]) -> Any:
     return (deep[:, None, None] * TENTHS + high[:, None]) * TENTHS + wide
 
 
-def kits19(training: Cases) -> list[Baseline]:
+def kits19(training: Cases, task: Any = None) -> list[Baseline]:
+    """Of the region that the task scores; without a task, of all voxels."""
+
+    def scored(case: CachedCase) -> tuple[Any, Any]:
+        image, labels = (np.asarray(array[0]) for array in case.arrays())
+        crop = task.plan(labels.shape, task.settings.eval_region).crop if task else ...
+        return image[crop], labels[crop]
+
     tables: dict[tuple[str, str], Any] = {}  # a case's voxels are counted once for all choices
 
     def by_intensity(case: CachedCase) -> Any:
         if ("intensity", case.id) not in tables:
-            image, labels = (np.asarray(array[0]) for array in case.arrays())
+            image, labels = scored(case)
             tables["intensity", case.id] = counted(np.digitize(image, BINS), labels, len(BINS) + 1)
         return tables["intensity", case.id]
 
     def by_place(case: CachedCase) -> Any:
         if ("place", case.id) not in tables:
-            labels = np.asarray(case.arrays()[1][0])
+            _, labels = scored(case)
             tables["place", case.id] = counted(blocks(labels.shape), labels, TENTHS**3)
         return tables["place", case.id]
 
@@ -211,7 +217,7 @@ def kits19(training: Cases) -> list[Baseline]:
     ]
 
 
-BASELINES: dict[str, Callable[[Cases], list[Baseline]]] = {"lgg": lgg, "em": em, "kits19": kits19}
+BASELINES: dict[str, Callable[[Cases, Any], list[Baseline]]] = {"lgg": lgg, "em": em, "kits19": kits19}
 
 
 def scores(cases: Cases, baseline: Baseline, how: Any) -> dict[str, float]:
@@ -238,12 +244,21 @@ def show(title: str, name: str, over: float, found: Mapping[str, float], items: 
     print("  " + ", ".join(f"{case} {value:.3f}" for case, value in sorted(found.items())), flush=True)
 
 
-def wanted(words: Sequence[str]) -> tuple[Task, Callable[[Cases], list[Baseline]]]:
-    """The task and its baselines. Raises UsageError for a task that has none."""
+def run(words: Sequence[str]) -> None:
+    """Choose and print the baselines. Raises UnetError."""
     task = create(cli.resolve("train", words).config)
     if task.name not in BASELINES:
         raise UsageError(f"The task {task.name} has no baselines.", f"Type --task with {', '.join(BASELINES)}.")
-    return task, BASELINES[task.name]
+    cases = {case.id: case for case in task.cached_cases()}
+    split = task.split(list(cases))
+    if not split["validation"]:
+        raise UsageError("The split has no validation cases to score.", "Type --fold 0, or a --split that has some.")
+    training, validation = ([cases[name] for name in split[part]] for part in ("train", "validation"))
+    title, items = task.metric.name.removeprefix("MEAN "), "patients" if task.name == "lgg" else "cases"
+    print(f"{len(training)} training {items}, {len(validation)} validation {items}, {task.describe_input()}")
+    for baseline in BASELINES[task.name](training, task):
+        how, over = best(training, baseline)
+        show(title, f"{baseline.name}: {baseline.words(how)}", over, scores(validation, baseline, how), items)
 
 
 def main(words: Sequence[str]) -> int:
@@ -251,22 +266,10 @@ def main(words: Sequence[str]) -> int:
         print(__doc__)
         return 2
     try:
-        task, baselines = wanted(words)
-        cases = {case.id: case for case in task.cached_cases()}
-        split = task.split(list(cases))
-        if not split["validation"]:
-            raise UsageError(
-                "The split has no validation cases to score.", "Type --fold 0, or a --split that has some."
-            )
+        run(words)
     except UnetError as error:
         print(f"error: {error.message}\n  {error.hint}", file=sys.stderr)
         return error.exit_code
-    training, validation = ([cases[name] for name in split[part]] for part in ("train", "validation"))
-    title, items = task.metric.name.removeprefix("MEAN "), "patients" if task.name == "lgg" else "cases"
-    print(f"{len(training)} training {items}, {len(validation)} validation {items}, {task.describe_input()}")
-    for baseline in baselines(training):
-        how, over = best(training, baseline)
-        show(title, f"{baseline.name}: {baseline.words(how)}", over, scores(validation, baseline, how), items)
     return 0
 
 

@@ -58,6 +58,14 @@ def test_weights_come_back_from_the_reference_program_s_names(name: str, tmp_pat
     assert torch.equal(outputs(task, checkpoint.weights_of(checkpoint.read(tmp_path / "a.pt"))), outputs(task, state))
 
 
+def test_kits19_reads_nnunet_s_names_without_the_flag_of_the_network() -> None:
+    """As `evaluate --weights o.pt` does, where nobody types --encoder."""
+    task = weights.task_of("kits19", encoder="residual", normalization="instance")
+    state = weights.network_of(task).state_dict()
+    theirs = checkpoint.weights_of(task.reference_checkpoint(state, published=False))
+    assert torch.equal(outputs(weights.task_of("kits19"), theirs), outputs(task, state))
+
+
 def test_the_published_names_of_the_argonne_network() -> None:
     task = weights.task_of("lgg")
     state = weights.network_of(task).state_dict()

@@ -116,3 +116,17 @@ def test_a_set(
     assert "--fold 0" in capsys.readouterr().err
     assert baselines.main(["--data", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_damaged_cache_is_an_error_in_two_lines(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", str(phantoms), "--cache", "./cache", "--image-size", "16", "--fold", "0", "--folds", "3"]
+    assert baselines.main(words) == 0
+    image = max(Path("cache").rglob("*.npy"), key=lambda path: path.stat().st_size)
+    image.write_bytes(bytes(10) + image.read_bytes()[10:])  # of the same size: found when it is read
+    capsys.readouterr()
+    assert baselines.main(words) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.split(":")[0] for line in lines if "rror" in line] == ["error"] and image.name in lines[-2]
