@@ -177,6 +177,20 @@ def test_inference_has_one_shape_and_every_slice(slices: int, static: bool) -> N
     assert network.training
 
 
+def test_the_peak_of_a_process_is_its_own() -> None:
+    """Linux hands the peak of whoever starts a program on to it, in what getrusage says of the program."""
+    inner = "from unet import host; print(host.peak_memory())"
+    outer = (
+        "import subprocess, sys\n"
+        "from unet import host\n"
+        "held = b'1' * 600_000_000\n"
+        f"print(host.peak_memory(), subprocess.check_output([sys.executable, '-c', {inner!r}], text=True))"
+    )
+    printed = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    parent, child = map(int, printed.split())
+    assert child < 300_000_000 < 600_000_000 < parent
+
+
 def test_an_out_of_memory_error_of_the_host_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
