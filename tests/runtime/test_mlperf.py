@@ -398,6 +398,15 @@ def test_several_processes_and_an_optimiser_of_ones_own(workplace: Path) -> None
     assert "input_block_0_batchnorm" in names
 
 
+def test_another_network_lists_its_own_layers(workplace: Path) -> None:
+    config = settings(encoder="residual")
+    Trial([0.1] * 9, config).train()
+    names = [e["metadata"]["tensor"] for e in events() if e["key"] == "weights_initialization"]
+    layers = {name.rpartition(".")[0] for name, _ in create(config).build_model().named_parameters()}
+    assert len(names) == len(set(names))
+    assert set(names) == layers
+
+
 def test_verbose_shows_the_log(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Trial([0.1] * 9, settings())
     assert ":::MLLOG" not in capsys.readouterr().out

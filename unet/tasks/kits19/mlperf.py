@@ -5,11 +5,14 @@ Source: training_rules of MLCommons (the retired benchmark unet3d, rules as of v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from unet.tasks.base import MLPerfBenchmark
 from unet.tasks.kits19.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRAINING, EVALUATION = 168, 42  # cases
 CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
@@ -42,16 +45,18 @@ CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
 }
 
 
-def benchmark(settings: Settings, layers: int) -> MLPerfBenchmark:
-    """The benchmark unet3d with these settings."""
+def benchmark(settings: Settings, layers: int, build_model: Callable[[], nn.Module]) -> MLPerfBenchmark:
+    """The benchmark unet3d with these settings. `build_model` is asked for the layers of a network that is not the
+    reference's."""
     events = {
         "oversampling": settings.oversampling,
         "training_input_shape": list(settings.patch),
         "validation_input_shape": list(settings.eval_patch),
         "validation_overlap": settings.overlap,
     }
-    names = tuple(tensor_names(layers, settings.normalization))
-    return MLPerfBenchmark("unet3d", CLOSED, TRAINING, EVALUATION, events, names)
+    own = settings.encoder != "reference"
+    names = layer_names(build_model) if own else tensor_names(layers, settings.normalization)
+    return MLPerfBenchmark("unet3d", CLOSED, TRAINING, EVALUATION, events, tuple(names))
 
 
 def tensor_names(layers: int, norm: str) -> Iterator[str]:
@@ -70,3 +75,12 @@ def tensor_names(layers: int, norm: str) -> Iterator[str]:
         yield f"up{level}_deconv"
         yield from block(f"up{level}")
     yield "output_conv"
+
+
+def layer_names(build_model: Callable[[], nn.Module]) -> Iterator[str]:
+    """Names of the layers of a network that have weights of their own; no memory is taken for them."""
+    import torch
+
+    with torch.device("meta"):
+        model = build_model()
+    return (name for name, layer in model.named_modules() if next(layer.parameters(recurse=False), None) is not None)

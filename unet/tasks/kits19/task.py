@@ -356,7 +356,7 @@ class KiTS19(SegmentationTask):
     def mlperf(self) -> MLPerfBenchmark:
         from unet.tasks.kits19 import mlperf
 
-        return mlperf.benchmark(self.settings, self.config.network.layers)
+        return mlperf.benchmark(self.settings, self.config.network.layers, self.build_model)
 
 
 TASK = KiTS19
