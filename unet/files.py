@@ -108,11 +108,12 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file. Raises StorageError if it cannot be written."""
+    """Add a line to a file, also after half a line. Raises StorageError if it cannot be written."""
     size = require_regular(path).stat().st_size if os.path.lexists(path) else 0
     try:
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+        with open(path, "ab+") as stream:
+            torn = size and os.pread(stream.fileno(), 1, size - 1) != b"\n"
+            stream.write(f"{chr(10) if torn else ''}{text}\n".encode())
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(path, size)  # no half line

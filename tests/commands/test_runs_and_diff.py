@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, TINY, error_of
 
 from unet.cli import main
+from unet.commands import runs
 from unet.files import digest
 
 
@@ -261,3 +262,11 @@ def test_an_error_leaves_standard_output_empty(cli: Any) -> None:
     answer = cli("diff", "a", "b", "--json")
     assert answer[1] == ""
     error_of(answer, 2)
+
+
+def test_the_last_change_is_told_in_the_time_of_this_machine(tmp_path: Path) -> None:
+    """Runs of machines in several zones are sorted by it."""
+    early = runs.updated(tmp_path, {"updated": "2026-11-28T02:50:00+0200"})
+    late = runs.updated(tmp_path, {"updated": "2026-11-28T02:10:00+0100"})
+    assert early < late
+    assert runs.updated(tmp_path, {"updated": "2026-11-28T02:50:00"}) == "2026-11-28T02:50:00"

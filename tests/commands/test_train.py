@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from builders import make_config
 from conftest import error_of, read_json, stored
 
+from unet.commands import crossval
 from unet.config import run_files
 from unet.runtime import optim
+from unet.runtime.distributed.process_group import Group
 
 RUN_FILES = {
     "cases",
@@ -404,6 +407,83 @@ def test_target_patience_and_steps(tiny) -> None:
     assert read_json(Path("performance/d/summary.json"))["steps"] == 3
 
 
+def test_a_run_that_lost_patience_does_not_go_on(tiny) -> None:
+    words = ("--run-name", "a", "--epochs", 9, "--patience", 1)
+    assert tiny(*words, "--lr", 1e-12)[0] == 0
+    epochs = read_json(Path("performance/a/summary.json"))["epochs"]
+    assert epochs < 9
+    code, out, err = tiny("--run-name", "a", "--resume")
+    assert code == 0 and "nothing is left to train" in out + err
+    assert read_json(Path("performance/a/summary.json"))["epochs"] == epochs
+
+
+def test_a_stop_in_the_last_evaluation_loses_nothing(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that ends by its steps, which the state has all."""
+    from unet.runtime import trainer
+
+    evaluate = trainer.evaluate_epoch
+    monkeypatch.setattr(trainer, "evaluate_epoch", lambda run: None if run.out_of_steps else evaluate(run))
+    assert tiny("--run-name", "a", "--epochs", 50, "--max-steps", 3, "--evaluate-every", 0)[0] == 130
+    assert not Path("performance/a/cases.csv").exists()
+    monkeypatch.setattr(trainer, "evaluate_epoch", evaluate)
+    assert tiny("--run-name", "a", "--resume")[0] == 0
+    summary = read_json(Path("performance/a/summary.json"))
+    assert (summary["steps"], summary["ended"]) == (3, "max-steps")
+    assert summary["best_score"] is not None
+    assert Path("performance/a/cases.csv").exists()
+
+
+def test_the_scores_of_a_moving_average_are_those_of_the_best_weights(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet.commands import scores
+    from unet.runtime import trainer
+
+    full, close, found = scores.full, trainer.close_epoch, {}
+
+    def scored(context: Any, predictor: Any, *rest: Any) -> Any:
+        (network,) = predictor.networks
+        network = getattr(network, "_orig_mod", network)
+        found["scored"] = {name: value.clone() for name, value in network.state_dict().items()}
+        return full(context, predictor, *rest)
+
+    monkeypatch.setattr(scores, "full", scored)
+    scores_of = iter((0.9, 0.1))
+    monkeypatch.setattr(trainer, "close_epoch", lambda run, given: close(run, {**given, "score": next(scores_of)}))
+    assert tiny("--run-name", "a", "--epochs", 2, "--ema", 0.5, "--evaluate-every", 1)[0] == 0
+    assert read_json(Path("performance/a/summary.json"))["best_epoch"] == 1
+    assert same(found["scored"], weights_of("a"))
+
+
+def test_a_moving_average_has_the_statistics_of_all_ranks() -> None:
+    from unet.runtime import trainer
+
+    class Two(Group):
+        def average_statistics(self, model: Any) -> None:
+            for buffer in model.buffers():
+                buffer.fill_(7)
+
+    model = torch.nn.BatchNorm2d(2)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    trainer.average_statistics(SimpleNamespace(group=Two(), model=model, averaged=averaged))  # type: ignore[arg-type]
+    assert averaged.module.running_mean.tolist() == model.running_mean.tolist() == [7, 7]
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet.runtime import trainer
+
+    close = trainer.close_epoch
+    for name, given, best in (("a", (math.nan, 0.2, 0.1), 2), ("b", (math.nan, math.nan), 0)):
+        scores_of = iter(given)
+        monkeypatch.setattr(
+            trainer,
+            "close_epoch",
+            lambda run, found, scores_of=scores_of: close(run, {**found, "score": next(scores_of)}),
+        )
+        words = ("--run-name", name, "--weights", f"{name}.pt", "--epochs", len(given), "--evaluate-every", 1)
+        assert tiny(*words)[0] == 0
+        assert read_json(Path(f"performance/{name}/summary.json"))["best_epoch"] == best
+        assert stored(Path(f"weights/{name}.safetensors"))["epoch"] == (best or len(given))
+
+
 def test_a_reached_target_is_read_from_a_file_without_exit_code_3(tiny) -> None:
     Path("s.json").write_text('{"target": 0.9999, "epochs": 1}')
     assert tiny("--run-name", "a", "--config", "s.json")[0] == 0
@@ -512,6 +592,13 @@ def test_seed_minus_one_draws_one_and_logs_it(tiny) -> None:
     setting = read_json(Path("performance/a/config.json"))["settings"]["general"]["seed"]
     assert setting["source"] == "drawn"
     assert setting["value"] >= 0
+
+
+def test_each_fold_of_a_crossval_draws_a_seed_of_its_own(tmp_path: Path) -> None:
+    fold = crossval.Fold(0, "cv-fold0", tmp_path / "cv-fold0", tmp_path / "cv-fold0.pt")
+    for seed, typed in ((-1, True), (7, False)):  # 7 is in the file of settings
+        words = " ".join(fold.command(tmp_path / "settings.json", make_config(seed=seed), None))
+        assert ("--seed -1" in words) is typed
 
 
 def test_a_finished_run_that_goes_on_says_that_nothing_is_left(tiny) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +19,12 @@ import pytest
 from conftest import error_of, start
 from runs import write_pictures, write_run
 
-from unet.report.page import bokeh_curves, document
+from unet.benchmarks import breakdown
+from unet.config import run_files
+from unet.report.page import bars, bokeh_curves, document
 from unet.report.page.conclusion import conclusions
 from unet.report.page.folder import LIST
-from unet.report.page.groups import groups_of
+from unet.report.page.groups import groups_of, is_running
 from unet.report.page.markup import duration, figure
 from unet.report.run import Run, read
 
@@ -235,7 +238,7 @@ def test_no_address_is_left_in_the_page(tmp_path: Path) -> None:
 
 
 def test_watch_writes_until_the_run_ends(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "input()  # unet"], stdin=subprocess.PIPE)
     folder = write_run(tmp_path / "runs/a", PATIENTS, epochs=3)
     status = {"pid": child.pid, "host": os.uname().nodename, "kind": "train"}
     (folder / "status.json").write_text(json.dumps({"status": "running", **status}))
@@ -300,3 +303,59 @@ def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
     assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
     assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
     assert {"lgg-cv_fold0-f0_p1.png", "lgg-cv_fold1-f1_p1.png"} <= set(page.beside)
+
+
+def test_only_the_folds_of_a_crossval_are_its_folds(tmp_path: Path) -> None:
+    for name in ("cv[1]-fold0", "cv[1]-fold1", "cv[1]-folded", "cv[1]-fold0-before", "cv1-fold0"):
+        write_run(tmp_path / name, {f"{name}-p": 0.5})
+    whole = write_run(tmp_path / "cv[1]", {}, epochs=0, summary={"by_fold": []})
+    (whole / "status.json").write_text(json.dumps({"status": "done", "kind": "crossval"}))
+    (run,) = read(whole)
+    assert [fold.name for fold in run.folds] == ["cv[1]-fold0", "cv[1]-fold1"]
+
+
+@pytest.mark.parametrize("text", ["case,dsc\ra,0.5\r", 'case,dsc\na,0.5\n"' + "x" * 200_000])
+def test_a_damaged_table_of_cases_stops_nothing(text: str, tmp_path: Path, cli: Cli) -> None:
+    damaged, sound = write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", PATIENTS)
+    (damaged / "cases.csv").write_bytes(text.encode())
+    runs = [run for path in (damaged, sound) for run in read(path)]
+    assert runs[0].cases["a"]["dsc"] == 0.5
+    assert len(runs[1].cases) == len(PATIENTS)
+    assert bool(runs[0].omitted) == ("x" in text)
+    assert cli("runs", "--out", tmp_path)[0] == 0
+
+
+def test_words_of_a_run_are_no_part_of_the_page(tmp_path: Path) -> None:
+    """In the table of machines and tasks too."""
+    about = {"item": "<script>1</script>", "images_per_second": 9.0}
+    a = write_run(tmp_path / "a", PATIENTS, summary=about)
+    b = write_run(tmp_path / "b", PATIENTS, task="em", summary=about)
+    page = document.build([run for path in (a, b) for run in read(path)])
+    assert about["item"] not in page.page
+    assert html.escape(about["item"]) in page.page
+
+
+def test_the_parts_of_a_step_are_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", PATIENTS)
+    parts = breakdown.summary({"forward": [0.25, 0.5, 0.75], "backward": [1.0, 1.0, 1.0]})
+    (run / "benchmark.json").write_text(json.dumps({"breakdown": parts}))
+    (found,) = read(run)
+    assert bars.step_of(found) == {"forward": 0.5, "backward": 1.0}
+
+
+def test_settings_that_are_none_are_passed_over() -> None:
+    assert run_files.flat_settings({"train": True, "lr": {"value": 1}}) == {"lr": {"value": 1}}
+
+
+def test_a_run_whose_process_is_gone_does_not_run(tmp_path: Path) -> None:
+    """Its number may be another program's by now."""
+    path = write_run(tmp_path / "a", PATIENTS, status="running")
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        for pid, host, expected in ((other.pid, socket.gethostname(), False), (other.pid, "elsewhere", True)):
+            (path / "status.json").write_text(json.dumps({"status": "running", "pid": pid, "host": host}))
+            (run,) = read(path)
+            assert is_running(run) is expected
+    finally:
+        other.kill()
+        other.wait()

@@ -38,7 +38,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 @pytest.mark.parametrize("epochs", [1, 2, 40])
 def test_curves_are_seen_from_the_first_epoch_on(figures: list[Any], epochs: int) -> None:
     rows = [{"epoch": n, "loss": 1.5 / n, "eval_loss": 2.0 / n, "score": 1 - 0.9 / n} for n in range(1, epochs + 1)]
-    pictures.progress(rows, "dsc", "run", Path("unused.png"))
+    pictures.progress(rows, epochs, "dsc", "run", Path("unused.png"))
     (figure,) = figures
     left, right = figure.axes
     for line in (*left.get_lines(), right.get_lines()[0]):
@@ -55,9 +55,16 @@ def test_curves_are_seen_from_the_first_epoch_on(figures: list[Any], epochs: int
     assert len(figure.legends[0].get_texts()) == 3
 
 
+def test_the_marked_epoch_is_the_best_of_the_run(figures: list[Any]) -> None:
+    """Also where less is better."""
+    rows = [{"epoch": n, "loss": 1.0, "score": score} for n, score in enumerate((5.0, 2.0, float("nan")), 1)]
+    pictures.progress(rows, 2, "error", "run", Path("unused.png"))
+    assert "best 2.000, epoch 2" in figures[0].legends[0].get_texts()[-1].get_text()
+
+
 def test_losses_that_are_not_finite_leave_a_gap(figures: list[Any]) -> None:
     rows = [{"epoch": 1, "loss": float("nan")}, {"epoch": 2, "loss": float("inf")}, {"epoch": 3, "loss": 0.5}]
-    pictures.progress(rows, "dsc", "run", Path("unused.png"))
+    pictures.progress(rows, 0, "dsc", "run", Path("unused.png"))
     assert figures[0].axes[0].get_ylim() == pytest.approx((0, 0.525))
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, error_of, read_json
 
+from unet import files
 from unet.commands import run_start
 from unet.errors import UsageError
+from unet.runtime import terminal
 from unet.runtime.folders import locks
 from unet.runtime.folders.run_folder import RunFolder, new_folder
 
@@ -286,6 +288,55 @@ def test_a_signal_outside_the_loop_interrupts(tiny, cli, phantoms: Path, monkeyp
     assert statuses["b"] == statuses["lgg-crossval"] == "interrupted"
 
 
+def test_a_pipe_whose_reader_is_gone() -> None:
+    """`tee` dies of the same Ctrl-C as the run."""
+    ours, theirs = os.pipe()
+    with open(theirs, "w", buffering=1) as stream:
+        assert terminal.is_read_by_another(stream)
+        guarded = terminal.Terminal(stream)
+        os.close(ours)
+        for _ in range(3):
+            assert guarded.write("words\n") == 6
+            guarded.flush()
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_ends_the_reader_of_a_pipe_too(phantoms: Path, tmp_path: Path) -> None:
+    words = ["train", "--data", phantoms, "--cache", "c", "--device", "cpu", *TINY, "--epochs", 100000]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "unet",
+            *map(str, words),
+            "--evaluate-every",
+            "0",
+            "--run-name",
+            "a",
+            "--save-minutes",
+            "0",
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    try:
+        deadline = time.monotonic() + 180
+        while not list((tmp_path / "weights").glob("a.state.*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    status = read_json(tmp_path / "performance/a/status.json")
+    assert (status["status"], status["why"]) == ("interrupted", "stopped: SIGINT")
+
+
 @pytest.mark.slow
 def test_a_terminal_that_is_closed(phantoms: Path, tmp_path: Path) -> None:
     """A real terminal: what the run still writes to it fails, and the state is saved all the same."""
@@ -422,3 +473,18 @@ def test_a_failure_is_on_record_before_its_cause_is_known(workplace: Path) -> No
         raise RuntimeError("connection closed by peer")
     status = read_json(folder / "status.json")
     assert (status["status"], status["why"]) == ("failed", "RuntimeError: connection closed by peer")
+
+
+def test_a_log_that_a_power_failure_cut_off(tmp_path: Path) -> None:
+    """Half a line is never the beginning of the next one, and a resumed run does not keep it."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"n": 1}\n{"n": 2}\n{"n"')
+    files.append_line(path, '{"n": 4}')
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n{"n"\n{"n": 4}\n'
+    path.write_text('{"n": 1}\n{"n": 2}\n{"n"')
+    folder = RunFolder(tmp_path)
+    folder.begin()
+    assert folder.keep_lines("a.jsonl", 3) == 2
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n'
+    assert folder.keep_lines("a.jsonl", 1) == 1
+    assert path.read_text() == '{"n": 1}\n'

@@ -76,6 +76,7 @@ class Fold:
         if trackers:
             words += [*trackers, "--track-group", config.track.track_group or self.name.rpartition("-fold")[0]]
         fold = ["--fold", str(self.number), "--weights", str(self.weights.absolute())]
+        fold += ["--seed", "-1"] if config.general.seed == -1 else []
         return ["train", "--config", str(settings), *fold, *words]
 
     def require(self, settings: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def finish(
         if context.group.is_main and not weights.exists():  # resumed after its last epoch, without an evaluation before
             run.emit("save_best", row=progress.history[-1] if progress.history else {})
         best = context.group.run_on_main(lambda: setup.read_weights(weights)[1])
-        checkpoint.fit(run.model, best, weights)
+        checkpoint.fit(run.best_model, best, weights)
         records = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
     about = summary(context, folder, run, weights, len(records), reason)

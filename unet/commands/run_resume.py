@@ -3,6 +3,7 @@ weights."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,9 +85,9 @@ def resume(run: Trainer, folder: RunFolder, paths: CheckpointPaths, facts: Mappi
     checkpoint.restore(run, content, state)
     group.run_on_main(lambda: match_best(paths, facts, content))
     progress = run.progress
-    folder.keep_lines("metrics.jsonl", progress.lines)
-    folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
-    folder.keep_lines(POWER_CSV, progress.power_lines)
+    progress.lines = folder.keep_lines("metrics.jsonl", progress.lines)
+    progress.mlperf_lines = folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
+    progress.power_lines = folder.keep_lines(POWER_CSV, progress.power_lines)
     score = progress.best_score
     name = run.task.metric.name
     best = "" if score is None else f"; best {name} {score:.4f} (epoch {progress.best_epoch})"
@@ -173,7 +174,7 @@ def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mappin
     from unet.runtime.checkpoints import checkpoint
 
     progress = content["progress"]
-    if progress["best_score"] is None:
+    if progress["best_score"] is None or not math.isfinite(progress["best_score"]):
         return
 
     def is_best(path: Path) -> bool:

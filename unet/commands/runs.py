@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
 import socket
@@ -18,7 +20,7 @@ from unet.errors import UnetError, UsageError
 from unet.report.places import RECORDS
 from unet.report.run import Run, is_run, number, read_run
 from unet.runtime.folders import locks
-from unet.runtime.folders.run_folder import RunFolder, is_running
+from unet.runtime.folders.run_folder import RunFolder
 
 TAIL = 4096  # bytes of a log in which its last line is looked for
 NAME, LAST = 56, 60  # characters of a name and of a last line
@@ -89,7 +91,7 @@ def state_of(path: Path, status: Mapping[str, Any]) -> str:
         return state or (
             "done" if (path / "summary.json").exists() or (path / "benchmark.json").exists() else "not known"
         )
-    if locks.holder(RunFolder(path, writes=False).lock) or is_running(status):
+    if locks.holder(RunFolder(path, writes=False).lock) or run_files.is_running(status):
         return "running"
     return "died" if status.get("host") == socket.gethostname() else "running"
 
@@ -108,8 +110,10 @@ def seconds_of(run: Run) -> float | None:
 
 def updated(path: Path, status: Mapping[str, Any]) -> str:
     """When a run was last written to, as its status says, or as its newest file does."""
-    if found := str(status.get("updated", ""))[:19]:
-        return found
+    if found := str(status.get("updated", "")):
+        with contextlib.suppress(ValueError):  # in the time of this machine: runs of several are sorted by it
+            found = datetime.datetime.strptime(found, "%Y-%m-%dT%H:%M:%S%z").astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+        return found[:19]
     times = [os.stat(place).st_mtime for place in path.iterdir() if place.is_file()]  # noqa: PTH116
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(times, default=0)))
 

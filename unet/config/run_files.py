@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """name -> {"value", "source"}, from settings in groups or, as in earlier versions, without."""
     found: dict[str, dict[str, Any]] = {}
     for name, item in settings.items():
-        found |= {name: item} if not files.schema_error(item, ENTRY) else item
+        found |= {name: item} if not files.schema_error(item, ENTRY) else item if isinstance(item, dict) else {}
     return found
 
 
@@ -71,3 +72,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def is_running(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a status is alive on this host (and is this program: process ids are reused)."""
+    pid = status.get("pid")
+    here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
+    if not here or not pid or not files.process_alive(pid):
+        return False
+    try:
+        return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True

@@ -17,7 +17,7 @@ from unet.kernels.geometry import Geometry
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: Geometry) -> Tensor:
     """`weight` (O, I, a, b, c) in the type of `x`."""
     y = F.linear(windows(x, how.kernel, how.stride, how.padding), rows(weight), bias)
-    return y.view(x.shape[0], *how.sides, -1).permute(0, 4, 1, 2, 3)
+    return y.view(x.shape[0], *how.sides, how.outputs).permute(0, 4, 1, 2, 3)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, how: Geometry) -> Tensor:
@@ -25,7 +25,7 @@ def input_gradient(grad: Tensor, weight: Tensor, how: Geometry) -> Tensor:
     around = [side - 1 - pad for side, pad in zip(how.kernel, how.padding, strict=True)]
     turned = weight.flip(2, 3, 4).permute(1, 2, 3, 4, 0).flatten(1)
     dx = windows(grad, how.kernel, (1, 1, 1), around) @ turned.T
-    return dx.view(how.shape[0], *how.shape[2:], -1).permute(0, 4, 1, 2, 3)
+    return dx.view(how.shape[0], *how.shape[2:], how.inputs).permute(0, 4, 1, 2, 3)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, how: Geometry) -> Tensor:

@@ -148,7 +148,7 @@ class _Normalised(torch.autograd.Function):
         norm = RecomputedNorm(x, weight, bias, mean, variance, eps, slope)
         y = norm.recompute()
         if _recomputed is not None:
-            _recomputed[y.untyped_storage().data_ptr()] = weakref.ref(y), norm
+            _recomputed[y.untyped_storage().data_ptr()] = weakref.ref(y), y._version, norm
         ctx.save_for_backward(weight)
         ctx.norm = norm  # holds the input
         return y
@@ -277,7 +277,7 @@ class RecomputedNorm:
         return x
 
 
-_recomputed: dict[int, tuple[weakref.ref[Tensor], RecomputedNorm]] | None = None
+_recomputed: dict[int, tuple[weakref.ref[Tensor], int, RecomputedNorm]] | None = None
 
 
 @contextlib.contextmanager
@@ -287,8 +287,9 @@ def recompute_activations() -> Iterator[None]:
     global _recomputed
 
     def pack(saved: Tensor) -> Any:
-        reference, norm = norms.get(saved.untyped_storage().data_ptr(), (None, None))
-        if reference is None or reference() is None:  # that volume was freed; another tensor has its address now
+        reference, version, norm = norms.get(saved.untyped_storage().data_ptr(), (None, 0, None))
+        volume = None if reference is None else reference()
+        if volume is None or volume._version != version:  # freed (another tensor has its address now), or changed since
             return saved
         return norm, saved.size(), saved.stride(), saved.storage_offset()
 
@@ -299,7 +300,7 @@ def recompute_activations() -> Iterator[None]:
         return norm.output().as_strided(*view)
 
     before = _recomputed
-    norms: dict[int, tuple[weakref.ref[Tensor], RecomputedNorm]] = {}
+    norms: dict[int, tuple[weakref.ref[Tensor], int, RecomputedNorm]] = {}
     _recomputed = norms
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,9 @@ def kind_of(run: Run) -> str:
 
 def fold_folders(path: Path) -> list[Path]:
     """The folders of a cross-validation's folds: beside its own, or in it."""
-    near = [*path.parent.glob(f"{path.name}-fold*"), *path.glob("*fold*")]
+    beside = re.compile(re.escape(path.name) + r"-fold\d+")
+    near = [fold for fold in path.parent.iterdir() if beside.fullmatch(fold.name)] if path.parent.is_dir() else []
+    near += path.glob("*fold*")
     return sorted((fold for fold in near if fold.is_dir()), key=lambda fold: (len(fold.name), fold.name))
 
 
@@ -313,11 +316,16 @@ def _csv(run: Run, name: str, convert: Callable[[str], Any] = lambda cell: _cell
     except UnetError as error:
         run.omitted.append(f"{path}: {error.message}")
         return []
-    table = csv.reader(io.StringIO(text))
-    heads = next(table, [])
-    for cells in table:
+    table = csv.reader(io.StringIO(text, newline=""))
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        lines.extend((table.line_num, cells) for cells in table)
+    except csv.Error as error:
+        run.omitted.append(f"{path}, line {table.line_num}: {error}")
+    heads = lines[0][1] if lines else []
+    for line, cells in lines[1:]:
         if len(cells) != len(heads):
-            run.omitted.append(f"{path}, line {table.line_num}: {len(cells)} cells instead of {len(heads)}")
+            run.omitted.append(f"{path}, line {line}: {len(cells)} cells instead of {len(heads)}")
             continue
         rows.append(
             {head: cell if head in TEXT_COLUMNS else convert(cell) for head, cell in zip(heads, cells, strict=True)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 STORED = {"evals_since_best": "stale"}  # names in a state file that differ from the field's
@@ -50,6 +51,26 @@ class Progress:
         for name in vars(self):
             if (stored := STORED.get(name, name)) in saved:
                 setattr(self, name, saved[stored])
+        if self.best_score is not None and not math.isfinite(self.best_score):
+            self.best_score, self.best_epoch = None, 0
+
+    def add(
+        self,
+        losses: Sequence[float],
+        parts: Mapping[str, Sequence[float]],
+        norms: Sequence[Mapping[str, float]],
+        batches: int,
+    ) -> None:
+        """Add the losses of some batches and their parts, and the norms of the gradients of some steps of `batches`
+        each, to the sums of the epoch; what is not finite is left out."""
+        finite = [value for value in losses if math.isfinite(value)]
+        self.loss_sum += math.fsum(finite)
+        self.loss_count += len(finite)
+        for name, terms in parts.items():
+            known = [term for term, value in zip(terms, losses, strict=True) if math.isfinite(value)]
+            self.parts[name] = self.parts.get(name, 0.0) + math.fsum(known)
+        for name, norm in ((name, norm) for row in norms for name, norm in row.items() if math.isfinite(norm)):
+            self.parts[name] = self.parts.get(name, 0.0) + norm * batches
 
     def rate(self) -> float:
         """Samples/s of training, without warm-up (unless there is nothing else)."""

@@ -68,7 +68,8 @@ class Stop:
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
-        host.notice(f"{self.reason}: finishing the current step, then saving the run.")
+        with contextlib.suppress(OSError, RuntimeError):  # the reader is gone; the signal came within a print
+            host.notice(f"{self.reason}: finishing the current step, then saving the run.")
 
     def requested(self) -> bool:
         if not self.reason and self.made_progress and time.monotonic() > self.deadline:

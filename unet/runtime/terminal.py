@@ -1,18 +1,19 @@
-"""Standard streams that still work after their terminal was closed."""
+"""Standard streams that still work after their terminal, or the reader of their pipe, is gone."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 
 class Terminal:
-    """A standard stream on a terminal. After the terminal is closed, output is discarded, so that it does not end a run
-    that is being saved."""
+    """A standard stream on a terminal or a pipe. After the terminal is closed, or the reader of the pipe has ended
+    (`tee` dies of the same Ctrl-C), output is discarded, so that it does not end a run that is being saved."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -34,7 +35,7 @@ class Terminal:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -42,8 +43,17 @@ class Terminal:
 
 
 def outlive_terminal() -> None:
-    """Let this process go on writing when its terminal is closed."""
+    """Let this process go on writing when its terminal, or the reader of its pipe, is gone."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, Terminal) and stream.isatty():
+        if stream is not None and not isinstance(stream, Terminal) and is_read_by_another(stream):
             setattr(sys, name, Terminal(stream))
+
+
+def is_read_by_another(stream: Any) -> bool:
+    """Whether a stream goes to a terminal, a pipe or a socket."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stream.isatty() or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -198,7 +198,9 @@ def train(run: Trainer) -> str:
 
 def train_epochs(run: Trainer) -> str:
     """Train epoch by epoch; returns the stop reason."""
-    reason = stop_reason(run)
+    reason, rows = stop_reason(run), run.progress.history
+    if reason == "max-steps" and not (rows and rows[-1]["step"] == run.progress.step):
+        reason = ""  # the run was stopped in its last evaluation
     while not reason:
         run.emit("on_epoch_start")
         scores = evaluate_epoch(run) if train_epoch(run) else None
@@ -224,7 +226,7 @@ def stop_reason(run: Trainer, score: float | None = None) -> str:
         return "target"
     if score is not None and diverged(run, score):
         return "diverged"
-    if score is not None and options.patience and progress.evals_since_best >= options.patience:
+    if options.patience and progress.evals_since_best >= options.patience:
         return "patience"
     if run.out_of_steps:
         return "max-steps"
@@ -258,6 +260,8 @@ def train_epoch(run: Trainer) -> bool:
     """Train the rest of the current epoch. Returns False if a stop was requested before its end."""
     options, device, progress = run.options, run.device, run.progress
     last = run.batches_per_epoch
+    if run.out_of_steps:
+        return True
     run.training = True
     run.network.train()
     run.clock.start()
@@ -294,9 +298,17 @@ def train_epoch(run: Trainer) -> bool:
 def save(run: Trainer) -> None:
     """Save the state, with running statistics averaged over the ranks."""
     run.group.set_phase("saving", may_block=True)
-    run.group.average_statistics(run.model)
+    average_statistics(run)
     run.emit("on_save")
     run.saved_at = time.monotonic()
+
+
+def average_statistics(run: Trainer) -> None:
+    """Average the running statistics over the ranks, in the network that is trained and in the one that is scored."""
+    run.group.average_statistics(run.model)
+    if run.averaged is not None:
+        for scored, trained in zip(run.averaged.module.buffers(), run.model.buffers(), strict=True):
+            scored.copy_(trained)
 
 
 def optimizer_step(run: Trainer) -> None:
@@ -314,15 +326,7 @@ def log(run: Trainer) -> None:
     """Read the losses since the last log line: the only place where training reads from the device."""
     values, norms = run.losses.read(run.gradients.pending)
     gradients = run.gradients.read(norms, run.progress.step)
-    batches = run.options.accumulate
-    finite = [value for value in values if math.isfinite(value)]
-    run.progress.loss_sum += math.fsum(finite)
-    run.progress.loss_count += len(finite)
-    for name, terms in run.losses.parts.items():
-        known = [term for term, value in zip(terms, values, strict=True) if math.isfinite(value)]
-        run.progress.parts[name] = run.progress.parts.get(name, 0.0) + math.fsum(known)
-    for name, norm in ((name, norm) for row in gradients for name, norm in row.items() if math.isfinite(norm)):
-        run.progress.parts[name] = run.progress.parts.get(name, 0.0) + norm * batches
+    run.progress.add(values, run.losses.parts, gradients, run.options.accumulate)
     speed, rate = run.clock.update_throughput(), run.optimizer.param_groups[0]["lr"]
     step_seconds = run.samples_per_step / speed["images_per_second"]
     parts = {name: terms[-1] for name, terms in run.losses.parts.items()}
@@ -344,7 +348,7 @@ def evaluate_epoch(run: Trainer) -> dict[str, Any] | None:
     start = time.perf_counter()
     run.training = False
     run.group.set_phase("scoring", may_block=True)
-    run.group.average_statistics(run.model)
+    average_statistics(run)
     records = run.evaluate()
     seconds = time.perf_counter() - start
     run.progress.seconds["evaluate"] += seconds
@@ -384,7 +388,8 @@ def close_epoch(run: Trainer, scores: dict[str, Any]) -> tuple[dict[str, Any], b
     better = False
     if "score" in scores:
         sign = run.task.metric.sign
-        better = progress.best_score is None or sign * scores["score"] > sign * progress.best_score
+        best = -math.inf if progress.best_score is None else sign * progress.best_score
+        better = math.isfinite(scores["score"]) and sign * scores["score"] > best
         progress.evals_since_best = 0 if better else progress.evals_since_best + 1
         if better:
             progress.best_score, progress.best_epoch = scores["score"], progress.epoch

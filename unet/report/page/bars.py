@@ -45,7 +45,7 @@ def step_of(run: Run) -> dict[str, float]:
     said = run.benchmark.get("breakdown")
     if not isinstance(said, Mapping):
         return {}
-    values = {name: number(each.get("median") if isinstance(each, Mapping) else each) for name, each in said.items()}
+    values = {name: number(each.get("seconds") if isinstance(each, Mapping) else each) for name, each in said.items()}
     return {str(name).replace("_", " "): value for name, value in values.items() if value}
 
 

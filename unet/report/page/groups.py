@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -87,16 +88,8 @@ def is_running(run: Run) -> bool:
     if run.status != "running":
         return False
     status = run_files.read_status(run.path)
-    pid = status.get("pid")
-    if not isinstance(pid, int) or status.get("host") != os.uname().nodename:
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    elsewhere = not isinstance(status.get("pid"), int) or status.get("host") != socket.gethostname()
+    return elsewhere or status["pid"] == os.getpid() or run_files.is_running(status)
 
 
 def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:

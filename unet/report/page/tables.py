@@ -87,7 +87,7 @@ def matrix(groups: Sequence[Group]) -> str:
 
 def cell(group: Group) -> str:
     """A run in the matrix: its name, and the measures that are known."""
-    units = ("", " min to target", f" {group.first.item}/s", " J/sample", "")
+    units = ("", " min to target", f" {escaped(group.first.item)}/s", " J/sample", "")
     known = [f"{value}{unit}" for value, unit in zip(measures(group), units, strict=True) if value != NONE]
     return tag("div", tag("b", chip(group)), *(tag("span", each) for each in known), class_="cell")
 

@@ -188,7 +188,9 @@ class Curves:
         self.drawn = time.monotonic()
         history, metric = run.progress.history, run.task.metric
         if history:
-            pictures.progress(history, metric.name, self.folder.name, self.folder.place("progress.png"))
+            pictures.progress(
+                history, run.progress.best_epoch, metric.name, self.folder.name, self.folder.place("progress.png")
+            )
         if history and run.task.curves:
             path = self.folder.place("terms.png")
             pictures.terms(history, run.task.curves, metric.key, self.folder.name, path)

@@ -13,8 +13,9 @@ from unet.files import atomic
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by the colour-blind (Okabe and Ito, 2008)
 
 
-def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path: Path) -> None:
-    """Loss (left axis) and score (right axis, called `score`) over the epochs; the best epoch is marked."""
+def progress(history: Sequence[Mapping[str, Any]], best_epoch: int, score: str, title: str, path: Path) -> None:
+    """Loss (left axis) and score (right axis, called `score`) over the epochs; the best one (0: there is none) is
+    marked."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
@@ -29,10 +30,10 @@ def progress(history: Sequence[Mapping[str, Any]], score: str, title: str, path:
     scored = [row for row in history if "score" in row]
     if scored:
         right = axis.twinx()
-        best = max(scored, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
-        words = f"validation {score} (best {best['score']:.3f}, epoch {best['epoch']})"
+        best = next((row["score"] for row in reversed(scored) if row["epoch"] == best_epoch), math.nan)
+        words = f"validation {score}" + (f" (best {best:.3f}, epoch {best_epoch})" if math.isfinite(best) else "")
         _line(right, history, "score", words, GREEN, "D-.")
-        right.plot(best["epoch"], best["score"], "o", color=GREEN, fillstyle="none", markersize=14, clip_on=False)
+        right.plot(best_epoch, best, "o", color=GREEN, fillstyle="none", markersize=14, clip_on=False)
         low, high = _range(history, ("score",))
         right.set(ylabel=score, ylim=(low, high if low < 0 else max(1.05, high)))
         lines = [*lines, right.get_lines()[0]]

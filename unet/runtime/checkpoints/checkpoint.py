@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.errors import CheckpointError, DamagedError, StorageError
-from unet.files import explain, schema_error
+from unet.files import explain, jsonable, schema_error
 from unet.runtime.checkpoints import nested, numpy_numbers, tensor_files
 from unet.runtime.progress import wrong_progress
 from unet.weight_files import exported, pickles, safetensors_header
@@ -48,7 +48,7 @@ KEYS_OF_FOREIGN = (
 
 def save_weights(path: Path, facts: Mapping[str, Any], state: Mapping[str, Tensor], before: Path | None = None) -> None:
     """Write a state dict and its metadata atomically; existing weights are renamed to `before`."""
-    tensor_files.write(path, {"format": WEIGHTS, **facts}, state, before)
+    tensor_files.write(path, jsonable({"format": WEIGHTS, **facts}), state, before)
 
 
 def save_state(path: Path, facts: Mapping[str, Any], content: Mapping[str, Any], before: Path | None = None) -> None:

@@ -11,14 +11,14 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import unet
 from unet import files, host
-from unet.config.run_files import read_status
+from unet.config.run_files import is_running, read_status
 from unet.errors import UnetError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.runtime.folders import locks
@@ -186,13 +186,17 @@ class RunFolder:
             return
         (files.append_line if added else files.write_text)(self.place(name), text)
 
-    def keep_lines(self, name: str, count: int) -> None:
-        """Truncate a log to its first `count` lines: the rest was written after the state that is resumed."""
+    def keep_lines(self, name: str, count: int) -> int:
+        """Truncate a log to its first `count` lines: the rest was written after the state that is resumed. A line that
+        a power failure cut off goes too. Returns how many lines it has then."""
         path = self / name
         if self.writes and self.begun and os.path.lexists(path):
             lines = files.require_regular(path).read_bytes().splitlines(keepends=True)
-            if len(lines) > count:
-                files.write_bytes(path, b"".join(lines[:count]))
+            kept = [line for line in lines[:count] if line.endswith(b"\n")]
+            if len(kept) < len(lines):
+                files.write_bytes(path, b"".join(kept))
+            return len(kept)
+        return count
 
     def text(self, name: str) -> str:
         """The content of a log; empty where there is none. Bytes that are not UTF-8 become question marks."""
@@ -220,18 +224,6 @@ def new_folder(out: Path, name: str | None, kind: str, command: str, overwrite: 
             folder.create(command, overwrite)
             return folder
     raise AssertionError
-
-
-def is_running(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status is alive on this host (and is this program: process ids are reused)."""
-    pid = status.get("pid")
-    here = status.get("status") == "running" and status.get("host") == socket.gethostname() and pid != os.getpid()
-    if not here or not pid or not files.process_alive(pid):
-        return False
-    try:
-        return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return True
 
 
 def note(folder: RunFolder, status: str, why: str) -> None:
