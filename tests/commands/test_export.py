@@ -153,6 +153,8 @@ def test_nothing_is_replaced_that_was_not_exported(here: Path, cli: Cli) -> None
     assert "does not say" in error_of(cli(*words, "--output", "mine.onnx", "--overwrite"), 2)
     Path("mine.bin").write_bytes(b"mine")
     assert "mine.bin is there" in error_of(cli(*words, "--to", "openvino", "--output", "mine.xml", "--overwrite"), 2)
+    Path("large.onnx.data").write_text("mine")
+    assert "large.onnx.data is there" in error_of(cli(*words, "--output", "large.onnx", "--overwrite"), 2)
     assert Path("mine.onnx").read_bytes() == Path("mine.bin").read_bytes() == b"mine"
     size = Path("weights/a.bin").stat().st_size
     assert cli(*words, "--to", "openvino", "--half", "--overwrite")[0] == 0  # 16 bits: half the size

@@ -94,7 +94,8 @@ def targets_of(resolved: Resolved, weights: Path) -> dict[str, Path]:
                 f"--output {path.name}: a file of --to {kind} ends in {' or '.join(SUFFIXES[kind])}.",
                 f"Type --output {path.with_suffix(SUFFIXES[kind][0]).name}",
             )
-        for each in [path, *([openvino_header.weights_of(path)] if kind == "openvino" else [])]:
+        beside = {"onnx": path.with_name(f"{path.name}.data"), "openvino": openvino_header.weights_of(path)}
+        for each in (path, *([beside[kind]] if kind in beside else [])):  # onnx: of weights over 2 GB
             require_free(each, path, config)
         found[kind] = path
     return found
