@@ -6,6 +6,7 @@ Each task declares its `Layout` in its `dataset`; `slice_layout` is the one that
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unet.files import path_inside
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
+EMPTY: tuple[Any, ...] = (None, [], ())  # settings that no flag gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,15 @@ class Layout:
 
 
 def flags(settings: Settings) -> str:
-    """Settings as they are typed: --image-size 64."""
-    return " ".join(
-        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in settings.items()
-    )
+    """Settings as they are typed in a shell: --image-size 64. One that is None or empty is left out."""
+    return " ".join(_typed(name.replace("_", "-"), value) for name, value in settings.items() if value not in EMPTY)
+
+
+def _typed(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return shlex.join([f"--{name}", *map(str, values)])
 
 
 def require_values(mask: Array, allowed: set[int]) -> None:
