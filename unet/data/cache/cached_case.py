@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from unet import files
 from unet.data.cache.layout import Layout
 from unet.data.io.arrays import open_npy
 from unet.errors import CacheError
@@ -18,7 +19,8 @@ from unet.errors import CacheError
 class CachedCase:
     """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
     each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
-    `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known."""
+    `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known; `digest`:
+    of their content."""
 
     id: str
     image: Path
@@ -28,6 +30,7 @@ class CachedCase:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cost: int = 1
     own: bool = False
+    digest: str = ""
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
@@ -48,4 +51,14 @@ def opened(
     """The case of a record of the manifest, or of what the masks of another program's cache hold."""
     image, mask = layout.paths(folder, case)
     kept = {name: facts[name] for name in layout.needed if name in facts}
-    return CachedCase(case, image, mask, shape, tuple(facts["foreground"]), kept, layout.cost(shape), own)
+    count, digest = tuple(facts["foreground"]), str(facts.get("digest", "")) if own else ""
+    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest)
+
+
+def data_digest(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> str | None:
+    """Sixteen hex digits of the data of a run: the sources of each case, and which cases validate.
+    None where a case's sources are not known (another program's cache)."""
+    known = {case.id: case.digest for case in cases}
+    parts = {part: {case: known.get(case, "") for case in split[part]} for part in ("train", "validation")}
+    whole = all(digest for part in parts.values() for digest in part.values())
+    return files.fingerprint(parts) if whole else None
