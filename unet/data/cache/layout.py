@@ -27,7 +27,8 @@ EMPTY: tuple[Any, ...] = (None, [], ())  # settings that no flag gives
 class Layout:
     """How the cases of a task are kept. Its functions stand at the top of a module: worker processes are sent them.
 
-    `image`, `mask`: what follows the case's id in the names of its files. `version`: of the code that makes the arrays.
+    `image`, `mask`: what follows the case's id in the names of its files; `voxels`: in that of a third, of drawn voxels
+    (see `CachedCase.voxels`), where there is one. `version`: of the code that makes the arrays.
     `cost` of an image's shape: what scoring it takes, in slices or windows.
     `require(image's path, image, mask, settings)`: raise CacheError unless the arrays of another program fit. `facts`
     of a mask, as the manifest has them, in the form of `schema` (see `files.schema_error`); `counted` of an image's
@@ -48,15 +49,18 @@ class Layout:
     schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     needed: tuple[str, ...] = ()
     kept: str | None = None
+    voxels: str | None = None
 
-    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """Image and mask of a case. Raises CacheError for a name that leads out of the folder or is no file name."""
+    def paths(self, folder: Path, case: str) -> tuple[Path, ...]:
+        """Image and mask of a case, and its drawn voxels where the layout has them. Raises CacheError for a name that
+        leads out of the folder or is no file name."""
         if not case.strip(".") or "/" in case:
             raise CacheError(
                 f"{folder.absolute()}: {case!r} is not the name of a case.",
                 "The list of its files was changed or damaged: restore it, or use another folder.",
             )
-        return path_inside(folder, case + self.image), path_inside(folder, case + self.mask)
+        ends = (self.image, self.mask, *([self.voxels] if self.voxels else []))
+        return tuple(path_inside(folder, case + end) for end in ends)
 
     def ids(self, folder: Path) -> list[str]:
         """The cases whose images lie in a folder, sorted."""
