@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unet.errors import StorageError, UnetError
+from unet.json_schema import schema_error
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -61,18 +62,19 @@ def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on a clean exit flush, fsync and rename it over `path`.
 
     After a crash `path` has its old content or the complete new one; with `before` the old content gets that name
-    first. Raises StorageError if the disk is full or the folder cannot be written.
+    first. The temporary file is locked, so no other process takes it for a leftover. Raises StorageError if the disk is
+    full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with _locked(temporary) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        if before is not None and path.exists():
-            _move_aside(path, before, path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}.tmp"))
-        temporary.replace(path)
+            if before is not None and path.exists():
+                _move_aside(path, before, path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}.tmp"))
+            temporary.replace(path)  # while it is locked
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -81,6 +83,37 @@ def atomic(path: Path | str, before: Path | None = None) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _locked(temporary: Path) -> BinaryIO:
+    """A new temporary file, open, and locked until it is closed where its file system has locks."""
+
+    def untouched(path: str, flags: int) -> int:  # its content is nobody's only once it is locked
+        return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
+    for last in (*[False] * 50, True):
+        stream = open(temporary, "wb", opener=untouched)  # noqa: SIM115 (closed by the caller)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = _is_at(stream, temporary)  # another process may have removed it as a leftover before it was locked
+        except BlockingIOError:
+            mine = False
+        except OSError:  # no locks here
+            mine = True
+        if mine or last:
+            stream.truncate(0)
+            return stream
+        stream.close()
+        time.sleep(0.02)
+    raise AssertionError
+
+
+def _is_at(stream: BinaryIO, path: Path) -> bool:
+    """Whether an open file still lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _move_aside(path: Path, before: Path, spare: Path) -> None:
@@ -93,7 +126,10 @@ def _move_aside(path: Path, before: Path, spare: Path) -> None:
     except OSError:
         path.replace(before)
     else:
-        spare.replace(before)
+        try:
+            spare.replace(before)
+        except FileNotFoundError:  # another process took it for a leftover
+            return _move_aside(path, before, spare)
         with contextlib.suppress(FileNotFoundError):  # rename leaves both where they are one file already
             spare.unlink()
 
@@ -202,70 +238,6 @@ def read_json(path: Path | str, schema: Any = None, hint: str = "Repair the file
     return found
 
 
-def schema_error(value: Any, schema: Any, at: str = "the file") -> str:
-    """The first mismatch between `value` (parsed JSON) and `schema`, in words; empty if there is none.
-
-    A schema is: a type (`int` takes no bool, `float` takes int, no NaN or infinity); `object` for anything; None for
-    null; a set of allowed values; a tuple of schemas, one of which must match; a list of one schema, for each item; a
-    dict of name -> schema, where `"name?"` may be missing and others may be added; a dict `{str: schema}`, for each
-    value.
-    """
-    if isinstance(schema, tuple):
-        return "" if any(not schema_error(value, item, at) for item in schema) else _mismatch(value, schema, at)
-    if isinstance(schema, list):
-        if not isinstance(value, list):
-            return _mismatch(value, list, at)
-        return next(
-            (wrong for i, item in enumerate(value) if (wrong := schema_error(item, schema[0], f"{at}[{i}]"))), ""
-        )
-    if isinstance(schema, dict):
-        if not isinstance(value, dict):
-            return _mismatch(value, dict, at)
-        within = "" if at == "the file" else f"{at}."
-        if str in schema:
-            fits = ((f"{within}{name}", item, schema[str]) for name, item in value.items())
-        else:
-            missing = [name for name in schema if not name.endswith("?") and name not in value]
-            if missing:
-                return f"{at} lacks {missing[0]!r}"
-            names = ((name.removesuffix("?"), item) for name, item in schema.items())
-            fits = ((f"{within}{name}", value[name], item) for name, item in names if name in value)
-        return next((wrong for name, item, wanted in fits if (wrong := schema_error(item, wanted, name))), "")
-    return "" if _matches(value, schema) else _mismatch(value, schema, at)
-
-
-def _matches(value: Any, schema: Any) -> bool:
-    if schema is None or isinstance(schema, set):
-        return value is None if schema is None else isinstance(value, str | int | float) and value in schema
-    if schema is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-    if schema is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, schema)
-
-
-def _mismatch(value: Any, schema: Any, at: str) -> str:
-    return f"{at} is {json.dumps(value, default=str)[:60]}, expected {_schema_text(schema)}"
-
-
-def _schema_text(schema: Any) -> str:
-    if isinstance(schema, tuple):
-        return " or ".join(_schema_text(item) for item in schema)
-    if isinstance(schema, set):
-        return " or ".join(sorted(map(str, schema)))
-    kinds: dict[Any, str] = {
-        str: "a text",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        None: "null",
-        list: "a list",
-    }
-    kinds[dict] = "an object"
-    kind = type(schema) if isinstance(schema, list | dict) else schema
-    return kinds.get(kind, "a value")
-
-
 def path_inside(folder: Path, name: Any) -> Path:
     """The path of `name` in `folder`, for names that were read from a file. Raises UnetError if it leads out of the
     folder (absolute, `..`, through a link) or is no file name.
@@ -296,12 +268,26 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes of this host from `folder`."""
+    """Delete the temporary files of killed processes of this host from `folder`. A file that is locked has a living
+    owner: a process of a container that shares the host's name, and whose number means another process here."""
     for path in folder.glob(f".*.{_HOST}-*.tmp"):
         owner = path.name.rsplit("-", 1)[1].removesuffix(".tmp")
         if owner.isdecimal() and not process_alive(int(owner)):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            with contextlib.suppress(OSError), open(path, "r+b") as stream:
+                if _is_left(stream) and _is_at(stream, path):
+                    path.unlink()
+
+
+def _is_left(stream: BinaryIO) -> bool:
+    """Whether no process writes to a temporary file any more, which is locked then. On a file system without locks:
+    whether it has not changed for `LOCK_TIMEOUT` seconds."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - os.fstat(stream.fileno()).st_mtime > LOCK_TIMEOUT
+    return True
 
 
 def fingerprint(value: Any) -> str:

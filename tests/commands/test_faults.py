@@ -4,6 +4,7 @@ file modes.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -278,6 +279,36 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     assert not dead.exists()
     assert living.exists()
     assert elsewhere.exists()
+
+
+def test_a_file_that_a_process_of_another_container_writes_is_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    files.write_text(path, "first")
+    with monkeypatch.context() as there:
+        there.setattr(os, "getpid", lambda: 4194304)  # no process has this number here
+        with files.atomic(path, tmp_path / "before.txt") as stream:
+            stream.write(b"second")
+            files.remove_leftovers(tmp_path)
+    assert (path.read_text(), (tmp_path / "before.txt").read_text()) == ("second", "first")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_leftovers_on_a_file_system_without_locks_are_told_by_their_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    old, fresh = (tmp_path / f".{name}.pt.{files._HOST}-4194304.tmp" for name in ("old", "fresh"))
+    for leftover in (old, fresh):
+        leftover.touch()
+    os.utime(old, (0, time.time() - 2 * files.LOCK_TIMEOUT))
+    files.write_text(tmp_path / "a.txt", "written")
+    files.remove_leftovers(tmp_path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == [fresh.name, "a.txt"]
 
 
 def test_out_of_memory_becomes_advice(tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 from builders import make_config
 
-from unet.commands import scores, tables
+from unet.commands import label_scores, scores, tables
 from unet.tasks.kits19.task import KiTS19
 from unet.tasks.lgg.task import LGG
 
@@ -63,3 +64,22 @@ def test_long_lines_are_filled_under_their_words(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "0")
     monkeypatch.setattr("sys.stdout", SimpleNamespace())
     assert tables.width() == tables.UNLIMITED
+
+
+@pytest.mark.parametrize(("goal", "worst"), [("max", "c3 0.100, c1 0.900, c0 nan"), ("min", "c1 0.900, c3 0.100")])
+def test_the_worst_cases_are_those_with_the_worst_scores(goal: str, worst: str) -> None:
+    task = LGG(make_config("lgg"))
+    task.metric = task.metric._replace(goal=goal)  # type: ignore[misc]
+    keys = [key for key, _, _ in task.columns]
+    scored = zip(("c0", "c1", "c2", "c3", "c4"), (math.nan, 0.9, math.nan, 0.1, math.nan), strict=True)
+    shown = scores.table(task, [{"case": case, **dict.fromkeys(keys, value)} for case, value in scored], 10)
+    assert f"worst 5: {worst}" in shown
+
+
+def test_healthy_cases_do_not_fill_the_worst_label_maps() -> None:
+    names = [f"{kind}_1" for kind in label_scores.KINDS]
+    values = {f"healthy {n}": math.nan for n in range(label_scores.SHOWN)} | {"sick": 0.5}
+    records = [{"case": case, **dict.fromkeys(["mean_dice", *names], value)} for case, value in values.items()]
+    by_class = [label_scores.summed(records, 1, "lesion", 10)]
+    rows = label_scores.table(records, by_class, ("background", "lesion")).splitlines()
+    assert rows[rows.index(next(row for row in rows if "the worst" in row)) + 1].split()[0] == "sick"

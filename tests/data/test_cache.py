@@ -352,6 +352,7 @@ def test_a_split_of_many_names_is_fast() -> None:
 
 def test_pictures_of_many_cases_are_few_and_spread() -> None:
     from unet.commands.scores import KEPT, SHOWN, Spread, shown_of
+    from unet.metrics.statistics import rank
 
     rng = np.random.default_rng(0)
     scores = [float("nan"), *rng.beta(5, 1, 2000).tolist(), 0.0, 1.0]
@@ -362,9 +363,9 @@ def test_pictures_of_many_cases_are_few_and_spread() -> None:
     assert len(kept.rows) == KEPT
     assert all(row.panel for row in kept.rows)
     assert len(made) < len(scores)
-    chosen = shown_of(kept.rows, scores)
+    chosen = shown_of(kept.rows, [rank(score) for score in scores])
     assert len(chosen) == SHOWN
-    assert (chosen[0].score, chosen[-1].score) == (float("-inf"), 1.0)
+    assert (chosen[0].score, chosen[-1].score) == (0.0, 1.0)
     middle = sorted(scores[1:])[round(2 * len(scores) / 5)]
     assert abs(chosen[2].score - middle) < 0.05
     few = Spread()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,22 @@ def test_the_result_does_not_depend_on_the_batch(static: bool) -> None:
         size = min(batch, 18) if not static else batch
         assert network.shapes == [(size, 1, 8, 16, 16)] * -(-18 // batch)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8])
+@pytest.mark.parametrize(("window", "overlap"), [((1, 9, 12), 0.3), ((1, 18, 18), 0.0), ((4, 9, 9), 0.5)])
+def test_slabs_of_slices_take_no_more_passes_than_windows(window: tuple[int, ...], overlap: float, batch: int) -> None:
+    volume = torch.from_numpy(wave((1, 11, 18, 18), 0.37, 0.1))
+    plan = windows.plan(volume.shape[1:], window, overlap, "full")
+    network, alone, whole = Mixer(), Mixer(), Mixer()
+    found = torch.cat([slab.clone() for slab in Predictor([network], device(), batch).slabs(volume, plan)], 1)
+    one = torch.cat([slab.clone() for slab in Predictor([alone], device(), 1).slabs(volume, plan)], 1)
+    assert torch.equal(found, one)
+    torch.testing.assert_close(found, Predictor([whole], device(), batch).windows(volume, plan))
+    images, expected = (sum(shape[0] for shape in net.shapes) for net in (network, whole))
+    passes = plan.grid[0] * math.ceil(math.prod(plan.grid[1:]) / batch)  # of volumes: each row by itself
+    assert images == (expected if window[0] == 1 else passes * batch)
+    assert expected == math.ceil(plan.count / batch) * batch
 
 
 def test_mirroring_is_the_mean_of_eight_flipped_volumes() -> None:

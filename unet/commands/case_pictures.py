@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unet import files
 from unet.config.run_files import PICTURED, PICTURES
 from unet.data import drawing
+from unet.metrics.statistics import rank
 
 if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
@@ -40,7 +41,8 @@ Labels = NDArray[np.uint8]
 
 
 class Pictured(NamedTuple):
-    """The picture of a case. `entry` is what the index says of it; rows are ordered by score, worst first."""
+    """The picture of a case. `entry` is what the index says of it; rows are ordered by `score`, the rank: worst first,
+    infinity where there is none."""
 
     score: float
     case: str
@@ -58,8 +60,7 @@ class Extremes:
 
     def add(self, score: float, case: str, slices: Callable[[], Mapping[str, Any]]) -> None:
         """Add a case; it is drawn only if it is among those that are kept."""
-        place = -math.inf if math.isnan(score) else self.sign * score
-        row = Pictured(place, case, {}, b"")
+        row = Pictured(rank(score, self.sign), case, {}, b"")
         rows = [*self.rows]
         bisect.insort(rows, row, key=lambda each: each[:2])
         kept = chosen(rows)
@@ -74,8 +75,10 @@ class Extremes:
 
 
 def chosen(rows: Sequence[Pictured]) -> list[Pictured]:
-    """Of rows in order, the worst few and the best."""
-    return [*rows[:WORST], *rows[max(WORST, len(rows) - BEST) :]]
+    """Of rows in order, the worst few and the best; those without a score where others are too few."""
+    scored = bisect.bisect_left(rows, math.inf, key=lambda row: row.score)
+    few = [*rows[:scored][:WORST], *rows[max(WORST, scored - BEST) : scored]]
+    return [*few, *rows[scored:][: WORST + BEST - len(few)]]
 
 
 def write(folder: RunFolder, shares: Sequence[Sequence[Pictured]]) -> None:
@@ -84,9 +87,11 @@ def write(folder: RunFolder, shares: Sequence[Sequence[Pictured]]) -> None:
     if not rows:
         return
     entries, taken = [], set[str]()
+    scored = sum(row.score < math.inf for row in rows)
     for number, row in enumerate(rows):
         name = file_name(row.case, taken)
-        place = "worst" if number < WORST and number < max(1, len(rows) - BEST) else "best"
+        place = "worst" if number < WORST and number < max(1, scored - BEST) else "best"
+        place = place if number < scored else "unscored"
         entries.append({**row.entry, "file": name, "place": place})
         taken.add(name)
         path = folder.place(f"{PICTURED}/{name}")

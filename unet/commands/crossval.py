@@ -32,6 +32,7 @@ from unet.tasks.base import Task
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
     from unet.runtime.folders.run_folder import RunFolder
 
 SETTINGS = "settings.json"
@@ -98,6 +99,28 @@ class Fold:
                 "Give another --run-name, or train all folds again with --overwrite.",
             )
 
+    def require_data(self, config: Config, cases: Sequence[CachedCase]) -> None:
+        """Raise UsageError where the fold was trained on other data than a run of it would be now: cases that changed,
+        were added or removed since, or are in another fold."""
+        from unet.data.cache.cached_case import data_digest
+        from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of
+
+        about = metadata_of(self.weights) or metadata_of(CheckpointPaths(self.weights).state)
+        if not about.get("data") or about.get("run_name") != self.name:
+            return
+        seed = about.get("settings", {}).get("seed", config.general.seed)
+        split = create(config.replace(fold=self.number, seed=seed)).split([case.id for case in cases])
+        now = data_digest(cases, split)
+        if now and now != about["data"]:
+            ids = {*about.get("training", ()), *about.get("validation", ())} ^ {case.id for case in cases}
+            differ = (
+                f"the set has other cases now, for example {min(ids)}" if ids else "cases changed since, or their fold"
+            )
+            raise UsageError(
+                f"Run {self.name!r} in {self.folder.absolute()} was trained on other data: {differ}.",
+                "Restore the data; or give another --run-name, or train all folds again with --overwrite.",
+            )
+
     def require_weights(self, replaced: bool) -> None:
         """Raise UsageError if the fold's weights belong to another run, unless they may be replaced."""
         from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
@@ -134,10 +157,12 @@ def train_and_sum_up(
 ) -> int:
     """Train the remaining folds, and write the results."""
     task = create(config)
+    cases = task.cached_cases()  # one process makes the cache
+    for fold in found:
+        fold.require_data(config, cases)
     left = [fold for fold in found if not fold.done()]
     kept = len(found) - len(left)
     host.notice(f"{folder.name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
-    task.cached_cases()  # one process makes the cache
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
     if rows := results(finished, task):

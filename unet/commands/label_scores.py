@@ -11,7 +11,7 @@ from typing import Any
 from unet.commands import output, tables
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
-from unet.metrics.statistics import bootstrap_interval
+from unet.metrics.statistics import bootstrap_interval, rank
 from unet.tasks.registry import create
 
 KINDS = {"dice": "{:.4f}", "surface": "{:.4f}", "hd95": "{:.2f}", "volume": "{:+.3f}"}
@@ -72,7 +72,7 @@ def summed(records: Sequence[dict[str, Any]], number: int, name: str, resamples:
 
 
 def table(records: Sequence[dict[str, Any]], by_class: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
-    """The classes, then the worst cases, the worst first."""
+    """The classes, then the worst cases, the worst first, those without a score last."""
     cells = [
         [
             row["class"],
@@ -84,7 +84,7 @@ def table(records: Sequence[dict[str, Any]], by_class: Sequence[dict[str, Any]],
     ]
     heads = ["class", "cases", "Dice", "median", "95 % from", "to", *(HEADS[kind] for kind in KINDS if kind != "dice")]
     lines = tables.table(heads, cells, name=20)
-    ordered = sorted(records, key=lambda record: (not math.isnan(record["mean_dice"]), record["mean_dice"]))
+    ordered = sorted(records, key=lambda record: rank(record["mean_dice"]))
     names = list(enumerate(classes))[1 : CLASSES_SHOWN + 1]
     rows = [
         [

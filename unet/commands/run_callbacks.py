@@ -97,6 +97,7 @@ def metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[st
         "task": context.task.name,
         "run_name": folder.name,
         "run_id": folder.run_id,
+        "data": folder.data,
         "training": split["train"],
         "validation": split["validation"],
         "settings": {name: files.jsonable(context.config.get(name)) for name in kept},

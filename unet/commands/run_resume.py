@@ -140,6 +140,12 @@ def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path:
             counts = f"{len(content.get(name, []))} there, {len(facts[name])} here"
             differ = sorted(set(content.get(name, [])) ^ set(facts[name]))[:1]
             raise _foreign(path, f"saved with other {name} cases ({counts}; for example {differ})")
+    if facts and facts.get("data") and content.get("data") not in (None, facts["data"]):
+        raise CheckpointError(
+            f"{path.absolute()}: saved while the images or masks of these cases were others: they changed since.",
+            f"Restore them and make the cache again; or start a new run from these weights: --load {shell_path(path)}"
+            " --run-name NEW.",
+        )
     there, here = content.get("settings", {}), facts.get("settings", {})
     wrong = [key for key in here if key in there and key not in PLACES and there[key] != here[key]]
     if content.get("task") != facts.get("task", content.get("task")):

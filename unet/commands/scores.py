@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unet.commands import tables
 from unet.commands.setup import Context
 from unet.errors import DataError
+from unet.metrics.statistics import bootstrap_interval, rank
 from unet.tasks.base import Predictor
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def full(
     from unet.runtime.callbacks import pictures
 
     best = context.task.metric.key
-    kept, extremes = Spread(), case_pictures.Extremes(context.task.metric.sign, context.task.classes)
+    sign = context.task.metric.sign
+    kept, extremes = Spread(sign), case_pictures.Extremes(sign, context.task.classes)
 
     def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
         kept.add(record[best], case.id, lambda: context.task.figure(case, arrays))
@@ -49,9 +51,10 @@ def full(
     if not context.group.is_main:
         return records
     folder.write("cases.csv", tables.csv_text(records, ["case", *shown(context.task, records)]))
-    chosen = shown_of(rows, [record[best] for record in records])
+    chosen = shown_of(rows, [rank(record[best], sign) for record in records])
     name = best.replace("_", " ")
-    labelled = [(f"{row.case}\n{name} {row.score:.3f}", row.panel) for row in chosen]
+    words = [f"{name} {sign * row.score:.3f}" if row.score < math.inf else f"no {name}" for row in chosen]
+    labelled = [(f"{row.case}\n{line}", row.panel) for row, line in zip(chosen, words, strict=True)]
     few = f" ({len(chosen)} of {len(records)})" if len(chosen) < len(records) else ""
     title = f"{folder.name}: {context.task.figure_title}{few}"
     pictures.panels(labelled, title, folder.place("predictions.png"), context.task.colour_key)
@@ -60,7 +63,7 @@ def full(
 
 
 class Row(NamedTuple):
-    """The pictures of a case; rows are in the order of scores."""
+    """The pictures of a case; rows are in order, `score` is the rank: times the sign, infinity where there is none."""
 
     score: float
     case: str
@@ -69,14 +72,15 @@ class Row(NamedTuple):
 
 class Spread:
     """Keeps pictures of a few cases spread over the range of scores, so memory does not grow with the number of
-    cases."""
+    cases. `sign`: 1 where a higher score is better, else -1."""
 
-    def __init__(self) -> None:
+    def __init__(self, sign: int = 1) -> None:
+        self.sign = sign
         self.rows: list[Row] = []
 
     def add(self, score: float, case: str, panel: Callable[[], dict[str, Any]]) -> None:
         """Add a case; if there are too many, drop the one whose neighbours are closest in score."""
-        row = Row(-math.inf if math.isnan(score) else score, case, {})
+        row = Row(rank(score, self.sign), case, {})
         place = bisect.bisect(self.rows, row[:2], key=lambda each: each[:2])
         self.rows.insert(place, row)
         if len(self.rows) > KEPT:
@@ -90,12 +94,14 @@ class Spread:
 
 
 def shown_of(rows: Sequence[Row], scores: Sequence[float]) -> list[Row]:
-    """The rows to show, evenly spread over all `scores`, from worst to best."""
+    """The rows to show, evenly spread over all `scores` (ranks), from worst to best; those without a score where others
+    are too few."""
+    rows, unscored = ([row for row in rows if (row.score < math.inf) is known] for known in (True, False))
+    ordered = sorted(score for score in scores if score < math.inf)
     if len(rows) <= SHOWN:
-        return list(rows)
-    if len(rows) == len(scores):
+        return [*rows, *unscored][:SHOWN]
+    if len(rows) == len(ordered):
         return [rows[round(i * (len(rows) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
-    ordered = sorted(-math.inf if math.isnan(score) else score for score in scores)
     wanted = [ordered[round(i * (len(ordered) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
     places = {min(bisect.bisect_left(rows, score, key=lambda row: row.score), len(rows) - 1) for score in wanted}
     return [rows[place] for place in sorted(places)]
@@ -108,7 +114,6 @@ def shown(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
 
 def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
     """Table of scores by case, with mean, median, bootstrap interval, the worst five, and notes on the metrics."""
-    from unet.metrics.statistics import bootstrap_interval
     from unet.runtime import evaluation
 
     keys = shown(task, records)
@@ -124,7 +129,7 @@ def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
         for name, side in (("95 % interval, from", 0), ("to", 1)):
             rows.append(row(name, {key: interval[side] for key, interval in zip(keys, intervals, strict=True)}))
     best = task.metric.key
-    worst = sorted(records, key=lambda record: float(record[best]))[:5]
+    worst = sorted(records, key=lambda record: rank(record[best], task.metric.sign))[:5]
     lines = tables.table([task.subject, *(name for _, name, _ in columns)], rows)
     lines += tables.text(
         f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst)

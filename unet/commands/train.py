@@ -118,6 +118,7 @@ def dry_run(resolved: Resolved) -> int:
 def _train(
     context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool, cleared: float | None
 ) -> int:
+    from unet.data.cache.cached_case import data_digest
     from unet.runtime.folders import run_folder
 
     config, task, group = context.config, context.task, context.group
@@ -135,6 +136,7 @@ def _train(
             else task.split([c.id for c in cases])
         )
     )
+    folder.data = data_digest(cases, split)
     mlperf_rules.require_cases(config, task, split)
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)

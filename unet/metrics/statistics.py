@@ -11,6 +11,12 @@ import numpy as np
 PIECE = 2**21  # values that are resampled at a time
 
 
+def rank(score: float, sign: int = 1) -> float:
+    """What cases are sorted by, the worst first; those without a score (NaN) come last. `sign`: 1 where a higher score
+    is better, else -1."""
+    return math.inf if math.isnan(score) else sign * score
+
+
 def bootstrap_interval(values: list[float], resamples: int = 10000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean over cases, by resampling the cases; NaN values are left out."""
     data = np.array([value for value in values if not math.isnan(value)])

@@ -66,7 +66,11 @@ class CachedTask(Task):
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
         asked = self.config.split
         seed = self.config.general.seed if self.fold_seed is None else self.fold_seed
-        return splits.make(ids, asked, seed, self.named_splits(), training)
+        return splits.make(ids, asked, seed, self.named_splits(), training, self.patients(ids))
+
+    def patients(self, ids: Sequence[str]) -> dict[str, str]:
+        """{case: its patient} of cases that a split must not part."""
+        return {}
 
     def named_splits(self) -> dict[str, Callable[[Sequence[str]], splits.Split]]:
         """Splits that the task knows beside the common ones, by name."""

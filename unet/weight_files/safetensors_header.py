@@ -35,6 +35,7 @@ FACTS = {  # the metadata of weights and states
     "task?": str,
     "run_name?": str,
     "run_id?": (str, None),
+    "data?": (str, None),
     "training?": [str],
     "validation?": [str],
     "settings?": {str: object},

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import task_config
 
 from unet.errors import DataError
 from unet.tasks.brains import volumes
 from unet.tasks.brains.settings import Settings
+from unet.tasks.registry import create
 
 
 def make(root: Path, *names: str) -> Path:
@@ -116,6 +118,27 @@ def test_the_first_of_the_sorted_ids_train() -> None:
     assert volumes.split(["b", "a"], 0.01) == {"train": ["a"], "validation": ["b"]}
     assert volumes.split(["b", "a"], 1.0) == {"train": ["a", "b"], "validation": []}
     assert math.floor(19 * 0.95) == 18 == len(volumes.split([f"{n:02}" for n in range(19)], 0.95)["train"])
+
+
+@pytest.mark.parametrize("how", [{}, *({"fold": number, "folds": 3} for number in range(3))])
+def test_the_volumes_of_a_subject_stay_in_one_part(how: dict[str, int]) -> None:
+    ids = [f"sub-{number}__ses-{session}__sub-{number}_T1w" for number in (1, 10, 2, 3, 4, 5) for session in (1, 2)]
+    found = create(task_config("brains", train_fraction=0.6, **how)).split([*ids, "sub-7_T1w", "other"])
+    parts = [{case.split("_")[0] for case in found[part]} for part in ("train", "validation")]
+    assert all(parts) and not parts[0] & parts[1]
+    assert sum(map(len, found.values())) == len(ids) + 2
+
+
+def test_subjects_of_one_volume_are_split_as_any_names() -> None:
+    ids = [f"sub-{number}_T1w" for number in range(1, 31)]
+    ordered = sorted(ids)
+    assert volumes.split(ids, 0.5) == {"train": ordered[:15], "validation": ordered[15:]}
+    names = [name.replace("sub-", "brain") for name in ordered]
+    folds = [create(task_config("brains", fold=1, folds=5)).split(each)["validation"] for each in (ordered, names)]
+    assert folds[1] == [name.replace("sub-", "brain") for name in folds[0]]
+    assert "2 volumes of sub-1 cannot be split" in refused(lambda: volumes.split(["sub-1_a", "sub-1_b"], 0.95))
+    with pytest.raises(DataError, match="sub-1' is in both parts"):
+        create(task_config("brains", held_out=1)).split(["sub-1_a", "sub-1_b"])
 
 
 def test_one_volume_is_no_set_to_split() -> None:

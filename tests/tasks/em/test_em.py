@@ -23,6 +23,7 @@ from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
 from unet.errors import DataError
+from unet.tasks.em import check
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set
 from unet.tasks.em.task import EM
@@ -419,6 +420,27 @@ def test_an_interrupted_crossval_saves_its_fold_and_goes_on(raw: Path, tmp_path:
         3000,
         3000,
     ]
+
+
+@pytest.mark.parametrize(("image", "label"), [("section7_{:02}.png", "7 label {}.png"), ("{}.png", "{}.png")])
+def test_slices_of_two_folders_are_paired_by_their_numbers(image: str, label: str, tmp_path: Path) -> None:
+    for folder, name in (("train-volume", image), ("train-labels", label)):
+        (tmp_path / folder).mkdir()
+        for number in range(12):
+            pixels = np.zeros((40, 40), np.uint8)
+            pixels[: 20 + number] = 255
+            Image.fromarray(pixels).save(tmp_path / folder / name.format(number))
+    cases = em.index(tmp_path)
+    assert [(case.images[0].name, case.labels[0].name) for case in cases] == [
+        (image.format(number), label.format(number)) for number in range(12)
+    ]
+    (tmp_path / "train-volume" / image.format(2)).unlink()
+    (tmp_path / "train-labels" / label.format(4)).unlink()
+    with pytest.raises(DataError) as caught:
+        em.index(tmp_path)
+    words = f"{label.format(2)} is not the label of {image.format(3)} in train-volume"
+    assert words in caught.value.message
+    assert check.raw(tmp_path, lambda ids: None).errors == [caught.value.message]  # type: ignore[arg-type, return-value]
 
 
 def test_stacks_in_a_folder_of_slices_are_refused(raw: Path, tmp_path: Path) -> None:

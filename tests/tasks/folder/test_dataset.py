@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from conftest import read_json
 from tasks.folder import sets as made
 
+from unet.data.cache import cache
+from unet.data.cache.cached_case import CachedCase
 from unet.data.cases import Case
 from unet.data.io import outputs, volumes
+from unet.data.loading.crops import Volumes
+from unet.data.loading.patches import EpochPatches
 from unet.data.preprocessing import resize
-from unet.errors import DataError
+from unet.errors import CacheError, DataError
 from unet.models.label_maps import label_map_of
 from unet.tasks.folder import dataset, sets
 from unet.tasks.folder.settings import Settings
@@ -192,3 +199,78 @@ def test_resizing_is_that_of_torch() -> None:
         assert np.allclose(resize.image(volume, shape), wanted, atol=1e-6), shape
         nearest = F.interpolate(torch.from_numpy(volume)[None], shape, mode="nearest-exact")[0]
         assert np.array_equal(resize.labels(volume, shape), nearest), shape
+
+
+def cache_of(root: Path, own: Settings) -> tuple[Path, dict[str, Any], functools.partial[Any]]:
+    """A cache of a set: its folder, its manifest without cases, what makes it again."""
+    folder, wanted = root.parent / "c", cache.make_manifest(dataset.LAYOUT, {})
+    found, prepare = dataset.index(sets.find(root), own), functools.partial(dataset.prepare, settings=own)
+    again = functools.partial(cache.build, folder, dataset.LAYOUT, found, prepare)
+    again(wanted)
+    return folder, wanted, again
+
+
+@pytest.mark.usefixtures("here")
+def test_drawn_voxels_lie_beside_the_manifest(tmp_path: Path) -> None:
+    """The manifest of 20,000 cases would not fit into memory with them."""
+    own = dataclasses.replace(OWN, classes=("background", "a", "b"), label_values=(0, 1, 2))
+    folder, wanted, _ = cache_of(made.nnunet(tmp_path / "set", cases=2, classes=3), own)
+    assert (folder / "manifest.json").stat().st_size < 4_000
+    cases = cache.open_cache(folder, dataset.LAYOUT, wanted)
+    as_facts = []
+    for case in cases:
+        mask, listed = case.arrays()[1][0], {}
+        for number, places in case.voxels().items():
+            assert len(places) == min(dataset.DRAWN, np.count_nonzero(mask == int(number)))
+            assert (mask[tuple(places.T)] == int(number)).all()
+            listed[number] = places.tolist()
+        assert set(listed) == {"1", "2"}
+        as_facts.append(dataclasses.replace(case, drawn=None, facts={**case.facts, "voxels": listed}))
+    one, other = (
+        EpochPatches(Volumes(each, "disk", torch.clone), (4, 8, 8), 3, 9, seed=1) for each in (cases, as_facts)
+    )
+    for number in range(9):
+        assert all(torch.equal(one[0, number][key], other[0, number][key]) for key in ("image", "mask", "index"))
+
+
+@pytest.mark.usefixtures("here")
+def test_damage_to_drawn_voxels_is_found(tmp_path: Path) -> None:
+    folder, wanted, again = cache_of(made.nnunet(tmp_path / "set", cases=1), OWN)
+    (case,) = cache.open_cache(folder, dataset.LAYOUT, wanted)
+    assert case.drawn == folder / "case_0_voxels.npy"
+    rows = np.load(case.drawn)
+    np.save(case.drawn, np.where(rows == rows.max(), 99, rows))
+    with pytest.raises(CacheError, match=r"case_0_voxels.npy: its voxels do not lie in an image of \(1, "):
+        case.voxels()
+    with pytest.raises(CacheError, match=r"case_0_voxels.npy has other content than was written"):
+        cache.open_cache(folder, dataset.LAYOUT, wanted)
+    case.drawn.unlink()
+    with pytest.raises(CacheError, match=r"case_0_voxels.npy cannot be read"):
+        cache.open_cache(folder, dataset.LAYOUT, wanted)
+    assert again(wanted)["made"] == 1
+    (case,) = cache.open_cache(folder, dataset.LAYOUT, wanted)
+    assert case.voxels().keys() == {"1"}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_cache_with_drawn_voxels_in_its_manifest_is_refused(tmp_path: Path) -> None:
+    folder, wanted, again = cache_of(made.nnunet(tmp_path / "set", cases=1), OWN)
+    record = read_json(folder / "manifest.json")["cases"]["case_0"]
+    del record["arrays"]["voxels"]
+    before = cache.make_manifest(dataclasses.replace(dataset.LAYOUT, version=1), {})
+    before["cases"] = {"case_0": {**record, "voxels": {"1": [[1, 1, 1]]}}}
+    (folder / "manifest.json").write_text(json.dumps(before))
+    for work in (again, functools.partial(cache.open_cache, folder, dataset.LAYOUT)):
+        with pytest.raises(CacheError, match=rf"version 1 \(now: {dataset.LAYOUT.version}\)") as caught:
+            work(wanted)
+        assert "--rebuild-cache" in caught.value.hint
+    assert again({**wanted, "cases": {}}, rebuild=True)["made"] == 1
+
+
+def test_a_case_without_labels_has_no_drawn_voxels(tmp_path: Path) -> None:
+    image = made.write(tmp_path / "i.nii.gz", made.volume(0)[0])
+    mask = made.write(tmp_path / "m.nii.gz", np.zeros((20, 24, 12), np.uint8))
+    rows = dataset.prepare(Case("c", (image,), (mask,)), OWN)["voxels"]
+    np.save(tmp_path / "c_voxels.npy", rows)
+    case = CachedCase("c", image, mask, (1, 4, 4, 4), (0,), drawn=tmp_path / "c_voxels.npy")
+    assert (rows.shape, dict(case.voxels())) == ((0, 4), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,21 @@ def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: P
     rows = list(csv.DictReader(io.StringIO(Path("performance/e/cases.csv").read_text())))
     assert {"case", "mean_dice", "dice_1", "dice_2", "surface_1", "hd95_2", "volume_1"} <= set(rows[0])
     assert first is not None
+
+
+@pytest.mark.usefixtures("here")
+def test_the_command_for_a_changed_set_runs_as_it_is_printed(cli: Cli, tmp_path: Path) -> None:
+    made.pairs(tmp_path / "data/set", ".nii.gz", cases=3)  # two words in a channel's name, no intensities
+    build = ["preprocess", "--task", "folder", "--data", "set", "--cache", "c", "--channels", "channel 0"]
+    build += ["--resample-masks", "--crop-background"]
+    assert cli(*build)[0] == 0
+    made.write(tmp_path / "data/set/images/case_1.nii.gz", made.volume(9)[0])
+    words = error_of(cli("train", *build[1:], *QUICK), 1)
+    assert "1 cases changed" in words
+    again = shlex.split(words.partition("Type: ")[2])
+    assert again[:4] == ["python", "-m", "unet", "preprocess"]
+    code, _, err = cli(*again[3:])
+    assert (code, "1 cases made, 2 kept" in err) == (0, True), err
 
 
 @pytest.mark.usefixtures("here")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from unet import files
 from unet.data.cache.layout import Layout
 from unet.data.io.arrays import open_npy
 from unet.errors import CacheError
+
+AGAIN = "Make the cache again with --rebuild-cache."
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedCase:
     """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
     each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
-    `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known."""
+    `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known; `digest`:
+    of their content; `drawn`: the file of its drawn voxels."""
 
     id: str
     image: Path
@@ -28,6 +33,8 @@ class CachedCase:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cost: int = 1
     own: bool = False
+    digest: str = ""
+    drawn: Path | None = None
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
@@ -37,15 +44,41 @@ class CachedCase:
         if image.shape != self.shape or not fits:
             raise CacheError(
                 f"{self.image.absolute()}: is {image.shape} with a mask of {mask.shape}; {self.shape} is expected.",
-                "Make the cache again with --rebuild-cache.",
+                AGAIN,
             )
         return image, mask
+
+    def voxels(self) -> Mapping[str, Any]:
+        """Drawn places (N, 3) of each class, by its number: the voxels that patches are centred on. Those of many cases
+        take much memory, so they are read each time from their file, rows of (class, D, H, W). Raises CacheError where
+        they do not lie in the case."""
+        if self.drawn is None:
+            found: Mapping[str, Any] = self.facts.get("voxels") or {}
+            return found
+        try:
+            rows = np.load(files.require_regular(self.drawn), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CacheError(f"{self.drawn.absolute()}: cannot be read as npy ({str(error)[:100]}).", AGAIN) from error
+        inside = rows.ndim == 2 and rows.shape[1] == 4 and rows.dtype.kind == "i"
+        if not inside or not ((rows[:, 1:] >= 0) & (rows[:, 1:] < self.shape[1:])).all():
+            raise CacheError(f"{self.drawn.absolute()}: its voxels do not lie in an image of {self.shape}.", AGAIN)
+        return {str(number): rows[rows[:, 0] == number, 1:] for number in np.unique(rows[:, 0])}
 
 
 def opened(
     layout: Layout, folder: Path, case: str, shape: tuple[int, ...], facts: Mapping[str, Any], own: bool
 ) -> CachedCase:
     """The case of a record of the manifest, or of what the masks of another program's cache hold."""
-    image, mask = layout.paths(folder, case)
+    image, mask, *more = layout.paths(folder, case)
     kept = {name: facts[name] for name in layout.needed if name in facts}
-    return CachedCase(case, image, mask, shape, tuple(facts["foreground"]), kept, layout.cost(shape), own)
+    count, digest = tuple(facts["foreground"]), str(facts.get("digest", "")) if own else ""
+    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, *more)
+
+
+def data_digest(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> str | None:
+    """Sixteen hex digits of the data of a run: the sources of each case, and which cases validate.
+    None where a case's sources are not known (another program's cache)."""
+    known = {case.id: case.digest for case in cases}
+    parts = {part: {case: known.get(case, "") for case in split[part]} for part in ("train", "validation")}
+    whole = all(digest for part in parts.values() for digest in part.values())
+    return files.fingerprint(parts) if whole else None

@@ -27,7 +27,7 @@ def open_foreign(folder: Path, layout: Layout, settings: Mapping[str, Any]) -> l
         raise CacheError(f"{folder.absolute()}: holds no cache.", "Give the raw set with --data, or another --cache.")
     shapes = {}
     for case in ids:
-        image, mask = layout.paths(folder, case)
+        image, mask = layout.paths(folder, case)[:2]
         if not mask.exists():
             raise CacheError(f"{image.absolute()}: has no {mask.name}.", "Restore the mask, or remove the case.")
         a, b = open_npy(image), open_npy(mask)

@@ -6,6 +6,7 @@ Each task declares its `Layout` in its `dataset`; `slice_layout` is the one that
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from unet.files import path_inside
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
+EMPTY: tuple[Any, ...] = (None, [], ())  # settings that no flag gives
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the cases of a task are kept. Its functions stand at the top of a module: worker processes are sent them.
 
-    `image`, `mask`: what follows the case's id in the names of its files. `version`: of the code that makes the arrays.
+    `image`, `mask`: what follows the case's id in the names of its files; `voxels`: in that of a third, of drawn voxels
+    (see `CachedCase.voxels`), where there is one. `version`: of the code that makes the arrays.
     `cost` of an image's shape: what scoring it takes, in slices or windows.
     `require(image's path, image, mask, settings)`: raise CacheError unless the arrays of another program fit. `facts`
     of a mask, as the manifest has them, in the form of `schema` (see `files.schema_error`); `counted` of an image's
@@ -46,15 +49,18 @@ class Layout:
     schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     needed: tuple[str, ...] = ()
     kept: str | None = None
+    voxels: str | None = None
 
-    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """Image and mask of a case. Raises CacheError for a name that leads out of the folder or is no file name."""
+    def paths(self, folder: Path, case: str) -> tuple[Path, ...]:
+        """Image and mask of a case, and its drawn voxels where the layout has them. Raises CacheError for a name that
+        leads out of the folder or is no file name."""
         if not case.strip(".") or "/" in case:
             raise CacheError(
                 f"{folder.absolute()}: {case!r} is not the name of a case.",
                 "The list of its files was changed or damaged: restore it, or use another folder.",
             )
-        return path_inside(folder, case + self.image), path_inside(folder, case + self.mask)
+        ends = (self.image, self.mask, *([self.voxels] if self.voxels else []))
+        return tuple(path_inside(folder, case + end) for end in ends)
 
     def ids(self, folder: Path) -> list[str]:
         """The cases whose images lie in a folder, sorted."""
@@ -63,11 +69,15 @@ class Layout:
 
 
 def flags(settings: Settings) -> str:
-    """Settings as they are typed: --image-size 64."""
-    return " ".join(
-        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in settings.items()
-    )
+    """Settings as they are typed in a shell: --image-size 64. One that is None or empty is left out."""
+    return " ".join(_typed(name.replace("_", "-"), value) for name, value in settings.items() if value not in EMPTY)
+
+
+def _typed(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return shlex.join([f"--{name}", *map(str, values)])
 
 
 def require_values(mask: Array, allowed: set[int]) -> None:

@@ -27,7 +27,7 @@ RECORD = {
     "shape": [int],
     "sources": ([str], {str: list}),
     "digest": str,
-    "arrays?": {"image": ARRAY, "mask": ARRAY},
+    "arrays?": {"image": ARRAY, "mask": ARRAY, "voxels?": ARRAY},
 }
 SCHEMA = {
     "fingerprint": str,

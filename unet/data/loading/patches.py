@@ -8,7 +8,6 @@ volumes lie, and wherever patches are changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,14 +132,14 @@ class EpochPatches(Dataset[Batch]):
     def _window(self, number: int, place: int, draws: torch.Generator) -> Window:
         """Where the patch of a sample lies in its case. It reaches over the border only where the case is smaller."""
         case = self.volumes.cases[number]
-        voxels: Mapping[str, Any] = case.facts.get("voxels") or {}
+        voxels = case.voxels()
         classes = [voxels[name] for name in sorted(voxels) if name != BACKGROUND and len(voxels[name])]
         ranges = [
             (min(0, side - length), max(0, side - length))
             for side, length in zip(case.shape[1:], self.patch, strict=True)
         ]
         if not self._about_a_label(place, float(torch.rand((), generator=draws))):
-            background = voxels.get(BACKGROUND) or []
+            background = voxels.get(BACKGROUND, [])
             classes = ([background] if len(background) else classes) if self.labelled_only else []
         if classes:
             own = classes[below(len(classes), draws)]

@@ -13,6 +13,7 @@ from typing import Any
 from unet import files
 from unet.config.run_files import PICTURE_INDEX, PICTURED, PICTURES
 from unet.errors import UnetError
+from unet.metrics.statistics import rank
 from unet.report.page.groups import Group, by_task
 from unet.report.page.markup import NONE, counted, escaped, figure, file_name, folded, table, tag
 from unet.report.page.tables import chip
@@ -133,7 +134,7 @@ def of_many(groups: Sequence[Group]) -> str:
 
 
 def worst_first(scores: dict[str, float], sign: int) -> list[str]:
-    return sorted(scores, key=lambda case: (sign * scores[case], case))
+    return sorted(scores, key=lambda case: (rank(scores[case], sign), case))
 
 
 def cut(heads: list[str], rows: list[list[str]], caption: str, numbers: int) -> str:
@@ -208,7 +209,7 @@ def in_turn(by_case: dict[tuple[str, str], list[Picture]]) -> list[tuple[tuple[s
 
 def place_of(picture: Picture) -> float:
     score = picture.entry["score"]
-    return -math.inf if score is None else picture.group.sign * score
+    return rank(math.nan if score is None else score, picture.group.sign)
 
 
 def card(picture: Picture) -> str:
@@ -236,7 +237,8 @@ def card(picture: Picture) -> str:
     score = (
         f"{figure(entry['score'])} {escaped(picture.group.first.score_name)}" if entry["score"] is not None else NONE
     )
-    place = tag("small", "the best of its run" if entry["place"] == "best" else "among the worst of its run")
+    place = "the best of its run" if entry["place"] == "best" else "among the worst of its run"
+    place = tag("small", place) if entry["score"] is not None else ""
     head = tag("p", tag("i", class_="chip", style=f"background:{picture.group.colour}"), escaped(picture.run.name))
     head = head.replace("</p>", f" {tag('b', score)} {place}</p>")
     style = f"--strip:url(data:image/png;base64,{data});--columns:{columns};--rows:{len(slices)};--first:{first}"

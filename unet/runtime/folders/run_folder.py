@@ -45,6 +45,7 @@ class RunFolder:
         self._to_list: list[str] = []
         self._replaces = False  # what is there under its names
         self.run_id: str | None = None  # drawn once for each run; its states carry it
+        self.data: str | None = None  # digest of the data of a run; its weights and states carry it
         self.earlier: frozenset[str] = frozenset()  # digests of the weights that a resumed run had
 
     def __truediv__(self, name: str) -> Path:

@@ -237,33 +237,19 @@ class Predictor:
     @torch.no_grad()
     def _slabs(self, volume: Tensor, plan: Plan, weights: list[Tensor], mirror: bool) -> Iterator[Tensor]:
         """The slabs of a padded volume, as `slabs`."""
-        forward = self._mirrored if mirror else self._forward
         starts, (deep, rows, columns), sums = plan.starts[0], plan.inner, None
         step = max(1, PLANES // math.prod(plan.padded[1:]))
-        total = math.ceil(plan.count / self.batch)
-        passes = host.progress(total=total, name="windows", unit="pass") if total > FEW else contextlib.nullcontext()
-        with passes as bar:
-            for i, row in [(i, list(row)) for i, row in itertools.groupby(plan.indices(), key=lambda index: index[0])]:
-                for place in range(0, len(row), self.batch):
-                    group = row[place : place + self.batch]
-                    full = group
-                    if self.device.static_shapes or plan.count > self.batch:
-                        full = group + group[-1:] * (self.batch - len(group))
-                    images = torch.stack([volume[(slice(None),) + plan.place(index)] for index in full])
-                    logits = functools.reduce(
-                        Tensor.add_, (forward(network, images).float() for network in self.networks)
-                    )
-                    if sums is None:
-                        sums = self._sums(logits, plan)
-                        z, y, x = (each.to(sums.device) for each in weights)
-                    logits = logits[: len(group)].to(sums.device)
-                    for (_, j, k), output in zip(group, logits, strict=True):
-                        weight = z[i][:, None, None] * (y[j][:, None] * x[k]) / len(self.networks)
-                        part = (slice(None), slice(None), *plan.place((i, j, k))[1:])
-                        sums[part].add_(output.mul_(weight).to(sums.dtype))
-                    if bar:
-                        bar.update()
-                assert sums is not None  # a row has at least one window
+        last_of_row = tuple(count - 1 for count in plan.grid[1:])
+        for group, logits in self._passes(volume, plan, mirror):
+            if sums is None:
+                sums = self._sums(logits, plan)
+                z, y, x = (each.to(sums.device) for each in weights)
+            for (i, j, k), output in zip(group, logits[: len(group)].to(sums.device), strict=True):
+                weight = z[i][:, None, None] * (y[j][:, None] * x[k]) / len(self.networks)
+                part = (slice(None), slice(None), *plan.place((i, j, k))[1:])
+                sums[part].add_(output.mul_(weight).to(sums.dtype))
+                if (j, k) != last_of_row:
+                    continue
                 low = starts[i]
                 done = (starts[i + 1] if i + 1 < len(starts) else plan.padded[0]) - low
                 last = min(done, deep.stop - low)
@@ -274,6 +260,25 @@ class Predictor:
                     length = min(done, kept - place)
                     sums[:, place : place + length] = sums[:, place + done : place + done + length]
                 sums[:, kept:] = 0
+
+    def _passes(self, volume: Tensor, plan: Plan, mirror: bool) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+        """(windows, the sum of the networks' logits) of each pass, in order; the logits may hold repetitions after
+        those of the windows. A pass goes on in the next row where a window is a slice. Those of volumes end with their
+        row: their logits take much memory, and none of them waits while the caller works on a row."""
+        forward = self._mirrored if mirror else self._forward
+        windows = list(plan.indices())
+        row = len(windows) if plan.window[0] == 1 else math.prod(plan.grid[1:])
+        groups = [
+            windows[place : min(place + self.batch, first + row)]
+            for first in range(0, len(windows), row)
+            for place in range(first, first + row, self.batch)
+        ]
+        for group in host.progress(groups, name="windows", unit="pass") if len(groups) > FEW else groups:
+            full = group
+            if self.device.static_shapes or plan.count > self.batch:
+                full = group + group[-1:] * (self.batch - len(group))
+            images = torch.stack([volume[(slice(None),) + plan.place(index)] for index in full])
+            yield group, functools.reduce(Tensor.add_, (forward(network, images).float() for network in self.networks))
 
     def _sums(self, logits: Tensor, plan: Plan) -> Tensor:
         """Zeros for the sums of a row of windows (K, d, H, W), on the device where its memory allows."""

@@ -22,9 +22,9 @@ from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.brains import cube
 from unet.tasks.brains.cube import Grid, restore, restore_deviation
 from unet.tasks.brains.settings import Settings
-from unet.tasks.brains.volumes import find, inputs, is_lesion, lesion_of, name_of, split
+from unet.tasks.brains.volumes import find, inputs, is_lesion, lesion_of, name_of, split, subjects
 
-__all__ = ["Grid", "find", "inputs", "is_lesion", "restore", "restore_deviation", "split"]
+__all__ = ["Grid", "find", "inputs", "is_lesion", "restore", "restore_deviation", "split", "subjects"]
 
 Array = NDArray[Any]
 BRAIN, LESION = 1, 2  # values of a mask

@@ -94,6 +94,9 @@ class Brains(CachedTask):
     def named_splits(self) -> dict[str, Callable[[Sequence[str]], splits.Split]]:
         return {"fraction": lambda ids: dataset.split(ids, self.settings.train_fraction)}
 
+    def patients(self, ids: Sequence[str]) -> dict[str, str]:
+        return dataset.subjects(ids)
+
     def train_loader(
         self,
         cases: Sequence[CachedCase],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -25,6 +26,7 @@ from unet.tasks.brains.settings import Settings
 
 LESION = "_lesion"
 SUFFIXES = (".nii.gz", ".nii")
+SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 JOINT = "__"  # in place of / in a case's id
 GIVE = "Give a folder of .nii or .nii.gz files with --data PATH, or type --synth-data for synthetic brains."
 
@@ -165,22 +167,37 @@ def inputs(paths: Iterable[Path], settings: Settings) -> dict[str, Path]:
 
 def split(ids: Sequence[str], fraction: float) -> splits.Split:
     """{"train": ids, "validation": ids}: of the sorted ids the first floor(n * fraction) train, as in
-    3d_very_deep_vae, and the others validate.
+    3d_very_deep_vae, and the others validate. Where a subject has several volumes, they follow the first of them.
 
     At least one trains, and at least one validates where `fraction` is below 1 (the reference fails without one); 1
     leaves none to validate. The share is taken as typed: 0.29 of 100 is 29. Raises DataError for no volume, and for a
-    single one where one is to validate.
+    single one, or a single subject, where one is to validate.
     """
     ordered = sorted(ids)
     if not ordered:
         raise DataError("No volumes to split.", GIVE)
     if fraction >= 1:
         return {"train": ordered, "validation": []}
-    if len(ordered) == 1:
+    groups = subjects(ordered)
+    units: dict[str, list[str]] = {}
+    for case in ordered:
+        units.setdefault(splits.unit_of(case, groups), []).append(case)
+    if len(units) == 1:
+        what = f"1 volume ({ordered[0]})" if len(ordered) == 1 else f"{len(ordered)} volumes of {groups[ordered[0]]}"
         raise DataError(
-            f"1 volume ({ordered[0]}) cannot be split: --train-fraction {fraction:g} leaves {1 - fraction:.3g} of it to"
-            " validate.",
+            f"{what} cannot be split: --train-fraction {fraction:g} leaves {1 - fraction:.3g} of it to validate.",
             "Add volumes, or type --split none to train on all of them without validation.",
         )
     count = max(1, floor(len(ordered) * Fraction(str(fraction))))
-    return {"train": ordered[:count], "validation": ordered[count:]}
+    train: list[str] = []
+    for unit in list(units.values())[:-1]:
+        if len(train) < count:
+            train += unit
+    return splits.split_off(ordered, sorted(set(ordered) - set(train)))
+
+
+def subjects(ids: Sequence[str]) -> dict[str, str]:
+    """{case: its subject} of the volumes of subjects that have several, by the `sub-<label>` of BIDS in their names."""
+    found = {case: match[0] for case in ids if (match := SUBJECT.search(case))}
+    counts = Counter(found.values())
+    return {case: subject for case, subject in found.items() if counts[subject] > 1}

@@ -115,6 +115,7 @@ def index(root: Path) -> list[Case]:
             f"{labels.name} is {words(masks)} (slices x rows x columns), but {volume.name} is {words(images)}.",
             f"Give labels of the same slices; see: python -m unet check --task em --data {shell_path(root)}",
         )
+    require_pairs(volume, labels)
     if images[1] != images[2]:
         raise DataError(
             f"{volume.absolute()}: slices are {images[1]} x {images[2]}; the network is trained on squares.",
@@ -124,6 +125,30 @@ def index(root: Path) -> list[Case]:
     levels_of(labels)
     pages = [slices_in(path) if path.is_dir() else [path] * images[0] for path in (volume, labels)]
     return [Case(f"slice_{number:02}", (a,), (b,)) for number, (a, b) in enumerate(zip(*pages, strict=True))]
+
+
+def require_pairs(volume: Path, labels: Path) -> None:
+    """Raise DataError where an image and a label of folders of slices, paired in order, have other numbers in their
+    names: a file is missing in one of them."""
+    if not (volume.is_dir() and labels.is_dir()):
+        return
+    images, truth = slices_in(volume), slices_in(labels)
+    for image, label, own, other in zip(images, truth, numbers_of(images), numbers_of(truth), strict=True):
+        if own != other:
+            raise DataError(
+                f"{labels.absolute()}: {label.name} is not the label of {image.name} in {volume.name}: the numbers in"
+                " their names are not the same.",
+                "Give an image and a label of each slice, with the same number in both names; remove those without.",
+            )
+
+
+def numbers_of(paths: Sequence[Path]) -> list[list[str]]:
+    """The number of each slice: those in its name, without those that are the same in all names."""
+    found = [[part.lstrip("0") for part in ORDER.findall(path.stem)] for path in paths]
+    if len({len(numbers) for numbers in found}) > 1:
+        return found
+    columns = [column for column in zip(*found, strict=True) if len(set(column)) > 1]
+    return [list(row) for row in zip(*columns, strict=True)] or [[] for _ in paths]
 
 
 def levels_of(labels: Path) -> masks.Levels:

@@ -268,23 +268,24 @@ def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array
 
 def prepare(case: Case, settings: Settings) -> dict[str, Any]:
     """A case -> image (C, D, H, W) float32, mask (1, D, H, W) uint8 of classes (255: ignored), foreground (labelled
-    voxels), voxels (drawn places of each class), way, remarks. Raises DataError."""
+    voxels), voxels (N, 4) int32 (drawn places of each class: class, D, H, W), way, remarks. Raises DataError."""
     image, way, notes = prepare_image(case.id, case.images, settings)
     mask = read_mask(case.id, case.labels[0], volumes.read_head(case.images[0]), settings)
     mask = resize.labels(mask[way.inner], way.size)
-    voxels, counts = {}, {}
+    voxels, counts = [np.empty((0, 4), np.int32)], {}
     for number in np.unique(mask).tolist():
         if number in (0, IGNORED):
             continue
         places = np.flatnonzero(mask == number)
         counts[str(number)] = len(places)
         drawn = np.random.default_rng(number).choice(places, min(DRAWN, len(places)), replace=False)
-        voxels[str(number)] = np.stack(np.unravel_index(np.sort(drawn), mask.shape), 1).tolist()
+        rows = np.stack([np.full_like(drawn, number), *np.unravel_index(np.sort(drawn), mask.shape)], 1)
+        voxels.append(rows.astype(np.int32))
     return {
         "image": image,
         "mask": mask[None],
         "foreground": [sum(counts.values())],
-        "voxels": voxels,
+        "voxels": np.concatenate(voxels),
         "counts": counts,
         "way": dataclasses.asdict(way),
         "remarks": [["header", note] for note in notes],
@@ -349,30 +350,24 @@ def one(shape: tuple[int, ...]) -> int:
 
 
 def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
-    """Whether drawn voxels lie inside of the volume, and the way leads to it."""
-    way = facts.get("way", {})
-    inside = all(
-        len(place) == 3 and all(0 <= at < side for at, side in zip(place, shape[1:], strict=True))
-        for places in facts.get("voxels", {}).values()
-        for place in places
-    )
-    return inside and list(way.get("size", ())) == list(shape[1:])
+    """Whether the way leads to the volume."""
+    return list(facts.get("way", {}).get("size", ())) == list(shape[1:])
 
 
 LAYOUT = Layout(
     "folder",
     "_image.npy",
     "_mask.npy",
-    1,
+    2,
     one,
     require_arrays,
     facts_of,
     one,
     possible,
     schema={
-        "voxels": {str: [[int]]},
         "counts": {str: int},
         "way": {"stored": [int], "order": [int], "flips": [bool], "box": [[int]], "size": [int], "spacing": [float]},
     },
-    needed=("voxels", "counts", "way"),
+    needed=("counts", "way"),
+    voxels="_voxels.npy",
 )

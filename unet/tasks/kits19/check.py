@@ -321,7 +321,7 @@ def _look_cached(folder: Path, item: tuple[str, Mapping[str, Any] | None]) -> Se
     """In a worker: one cached case, against its record in the manifest."""
     name, record = item
     seen = Seen(name)
-    image, mask = dataset.LAYOUT.paths(folder, name)
+    image, mask, *_ = dataset.LAYOUT.paths(folder, name)
     for path, other in ((image, mask), (mask, image)):
         if not path.exists():
             seen.errors.append(f"{other}: has no {path.name}")

@@ -1,0 +1,38 @@
+"""Folds and runs that were trained on other data than there is now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tifffile
+from conftest import TINY, error_of
+
+from unet.cli import resolve
+from unet.commands.crossval import Fold
+from unet.errors import UsageError
+from unet.tasks.lgg.task import LGG
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_fold_and_a_run_do_not_go_on_with_other_data(cli: Cli, phantoms: Path) -> None:
+    shutil.copytree(phantoms, "raw")
+    place = ["--data", "./raw", "--cache", "./c"]
+    words = [*place, "--device", "cpu", *TINY, "--folds", "2"]
+    assert cli("train", *words, "--fold", 0, "--epochs", 1, "--run-name", "cv-fold0")[0] == 0
+    config = resolve("crossval", words).config
+    fold = Fold(0, "cv-fold0", Path("performance/cv-fold0"), Path("weights/cv-fold0.safetensors"))
+    cases = LGG(config).cached_cases()
+    fold.require_data(config, cases)  # what it was trained on
+    with pytest.raises(UsageError, match="the set has other cases now"):
+        fold.require_data(config, cases[1:])
+    image = next(path for path in sorted(Path("raw").glob("*/*.tif")) if "mask" not in path.name)
+    tifffile.imwrite(image, 255 - tifffile.imread(image))
+    assert cli("preprocess", *place, "--image-size", 16)[0] == 0
+    with pytest.raises(UsageError, match="was trained on other data: cases changed since"):
+        fold.require_data(config, LGG(config).cached_cases())
+    assert "they changed since" in error_of(cli("train", "--resume", "--run-name", "cv-fold0", "--epochs", 2))
