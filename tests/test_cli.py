@@ -7,11 +7,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import make_config
 from conftest import ROOT, error_of
 
+from unet import __main__ as entry
 from unet import cli as program
 from unet.config.options import fields, normalize_dashes
 from unet.config.resolve import resolve
@@ -34,6 +36,20 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_ctrl_c_before_the_program_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "unet.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "unet.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 @pytest.mark.parametrize("name", program.COMMANDS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from unet import files
 from unet.errors import UnetError
 from unet.files import digest, digest_files, path_inside, read_json, require_regular, schema_error
 
@@ -78,3 +79,8 @@ def test_the_digest_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1" * 3_000_000)
     (tmp_path / "b").write_bytes(b"2")
     assert digest_files(tmp_path / "a", tmp_path / "b") == digest(b"1" * 3_000_000, b"2")
+
+
+def test_a_short_write_of_numpy_is_a_full_disk() -> None:
+    error = files.explain(OSError("196608 requested and 32544 written"), Path("a.tif"))
+    assert "a.tif: cannot be written" in error.message and "Free some room" in error.hint

@@ -8,7 +8,16 @@ python -m unet predict --weights first-128.safetensors data/kaggle_3m --overlay
 
 import sys
 
-from unet.cli import main
+
+def main() -> int:
+    """Run the command line of this process. Returns its exit code."""
+    try:
+        from unet.cli import main as run
+    except KeyboardInterrupt:  # the import takes a moment
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

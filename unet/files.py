@@ -31,17 +31,18 @@ def explain(error: OSError, path: Path | str | None = None) -> StorageError:
     """The two-line error for an operating-system error on `path`."""
     name = os.fspath(path) if path is not None else error.filename
     target = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else "A file, or the output"
-    if error.errno in _NO_SPACE:
+    short = error.errno is None and re.search(r"requested and \d+ written", str(error))  # as numpy says it
+    if short or error.errno in _NO_SPACE:
         return StorageError(
-            f"{target}: cannot be written: {error.strerror} (no room on the disk, or a quota or limit).",
+            f"{target}: cannot be written: {error.strerror or error} (no room on the disk, or a quota or limit).",
             "Free some room or name another folder (--out, --weights or --cache), then type the command again;"
             " a run goes on with --resume.",
         )
     if error.errno in _NO_PERMISSION:
         return StorageError(
             f"{target}: {error.strerror}.",
-            "Give this user the right to read or write there, or name another place with --out, --weights, --cache or"
-            " --data.",
+            "Give this user the right to read or write there, or name another place, with the flag that named this one"
+            " or --out, --weights, --cache or --data.",
         )
     return StorageError(f"{target}: {error.strerror or error}.", "Check the path; -v shows where it was needed.")
 

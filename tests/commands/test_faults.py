@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tifffile
 from conftest import ROOT, TINY, error_of, program, read_json
 
@@ -38,6 +39,18 @@ def test_a_missing_folder(cli) -> None:
         error = error_of(cli(command, "--data", "nowhere"), 2)
         assert str(Path("data/nowhere").absolute()) in error
     assert "--synth-data" in error_of(cli("train", "--data", "nowhere"), 2)
+
+
+def test_weights_of_several_tasks(tiny, cli, phantoms: Path) -> None:
+    from unet.runtime.checkpoints import checkpoint
+
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    checkpoint.save_weights(Path("weights/b.safetensors"), {"task": "em"}, {"w": torch.zeros(1)})
+    words = ("predict", "--weights", "a.safetensors", "--weights", "b.safetensors", phantoms)
+    error = error_of(cli(*words), 2)
+    assert "a.safetensors is of lgg" in error and "b.safetensors is of em" in error
+    error = error_of(cli("predict", "--weights", "b.safetensors", phantoms, "--task", "lgg"), 2)
+    assert "b.safetensors belongs to task em" in error
 
 
 def test_an_empty_folder(cli) -> None:

@@ -107,6 +107,8 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("train --data ./raw --cache c", "Type --cache ./c (or --cache data/c for a new one)"),
         ("preprocess --data ./raw --cache c", "Type --cache ./c"),
         ("evaluate", "evaluate needs weights"),
+        ("preprocess --data ./raw --cache ./raw/", "--data and --cache are one folder"),
+        ("train --data ./raw --cache raw/../raw", "--data and --cache are one folder"),
     ],
 )
 def test_what_was_meant(cli: Any, place: Path, line: str, words: str) -> None:

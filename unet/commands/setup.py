@@ -233,10 +233,17 @@ def apply_checkpoint_settings(
     Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
     facts = [metadata_of(path) or facts_of_foreign(path, create(resolved.config)) for path in paths]
-    for path, item in zip(paths, facts, strict=True):
-        if known_task(item, path, (*BUILT_IN, resolved.config.task.name)) not in (None, resolved.config.task.name):
+    tasks = [
+        known_task(item, path, (*BUILT_IN, resolved.config.task.name)) for path, item in zip(paths, facts, strict=True)
+    ]
+    several = {name: path for path, name in zip(paths, tasks, strict=True) if name}
+    if len(several) > 1:
+        each = ", ".join(f"{path} is of {name}" for name, path in several.items())
+        raise UsageError(f"These weights are of several tasks: {each}.", "Give the weights of one task at a time.")
+    for path, item, name in zip(paths, facts, tasks, strict=True):
+        if name not in (None, resolved.config.task.name):
             raise UsageError(
-                f"These weights belong to task {item['task']}, but this command uses task {resolved.config.task.name}.",
+                f"{path} belongs to task {item['task']}, but this command uses task {resolved.config.task.name}.",
                 f"Add --task {item['task']}."
                 if item["task"] in BUILT_IN
                 else "Name that task: --task package.module:Class.",

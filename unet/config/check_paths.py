@@ -48,6 +48,9 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
+    both = (sources["data"], sources["cache"])
+    if all(source.startswith("flag") for source in both) and both[0] != both[1] and raw.resolve() == cache.resolve():
+        yield f"--data and --cache are one folder, {raw.absolute()}", "Type another --cache, or leave it out."
     if command in ("synthesize", "download"):
         yield from _folder("--data", raw)
         return

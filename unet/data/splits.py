@@ -156,7 +156,9 @@ def make(
     if no_training or (not result["validation"] and kind != "none"):
         empty = "train" if no_training else "validation"
         raise DataError(
-            f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}).",
-            "Add cases, or type --held-out N, --fold 0, --split none, or a file of names with --split.",
+            f"The split leaves no {empty} cases ({len(ids)} cases in the set, --split {kind}"
+            f"{'' if held_out is None else f', --held-out {held_out}'}).",
+            "Add cases, or type a --held-out below their number, --fold 0, --split none, or a file of names with"
+            " --split.",
         )
     return result

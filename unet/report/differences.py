@@ -214,7 +214,7 @@ def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
     else:
         known = first.score is not None and second.score is not None
         gain = second.score - first.score if known else None  # type: ignore[operator]
-        return dataclasses.replace(plain, gain=gain, how="no scores of single cases: no interval")
+        return dataclasses.replace(plain, gain=gain, how="no two cases with scores in both: no interval")
     gain, low, high = values
     used = (shared, shared) if len(shared) > 1 else (a, b)
     means = [math.fsum(part[case] for case in cases) / len(cases) for part, cases in zip((a, b), used, strict=True)]
