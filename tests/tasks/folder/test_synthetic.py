@@ -15,7 +15,11 @@ SMALL = {"cases": 2, "slices": 4, "side": 8, "seed": 1}
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -37,13 +41,13 @@ def test_a_whole_set_is_kept_and_another_replaces_it_if_asked(tmp_path: Path) ->
     synthetic.write_set(tmp_path, **SMALL)
     assert contents(tmp_path) == before
     fewer = {**SMALL, "cases": 1}
-    with pytest.raises(UsageError, match="--overwrite|holds a made set of"):
+    with pytest.raises(UsageError, match="holds a made set of"):
         synthetic.write_set(tmp_path, **fewer)
     assert contents(tmp_path) == before
     synthetic.write_set(tmp_path, **fewer, overwrite=True)
     assert list(sets.find(tmp_path).cases) == ["case_000"]
     made.write(tmp_path / "labelsTr/liver.nii.gz", made.volume(0)[1])
-    with pytest.raises(UsageError, match="holds labelsTr/liver.nii.gz, which was not made here"):
+    with pytest.raises(UsageError, match=r"holds labelsTr/liver\.nii\.gz, which was not made here"):
         synthetic.write_set(tmp_path, **SMALL, overwrite=True)
 
 

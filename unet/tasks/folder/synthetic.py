@@ -19,7 +19,7 @@ from unet.errors import UsageError
 
 MADE, BEGUN = "synthetic.json", "synthetic.unfinished.json"
 RECORD = {"cases": int, "slices": int, "side": int, "seed": int, "dicom?": bool}
-MOST = 100_000  # cases or slices of a made set: a larger number is a damaged one
+MOST = 100_000  # cases of a made set, with 100 slices each: a larger number is a damaged one
 NAME, DATASET = "case_{:03}", "dataset.json"
 SPACING = (1.0, 1.0, 2.0)  # mm along x, y, z
 CLASSES = {"background": 0, "body": 1, "core": 2}
@@ -27,10 +27,11 @@ CLASSES = {"background": 0, "body": 1, "core": 2}
 
 def files_of(about: Mapping[str, Any]) -> list[str]:
     """The files of a made set of these numbers."""
-    found = []
-    for case in map(NAME.format, range(min(about["cases"], MOST))):
+    found, cases = [], min(about["cases"], MOST)
+    slices = min(about["slices"], 100 * MOST // max(1, cases))
+    for case in map(NAME.format, range(cases)):
         if about.get("dicom"):
-            found += [f"images/{case}/{made.NAME.format(n + 1)}" for n in range(min(about["slices"], MOST))]
+            found += [f"images/{case}/{made.NAME.format(n + 1)}" for n in range(slices)]
             found.append(f"masks/{case}.dcm")
         else:
             found += [f"imagesTr/{case}_{channel:04}.nii.gz" for channel in range(2)]
