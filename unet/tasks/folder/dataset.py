@@ -249,12 +249,12 @@ def truth(found: sets.Set, name: str, settings: Settings) -> Array:
     return read_mask(name, own.mask, volumes.read_head(own.images[0]), settings)
 
 
-def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
-    """A mask on the grid of an image by the nearest voxel, axes as the image stores them; 0 outside of the mask."""
+def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array, outside: int = 0) -> Array:
+    """A mask on the grid of an image by the nearest voxel, axes as the image stores them; `outside` beyond the mask."""
     assert image.affine is not None
     assert mask.affine is not None
     way = np.linalg.inv(mask.affine) @ image.affine
-    result = np.zeros(image.stored, np.uint8)
+    result = np.full(image.stored, outside, classes.dtype)
     rows, columns = np.meshgrid(*(np.arange(side) for side in image.stored[1:]), indexing="ij")
     for plane in range(image.stored[0]):
         places = np.stack([np.full_like(rows, plane), rows, columns, np.ones_like(rows)]).reshape(4, -1)

@@ -64,6 +64,12 @@ class Names:
     ignore: int | None = None
     ending: str = ""
 
+    @property
+    def aside(self) -> tuple[int, ...]:
+        """The values of masks that are no class to be found: the background, and what is ignored."""
+        background = next(iter(self.classes.values()), 0)
+        return (background,) if self.ignore is None else (background, self.ignore)
+
 
 @dataclasses.dataclass(frozen=True)
 class Set:

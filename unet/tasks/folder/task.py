@@ -93,13 +93,15 @@ class Folder(SegmentationTask):
     def decisions(self, unchosen: Collection[str]) -> list[Decision]:
         """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
         found = self.found
-        seen = look(found, resolve_path(self.config.data.cache, "data"))
         names = found.names.classes
         typed = {name: self.config.get(name) for name in FROM_DATA if name not in unchosen}
         if values := typed.get("label_values"):
             named = typed.get("classes") or tuple(f"class {value}" for value in values)
             names = dict(zip(named, values, strict=True))
         ignore = typed.get("ignore_value", found.names.ignore)
+        background = next(iter(names.values()), 0)
+        aside = (background,) if ignore is None else (background, ignore)
+        seen = look(found, resolve_path(self.config.data.cache, "data"), aside)
         if not names:
             require_distinct(seen.shares(), found.root)
         labels = from_values(list(seen.values()), names, ignore, found.root)
