@@ -268,16 +268,18 @@ def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array, outside:
 
 def prepare(case: Case, settings: Settings) -> dict[str, Any]:
     """A case -> image (C, D, H, W) float32, mask (1, D, H, W) uint8 of classes (255: ignored), foreground (labelled
-    voxels), voxels (drawn places of each class), way, remarks. Raises DataError."""
+    voxels), voxels (drawn places of each class; of the background, 0, where others are ignored), way, remarks. Raises
+    DataError."""
     image, way, notes = prepare_image(case.id, case.images, settings)
     mask = read_mask(case.id, case.labels[0], volumes.read_head(case.images[0]), settings)
     mask = resize.labels(mask[way.inner], way.size)
     voxels, counts = {}, {}
     for number in np.unique(mask).tolist():
-        if number in (0, IGNORED):
+        if number == IGNORED or (number == 0 and settings.ignore_value is None):
             continue
         places = np.flatnonzero(mask == number)
-        counts[str(number)] = len(places)
+        if number:
+            counts[str(number)] = len(places)
         drawn = np.random.default_rng(number).choice(places, min(DRAWN, len(places)), replace=False)
         voxels[str(number)] = np.stack(np.unravel_index(np.sort(drawn), mask.shape), 1).tolist()
     return {
@@ -357,6 +359,13 @@ def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
         for place in places
     )
     return inside and list(way.get("size", ())) == list(shape[1:])
+
+
+def layout_of(settings: Settings) -> Layout:
+    """The layout of a cache of these settings. Version 2 draws places of the background where voxels are ignored, and
+    rescales by the type of each channel's values; other caches stay as they were."""
+    changed = settings.ignore_value is not None or "rescale" in settings.normalize
+    return dataclasses.replace(LAYOUT, version=2) if changed else LAYOUT
 
 
 LAYOUT = Layout(
