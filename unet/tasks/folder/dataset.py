@@ -193,8 +193,9 @@ def prepare_image(name: str, images: Sequence[Path], settings: Settings) -> tupl
         image = image[whole]
     require_size(name, way)
     result = np.empty((len(image), *way.size), np.float32)
-    for channel, values in enumerate(image):
-        result[channel] = resize.image(normalised(values, channel, heads[0].dtype, settings), way.size)
+    kinds = [head.dtype for head in heads for _ in range(head.channels)]
+    for channel, (values, kind) in enumerate(zip(image, kinds, strict=True)):
+        result[channel] = resize.image(normalised(values, channel, kind, settings), way.size)
     notes = list(dict.fromkeys(note for head in heads for note in head.notes))
     return result, way, notes
 
@@ -210,8 +211,8 @@ def border(image: Array) -> tuple[tuple[int, int], ...]:
 
 
 def normalised(values: Array, channel: int, dtype: np.dtype[Any], settings: Settings) -> Array:
-    """One channel (D, H, W) of a file of this type as float32, by its kind: zscore, ct, rescale (whole numbers by the
-    range of their type, others by the image's own, to 0 to 1), none."""
+    """One channel (D, H, W) whose values are of this type as float32, by its kind: zscore, ct, rescale (whole numbers
+    by the range of their type, others by the image's own, to 0 to 1), none."""
     kind = settings.normalize[channel] if settings.normalize else "zscore"
     volume = np.array(values, np.float32)
     if kind == "ct":
