@@ -115,9 +115,10 @@ class Folder(SegmentationTask):
         return plan.decide(seen, labels, channels, self.settings.size, typed)
 
     def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
+        folds = {"folds": given} if (given := self.given_folds()) else {}
         if self.settings.planned and "patch" not in unchosen:
-            return {}
-        found = plan.as_settings(self.decisions(unchosen))
+            return folds
+        found = plan.as_settings(self.decisions(unchosen)) | folds
         if told := Labels(found["label_values"], found["classes"], found["ignore_value"]).told():
             host.notice(told)
         return found
@@ -193,12 +194,18 @@ class Folder(SegmentationTask):
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
         asked = self.config.split
-        if asked.split == "fold" and asked.held_out is None:
-            given = sets.given_fold(resolve_path(self.config.data.data, "data"), ids, asked.fold or 0)
-            if given:
-                splits.require_together(given, self.groups())
-                return given
+        root, number = resolve_path(self.config.data.data, "data"), asked.fold or 0
+        if self.given_folds() and (given := sets.given_fold(root, ids, number, asked.max_cases is not None)):
+            splits.require_together(given, self.groups())
+            return given
         return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
+
+    def given_folds(self) -> int:
+        """How many folds of its own the set has, where these are to be trained, else 0. Raises DataError for another
+        --fold."""
+        asked, root = self.config.split, resolve_path(self.config.data.data, "data")
+        own = asked.split == "fold" and asked.held_out is None
+        return len(sets.given_folds(root, asked.fold or 0)[1]) if own else 0
 
     def groups(self) -> dict[str, str]:
         """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
