@@ -24,6 +24,7 @@ from unet.config.schema import shell_path
 from unet.data.cases import require_folder
 from unet.data.io import volumes
 from unet.errors import DataError, UnetError
+from unet.tasks.folder.labels import named_classes, whole
 
 IMAGES, MASKS = (
     ("imagestr", "images", "image", "imgs"),
@@ -195,13 +196,15 @@ def read_names(path: Path) -> Names:
                 "Give each value a class of its own; the union of classes is scored from their masks.",
             )
         if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
-            numbers = {str(name): int(key) for key, name in numbers.items()}
-        classes = {name: int(value) for name, value in numbers.items()}
+            pairs = [(str(name), int(key)) for key, name in numbers.items()]
+        else:
+            pairs = [(name, whole(value)) for name, value in numbers.items()]
         ending = str(content.get("file_ending", ""))
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
+    classes = named_classes(path, pairs, hint)
     ignore = classes.pop("ignore", None)
-    return Names(tuple(named), dict(sorted(classes.items(), key=lambda item: item[1])), ignore, ending)
+    return Names(tuple(named), classes, ignore, ending)
 
 
 def given_folds(root: Path, number: int) -> tuple[Path, list[dict[str, list[str]]], str]:
