@@ -276,7 +276,9 @@ def ensure(
         return [case for case in cases if case.id in ids]
     if found is not None:
         require_same(folder, found, wanted)
-        if not raw.is_dir() or files.real_path(raw) == files.real_path(folder):
+        if not raw.exists():
+            host.notice_once(f"{raw}: is not there; the cache {folder} is used without a comparison with its sources")
+        if not raw.exists() or files.real_path(raw) == files.real_path(folder):
             chosen = choose(sorted([*found["cases"], *missing_of(found)])) if choose else None
             return open_cache(folder, layout, wanted, chosen, found, again)
     indexed = index()

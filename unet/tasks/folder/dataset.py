@@ -85,6 +85,8 @@ def index(found: sets.Set, settings: Settings) -> list[Case]:
         cases.append(case)
         faults += [fault] if fault else []
         odd += remarks
+    groups = {} if faults else sets.groups(found.cases)
+    cases = [dataclasses.replace(case, group=groups.get(case.id, "")) for case in cases]
     host.notice_by_kind(odd)
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
@@ -290,6 +292,7 @@ def prepare(case: Case, settings: Settings) -> dict[str, Any]:
         "voxels": voxels,
         "counts": counts,
         "way": dataclasses.asdict(way),
+        "group": case.group,
         "remarks": [["header", note] for note in notes],
     }
 
@@ -382,6 +385,7 @@ LAYOUT = Layout(
     schema={
         "voxels": {str: [[int]]},
         "counts": {str: int},
+        "group?": str,
         "way": {"stored": [int], "order": [int], "flips": [bool], "box": [[int]], "size": [int], "spacing": [float]},
     },
     needed=("voxels", "counts", "way"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unet import host, windows
 from unet.config.schema import resolve_path
 from unet.data import splits
+from unet.data.cache.manifest import groups_kept
 from unet.data.cases import Case
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
@@ -208,7 +209,11 @@ class Folder(SegmentationTask):
         return len(sets.given_folds(root, asked.fold or 0)[1]) if own else 0
 
     def groups(self) -> dict[str, str]:
-        """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
+        """{case: its patient}, where the set's table or DICOM headers have them, or the cache where the set is not at
+        hand; cases of one patient stay together."""
+        root, folder = (resolve_path(each, "data") for each in (self.config.data.data, self.config.data.cache))
+        if not root.exists() and not self.config.data.synth_data:
+            return groups_kept(folder, self.layout)
         with contextlib.suppress(UnetError):
             return sets.groups(self.found.cases)
         return {}
