@@ -10,6 +10,7 @@ from builders import task_config
 from tasks.folder import sets as made
 
 from unet import host
+from unet.data.cache import cache
 from unet.errors import CacheError
 from unet.tasks.folder.task import Folder
 
@@ -57,3 +58,9 @@ def test_patients_stay_together_without_the_table(tmp_path: Path, capsys: pytest
     (root / "cache/manifest.json").write_text(json.dumps(before))
     task(root, fold=0, folds=3).split(IDS)
     assert "does not say which cases are of one patient" in capsys.readouterr().err
+    (root / "moved.csv").rename(root / "set.csv")
+    own = task(root)
+    counts = cache.build(root / "cache", own.layout, own.find_cases(), own.preprocess, own.manifest())
+    assert counts == {"made": 0, "kept": 6, "removed": 0}
+    after = json.loads((root / "cache/manifest.json").read_text())["cases"]
+    assert [after[case]["group"] for case in IDS] == ["P0", "P0", "P1", "P1", "P2", "P2"]

@@ -114,7 +114,9 @@ def groups_kept(folder: Path, layout: Layout) -> dict[str, str]:
     found = read_manifest(folder, layout)
     records = found["cases"] if found else {}
     if any("group" not in record for record in records.values()):
-        host.notice_once(f"{folder}: does not say which cases are of one patient: these may train and validate")
+        host.notice_once(
+            f"{folder}: does not say which cases are of one patient, which may train and validate; preprocess notes it"
+        )
     return {case: record["group"] for case, record in records.items() if record.get("group")}
 
 
