@@ -21,7 +21,7 @@ def run(resolved: Resolved, command: str) -> int:
     typed = {name for name in ("data", "cache") if not resolved.sources[name].startswith(("default", "task"))}
     raw, folder = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     chosen: list[tuple[str, Path]] = []
-    if raw != folder and ("data" in typed or (not typed and raw.is_dir())):
+    if raw != folder and ("data" in typed or (not typed and raw.exists())):
         chosen.append(("raw set", raw))
     if "cache" in typed or (not typed and folder.is_dir()):
         chosen.append(("cache", folder))

@@ -141,6 +141,11 @@ def run(resolved: Resolved, command: str) -> int:
     require(resolved)
     resolved = setup.settled(resolved)
     config = resolved.config
+    folds = create(config).settings_from_data(["folds"]).get("folds", config.split.folds)
+    if folds != config.split.folds:
+        raise UsageError(
+            f"--folds {config.split.folds}: the set has {folds} folds of its own.", f"Type --folds {folds}."
+        )
     began = time.perf_counter()
     name = config.run.run_name or f"{config.task.name}-crossval"
     cards = own_cards(config, min(config.distributed.devices or 1, config.split.folds))

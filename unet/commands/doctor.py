@@ -57,7 +57,7 @@ def _machine(config: Config) -> dict[str, Any]:
             }
             for title, path in places.items()
         },
-        "raw_data": {"path": raw, "there": raw.is_dir()},
+        "raw_data": {"path": raw, "there": raw.exists()},
         "packages": versions(),
         "extras": {extra: versions(packages) for extra, packages in EXTRAS.items()},
     }

@@ -14,7 +14,7 @@ class Case:
 
     `cost` is what scoring it takes, in slices or windows. `spacing` is in mm (z, y, x), None where the format has none.
     `memory` is about what preparing it takes, in bytes, 0 where that is little. `parts`: the files of images and labels
-    where one of these is a folder.
+    where one of these is a folder. `group`: the patient or group that it belongs to, where the set names one.
     """
 
     id: str
@@ -24,6 +24,7 @@ class Case:
     spacing: tuple[float, ...] | None = None
     memory: int = 0
     parts: tuple[Path, ...] = ()
+    group: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -128,6 +128,32 @@ def test_splits_of_nnunet_are_taken(tmp_path: Path, capsys: pytest.CaptureFixtur
         Folder(task_config("folder", data=str(root))).split(ids)
 
 
+@pytest.mark.usefixtures("here")
+def test_the_folds_of_a_set_are_as_many_as_are_trained(cli: Cli, tmp_path: Path) -> None:
+    root, ids = made.nnunet(tmp_path / "data/set"), [f"case_{number}" for number in range(4)]
+    folds = [{"train": ids[:3], "val": ids[3:]}, {"train": ids[1:], "val": ids[:1]}]
+    (root / "splits_final.json").write_text(json.dumps(folds))
+    words = ["crossval", "--task", "folder", "--data", "set", "--dry-run", "--device", "cpu"]
+    for number in (3, 10):
+        assert "the set has 2 folds of its own" in error_of(cli(*words, "--folds", str(number)), 2)
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "folder-crossval-fold1 would be trained" in out
+    assert "fold2" not in out
+    drawn = cli(*words, "--folds", "3", "--held-out", "1")
+    assert "folds of its own" not in drawn[2]
+
+
+def test_the_first_cases_of_the_folds_of_a_set(tmp_path: Path) -> None:
+    root, ids = made.nnunet(tmp_path / "set"), [f"case_{number}" for number in range(4)]
+    folds = [{"train": ids[1:], "val": ids[:1]}, {"train": ids[:3], "val": ids[3:]}]
+    (root / "splits_final.json").write_text(json.dumps(folds))
+    task = Folder(task_config("folder", data=str(root), max_cases=2))
+    assert task.split(ids[:2]) == {"train": ids[1:2], "validation": ids[:1]}
+    with pytest.raises(DataError, match="fold 1 has no validation case among the first 2 cases of the set"):
+        Folder(task_config("folder", data=str(root), max_cases=2, fold=1)).split(ids[:2])
+
+
 def table(root: Path, head: str, rows: list[str], code: str = "utf-8") -> Path:
     made.pairs(root / "my files", ".npy")
     (root / "set.csv").write_bytes("\r\n".join([head, *rows, ""]).encode(code))

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from builders import task_config
 from conftest import read_json
 from tasks.folder import sets as made
 
@@ -26,6 +27,7 @@ from unet.errors import CacheError, DataError
 from unet.models.label_maps import label_map_of
 from unet.tasks.folder import dataset, sets
 from unet.tasks.folder.settings import Settings
+from unet.tasks.folder.task import Folder
 
 OWN = Settings(
     channels=("T1",),
@@ -188,6 +190,47 @@ def test_colours_are_scaled_by_their_type(tmp_path: Path) -> None:
     )
     prepared, _, _ = dataset.prepare_image("c", [tmp_path / "a.png"], own)
     assert np.allclose(prepared[:, 0], colours.transpose(2, 0, 1) / 255)
+
+
+def test_each_channel_is_scaled_by_its_own_type(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    paths = [tmp_path / f"c_{number:04}.npy" for number in range(2)]
+    np.save(paths[0], random.integers(0, 2**8, (1, 9, 9)).astype(np.uint8))
+    np.save(paths[1], random.integers(0, 2**16, (1, 9, 9)).astype(np.uint16))
+    own = dataclasses.replace(
+        OWN, channels=("a", "b"), normalize=("rescale",) * 2, orientation="as-stored", spacing=(1.0, 1.0, 1.0)
+    )
+    prepared, _, _ = dataset.prepare_image("c", paths, own)
+    for channel, path, full in zip(prepared, paths, (2**8 - 1, 2**16 - 1), strict=True):
+        assert np.allclose(channel, np.load(path) / full, atol=1e-6)
+
+
+def test_values_that_a_header_scales_do_not_fill_the_range_of_their_type(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((9, 9, 9))
+    image = nibabel.Nifti1Image((1000 * volume).astype(np.int16), made.AFFINE)
+    image.header.set_slope_inter(0.001, 0)
+    nibabel.save(image, tmp_path / "i.nii.gz")
+    own = dataclasses.replace(OWN, normalize=("rescale",))
+    prepared, _, _ = dataset.prepare_image("c", [tmp_path / "i.nii.gz"], own)
+    assert (prepared.min(), prepared.max()) == (0, 1)
+    assert dataset.layout_of(own).version != dataset.layout_of(OWN).version  # caches of before are not taken
+
+
+def test_the_background_is_drawn_where_voxels_are_ignored(tmp_path: Path) -> None:
+    image, mask = made.volume(0)
+    mask[:9][mask[:9] == 0] = 9
+    files = made.write(tmp_path / "i.nii.gz", image), made.write(tmp_path / "m.nii.gz", mask)
+    own = dataclasses.replace(OWN, ignore_value=9)
+    prepared = dataset.prepare(Case("c", files[:1], files[1:]), own)
+    places = np.array(prepared["voxels"]["0"])
+    assert len(places) == dataset.DRAWN
+    assert not prepared["mask"][0][tuple(places.T)].any()
+    labelled = int((prepared["mask"] == 1).sum())
+    assert (prepared["counts"], prepared["foreground"]) == ({"1": labelled}, [labelled])
+    made.write(files[1], mask % 9)
+    assert set(dataset.prepare(Case("c", files[:1], files[1:]), OWN)["voxels"]) == {"1"}
+    versions = [Folder(task_config("folder", ignore_value=value)).manifest()["version"] for value in (None, 9)]
+    assert versions[0] != versions[1]  # caches of before are not taken
 
 
 def test_resizing_is_that_of_torch() -> None:

@@ -16,6 +16,8 @@ from tasks.folder import sets as made
 from unet.config.flags_training import PredictOptions
 from unet.errors import DataError
 from unet.tasks.folder import dataset, sets
+from unet.tasks.folder.labels import IGNORED, from_values
+from unet.tasks.folder.settings import Settings
 from unet.tasks.folder.task import Folder
 
 if TYPE_CHECKING:
@@ -87,6 +89,39 @@ def test_labels_that_are_regions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2]}}))
     with pytest.raises(DataError, match=r"the label 'whole' is a region, \[1, 2\]"):
         sets.read_names(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "a": 1, "b": 1}, "the classes 'a' and 'b' have one value, 1"),
+        ({"0": "background", "1": "lesion", "2": "lesion"}, "the class 'lesion' has two values, 1 and 2"),
+        ({"background": 0, "a": 1, "ignore": 1}, "the classes 'a' and 'ignore' have one value, 1"),
+        ({"lesion": 1, "organ": 2}, r"no class is named background or has the value 0 \(lesion 1, organ 2\)"),
+        ({"background": 0, "a": 1.5}, "1.5 is no whole number"),
+        ({"background": False, "a": True}, "True is no whole number|False is no whole number"),
+    ],
+)
+def test_labels_of_dataset_json_that_contradict_each_other(labels: object, words: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(DataError, match=words):
+        sets.read_names(tmp_path / "dataset.json")
+
+
+def test_classes_that_are_typed_have_names_of_their_own() -> None:
+    wrong = Settings(classes=("background", "a", "a"), label_values=(0, 1, 2)).check_values()
+    assert wrong == ["--classes background a a names one class twice"]
+
+
+@pytest.mark.parametrize("background", ["background", "Background", "rest"])
+def test_the_background_comes_first_beside_negative_values(background: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"b": 2, "x": -1, background: 0, "ignore": 3}}))
+    names = sets.read_names(tmp_path / "dataset.json")
+    assert list(names.classes.items()) == [(background, 0), ("x", -1), ("b", 2)]
+    assert names.aside == (0, 3)
+    assert from_values([-1, 0, 2, 3], names.classes, names.ignore, tmp_path).classes_of(
+        np.array([-1, 0, 2, 3]), tmp_path
+    ).tolist() == [1, 0, 2, IGNORED]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def build(
         stale = _stale(folder, layout, asked, records, renew)
         todo = [case for case in asked if case.id in stale]
         keep_foreign([path for case in todo for path in layout.paths(folder, case.id) if path not in ours])
-        if todo or gone or not (folder / MANIFEST).exists():
+        regrouped = _regroup(layout, [case for case in asked if case.id not in stale], records)
+        if todo or gone or regrouped or not (folder / MANIFEST).exists():
             _make(folder, layout, todo, prepare, {**manifest, "expected": len(cases)}, {case.id for case in cases})
     return {"made": len(todo), "kept": len(asked) - len(todo), "removed": len(gone)}
 
@@ -110,6 +111,16 @@ def _start(folder: Path, layout: Layout, wanted: dict[str, Any], rebuild: bool) 
         return wanted
     require_same(folder, found, wanted)
     return found
+
+
+def _regroup(layout: Layout, cases: Sequence[Case], records: dict[str, Any]) -> bool:
+    """Note the patients of cases that are kept, for layouts that have them. Returns whether one has changed."""
+    if "group?" not in layout.schema:
+        return False
+    changed = [case for case in cases if records[case.id].get("group") != case.group]
+    for case in changed:
+        records[case.id]["group"] = case.group
+    return bool(changed)
 
 
 def _stale(
@@ -276,7 +287,9 @@ def ensure(
         return [case for case in cases if case.id in ids]
     if found is not None:
         require_same(folder, found, wanted)
-        if not raw.is_dir() or files.real_path(raw) == files.real_path(folder):
+        if not raw.exists():
+            host.notice_once(f"{raw}: is not there; the cache {folder} is used without a comparison with its sources")
+        if not raw.exists() or files.real_path(raw) == files.real_path(folder):
             chosen = choose(sorted([*found["cases"], *missing_of(found)])) if choose else None
             return open_cache(folder, layout, wanted, chosen, found, again)
     indexed = index()

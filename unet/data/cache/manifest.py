@@ -108,6 +108,18 @@ def save(folder: Path, manifest: Mapping[str, Any]) -> None:
     files.write_text(folder / MANIFEST, head[:-2] + ',\n "cases": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
+def groups_kept(folder: Path, layout: Layout) -> dict[str, str]:
+    """{case: its patient or group} as a cache has them, for a set that is not at hand; with a notice where an earlier
+    version made the cache, which kept none."""
+    found = read_manifest(folder, layout)
+    records = found["cases"] if found else {}
+    if any("group" not in record for record in records.values()):
+        host.notice_once(
+            f"{folder}: does not say which cases are of one patient, which may train and validate; preprocess notes it"
+        )
+    return {case: record["group"] for case, record in records.items() if record.get("group")}
+
+
 def set_aside(folder: Path, layout: Layout) -> None:
     """Keep a file in the manifest's place that is none, or another task's, under another name, with a notice."""
     path = folder / MANIFEST

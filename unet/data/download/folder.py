@@ -6,10 +6,10 @@ under way lies in `.download/`: a file gets its own name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from unet.data.download.sources import Archive, Remote, Source
 from unet.errors import DataError, StorageError, UnetError
 
 RECORD, SUMS, ROOM, LOCK = "download.json", "checksums.sha256", ".download", ".download.lock"
+UNPACKED = "unpacked"  # in the room
 ENTRY = {"size": int, "sha256": str, "url": str, "etag": str}
 SCHEMA = {"version": int, "files": {str: ENTRY}}
 MOST_FAILURES = 3  # files that may fail before the others are not begun
@@ -40,8 +41,9 @@ class SetFolder:
     def read(self) -> None:
         """Read the record, where there is one."""
         record = self.path / RECORD
+        self.known = record.exists()
         hint = f"Restore {record}, or delete it: the files that are there are then checked again."
-        self.files = files.read_json(record, SCHEMA, hint)["files"] if record.exists() else {}
+        self.files = files.read_json(record, SCHEMA, hint)["files"] if self.known else {}
 
     def has(self, name: str) -> bool:
         """Whether a file is there with the size that it was recorded with."""
@@ -72,8 +74,21 @@ class SetFolder:
             files.write_json(self.path / RECORD, {**about, "files": dict(sorted(self.files.items()))})
 
     def write_sums(self) -> None:
+        """Write the list of checksums; a file of this name that was there before the record is kept."""
+        path = self.path / SUMS
+        if not self.known and os.path.lexists(path):
+            host.notice(f"{path}: was not made here; kept as {files.set_aside(path, '').name}")
         rows = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(self.files.items())]
-        files.write_text(self.path / SUMS, "".join(rows))
+        files.write_text(path, "".join(rows))
+
+    def clear(self, remotes: Sequence[Remote]) -> None:
+        """Remove what loading has left, and the room for it where nothing else lies in it."""
+        for item in remotes:
+            transfer.remove(self.part(item))
+        if self.source.archive:
+            archive.clear(self.room / UNPACKED)
+        with contextlib.suppress(OSError):
+            self.room.rmdir()
 
     def settle(self, source: Path, name: str, sha256: str) -> Path:
         """Give a whole file its own name. Raises DataError where another file has it: nothing is overwritten."""
@@ -133,7 +148,7 @@ def load(place: SetFolder, remotes: Sequence[Remote], how: How, given: Path | No
                 require_room(place, todo)
                 _load_files(place, todo, how)
         place.write_sums()
-        shutil.rmtree(place.room)
+        place.clear(remotes)
     return count
 
 
@@ -161,7 +176,7 @@ def _load_archive(place: SetFolder, item: Remote, how: How, given: Path | None) 
             one = transfer.Transfer(how.patience, watch.tell, how.credentials)
             answer = watch.wait(one, lambda: one.fetch(item.urls, path))
         url, etag = answer.url, answer.etag
-    aside = place.room / "unpacked"
+    aside = place.room / UNPACKED
     try:
         contents.require_no_page(path, url)
         entries = _unpack(path, _members(path, place.source.archive), aside)

@@ -26,10 +26,10 @@ class Head:
     """What a file says of its image before its voxels are read.
 
     `stored`: voxels along three axes as stored: (x, y, z) in NIfTI and ITK's formats, (slices, rows, columns) in the
-    others. `spacing` (mm) along these, None where the file gives none. `codes`: the world direction that each axis runs
-    to (R, L, A, P, S, I), and `affine` from voxels to mm (RAS); None where the file names no orientation. `notes`: what
-    was odd and how it was taken, in words; reading the voxels adds to it. `segments`: the file of a DICOM-SEG.
-    `modality` of a DICOM image.
+    others. `dtype` of the values, which a header may scale. `spacing` (mm) along these, None where the file gives none.
+    `codes`: the world direction that each axis runs to (R, L, A, P, S, I), and `affine` from voxels to mm (RAS); None
+    where the file names no orientation. `notes`: what was odd and how it was taken, in words; reading the voxels adds
+    to it. `segments`: the file of a DICOM-SEG. `modality` of a DICOM image.
     """
 
     path: Path

@@ -85,6 +85,8 @@ def index(found: sets.Set, settings: Settings) -> list[Case]:
         cases.append(case)
         faults += [fault] if fault else []
         odd += remarks
+    groups = {} if faults else sets.groups(found.cases)
+    cases = [dataclasses.replace(case, group=groups.get(case.id, "")) for case in cases]
     host.notice_by_kind(odd)
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
@@ -193,8 +195,9 @@ def prepare_image(name: str, images: Sequence[Path], settings: Settings) -> tupl
         image = image[whole]
     require_size(name, way)
     result = np.empty((len(image), *way.size), np.float32)
-    for channel, values in enumerate(image):
-        result[channel] = resize.image(normalised(values, channel, heads[0].dtype, settings), way.size)
+    kinds = [head.dtype for head in heads for _ in range(head.channels)]
+    for channel, (values, kind) in enumerate(zip(image, kinds, strict=True)):
+        result[channel] = resize.image(normalised(values, channel, kind, settings), way.size)
     notes = list(dict.fromkeys(note for head in heads for note in head.notes))
     return result, way, notes
 
@@ -210,8 +213,8 @@ def border(image: Array) -> tuple[tuple[int, int], ...]:
 
 
 def normalised(values: Array, channel: int, dtype: np.dtype[Any], settings: Settings) -> Array:
-    """One channel (D, H, W) of a file of this type as float32, by its kind: zscore, ct, rescale (whole numbers by the
-    range of their type, others by the image's own, to 0 to 1), none."""
+    """One channel (D, H, W) whose values are of this type as float32, by its kind: zscore, ct, rescale (whole numbers
+    by the range of their type, others by the image's own, to 0 to 1), none."""
     kind = settings.normalize[channel] if settings.normalize else "zscore"
     volume = np.array(values, np.float32)
     if kind == "ct":
@@ -249,12 +252,12 @@ def truth(found: sets.Set, name: str, settings: Settings) -> Array:
     return read_mask(name, own.mask, volumes.read_head(own.images[0]), settings)
 
 
-def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array:
-    """A mask on the grid of an image by the nearest voxel, axes as the image stores them; 0 outside of the mask."""
+def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array, outside: int = 0) -> Array:
+    """A mask on the grid of an image by the nearest voxel, axes as the image stores them; `outside` beyond the mask."""
     assert image.affine is not None
     assert mask.affine is not None
     way = np.linalg.inv(mask.affine) @ image.affine
-    result = np.zeros(image.stored, np.uint8)
+    result = np.full(image.stored, outside, classes.dtype)
     rows, columns = np.meshgrid(*(np.arange(side) for side in image.stored[1:]), indexing="ij")
     for plane in range(image.stored[0]):
         places = np.stack([np.full_like(rows, plane), rows, columns, np.ones_like(rows)]).reshape(4, -1)
@@ -268,16 +271,18 @@ def on_grid_of(image: volumes.Head, mask: volumes.Head, classes: Array) -> Array
 
 def prepare(case: Case, settings: Settings) -> dict[str, Any]:
     """A case -> image (C, D, H, W) float32, mask (1, D, H, W) uint8 of classes (255: ignored), foreground (labelled
-    voxels), voxels (N, 4) int32 (drawn places of each class: class, D, H, W), way, remarks. Raises DataError."""
+    voxels, voxels (N, 4) int32 (drawn places of each class: class, D, H, W; of the background, 0, where others are
+    ignored), way, remarks. Raises DataError."""
     image, way, notes = prepare_image(case.id, case.images, settings)
     mask = read_mask(case.id, case.labels[0], volumes.read_head(case.images[0]), settings)
     mask = resize.labels(mask[way.inner], way.size)
     voxels, counts = [np.empty((0, 4), np.int32)], {}
     for number in np.unique(mask).tolist():
-        if number in (0, IGNORED):
+        if number == IGNORED or (number == 0 and settings.ignore_value is None):
             continue
         places = np.flatnonzero(mask == number)
-        counts[str(number)] = len(places)
+        if number:
+            counts[str(number)] = len(places)
         drawn = np.random.default_rng(number).choice(places, min(DRAWN, len(places)), replace=False)
         rows = np.stack([np.full_like(drawn, number), *np.unravel_index(np.sort(drawn), mask.shape)], 1)
         voxels.append(rows.astype(np.int32))
@@ -288,6 +293,7 @@ def prepare(case: Case, settings: Settings) -> dict[str, Any]:
         "voxels": np.concatenate(voxels),
         "counts": counts,
         "way": dataclasses.asdict(way),
+        "group": case.group,
         "remarks": [["header", note] for note in notes],
     }
 
@@ -354,6 +360,13 @@ def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
     return list(facts.get("way", {}).get("size", ())) == list(shape[1:])
 
 
+def layout_of(settings: Settings) -> Layout:
+    """The layout of a cache of these settings. Version 2 draws places of the background where voxels are ignored, and
+    rescales by the type of each channel's values; other caches stay as they were."""
+    changed = settings.ignore_value is not None or "rescale" in settings.normalize
+    return dataclasses.replace(LAYOUT, version=2) if changed else LAYOUT
+
+
 LAYOUT = Layout(
     "folder",
     "_image.npy",
@@ -366,6 +379,7 @@ LAYOUT = Layout(
     possible,
     schema={
         "counts": {str: int},
+        "group?": str,
         "way": {"stored": [int], "order": [int], "flips": [bool], "box": [[int]], "size": [int], "spacing": [float]},
     },
     needed=("counts", "way"),

@@ -1,7 +1,8 @@
 """What a set looks like: sizes, spacings, directions, intensities and classes of its cases, read once and kept beside
 the cache. What a plan follows from. No torch.
 
-The headers and the masks of all cases are read, the values of at most 40 images, evenly chosen.
+The headers and the masks of all cases are read, and the values of 40 images, evenly chosen; where fewer than 40 of
+these are labelled, of further labelled ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from unet import files, host
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
 from unet.errors import DataError, UnetError
-from unet.tasks.folder import sets
+from unet.tasks.folder import dataset, sets
 
 Array = NDArray[Any]
 SAMPLED, DRAWN = 40, 20_000  # cases whose values are read, and labelled values drawn of each
-NAME, VERSION = "fingerprint.json", 2
+NAME, VERSION = "fingerprint.json", 3
 SCHEMA = {"version": int, "made_of": str, "cases": [dict], "values": {str: int}}
 CENTILES = (0.5, 50.0, 99.5)
 
@@ -129,32 +130,29 @@ def head_of(case: Looked) -> volumes.Head:
     return volumes.Head(Path(case.name), case.format, stored, case.channels, np.dtype(np.float32), spacing, codes)
 
 
-def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
-    """Look at every case of a set; `keep`: a folder that keeps what was seen, until a file of the set changes. Raises
-    one DataError that names the first faults and counts them."""
-    made_of = files.fingerprint([VERSION, *map(_identity, found.cases.items())])
+def look(found: sets.Set, keep: Path | None = None, aside: Sequence[int] | None = None) -> Fingerprint:
+    """Look at every case of a set; `keep`: a folder that keeps what was seen, until a file of the set changes. `aside`:
+    the values of the masks that are not labelled, the background and what is to be ignored (those of dataset.json).
+    Raises one DataError that names the first faults and counts them."""
+    aside = found.names.aside if aside is None else tuple(aside)
+    made_of = files.fingerprint([VERSION, aside, *map(_identity, found.cases.items())])
     kept = _kept(keep, made_of)
     if kept:
         return kept
     names = list(found.cases)
-    step = max(1, len(names) // SAMPLED)
-    sampled = set(names[::step][:SAMPLED])
-    work = functools.partial(_look, ignore=found.names.ignore)
-    items = [(name, found.cases[name], name in sampled) for name in names]
-    cases, faults = [], []
-    for (name, *_), future in host.process_map(work, items, "look", "case"):
-        try:
-            cases.append(future.result())
-        except host.ProcessLost:
-            faults.append(f"{name}: a process was killed while it was read (out of memory?)")
-        except UnetError as error:
-            faults.append(error.message.rstrip("."))
-    sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
-    place = {name: number for number, name in enumerate(names)}
-    result = Fingerprint(tuple(sorted(cases, key=lambda case: place[case.name])))
+    chosen = evenly(names, SAMPLED)
+    cases = _looked(found, names, chosen, aside)
+    labelled = [name for name in names if set(cases[name].values) - set(aside)]
+    rest = [name for name in labelled if name not in set(chosen)]
+    if further := evenly(rest, SAMPLED - (len(labelled) - len(rest))):
+        cases |= _looked(found, further, further, aside)
+    result = Fingerprint(tuple(cases[name] for name in names))
     require_alike(found.root, result)
     if keep:
         files.make_folder(keep)
+        if (keep / NAME).exists() and not _own(keep / NAME):
+            other = files.set_aside(keep / NAME, "")
+            host.notice(f"{keep / NAME}: was not made here; kept as {other.name}")
         content = {
             "version": VERSION,
             "made_of": made_of,
@@ -163,6 +161,35 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
         }
         files.write_text(keep / NAME, json.dumps(files.jsonable(content)))
     return result
+
+
+def evenly(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names, or all of fewer, the first and the last among them."""
+    places = np.linspace(0, len(names) - 1, max(0, min(count, len(names)))).round().astype(int)
+    return [names[place] for place in places]
+
+
+def _looked(found: sets.Set, names: Sequence[str], whole: Collection[str], aside: tuple[int, ...]) -> dict[str, Looked]:
+    """{case: what it looks like}; the values of `whole` are read too."""
+    cases, faults, read = {}, [], set(whole)
+    items = [(name, found.cases[name], name in read) for name in names]
+    for (name, *_), future in host.process_map(functools.partial(_look, aside=aside), items, "look", "case"):
+        try:
+            cases[name] = future.result()
+        except host.ProcessLost:
+            faults.append(f"{name}: a process was killed while it was read (out of memory?)")
+        except UnetError as error:
+            faults.append(error.message.rstrip("."))
+    sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
+    return cases
+
+
+def _own(path: Path) -> bool:
+    """Whether a file is one that `look` keeps, also of an earlier version."""
+    try:
+        return bool(files.read_json(path, SCHEMA))
+    except UnetError:
+        return False
 
 
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:
@@ -195,7 +222,7 @@ def _from_json(content: Mapping[str, Any]) -> Looked:
     return dataclasses.replace(case, stored=tuple(case.stored), spacing=spacing, values=values)
 
 
-def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
+def _look(item: tuple[str, sets.Found, bool], aside: tuple[int, ...]) -> Looked:
     """One case; `item` says whether its values are read too."""
     name, case, whole = item
     heads = [volumes.read_head(path) for path in case.images]
@@ -203,7 +230,7 @@ def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
     channels = sum(head.channels for head in heads)
     assert case.mask is not None  # a set of pairs
     head = volumes.read_head(case.mask, first)
-    mask = volumes.labels_like(first, head, volumes.read_labels(head))
+    mask = volumes.read_labels(head)
     values, counts = np.unique(mask, return_counts=True)
     result = Looked(
         name,
@@ -215,17 +242,20 @@ def _look(item: tuple[str, sets.Found, bool], ignore: int | None) -> Looked:
         dict(zip(values.tolist(), counts.tolist(), strict=True)),
         modalities=tuple(head.modality for head in heads),
     )
-    if not whole or mask.shape != first.stored:
+    if not whole:
         return result
     image = np.concatenate([volumes.read_image(head) for head in heads if head.stored == first.stored])
-    labelled = np.flatnonzero((mask != 0) & (mask != (0 if ignore is None else ignore)))
+    darkest = [float(np.percentile(channel[::2, ::2, ::2], 1)) for channel in image]
+    result = dataclasses.replace(result, darkest=darkest, inside=_inside(image))
+    if not volumes.mismatch(first, head):
+        mask = volumes.labels_like(first, head, mask)
+    elif first.affine is not None and head.affine is not None:
+        mask = dataset.on_grid_of(first, head, mask, aside[0])
+    else:
+        return result
+    labelled = np.flatnonzero(~np.isin(mask, aside))
     draws = np.random.default_rng(0).choice(labelled, min(DRAWN, len(labelled)), replace=False)
-    return dataclasses.replace(
-        result,
-        samples=[channel.ravel()[draws].astype(float).tolist() for channel in image],
-        darkest=[float(np.percentile(channel[::2, ::2, ::2], 1)) for channel in image],
-        inside=_inside(image),
-    )
+    return dataclasses.replace(result, samples=[channel.ravel()[draws].astype(float).tolist() for channel in image])
 
 
 def _inside(image: Array) -> float:

@@ -102,6 +102,30 @@ def from_values(found: Sequence[int], names: Mapping[str, int], ignore: int | No
     return Labels(tuple(values), default_names(values), ignore)
 
 
+def whole(value: Any) -> int:
+    """A value of a class. Raises ValueError for what is no whole number."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
+
+
+def named_classes(path: Path, pairs: Sequence[tuple[str, int]], hint: str) -> dict[str, int]:
+    """{class: its value} of a dataset.json, the background first: the class of this name, else that of the value 0; the
+    others by their values. Raises DataError for two classes of one value, two values of one class, and where none is
+    the background."""
+    names, values = dict[str, int](), dict[int, str]()
+    for name, value in sorted(pairs, key=lambda pair: (pair[0].lower() != "background", pair[1] != 0, pair[1])):
+        if value in values:
+            raise DataError(f"{path}: the classes {values[value]!r} and {name!r} have one value, {value}.", hint)
+        if name in names:
+            raise DataError(f"{path}: the class {name!r} has two values, {names[name]} and {value}.", hint)
+        names[name], values[value] = value, name
+    if names and 0 not in values and next(iter(names)).lower() != "background":
+        told = ", ".join(f"{name} {value}" for name, value in list(names.items())[:6])
+        raise DataError(f"{path}: no class is named background or has the value 0 ({told}).", hint)
+    return names
+
+
 def require_distinct(counts: Mapping[int, float], where: Path) -> None:
     """Raise DataError where masks without names look like pictures of two values that were saved with losses: nearly
     all voxels have the lowest and the highest value, and many others lie between. `counts` {value: its voxels}."""

@@ -12,8 +12,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from unet import host
 from unet.data.io.nifti_header import times
 from unet.data.preprocessing.grids import AXIAL, TURNED, WORLD
+from unet.errors import DataError
 from unet.tasks.base import Decision
 from unet.tasks.folder.fingerprint import Fingerprint, median
 from unet.tasks.folder.labels import Labels
@@ -78,7 +80,7 @@ def decide(
     take(patch(middle, target, flat, budget, chosen["layers"].value))
     sides = chosen["patch"].value
     take(*network(sides, budget, len(found.cases)))
-    take(*normalisation(found, channels))
+    take(*normalisation(found, channels, typed))
     thick = target[0] > THICK * min(target[1:]) and sides[0] > 1
     words = f"voxels of {times(map(float, target))} mm"
     take(Decision("anisotropic", thick, "slices are thick" if thick else "voxels are about as long as wide", words))
@@ -139,7 +141,7 @@ def spacing(sizes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]])
 
 
 def cropping(found: Fingerprint) -> Decision:
-    inside = statistics.median(case.inside for case in found.cases if case.samples)
+    inside = statistics.median([case.inside for case in found.cases if case.darkest] or [1.0])
     wide = inside < CROPPED
     reason = "much of the images is a border of zeros" if wide else "there is little to cut away"
     return Decision("crop_background", wide, reason, f"{inside:.0%} of a volume within its border of zeros")
@@ -196,19 +198,34 @@ def network(sides: Sequence[int], budget: Size, cases: int) -> list[Decision]:
     ]
 
 
-def normalisation(found: Fingerprint, channels: Sequence[str]) -> list[Decision]:
-    """ct where a channel is called so or its values are Hounsfield units; rescale for colours; else zscore."""
+def normalisation(found: Fingerprint, channels: Sequence[str], typed: Mapping[str, Any]) -> list[Decision]:
+    """ct where a channel is called so or its values are Hounsfield units; rescale for colours; else zscore, also where
+    the labelled values of a CT do not differ: all voxels would become one value. Raises DataError where that was
+    typed."""
     kinds, numbers, seen = [], list[float](), []
+    asked = tuple(typed.get("normalize") or ())
     for channel, name in enumerate(channels):
         about = found.intensities(channel)
         units = bool(about) and about["darkest"] < AIR
         coloured = found.flat and found.channels == 3 and found.cases[0].format in ("png", "jpeg", "tiff")
         kind = "ct" if name.upper() == "CT" or (units and not found.flat) else "rescale" if coloured else "zscore"
-        kinds.append(kind)
         if about:
             seen.append(f"{name}: {about['low']:.4g} to {about['high']:.4g}, darkest {about['darkest']:.4g}")
-        values = [about.get(key, 0.0) for key in ("low", "high", "mean", "deviation")] if kind == "ct" else [0.0] * 4
-        numbers += [float(f"{value:.6g}") for value in values]
+        wanted = "ct" in (kind, *asked[channel : channel + 1])
+        values = [about.get(key, 0.0) for key in ("low", "high", "mean", "deviation")] if wanted else [0.0] * 4
+        values = [float(f"{value:.6g}") for value in values]
+        if wanted and values[0] >= values[1]:
+            words = f"from {values[0]:g} to {values[1]:g}" if about else "none"
+            if asked[channel : channel + 1] == ("ct",) and not typed.get("intensities"):
+                raise DataError(
+                    f"The labelled values of channel {name} are {words}: ct would make all voxels one value.",
+                    "Type --normalize zscore, or --intensities LOWEST HIGHEST MEAN DEVIATION for each channel.",
+                )
+            if kind == "ct" and not asked:
+                host.notice_once(f"{name}: the labelled values are {words}, so zscore is taken in place of ct")
+                kind = "zscore"
+        kinds.append(kind)
+        numbers += values
     why = "; ".join(
         {
             "ct": "Hounsfield units are clipped to the labelled ones and scaled by their mean, the same for all cases",
@@ -219,7 +236,7 @@ def normalisation(found: Fingerprint, channels: Sequence[str]) -> list[Decision]
     )
     found_kinds = Decision("normalize", tuple(kinds), why, "; ".join(seen) or "no labelled values")
     limits = Decision("intensities", tuple(numbers), "used by ct alone", "; ".join(seen) or "no labelled values")
-    return [found_kinds, limits] if "ct" in kinds else [found_kinds]
+    return [found_kinds, limits] if "ct" in (*kinds, *asked) else [found_kinds]
 
 
 def as_settings(decisions: Sequence[Decision]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from unet.config.schema import shell_path
 from unet.data.cases import require_folder
 from unet.data.io import volumes
 from unet.errors import DataError, UnetError
+from unet.tasks.folder.labels import named_classes, whole
 
 IMAGES, MASKS = (
     ("imagestr", "images", "image", "imgs"),
@@ -63,6 +64,12 @@ class Names:
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     ignore: int | None = None
     ending: str = ""
+
+    @property
+    def aside(self) -> tuple[int, ...]:
+        """The values of masks that are no class to be found: the background, and what is ignored."""
+        background = next(iter(self.classes.values()), 0)
+        return (background,) if self.ignore is None else (background, self.ignore)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,26 +196,44 @@ def read_names(path: Path) -> Names:
                 "Give each value a class of its own; the union of classes is scored from their masks.",
             )
         if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
-            numbers = {str(name): int(key) for key, name in numbers.items()}
-        classes = {name: int(value) for name, value in numbers.items()}
+            pairs = [(str(name), int(key)) for key, name in numbers.items()]
+        else:
+            pairs = [(name, whole(value)) for name, value in numbers.items()]
         ending = str(content.get("file_ending", ""))
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
+    classes = named_classes(path, pairs, hint)
     ignore = classes.pop("ignore", None)
-    return Names(tuple(named), dict(sorted(classes.items(), key=lambda item: item[1])), ignore, ending)
+    return Names(tuple(named), classes, ignore, ending)
 
 
-def given_fold(root: Path, ids: Sequence[str], number: int) -> dict[str, list[str]] | None:
-    """Fold `number` of nnU-Net's splits_final.json beside dataset.json, {"train": cases, "validation": cases}; None
-    where there is no such file. Raises DataError for names that are not in the set, and a fold that is not there."""
+def given_folds(root: Path, number: int) -> tuple[Path, list[dict[str, list[str]]], str]:
+    """nnU-Net's splits_final.json beside dataset.json: its path, its folds, none where there is no such file, and what
+    to do about a faulty one. Raises DataError where fold `number` is not there."""
     path = (root if root.is_dir() else root.parent) / FOLDS
-    if not path.is_file():
-        return None
     hint = f"Correct it, or move it out of the set: folds are then drawn. --split FILE takes one of your own ({path})."
-    folds = files.read_json(path, [{"train": [str], "val": [str]}], hint)
-    if not 0 <= number < len(folds):
+    folds = files.read_json(path, [{"train": [str], "val": [str]}], hint) if path.is_file() else []
+    if path.is_file() and not 0 <= number < len(folds):
         raise DataError(f"{path}: has the folds 0 to {len(folds) - 1}, not {number}.", hint)
+    return path, folds, hint
+
+
+def given_fold(root: Path, ids: Sequence[str], number: int, part: bool = False) -> dict[str, list[str]] | None:
+    """Fold `number` of nnU-Net's splits_final.json, {"train": cases, "validation": cases}; None where there is no such
+    file. `part`: `ids` are some of the set's, and the others are left out. Raises DataError for names that are not in
+    the set, and a fold that is not there."""
+    path, folds, hint = given_folds(root, number)
+    if not folds:
+        return None
     found = {"train": sorted(set(folds[number]["train"])), "validation": sorted(set(folds[number]["val"]))}
+    if part:
+        found = {name: [case for case in cases if case in ids] for name, cases in found.items()}
+        if not all(found.values()):
+            empty = " and no ".join(name for name, cases in found.items() if not cases)
+            raise DataError(
+                f"{path}: fold {number} has no {empty} case among the first {len(ids)} cases of the set.",
+                "Type a larger --max-cases, or another --fold.",
+            )
     if odd := sorted({*found["train"], *found["validation"]} - set(ids)):
         raise DataError(f"{path}: names {', '.join(odd[:3])}, not in the set ({len(odd)} of such).", hint)
     if both := sorted({*found["train"]} & {*found["validation"]}):

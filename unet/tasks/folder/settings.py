@@ -223,6 +223,8 @@ class Settings(TaskSettings):
             )
         if len(set(self.label_values)) < len(self.label_values) or len(self.label_values) == 1:
             found.append("--label-values takes two values or more, all different, the background first")
+        if len(set(self.classes)) < len(self.classes):
+            found.append(f"--classes {' '.join(self.classes)} names one class twice")
         if self.ignore_value is not None and self.ignore_value in self.label_values:
             found.append(f"--ignore-value {self.ignore_value} is the value of a class too")
         for name, each in (("normalize", 1), ("intensities", 4)):

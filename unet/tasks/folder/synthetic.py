@@ -4,55 +4,100 @@ DICOM series of one channel with DICOM-SEG masks. No torch."""
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet import files, host
 from unet.data.io import nifti, volumes
+from unet.data.io.dicom import made
 from unet.errors import UsageError
 
-MADE = "synthetic.json"
+MADE, BEGUN = "synthetic.json", "synthetic.unfinished.json"
+RECORD = {"cases": int, "slices": int, "side": int, "seed": int, "dicom?": bool}
+MOST = 100_000  # cases of a made set, with 100 slices each: a larger number is a damaged one
+NAME, DATASET = "case_{:03}", "dataset.json"
 SPACING = (1.0, 1.0, 2.0)  # mm along x, y, z
 CLASSES = {"background": 0, "body": 1, "core": 2}
+
+
+def files_of(about: Mapping[str, Any]) -> list[str]:
+    """The files of a made set of these numbers."""
+    found, cases = [], min(about["cases"], MOST)
+    slices = min(about["slices"], 100 * MOST // max(1, cases))
+    for case in map(NAME.format, range(cases)):
+        if about.get("dicom"):
+            found += [f"images/{case}/{made.NAME.format(n + 1)}" for n in range(slices)]
+            found.append(f"masks/{case}.dcm")
+        else:
+            found += [f"imagesTr/{case}_{channel:04}.nii.gz" for channel in range(2)]
+            found.append(f"labelsTr/{case}.nii.gz")
+    return [*found, DATASET]
 
 
 def write_set(
     path: Path, cases: int, slices: int, side: int, seed: int, overwrite: bool = False, dicom: bool = False
 ) -> None:
-    """Write `cases` volumes of side x side x slices into `path`; a set that is there with the same numbers is kept.
-    Raises UsageError for one with others, unless `overwrite`."""
+    """Write `cases` volumes of side x side x slices into `path`, then synthetic.json; a set that is there with the same
+    numbers is kept. Raises UsageError for one with others, unless `overwrite`, and where files lie that were not made
+    here: these are never touched."""
     about = {"cases": cases, "slices": slices, "side": side, "seed": seed, **({"dicom": True} if dicom else {})}
     files.make_folder(path)
     with files.lock(path / ".lock", host.notice):
-        there = path / MADE
-        if there.is_file() and not overwrite:
-            made = files.read_json(there, dict)
-            if made == about:
-                return
+        whole, begun = path / MADE, path / BEGUN
+        found = next((files.read_json(item, RECORD) for item in (whole, begun) if item.exists()), None)
+        own = files_of(found) if found else []
+        if other := _not_made_here(path, own, files_of(about)):
             raise UsageError(
-                f"{path} holds a made set of {made}, asked: {about}.", "Give another --data, or --overwrite."
+                f"{path.absolute()}: holds {other}, which was not made here.", "Name another folder with --data."
             )
-        for name in () if dicom else ("imagesTr", "labelsTr"):
-            files.make_folder(path / name)
+        if found == about and whole.exists() and not overwrite:
+            return
+        if found not in (None, about) and not overwrite:
+            raise UsageError(
+                f"{path} holds a made set of {found}, asked: {about}.", "Give another --data, or --overwrite."
+            )
+        for name in (MADE, BEGUN, *own):  # old files go first: none may pass for new, should this call be interrupted
+            (path / name).unlink(missing_ok=True)
+        files.write_text(begun, json.dumps(about))
         for number in host.progress(range(cases), name="synthesize", unit="case"):
-            image, mask = volume(slices, side, np.random.default_rng([seed, number]))
-            if dicom:
-                units = np.rint(10 * image[0] + 2 * image[1] - 2000).astype(np.int16)
-                volumes.write_made_series(path / f"images/case_{number:03}", units, mask, CLASSES, SPACING[::-1])
-                continue
-            for channel, values in enumerate(image):
-                write(path / "imagesTr" / f"case_{number:03}_{channel:04}.nii.gz", values)
-            write(path / "labelsTr" / f"case_{number:03}.nii.gz", mask)
+            _write_case(path, number, *volume(slices, side, np.random.default_rng([seed, number])), dicom)
         content = {
             "channel_names": {"0": "CT"} if dicom else {"0": "first", "1": "second"},
             "labels": CLASSES,
             "numTraining": cases,
             "file_ending": ".nii.gz",
         }
-        files.write_text(path / "dataset.json", json.dumps(content, indent=1))
-        files.write_text(there, json.dumps(about))
+        files.write_text(path / DATASET, json.dumps(content, indent=1))
+        files.write_text(whole, json.dumps(about))
+        begun.unlink()
+
+
+def _not_made_here(path: Path, own: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first file that lies where the set shall, or beside its images or masks, and is not one of its `own`."""
+    known = set(own)
+    for name in wanted:
+        if name not in known and os.path.lexists(path / name):
+            return name
+    folders = sorted({parts[0] for name in wanted if len(parts := Path(name).parts) > 1})
+    lying = (item for folder in folders for item in sorted((path / folder).rglob("*")) if not item.is_dir())
+    names = (item.relative_to(path).as_posix() for item in lying if not item.name.startswith("."))
+    return next((name for name in names if name not in known), None)
+
+
+def _write_case(path: Path, number: int, image: NDArray[np.float32], mask: NDArray[np.uint8], dicom: bool) -> None:
+    case = NAME.format(number)
+    if dicom:
+        units = np.rint(10 * image[0] + 2 * image[1] - 2000).astype(np.int16)
+        volumes.write_made_series(path / "images" / case, units, mask, CLASSES, SPACING[::-1])
+        return
+    for channel, values in enumerate(image):
+        write(files.make_folder(path / "imagesTr") / f"{case}_{channel:04}.nii.gz", values)
+    write(files.make_folder(path / "labelsTr") / f"{case}.nii.gz", mask)
 
 
 def write(path: Path, values: NDArray[np.generic]) -> None:

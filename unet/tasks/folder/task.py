@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unet import host, windows
 from unet.config.schema import resolve_path
 from unet.data import splits
+from unet.data.cache.manifest import groups_kept
 from unet.data.cases import Case
 from unet.data.io import volumes
 from unet.data.io.nifti_header import times
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unet.config.flags_training import PredictOptions
+    from unet.config.schema import Config
     from unet.data.cache.cached_case import CachedCase
     from unet.data.checks import Report
     from unet.data.io.outputs import Output
@@ -49,6 +51,10 @@ class Folder(SegmentationTask):
     foreground = "a class other than the background"
     label_values = "masks with a number of 1 or more where there is something"
     fold_seed = 2001
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.layout = dataset.layout_of(self.settings)  # type: ignore[misc]
 
     @property
     def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
@@ -93,13 +99,15 @@ class Folder(SegmentationTask):
     def decisions(self, unchosen: Collection[str]) -> list[Decision]:
         """Every setting that follows from the data, with its reason; those that are not among `unchosen` are kept."""
         found = self.found
-        seen = look(found, resolve_path(self.config.data.cache, "data"))
         names = found.names.classes
         typed = {name: self.config.get(name) for name in FROM_DATA if name not in unchosen}
         if values := typed.get("label_values"):
             named = typed.get("classes") or tuple(f"class {value}" for value in values)
             names = dict(zip(named, values, strict=True))
         ignore = typed.get("ignore_value", found.names.ignore)
+        background = next(iter(names.values()), 0)
+        aside = (background,) if ignore is None else (background, ignore)
+        seen = look(found, resolve_path(self.config.data.cache, "data"), aside)
         if not names:
             require_distinct(seen.shares(), found.root)
         labels = from_values(list(seen.values()), names, ignore, found.root)
@@ -108,9 +116,10 @@ class Folder(SegmentationTask):
         return plan.decide(seen, labels, channels, self.settings.size, typed)
 
     def settings_from_data(self, unchosen: Collection[str]) -> dict[str, Any]:
+        folds = {"folds": given} if (given := self.given_folds()) else {}
         if self.settings.planned and "patch" not in unchosen:
-            return {}
-        found = plan.as_settings(self.decisions(unchosen))
+            return folds
+        found = plan.as_settings(self.decisions(unchosen)) | folds
         if told := Labels(found["label_values"], found["classes"], found["ignore_value"]).told():
             host.notice(told)
         return found
@@ -186,15 +195,25 @@ class Folder(SegmentationTask):
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
         asked = self.config.split
-        if asked.split == "fold" and asked.held_out is None:
-            given = sets.given_fold(resolve_path(self.config.data.data, "data"), ids, asked.fold or 0)
-            if given:
-                splits.require_together(given, self.groups())
-                return given
+        root, number = resolve_path(self.config.data.data, "data"), asked.fold or 0
+        if self.given_folds() and (given := sets.given_fold(root, ids, number, asked.max_cases is not None)):
+            splits.require_together(given, self.groups())
+            return given
         return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
 
+    def given_folds(self) -> int:
+        """How many folds of its own the set has, where these are to be trained, else 0. Raises DataError for another
+        --fold."""
+        asked, root = self.config.split, resolve_path(self.config.data.data, "data")
+        own = asked.split == "fold" and asked.held_out is None
+        return len(sets.given_folds(root, asked.fold or 0)[1]) if own else 0
+
     def groups(self) -> dict[str, str]:
-        """{case: its patient}, where the set's table or DICOM headers have them; cases of one patient stay together."""
+        """{case: its patient}, where the set's table or DICOM headers have them, or the cache where the set is not at
+        hand; cases of one patient stay together."""
+        root, folder = (resolve_path(each, "data") for each in (self.config.data.data, self.config.data.cache))
+        if not root.exists() and not self.config.data.synth_data:
+            return groups_kept(folder, self.layout)
         with contextlib.suppress(UnetError):
             return sets.groups(self.found.cases)
         return {}

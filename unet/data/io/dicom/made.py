@@ -13,6 +13,7 @@ from unet.files import atomic, make_folder
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
+NAME = "IM{:04}"
 ROOT = "1.2.826.0.1.3680043.8.498."  # of identifiers that pydicom makes for anybody
 
 
@@ -47,5 +48,5 @@ def write_series(folder: Path, volume: NDArray[np.int16], spacing: tuple[float, 
         header.PixelData = np.clip(plane.astype(np.int32) + 1024, 0, 2**16 - 1).astype("<u2").tobytes()
         header.file_meta = library.dataset.FileMetaDataset()
         header.file_meta.TransferSyntaxUID = EXPLICIT
-        with atomic(folder / f"IM{number + 1:04}") as stream:
+        with atomic(folder / NAME.format(number + 1)) as stream:
             header.save_as(stream, enforce_file_format=True)
