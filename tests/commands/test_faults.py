@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import tifffile
+import torch
 from conftest import ROOT, TINY, error_of, program, read_json
 
 from unet import files

@@ -113,9 +113,7 @@ class Fold:
         now = data_digest(cases, split)
         if now and now != about["data"]:
             ids = {*about.get("training", ()), *about.get("validation", ())} ^ {case.id for case in cases}
-            differ = (
-                f"the set has other cases now, for example {min(ids)}" if ids else "cases changed since, or their fold"
-            )
+            differ = f"the set has other cases now, such as {min(ids)}" if ids else "cases changed since, or their fold"
             raise UsageError(
                 f"Run {self.name!r} in {self.folder.absolute()} was trained on other data: {differ}.",
                 "Restore the data; or give another --run-name, or train all folds again with --overwrite.",
@@ -141,11 +139,9 @@ def run(resolved: Resolved, command: str) -> int:
     require(resolved)
     resolved = setup.settled(resolved)
     config = resolved.config
-    folds = create(config).settings_from_data(["folds"]).get("folds", config.split.folds)
-    if folds != config.split.folds:
-        raise UsageError(
-            f"--folds {config.split.folds}: the set has {folds} folds of its own.", f"Type --folds {folds}."
-        )
+    typed, folds = config.split.folds, create(config).settings_from_data(["folds"]).get("folds")
+    if folds not in (None, typed):
+        raise UsageError(f"--folds {typed}: the set has {folds} folds of its own.", f"Type --folds {folds}.")
     began = time.perf_counter()
     name = config.run.run_name or f"{config.task.name}-crossval"
     cards = own_cards(config, min(config.distributed.devices or 1, config.split.folds))

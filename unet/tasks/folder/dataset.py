@@ -360,13 +360,6 @@ def possible(shape: tuple[int, ...], facts: Mapping[str, Any]) -> bool:
     return list(facts.get("way", {}).get("size", ())) == list(shape[1:])
 
 
-def layout_of(settings: Settings) -> Layout:
-    """The layout of a cache of these settings. Version 2 draws places of the background where voxels are ignored, and
-    rescales by the type of each channel's values; other caches stay as they were."""
-    changed = settings.ignore_value is not None or "rescale" in settings.normalize
-    return dataclasses.replace(LAYOUT, version=2) if changed else LAYOUT
-
-
 LAYOUT = Layout(
     "folder",
     "_image.npy",

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unet.config.flags_training import PredictOptions
-    from unet.config.schema import Config
     from unet.data.cache.cached_case import CachedCase
     from unet.data.checks import Report
     from unet.data.io.outputs import Output
@@ -51,10 +50,6 @@ class Folder(SegmentationTask):
     foreground = "a class other than the background"
     label_values = "masks with a number of 1 or more where there is something"
     fold_seed = 2001
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.layout = dataset.layout_of(self.settings)  # type: ignore[misc]
 
     @property
     def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
