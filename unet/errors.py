@@ -33,7 +33,10 @@ class StorageError(UnetError):
 
 
 class DataError(UnetError):
-    """A raw data set or a file in it cannot be used."""
+    """A raw data set or a file in it cannot be used. `faults`: all that is wrong with the set, where the message names
+    the first ones only."""
+
+    faults: tuple[str, ...] = ()
 
 
 class CacheError(UnetError):

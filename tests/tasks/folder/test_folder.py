@@ -238,6 +238,15 @@ def test_what_does_not_fit_is_named_with_its_case(change: Any, words: str, cli: 
 
 
 @pytest.mark.usefixtures("here")
+def test_check_lists_every_fault_of_a_set(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text("image,mask\n" + "".join(f"i{n}.png,m{n}.png\n" for n in range(3)))
+    assert cli("check", "--task", "folder", "--data", tmp_path / "set.csv")[0] == 1
+    out = cli("check", "--task", "folder", "--data", tmp_path / "set.csv")[1]
+    assert all(f"line {n + 2}: {tmp_path / kind}{n}.png is not there" in out for n in range(3) for kind in "im")
+    assert "6 errors" in out and "all faults" not in out
+
+
+@pytest.mark.usefixtures("here")
 def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
     root = made.pairs(tmp_path / "data/set", ".nii.gz", cases=5)
     split = Folder(task_config("folder", data=str(root))).split([f"case_{n}" for n in range(5)])

@@ -47,12 +47,12 @@ def test_pairs_of_the_same_name_whatever_their_folders_are_called(tmp_path: Path
     assert sorted(sets.find(tmp_path).cases) == ["case_0", "case_1"]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";"])
-def test_a_table_with_patients(delimiter: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("delimiter", "end"), [(",", "\n"), (";", "\n"), (",", "\r\n"), (";", "\r")])
+def test_a_table_with_patients(delimiter: str, end: str, tmp_path: Path) -> None:
     made.pairs(tmp_path / "files", ".nii.gz", cases=3)
     rows = [("image", "mask", "patient")]
     rows += [(f"files/images/case_{n}.nii.gz", f"files/masks/case_{n}.nii.gz", f"P{n // 2}") for n in range(3)]
-    (tmp_path / "set.csv").write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
+    (tmp_path / "set.csv").write_bytes(("\ufeff" + end.join(delimiter.join(row) for row in rows)).encode())
     found = sets.find(tmp_path / "set.csv")
     assert {name: case.group for name, case in found.cases.items()} == {"case_0": "P0", "case_1": "P0", "case_2": "P1"}
 
@@ -131,6 +131,7 @@ def test_the_background_comes_first_beside_negative_values(background: str, tmp_
         ("image,mask\n", "image and mask are needed|has no rows"),
         ("image,mask\nx.png,y.png\n", "line 2: .*x.png is not there"),
         ("image,mask\n,y.png\n", "line 2: an image is empty"),
+        (f"image,mask\n{'x' * 200_000},y.png\n", "line 1: field larger than field limit"),
     ],
 )
 def test_a_table_with_faults(text: str, words: str, tmp_path: Path) -> None:

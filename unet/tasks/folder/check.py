@@ -33,7 +33,7 @@ def raw(path: Path, task: Folder) -> checks.Report:
             return series(path)
         found = sets.find(path)
     except UnetError as error:
-        report.errors.append(f"{error.message} {error.hint}")
+        report.errors += getattr(error, "faults", ()) or [f"{error.message} {error.hint}"]
         return report
     work = functools.partial(look, settings=task.settings, ignore=found.names.ignore)
     seen = checks.each_case(work, [(name, (name, case)) for name, case in found.cases.items()], report)

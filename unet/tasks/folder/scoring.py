@@ -63,7 +63,7 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     faults = [f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if name not in ours]
     for named in (ours, theirs):
         faults += [f"{name}: {len(paths)} files of this name" for name, paths in named.items() if len(paths) > 1]
-    sets.raise_faults(masks, faults, "Complete the predictions, or leave these masks out")
+    sets.raise_faults(None, faults, "Complete the predictions, or leave these masks out")
     if not theirs:
         raise DataError(f"{masks.absolute()}: holds no label map of a known format.", hint)
     if extra := sorted(set(ours) - set(theirs)):

@@ -167,15 +167,15 @@ def pair(
 
 
 def raise_faults(
-    root: Path, faults: Sequence[str], hint: str = "Complete the set, or move these files out of it"
+    root: Path | None, faults: Sequence[str], hint: str = "Complete the set, or move these files out of it"
 ) -> None:
-    """One DataError for all faults of a set, which names the first and counts the others."""
+    """One DataError for all faults of a set (None: of no set), which names the first and counts the others."""
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
-        raise DataError(
-            "; ".join(faults[:2]) + more + ".",
-            f"{hint}; all faults: python -m unet check --task folder --data {shell_path(root)}",
-        )
+        every = f"; all faults: python -m unet check --task folder --data {shell_path(root)}" if root else "."
+        error = DataError("; ".join(faults[:2]) + more + ".", hint + every)
+        error.faults = tuple(faults)
+        raise error
 
 
 def read_names(path: Path) -> Names:
@@ -251,10 +251,13 @@ def from_table(path: Path) -> Set:
         text = files.read_text(path, LARGEST_TABLE).removeprefix("\ufeff")
     except UnetError as error:
         raise DataError(error.message, "Save the table as CSV with UTF-8 (in Excel: CSV UTF-8).") from error
-    first = text.partition("\n")[0]
+    first = next(iter(text.splitlines()), "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    rows = [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in row if name)]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in row if name)]
+    except csv.Error as error:
+        raise DataError(f"{path.absolute()}, line {reader.line_num}: {error}.", "Correct that line.") from error
     columns = [name for name in reader.fieldnames or () if name]
     mask, group, case = (column_of(columns, known) for known in (MASK_COLUMNS, GROUP_COLUMNS, CASE_COLUMNS))
     images = [name for name in columns if name not in (mask, group, case) and IMAGE_COLUMN.search(name)]
@@ -277,7 +280,7 @@ def from_table(path: Path) -> Set:
                 f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
             )
         elif missing:
-            faults.append(f"{path.name}, line {number}: {missing[0]} is not there")
+            faults += [f"{path.name}, line {number}: {item} is not there" for item in missing]
         elif name in found or not name:
             faults.append(f"{path.name}, line {number}: case {name!r} is {'there already' if name else 'empty'}")
         elif name.startswith(".") or any(sign in name for sign in "/\\\0\n"):
