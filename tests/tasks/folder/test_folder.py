@@ -22,7 +22,7 @@ from tasks.folder import sets as made
 from unet import host
 from unet.cli import explain_flags
 from unet.errors import DataError
-from unet.tasks.folder import plan, sets
+from unet.tasks.folder import plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
 from unet.tasks.folder.labels import from_values
 from unet.tasks.folder.task import Folder
@@ -235,6 +235,17 @@ def test_what_does_not_fit_is_named_with_its_case(change: Any, words: str, cli: 
     change(made.pairs(tmp_path / "data/set", ".png"))
     found = error_of(cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK))
     assert words in found
+
+
+@pytest.mark.usefixtures("here")
+def test_pictures_of_a_prediction_are_no_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("masks", "ours"):
+        (tmp_path / folder).mkdir()
+        made.write(tmp_path / folder / "c.nii.gz", made.volume(0)[1])
+    for name in ("c_overlay.png", "other_overlay.png"):
+        (tmp_path / "ours" / name).write_bytes(b"")
+    assert [pair.name for pair in scoring.pairs(tmp_path / "ours", tmp_path / "masks")] == ["c"]
+    assert "1 prediction without a mask are left out (other_overlay)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

@@ -66,7 +66,8 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
     sets.raise_faults(None, faults, "Complete the predictions, or leave these masks out")
     if not theirs:
         raise DataError(f"{masks.absolute()}: holds no label map of a known format.", hint)
-    if extra := sorted(set(ours) - set(theirs)):
+    drawn = {f"{name}_overlay" for name in theirs}  # pictures of `predict --overlay`
+    if extra := sorted(set(ours) - set(theirs) - drawn):
         host.notice(f"{host.counted(len(extra), 'prediction')} without a mask are left out ({', '.join(extra[:3])})")
     return [Pair(name, ours[name][0], theirs[name][0]) for name in sorted(theirs)]
 
