@@ -155,6 +155,24 @@ def test_a_mask_with_a_palette_holds_the_numbers_of_its_colours(tmp_path: Path) 
         volumes.read_labels(volumes.read_head(tmp_path / "b.png"))
 
 
+@pytest.mark.parametrize("packed", [None, "zlib"])
+def test_white_is_zero_turns_images_over_and_leaves_the_numbers_of_masks(packed: str | None, tmp_path: Path) -> None:
+    """tifffile saves an array of bool as WhiteIsZero by itself; it and skimage read back what was saved."""
+    bits = LABELS[0] == 1
+    tifffile.imwrite(tmp_path / "bool.tif", bits, compression=packed)
+    with tifffile.TiffFile(tmp_path / "bool.tif") as file:
+        assert file.pages.first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    head = volumes.read_head(tmp_path / "bool.tif")
+    assert np.array_equal(volumes.read_labels(head)[0], bits)
+    assert np.array_equal(volumes.read_image(head)[0, 0], ~bits)
+    for kind, white in ((np.uint8, 255), (np.uint16, 65535)):
+        stored = LABELS.astype(kind)
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", compression=packed)
+        head = volumes.read_head(tmp_path / "a.tif")
+        assert np.array_equal(volumes.read_labels(head), LABELS)
+        assert np.array_equal(volumes.read_image(head)[0], white - stored.astype(np.float32))
+
+
 def test_labels_are_whole_numbers_of_any_size(tmp_path: Path) -> None:
     for name, write in (("a.nii.gz", nifti), ("a.nrrd", nrrd)):
         path = write(tmp_path / name, LABELS.astype(np.int16) * np.int16(100))

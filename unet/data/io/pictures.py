@@ -5,6 +5,7 @@ them. `images` has the readers; here channels and slices are told apart. No torc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from unet.data.io import images
 from unet.data.io.images import pixel_size
-from unet.data.io.tiff import Kind
+from unet.data.io.tiff import BLACK_IS_ZERO, WHITE_IS_ZERO, Kind
 from unet.errors import DataError
 
 __all__ = ["look", "pixel_size", "read", "read_labels", "spacing"]
@@ -57,8 +58,9 @@ def read(path: Path) -> Array:
 
 
 def read_labels(path: Path) -> Array:
-    """The values of a mask, (S, H, W): of a file with a palette the numbers of its colours, as label maps are stored;
-    RGB with equal channels is grey. Raises DataError for colours, and for several channels."""
+    """The values of a mask, (S, H, W), as they are stored: of a file with a palette the numbers of its colours, of one
+    that is WhiteIsZero not inverted; RGB with equal channels is grey. Raises DataError for colours, and for several
+    channels."""
     with images.opened(path, lossy=True) as (kind, load):
         _, channels = _pages(kind, path)
         if channels > 1:
@@ -68,6 +70,8 @@ def read_labels(path: Path) -> Array:
             return indices
         if kind.palette is not None:
             return np.ascontiguousarray(load(None)[..., 0])
+        if kind.photometric == WHITE_IS_ZERO:  # a number is no brightness; tifffile saves 1-bit arrays like that
+            kind = dataclasses.replace(kind, photometric=BLACK_IS_ZERO)
         found = images.one_channel(images.shown(load(None), kind, path))
     if found is None:
         raise DataError(
