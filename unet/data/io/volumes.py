@@ -119,7 +119,8 @@ def read_head(path: Path, like: Head | None = None) -> Head:
         head = nifti.read_header(path)
         spaced = head.spacing if head.raw["pixdim"][1] else None
         notes = [*head.notes, *_odd_places(head)]
-        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, head.affine, notes)
+        place = head.affine if head.codes else None  # without sform and qform the affine is made up
+        return Head(path, kind, head.shape, 1, head.dtype, spaced, head.codes, place, notes)
     if kind == ITK:
         return _itk_head(path)
     if kind == NPY:
