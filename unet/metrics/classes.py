@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.metrics.surface import bounding_box, distances
+from unet.metrics.surface import distances
 
 Array = NDArray[Any]
 KINDS = ("dice", "surface", "hd95", "volume")
@@ -48,15 +48,17 @@ def full_scores(
 
     Surface Dice: the share of both surfaces that lies within the tolerance of the other. HD95: 95 % of the distances
     between them. Volume: (predicted - true) / true. A class in neither map has no score (NaN); in one of them Dice and
-    surface Dice are 0, and HD95 is undefined.
+    surface Dice are 0, and HD95 is undefined. Surfaces are those against voxels that are not ignored; where both masks
+    have none, the two scores of surfaces are NaN.
     """
     found: dict[str, float] = {}
     deep = [axis for axis, side in enumerate(target.shape) if side > 1]  # a flat image has an outline, no surface
     prediction, target = (each.reshape([target.shape[axis] for axis in deep]) for each in (prediction, target))
     spacing, prediction = [spacing[axis] for axis in deep], classes_only(prediction, classes)
-    if ignore is not None:
-        prediction = np.where(target == ignore, 0, prediction)
-        target = np.where(target == ignore, 0, target)
+    ignored = None
+    if ignore is not None and (held := target == ignore).any():
+        ignored = held
+        prediction, target = (np.where(ignored, 0, each) for each in (prediction, target))
     for number, dice in enumerate(dice_of(prediction, target, classes), 1):
         own, true = prediction == number, target == number
         count, wanted = int(own.sum()), int(true.sum())
@@ -65,8 +67,7 @@ def full_scores(
         if not (count and wanted):
             found |= {f"surface_{number}": math.nan if not count and not wanted else 0.0, f"hd95_{number}": math.nan}
             continue
-        box = bounding_box(own | true) or (slice(None),) * own.ndim
-        apart = distances(own[box], true[box], spacing)
+        apart = distances(own, true, spacing, ignored)
         found |= {f"surface_{number}": apart.dice(tolerance), f"hd95_{number}": apart.hausdorff95()}
     return found
 
