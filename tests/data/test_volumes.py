@@ -185,6 +185,27 @@ def test_labels_are_whole_numbers_of_any_size(tmp_path: Path) -> None:
         volumes.read_labels(head)
 
 
+@pytest.mark.parametrize("stored", ["int32", "uint32", "int64", "float64", "scaled"])
+def test_labels_of_an_atlas_are_not_merged(stored: str, tmp_path: Path) -> None:
+    """Numbers above 2^24, of which single precision keeps every second, fourth ... only."""
+    ids = np.array([0, 312782546, 312782550, 312782554, 16777217, 182305689])
+    array = np.resize(ids, (4, 5, 6))
+    kind = "int32" if stored == "scaled" else stored
+    image = nibabel.Nifti1Image(array.astype(kind), np.eye(4), dtype=kind)
+    if stored == "scaled":
+        image = nibabel.Nifti1Image((array - 5).astype(np.int32), np.eye(4))
+        image.header.set_slope_inter(1, 5)
+        nibabel.save(image, tmp_path / "plain.nii")
+        raw = bytearray((tmp_path / "plain.nii").read_bytes())
+        raw[352:] = (array - 5).astype(np.int32).tobytes("F")
+        (tmp_path / "a.nii").write_bytes(raw)
+    else:
+        nibabel.save(image, tmp_path / "a.nii")
+    head = volumes.read_head(tmp_path / "a.nii")
+    assert np.array_equal(volumes.read_labels(head), array)
+    assert head.notes == []
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

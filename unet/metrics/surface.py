@@ -63,8 +63,8 @@ def distances(
     """Distances between the surfaces of two masks of one shape, in the unit of `spacing` (default: one for a step along
     each axis).
 
-    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside. `ignored`: voxels
-    of neither mask of which it is not known whether they are outside; no surface is seen against them.
+    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside. `ignored`:
+    voxels of neither mask of which it is not known whether they are outside; no surface is seen against them.
     """
     box = bounding_box(prediction, target)
     if box is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from unet.data.io.dicom import made
 from unet.data.io.dicom.files import holds_dicom, is_dicom, parted
 from unet.data.io.heads import DICOM, ITK, JPEG, NIFTI, NPY, PNG, TIFF, Head, Turn, apart, mismatch, numbers
 from unet.data.io.nifti_header import times
-from unet.errors import DataError, StorageError
+from unet.errors import DataError, StorageError, UnetError
 from unet.files import make_folder, require_regular
 
 __all__ = ["DICOM", "Head", "Turn", "mismatch", "parted"]
@@ -83,7 +83,18 @@ def patient_of(path: Path) -> str:
 
 def files_of(path: Path) -> list[Path]:
     """The files that an image is read from: itself, or those of its series."""
-    return dicom.files_of(path) if kind_of(path) == DICOM else [path]
+    if kind_of(path) == DICOM:
+        return dicom.files_of(path)
+    return [path]
+
+
+def memory_of(paths: Iterable[Path], each: int) -> int:
+    """Bytes that one of some files takes at most, at `each` a voxel: by the head of the largest one; 0 where that
+    cannot be read, and of DICOM series."""
+    with contextlib.suppress(UnetError, OSError, ValueError):
+        size = {path: path.stat().st_size for path in paths if format_of(path) and path.is_file()}
+        return each * math.prod(read_head(max(size, key=lambda path: size[path])).stored)
+    return 0
 
 
 def stem(path: Path) -> str:
@@ -214,7 +225,7 @@ def read_labels(head: Head) -> Array:
         )
     if head.format == NIFTI:
         source = nifti.read_header(head.path)
-        return _whole(head, nifti.read_volume(source, None), nifti.slack_of(source))
+        return _whole(head, nifti.read_numbers(source), nifti.slack_of(source))
     if head.format in (PNG, TIFF):
         array = pictures.read_labels(head.path)
     elif head.format == DICOM and head.segments:

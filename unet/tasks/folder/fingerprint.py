@@ -26,6 +26,7 @@ from unet.tasks.folder import sets
 
 Array = NDArray[Any]
 SAMPLED, DRAWN = 40, 20_000  # cases whose values are read, and labelled values drawn of each
+LOOKED = 16  # bytes of memory that looking at a case takes for a voxel of its mask
 NAME, VERSION = "fingerprint.json", 2
 SCHEMA = {"version": int, "made_of": str, "cases": [dict], "values": {str: int}}
 CENTILES = (0.5, 50.0, 99.5)
@@ -142,7 +143,8 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
     work = functools.partial(_look, ignore=found.names.ignore)
     items = [(name, found.cases[name], name in sampled) for name in names]
     cases, faults = [], []
-    for (name, *_), future in host.process_map(work, items, "look", "case"):
+    at_once = host.processes(len(items), memory_to_look(found))
+    for (name, *_), future in host.process_map(work, items, "look", "case", at_once):
         try:
             cases.append(future.result())
         except host.ProcessLost:
@@ -163,6 +165,12 @@ def look(found: sets.Set, keep: Path | None = None) -> Fingerprint:
         }
         files.write_text(keep / NAME, json.dumps(files.jsonable(content)))
     return result
+
+
+def memory_to_look(found: sets.Set) -> int:
+    """Bytes that looking at a case of a set takes at most: its images whole, and its mask."""
+    channels = max((len(case.images) for case in found.cases.values()), default=1)
+    return volumes.memory_of((case.images[0] for case in found.cases.values()), LOOKED + 8 * channels)
 
 
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:
