@@ -206,6 +206,35 @@ def test_labels_of_an_atlas_are_not_merged(stored: str, tmp_path: Path) -> None:
     assert head.notes == []
 
 
+def test_the_files_of_a_header_are_those_of_its_voxels_too(tmp_path: Path) -> None:
+    """A digest of the header alone stays the same where the scan is replaced."""
+    image = SimpleITK.GetImageFromArray(VOLUME)
+    for name in ("a.mhd", "b.nhdr", "c.mha", "d.nrrd"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    found = {name: volumes.files_of(tmp_path / name) for name in ("a.mhd", "b.nhdr", "c.mha", "d.nrrd")}
+    assert found == {
+        "a.mhd": [tmp_path / "a.mhd", tmp_path / "a.raw"],
+        "b.nhdr": [tmp_path / "b.nhdr", tmp_path / "b.raw"],
+        "c.mha": [tmp_path / "c.mha"],
+        "d.nrrd": [tmp_path / "d.nrrd"],
+    }
+    parts = [tmp_path / f"part {number}.raw" for number in range(5)]
+    for number, part in enumerate(parts):
+        part.write_bytes(VOLUME[number].tobytes())
+        part.with_name(f"s{number:02}.raw").write_bytes(VOLUME[number].tobytes())
+    head = (tmp_path / "a.mhd").read_text().replace("ElementDataFile = a.raw", "ElementDataFile = ")
+    nrrd = (tmp_path / "b.nhdr").read_text().replace("data file: b.raw", "data file: ")
+    names = "\n".join(part.name for part in parts)
+    for start, suffix in ((head, ".mhd"), (nrrd, ".nhdr")):
+        listed, row = tmp_path / f"list{suffix}", tmp_path / f"row{suffix}"
+        listed.write_text(f"{start.rstrip()} LIST\n{names}\n")
+        row.write_text(f"{start.rstrip()} s%02d.raw 0 4 1\n")
+        assert volumes.files_of(listed) == [listed, *parts]
+        assert volumes.files_of(row) == [row, *(tmp_path / f"s{number:02}.raw" for number in range(5))]
+        for path in (listed, row):
+            assert np.array_equal(volumes.read_image(volumes.read_head(path))[0], VOLUME.transpose(2, 1, 0))
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

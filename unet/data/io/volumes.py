@@ -82,10 +82,10 @@ def patient_of(path: Path) -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an image is read from: itself, or those of its series."""
+    """The files that an image is read from: itself, or those of its series; a header with those of its voxels."""
     if kind_of(path) == DICOM:
         return dicom.files_of(path)
-    return [path]
+    return [path, *itk.data_files(path)] if kind_of(path) == ITK else [path]
 
 
 def memory_of(paths: Iterable[Path], each: int) -> int:
