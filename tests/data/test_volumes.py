@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet.config import check_paths
 from unet.data.io import itk, volumes
+from unet.data.io.arrays import write_stack
 from unet.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -116,8 +117,12 @@ def test_a_tiff_of_imagej_has_a_spacing_and_dots_per_inch_are_none(tmp_path: Pat
     about = {"axes": "ZYX", "unit": "um", "spacing": 2.0}
     tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, resolution=(4.0, 2.0), metadata=about)
     assert volumes.read_head(tmp_path / "a.tif").spacing == pytest.approx((0.002, 0.0005, 0.00025))
-    tifffile.imwrite(tmp_path / "b.tif", values[0], resolution=(72, 72), resolutionunit="INCH")
-    assert volumes.read_head(tmp_path / "b.tif").spacing is None
+    for unit in ("INCH", "CENTIMETER"):
+        tifffile.imwrite(tmp_path / "b.tif", values[0], resolution=(72, 72), resolutionunit=unit)
+        assert volumes.read_head(tmp_path / "b.tif").spacing is None
+    for unit in ("µm", "μm", "micron"):
+        write_stack(tmp_path / "c.tif", values, (4, 2), unit)
+        assert volumes.read_head(tmp_path / "c.tif").spacing == pytest.approx((0.0005, 0.0005, 0.00025))
 
 
 def test_pictures_and_arrays(tmp_path: Path) -> None:

@@ -159,6 +159,17 @@ def test_a_mask_of_an_image_without_a_place_in_space_is_not_moved(tmp_path: Path
     assert "does not say where it lies, so it cannot be resampled" in fault.hint
 
 
+def test_an_image_without_a_spacing_is_told_where_the_network_has_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "i.npy", made.volume(0)[0])
+    own = dataclasses.replace(OWN, spacing=(5.0, 0.8, 0.8))
+    notes = dataset.prepare_image("c", [tmp_path / "i.npy"], own)[2]
+    assert len(notes) == 1
+    assert "they are taken as 1 mm, those of the network are 5 x 0.8 x 0.8 mm" in notes[0]
+    assert not dataset.prepare_image("c", [tmp_path / "i.npy"], dataclasses.replace(OWN, spacing=(1.0, 1.0, 1.0)))[2]
+    path = made.write(tmp_path / "i.nii.gz", made.volume(0)[0])
+    assert not dataset.prepare_image("c", [path], own)[2]
+
+
 def test_the_border_of_zeros_is_cut_away_and_comes_back(tmp_path: Path) -> None:
     image, mask = made.volume(0)
     wide = [np.pad(array, 6) for array in (image, mask)]

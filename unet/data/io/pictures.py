@@ -21,7 +21,8 @@ __all__ = ["look", "pixel_size", "read", "read_labels", "spacing"]
 
 Array = NDArray[Any]
 SLICES = "ZIQT"  # tifffile's letters of an axis that counts slices: depth, a series, an unknown one, time
-TO_MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6}
+TO_MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "nm": 1e-6}
+TO_MM |= dict.fromkeys(("µm", "μm", "\\u00b5m", "\\u03bcm"), 1e-3)  # in small letters; ImageJ escapes both mu
 
 
 class Found(NamedTuple):
@@ -86,14 +87,17 @@ def spacing(path: Path) -> tuple[float, float, float] | None:
     elsewhere: dots per inch of a photograph say nothing of what it shows."""
     import tifffile
 
-    pixel, unit = pixel_size(path)
-    scale = TO_MM.get(str(unit).lower())
+    about: dict[str, Any] = {}
+    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
+        about = file.imagej_metadata or {}
+    pixel, _ = pixel_size(path)
+    scale = TO_MM.get(str(about.get("unit")).lower())  # the tag ResolutionUnit is a printer's
     if pixel is None or scale is None:
         return None
     x, y = (scale * down / up for up, down in pixel)
     deep = y
-    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
-        deep = scale * float((file.imagej_metadata or {}).get("spacing", y / scale))
+    with contextlib.suppress(ValueError, TypeError):
+        deep = scale * float(about.get("spacing", y / scale))
     found = (deep, y, x)
     return found if min(found) > 0 else None
 
