@@ -241,6 +241,41 @@ def test_the_files_of_a_header_are_those_of_its_voxels_too(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("axes", "order"), [("CZYX", "XYZCT"), ("ZCYX", "XYCZT"), ("CTYX", ""), ("ZYX", ""), ("ZYXS", ""), ("YX", "")]
+)
+def test_channels_and_slices_of_an_ome_tiff(axes: str, order: str, tmp_path: Path) -> None:
+    sizes = {"C": 2, "Z": 4, "T": 3, "Y": 6, "X": 7, "S": 3}
+    values = RANDOM.integers(0, 200, [sizes[axis] for axis in axes]).astype(np.uint8 if "S" in axes else np.uint16)
+    how: dict[str, Any] = {"photometric": "rgb"} if "S" in axes else {}
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, ome=True, metadata={"axes": axes}, **how)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        assert order in file.ome_metadata
+    head = volumes.read_head(tmp_path / "a.ome.tif")
+    places = [axes.replace("S", "C").replace("T", "Z").find(letter) for letter in "CZYX"]
+    wanted = values.transpose([place for place in places if place >= 0])
+    assert np.array_equal(volumes.read_image(head), wanted.reshape(head.channels, *head.stored))
+    assert head.channels == (2 if "C" in axes else 3 if "S" in axes else 1)
+
+
+def test_an_ome_tiff_whose_pages_are_not_what_it_tells(tmp_path: Path) -> None:
+    """Pages of a file among several, or in an order of their own."""
+    values = RANDOM.integers(0, 200, (2, 4, 6, 7)).astype(np.uint16)
+    path = tmp_path / "a.ome.tif"
+    for one, other, words in (
+        ('SizeC="2"', 'SizeC="3"', "has 8 pages; its OME-XML tells of other ones .Z 4, C 3, T 1"),
+        ('DimensionOrder="XYZCT"', 'DimensionOrder="XYZZT"', "tells of other ones"),
+        ('<TiffData IFD="0"', '<TiffData FirstZ="1" IFD="0"', "page 0 is out of the order of its axes, ZCT"),
+    ):
+        tifffile.imwrite(path, values, ome=True, metadata={"axes": "CZYX"})
+        with tifffile.TiffFile(path) as file:
+            about = file.ome_metadata
+        assert one in about
+        tifffile.imwrite(path, values.reshape(8, 6, 7), description=about.replace(one, other), metadata=None)
+        with pytest.raises(DataError, match=words):
+            volumes.read_head(path)
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [
         ("a.bmp", "is no format that is read here"),
