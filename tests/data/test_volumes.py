@@ -275,6 +275,30 @@ def test_an_ome_tiff_whose_pages_are_not_what_it_tells(tmp_path: Path) -> None:
             volumes.read_head(path)
 
 
+@pytest.mark.parametrize("name", ["Läsion", "腫瘍"])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".nii.gz", ".nrrd"])
+def test_names_of_classes_in_any_script(suffix: str, name: str, tmp_path: Path) -> None:
+    like, path = tmp_path / f"i{suffix}", tmp_path / f"o{suffix}"
+    stored = LABELS[:1] if suffix in (".tif", ".png") else LABELS
+    if suffix == ".tif":
+        tifffile.imwrite(like, stored[0])
+    elif suffix == ".png":
+        Image.fromarray(stored[0]).save(like)
+    else:
+        (nrrd if suffix == ".nrrd" else nifti)(like, stored)
+    volumes.write_labels(path, stored, like, {"class_0": "background", "class_1": name})
+    assert np.array_equal(volumes.read_labels(volumes.read_head(path)), stored)
+    if suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            assert f"class_1: {name}" in file.pages.first.description
+    elif suffix == ".nii.gz":
+        assert name.encode() in nibabel.load(path).header.extensions[0].get_content()
+    elif suffix == ".nrrd":
+        assert SimpleITK.ReadImage(str(path)).GetMetaData("class_1") == name
+    else:
+        assert Image.open(path).text["class_1"] == name
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

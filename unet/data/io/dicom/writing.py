@@ -21,6 +21,7 @@ from unet.errors import DataError
 from unet.files import atomic
 
 Array = NDArray[Any]
+UTF8 = "ISO_IR 192"
 SERIES_NUMBER = 9001  # beside those of the scanner
 TYPE_2 = (  # what the standard wants to be there, if only empty
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
@@ -71,6 +72,7 @@ def write(path: Path, labels: Array, series: Series, names: Mapping[int, str], o
             omit_empty_frames=bool(numbers.any()),
             **_places(library, series),
         )
+        made.SpecificCharacterSet = UTF8  # of the names of the classes; pydicom writes the source's texts in it too
         stream = io.BytesIO()
         made.save_as(stream)
     with atomic(path) as target:
