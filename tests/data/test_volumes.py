@@ -240,6 +240,19 @@ def test_the_files_of_a_header_are_those_of_its_voxels_too(tmp_path: Path) -> No
             assert np.array_equal(volumes.read_image(volumes.read_head(path))[0], VOLUME.transpose(2, 1, 0))
 
 
+def test_the_voxels_of_a_microscope_are_believed(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(LABELS, np.diag([0.5, 0.5, 2.0, 1.0]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    head = volumes.read_head(tmp_path / "a.nii.gz")
+    assert head.spacing == pytest.approx((5e-4, 5e-4, 2e-3))
+    assert volumes.read_image(head).shape == (1, 5, 6, 7)
+    assert np.array_equal(volumes.read_labels(head), LABELS)
+    nibabel.save(nibabel.Nifti1Image(LABELS, np.diag([1e-7, 1e-7, 1e-7, 1.0])), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match="1e-06 to 1000 mm can be"):
+        volumes.read_head(tmp_path / "a.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("axes", "order"), [("CZYX", "XYZCT"), ("ZCYX", "XYCZT"), ("CTYX", ""), ("ZYX", ""), ("ZYXS", ""), ("YX", "")]
 )

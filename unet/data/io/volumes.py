@@ -46,6 +46,7 @@ FORMATS = {
     ".dcm": DICOM,
 }
 COLOURS = 3
+FINEST = 1e-6  # mm of a voxel: also those of a microscope
 MOST_CHANNELS = 8
 AGAIN = "Copy the file again from its source, or remove it."
 
@@ -127,7 +128,7 @@ def read_head(path: Path, like: Head | None = None) -> Head:
     except StorageError as error:
         raise DataError(error.message, AGAIN) from error
     if kind == NIFTI:
-        head = nifti.read_header(path)
+        head = nifti.read_header(path, finest=FINEST)
         spaced = head.spacing if head.raw["pixdim"][1] else None
         notes = [*head.notes, *_odd_places(head)]
         place = head.affine if head.codes else None  # without sform and qform the affine is made up
@@ -202,7 +203,7 @@ def read_image(head: Head) -> Array:
     """The values of an image, (C, a, b, c) float32, axes as stored. Raises DataError for values that are not finite
     (NaN that reaches the border of a NIfTI volume becomes 0, with a note) and for damaged files."""
     if head.format == NIFTI:
-        source = nifti.read_header(head.path)
+        source = nifti.read_header(head.path, finest=FINEST)
         volume = nifti.read_volume(source)[None]
         head.notes.extend(note for note in source.notes if note not in head.notes)
         return volume
@@ -224,7 +225,7 @@ def read_labels(head: Head) -> Array:
             "Save masks as PNG, TIFF or NIfTI, from the program that made them.",
         )
     if head.format == NIFTI:
-        source = nifti.read_header(head.path)
+        source = nifti.read_header(head.path, finest=FINEST)
         return _whole(head, nifti.read_numbers(source), nifti.slack_of(source))
     if head.format in (PNG, TIFF):
         array = pictures.read_labels(head.path)
