@@ -64,6 +64,8 @@ def test_a_split_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "split.txt"
     path.write_text("# held out\nCS_6668\nHT_7692\n")
     assert splits.from_file(ids, path)["validation"] == ["TCGA_CS_6668_20011025", "TCGA_HT_7692_19960724"]
+    told = "CS_6668 is taken as TCGA_CS_6668_20011025 (and 1 more)"
+    assert told in capsys.readouterr().err
     path.write_text(json.dumps({"train": ids[:3], "validation": ids[3:5]}))
     assert splits.from_file(ids, path) == {"train": sorted(ids[:3]), "validation": sorted(ids[3:5])}
     path.write_text(json.dumps({"train": ids[:3], "validation": ids[2:5]}))

@@ -86,6 +86,9 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     held = list(dict.fromkeys(_match(name, known, together, path) for name in validation))
     taken = set(held)
     kept = [item for item in ids if item not in taken]
+    if parts := [name for name in (*validation, *(train or ())) if name not in known]:
+        more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
+        host.notice_once(f"{path.absolute()}: {parts[0]} is taken as {_match(parts[0], known, together, path)}{more}")
     if train is not None:
         kept = list(dict.fromkeys(_match(name, known, together, path) for name in train))
     if both := sorted(taken & set(kept)):
@@ -114,7 +117,6 @@ def _match(name: str, known: Collection[str], together: str, path: Path) -> str:
             f"{path.absolute()}: {name[:120]!r} names {count} cases of the set ({first}).",
             "Write names as the patient folders have them.",
         )
-    host.notice_once(f"{path.absolute()}: {name} is taken as {found[0]}")
     return found[0]
 
 
