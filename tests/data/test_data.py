@@ -59,16 +59,32 @@ def test_folds_are_disjoint_and_complete() -> None:
     assert {len(part) for part in parts} == {4, 5}
 
 
-def test_a_split_from_a_file(tmp_path: Path) -> None:
+def test_a_split_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = GOLDEN_VALIDATION
     path = tmp_path / "split.txt"
     path.write_text("# held out\nCS_6668\nHT_7692\n")
     assert splits.from_file(ids, path)["validation"] == ["TCGA_CS_6668_20011025", "TCGA_HT_7692_19960724"]
+    told = "CS_6668 is taken as TCGA_CS_6668_20011025 (and 1 more)"
+    assert told in capsys.readouterr().err
     path.write_text(json.dumps({"train": ids[:3], "validation": ids[3:5]}))
     assert splits.from_file(ids, path) == {"train": sorted(ids[:3]), "validation": sorted(ids[3:5])}
     path.write_text(json.dumps({"train": ids[:3], "validation": ids[2:5]}))
     with pytest.raises(DataError, match="both parts"):
         splits.from_file(ids, path)
+    for part in ("CS_666", "S_6668", "668", "_200110"):  # a part of a word is another name
+        path.write_text(f"{part}\n")
+        with pytest.raises(DataError, match=f"{part}' names 0 cases"):
+            splits.from_file(ids, path)
+    path.write_text("case_1\n")
+    with pytest.raises(DataError, match="'case_1' names 0 cases"):
+        splits.from_file(["case_10", "case_2"], path)
+    path.write_text("fold-1\n")
+    with pytest.raises(DataError, match="'fold-1' names 2 cases"):
+        splits.from_file(["fold-1_a", "b_fold-1", "fold-10"], path)
+    path.write_text("a b_1\n")
+    capsys.readouterr()
+    assert splits.from_file(["x-a b_1-y", "xa b_1", "a b_12"], path)["validation"] == ["x-a b_1-y"]
+    assert "a b_1 is taken as x-a b_1-y" in capsys.readouterr().err
     path.write_text("TCGA_XX\n")
     with pytest.raises(DataError, match="names 0 cases"):
         splits.from_file(ids, path)

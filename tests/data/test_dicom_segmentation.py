@@ -65,6 +65,29 @@ def test_a_written_segmentation_is_read_by_both_libraries(orientation: Any, tmp_
         assert np.array_equal(volumes.labels_like(head, again, volumes.read_labels(again)), labels())
 
 
+@pytest.mark.parametrize("name", ["Leberläsion", "腫瘍"])
+@pytest.mark.parametrize(
+    ("letters", "patient"),
+    [
+        ("ISO_IR 100", "Müller^Änne"),
+        ("ISO_IR 192", "山田^太郎"),
+        ("ISO_IR 144", "Иванов^Пётр"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    ],
+)
+def test_names_in_any_script(letters: Any, patient: str, name: str, tmp_path: Path) -> None:
+    """Also where the source has its own character set, which its texts are brought out of."""
+    series(tmp_path / "s")
+    for path in (tmp_path / "s").iterdir():
+        source = pydicom.dcmread(path)
+        source.SpecificCharacterSet, source.PatientName = letters, patient
+        source.save_as(path)
+    volumes.write_labels(tmp_path / "out.dcm", labels(), tmp_path / "s", {**NAMES, "class_4": name})
+    found = pydicom.dcmread(tmp_path / "out.dcm")
+    assert [item.SegmentLabel for item in found.SegmentSequence] == ["liver", name]
+    assert found.PatientName == patient
+
+
 def test_patient_study_and_references_are_those_of_the_source(tmp_path: Path) -> None:
     series(tmp_path / "s")
     path, _ = written(tmp_path, tmp_path / "s", labels())

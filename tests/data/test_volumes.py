@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet.config import check_paths
 from unet.data.io import itk, volumes
+from unet.data.io.arrays import write_stack
 from unet.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -116,8 +117,12 @@ def test_a_tiff_of_imagej_has_a_spacing_and_dots_per_inch_are_none(tmp_path: Pat
     about = {"axes": "ZYX", "unit": "um", "spacing": 2.0}
     tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, resolution=(4.0, 2.0), metadata=about)
     assert volumes.read_head(tmp_path / "a.tif").spacing == pytest.approx((0.002, 0.0005, 0.00025))
-    tifffile.imwrite(tmp_path / "b.tif", values[0], resolution=(72, 72), resolutionunit="INCH")
-    assert volumes.read_head(tmp_path / "b.tif").spacing is None
+    for unit in ("INCH", "CENTIMETER"):
+        tifffile.imwrite(tmp_path / "b.tif", values[0], resolution=(72, 72), resolutionunit=unit)
+        assert volumes.read_head(tmp_path / "b.tif").spacing is None
+    for unit in ("µm", "μm", "micron"):
+        write_stack(tmp_path / "c.tif", values, (4, 2), unit)
+        assert volumes.read_head(tmp_path / "c.tif").spacing == pytest.approx((0.0005, 0.0005, 0.00025))
 
 
 def test_pictures_and_arrays(tmp_path: Path) -> None:
@@ -155,6 +160,24 @@ def test_a_mask_with_a_palette_holds_the_numbers_of_its_colours(tmp_path: Path) 
         volumes.read_labels(volumes.read_head(tmp_path / "b.png"))
 
 
+@pytest.mark.parametrize("packed", [None, "zlib"])
+def test_white_is_zero_turns_images_over_and_leaves_the_numbers_of_masks(packed: str | None, tmp_path: Path) -> None:
+    """tifffile saves an array of bool as WhiteIsZero by itself; it and skimage read back what was saved."""
+    bits = LABELS[0] == 1
+    tifffile.imwrite(tmp_path / "bool.tif", bits, compression=packed)
+    with tifffile.TiffFile(tmp_path / "bool.tif") as file:
+        assert file.pages.first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    head = volumes.read_head(tmp_path / "bool.tif")
+    assert np.array_equal(volumes.read_labels(head)[0], bits)
+    assert np.array_equal(volumes.read_image(head)[0, 0], ~bits)
+    for kind, white in ((np.uint8, 255), (np.uint16, 65535)):
+        stored = LABELS.astype(kind)
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", compression=packed)
+        head = volumes.read_head(tmp_path / "a.tif")
+        assert np.array_equal(volumes.read_labels(head), LABELS)
+        assert np.array_equal(volumes.read_image(head)[0], white - stored.astype(np.float32))
+
+
 def test_labels_are_whole_numbers_of_any_size(tmp_path: Path) -> None:
     for name, write in (("a.nii.gz", nifti), ("a.nrrd", nrrd)):
         path = write(tmp_path / name, LABELS.astype(np.int16) * np.int16(100))
@@ -165,6 +188,128 @@ def test_labels_are_whole_numbers_of_any_size(tmp_path: Path) -> None:
     head = volumes.read_head(nifti(tmp_path / "c.nii.gz", LABELS.astype(np.float32) / 2))
     with pytest.raises(DataError, match=r"holds 0\.5, 1\.5; the values of a mask are whole numbers"):
         volumes.read_labels(head)
+
+
+@pytest.mark.parametrize("stored", ["int32", "uint32", "int64", "float64", "scaled"])
+def test_labels_of_an_atlas_are_not_merged(stored: str, tmp_path: Path) -> None:
+    """Numbers above 2^24, of which single precision keeps every second, fourth ... only."""
+    ids = np.array([0, 312782546, 312782550, 312782554, 16777217, 182305689])
+    array = np.resize(ids, (4, 5, 6))
+    kind = "int32" if stored == "scaled" else stored
+    image = nibabel.Nifti1Image(array.astype(kind), np.eye(4), dtype=kind)
+    if stored == "scaled":
+        image = nibabel.Nifti1Image((array - 5).astype(np.int32), np.eye(4))
+        image.header.set_slope_inter(1, 5)
+        nibabel.save(image, tmp_path / "plain.nii")
+        raw = bytearray((tmp_path / "plain.nii").read_bytes())
+        raw[352:] = (array - 5).astype(np.int32).tobytes("F")
+        (tmp_path / "a.nii").write_bytes(raw)
+    else:
+        nibabel.save(image, tmp_path / "a.nii")
+    head = volumes.read_head(tmp_path / "a.nii")
+    assert np.array_equal(volumes.read_labels(head), array)
+    assert head.notes == []
+
+
+def test_the_files_of_a_header_are_those_of_its_voxels_too(tmp_path: Path) -> None:
+    """A digest of the header alone stays the same where the scan is replaced."""
+    image = SimpleITK.GetImageFromArray(VOLUME)
+    for name in ("a.mhd", "b.nhdr", "c.mha", "d.nrrd"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    found = {name: volumes.files_of(tmp_path / name) for name in ("a.mhd", "b.nhdr", "c.mha", "d.nrrd")}
+    assert found == {
+        "a.mhd": [tmp_path / "a.mhd", tmp_path / "a.raw"],
+        "b.nhdr": [tmp_path / "b.nhdr", tmp_path / "b.raw"],
+        "c.mha": [tmp_path / "c.mha"],
+        "d.nrrd": [tmp_path / "d.nrrd"],
+    }
+    parts = [tmp_path / f"part {number}.raw" for number in range(5)]
+    for number, part in enumerate(parts):
+        part.write_bytes(VOLUME[number].tobytes())
+        part.with_name(f"s{number:02}.raw").write_bytes(VOLUME[number].tobytes())
+    head = (tmp_path / "a.mhd").read_text().replace("ElementDataFile = a.raw", "ElementDataFile = ")
+    nrrd = (tmp_path / "b.nhdr").read_text().replace("data file: b.raw", "data file: ")
+    names = "\n".join(part.name for part in parts)
+    for start, suffix in ((head, ".mhd"), (nrrd, ".nhdr")):
+        listed, row = tmp_path / f"list{suffix}", tmp_path / f"row{suffix}"
+        listed.write_text(f"{start.rstrip()} LIST\n{names}\n")
+        row.write_text(f"{start.rstrip()} s%02d.raw 0 4 1\n")
+        assert volumes.files_of(listed) == [listed, *parts]
+        assert volumes.files_of(row) == [row, *(tmp_path / f"s{number:02}.raw" for number in range(5))]
+        for path in (listed, row):
+            assert np.array_equal(volumes.read_image(volumes.read_head(path))[0], VOLUME.transpose(2, 1, 0))
+
+
+def test_the_voxels_of_a_microscope_are_believed(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(LABELS, np.diag([0.5, 0.5, 2.0, 1.0]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    head = volumes.read_head(tmp_path / "a.nii.gz")
+    assert head.spacing == pytest.approx((5e-4, 5e-4, 2e-3))
+    assert volumes.read_image(head).shape == (1, 5, 6, 7)
+    assert np.array_equal(volumes.read_labels(head), LABELS)
+    nibabel.save(nibabel.Nifti1Image(LABELS, np.diag([1e-7, 1e-7, 1e-7, 1.0])), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match="1e-06 to 1000 mm can be"):
+        volumes.read_head(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("axes", "order"), [("CZYX", "XYZCT"), ("ZCYX", "XYCZT"), ("CTYX", ""), ("ZYX", ""), ("ZYXS", ""), ("YX", "")]
+)
+def test_channels_and_slices_of_an_ome_tiff(axes: str, order: str, tmp_path: Path) -> None:
+    sizes = {"C": 2, "Z": 4, "T": 3, "Y": 6, "X": 7, "S": 3}
+    values = RANDOM.integers(0, 200, [sizes[axis] for axis in axes]).astype(np.uint8 if "S" in axes else np.uint16)
+    how: dict[str, Any] = {"photometric": "rgb"} if "S" in axes else {}
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, ome=True, metadata={"axes": axes}, **how)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        assert order in file.ome_metadata
+    head = volumes.read_head(tmp_path / "a.ome.tif")
+    places = [axes.replace("S", "C").replace("T", "Z").find(letter) for letter in "CZYX"]
+    wanted = values.transpose([place for place in places if place >= 0])
+    assert np.array_equal(volumes.read_image(head), wanted.reshape(head.channels, *head.stored))
+    assert head.channels == (2 if "C" in axes else 3 if "S" in axes else 1)
+
+
+def test_an_ome_tiff_whose_pages_are_not_what_it_tells(tmp_path: Path) -> None:
+    """Pages of a file among several, or in an order of their own."""
+    values = RANDOM.integers(0, 200, (2, 4, 6, 7)).astype(np.uint16)
+    path = tmp_path / "a.ome.tif"
+    for one, other, words in (
+        ('SizeC="2"', 'SizeC="3"', "has 8 pages; its OME-XML tells of other ones .Z 4, C 3, T 1"),
+        ('DimensionOrder="XYZCT"', 'DimensionOrder="XYZZT"', "tells of other ones"),
+        ('<TiffData IFD="0"', '<TiffData FirstZ="1" IFD="0"', "page 0 is out of the order of its axes, ZCT"),
+    ):
+        tifffile.imwrite(path, values, ome=True, metadata={"axes": "CZYX"})
+        with tifffile.TiffFile(path) as file:
+            about = file.ome_metadata
+        assert one in about
+        tifffile.imwrite(path, values.reshape(8, 6, 7), description=about.replace(one, other), metadata=None)
+        with pytest.raises(DataError, match=words):
+            volumes.read_head(path)
+
+
+@pytest.mark.parametrize("name", ["Läsion", "腫瘍"])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".nii.gz", ".nrrd"])
+def test_names_of_classes_in_any_script(suffix: str, name: str, tmp_path: Path) -> None:
+    like, path = tmp_path / f"i{suffix}", tmp_path / f"o{suffix}"
+    stored = LABELS[:1] if suffix in (".tif", ".png") else LABELS
+    if suffix == ".tif":
+        tifffile.imwrite(like, stored[0])
+    elif suffix == ".png":
+        Image.fromarray(stored[0]).save(like)
+    else:
+        (nrrd if suffix == ".nrrd" else nifti)(like, stored)
+    volumes.write_labels(path, stored, like, {"class_0": "background", "class_1": name})
+    assert np.array_equal(volumes.read_labels(volumes.read_head(path)), stored)
+    if suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            assert f"class_1: {name}" in file.pages.first.description
+    elif suffix == ".nii.gz":
+        assert name.encode() in nibabel.load(path).header.extensions[0].get_content()
+    elif suffix == ".nrrd":
+        assert SimpleITK.ReadImage(str(path)).GetMetaData("class_1") == name
+    else:
+        assert Image.open(path).text["class_1"] == name
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,13 @@ def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: 
     return report
 
 
-def each_case(work: Callable[[Any], Any], items: Sequence[tuple[str, Any]], report: Report) -> list[Any]:
-    """`work` on each item in the process pool; results in the order of the items, errors into the report."""
+def each_case(
+    work: Callable[[Any], Any], items: Sequence[tuple[str, Any]], report: Report, largest: int = 0
+) -> list[Any]:
+    """`work` on each item in the process pool; results in the order of the items, errors into the report. `largest`:
+    bytes of memory that an item takes at most (0: little)."""
     done: dict[str, Any] = {}
-    for (name, _), future in host.process_map(work, items, "check", "case"):
+    for (name, _), future in host.process_map(work, items, "check", "case", host.processes(len(items), largest)):
         try:
             done[name] = future.result()
         except host.ProcessLost:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from unet import host
 from unet.config.flags import SplitOptions
 from unet.errors import DataError, StorageError
 from unet.files import read_json, read_text, require_regular
@@ -67,8 +68,8 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     """A split from a file: JSON {"train": [...], "validation": [...]} (a run's splits.json), or text, one validation
     case a line.
 
-    A part of exactly one id (`CS_5393` of `TCGA_CS_5393_19990606`) counts as that id. Raises DataError for names
-    that are not in the set, or are in both parts.
+    Whole words of exactly one id (`CS_5393` of `TCGA_CS_5393_19990606`, but not `CS_53`) count as that id, with a
+    notice. Raises DataError for names that are not in the set, or are in both parts.
     """
     try:
         require_regular(path)
@@ -85,6 +86,9 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
     held = list(dict.fromkeys(_match(name, known, together, path) for name in validation))
     taken = set(held)
     kept = [item for item in ids if item not in taken]
+    if parts := [name for name in (*validation, *(train or ())) if name not in known]:
+        more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
+        host.notice_once(f"{path.absolute()}: {parts[0]} is taken as {_match(parts[0], known, together, path)}{more}")
     if train is not None:
         kept = list(dict.fromkeys(_match(name, known, together, path) for name in train))
     if both := sorted(taken & set(kept)):
@@ -93,17 +97,22 @@ def from_file(ids: Sequence[str], path: Path) -> Split:
 
 
 def _match(name: str, known: Collection[str], together: str, path: Path) -> str:
-    """The id that a name, or a part of an id, means. `together`: the ids, each in a line."""
+    """The id that a name, or words of an id, means. `together`: the ids, each in a line."""
     if name in known:
         return name
     found: list[str] = []
     place = together.find(name) if name.strip() else -1
-    while place >= 0 and len(found) < 2:
-        end = together.find("\n", place + len(name))
-        found.append(together[together.rfind("\n", 0, place + 1) + 1 : end])
-        place = together.find(name, end)
+    while place >= 0:
+        after = place + len(name)
+        end = together.find("\n", after)
+        whole = not (together[place - 1].isalnum() and name[0].isalnum())
+        if whole and not (together[after].isalnum() and name[-1].isalnum()):
+            found.append(together[together.rfind("\n", 0, place + 1) + 1 : end])
+            place = together.find(name, end)
+        else:
+            place = together.find(name, place + 1)
     if len(found) != 1 or found[0] not in known:
-        count, first = sum(name in item for item in known), f"{len(known)} cases, first {sorted(known)[:1]}"
+        count, first = len(found), f"{len(known)} cases, first {sorted(known)[:1]}"
         raise DataError(
             f"{path.absolute()}: {name[:120]!r} names {count} cases of the set ({first}).",
             "Write names as the patient folders have them.",

@@ -9,22 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.metrics.surface import bounding_box, distances
+from unet.metrics.surface import distances
 
 Array = NDArray[Any]
 KINDS = ("dice", "surface", "hd95", "volume")
 
 
 def dice_of(prediction: Array, target: Array, classes: int, ignore: int | None = None) -> list[float]:
-    """Dice of each class but the background, NaN where it is in neither map: one pass over both."""
+    """Dice of each class but the background, NaN where it is in neither map: one pass over both. A prediction of what
+    is no class (the value of ignored voxels) counts as background."""
     valid = slice(None) if ignore is None else target.ravel() != ignore
-    pairs = classes * target.ravel()[valid].astype(np.int64) + prediction.ravel()[valid]
+    own = classes_only(prediction, classes).ravel()[valid]
+    pairs = classes * target.ravel()[valid].astype(np.int64) + own
     table = np.bincount(pairs, minlength=classes * classes)[: classes * classes].reshape(classes, classes)
     both, own, true = table.diagonal(), table.sum(0), table.sum(1)
     return [
         float(2 * both[number] / (own[number] + true[number])) if own[number] + true[number] else math.nan
         for number in range(1, classes)
     ]
+
+
+def classes_only(prediction: Array, classes: int) -> Array:
+    """A label map with the background where it holds no class; itself, where it holds classes alone."""
+    return np.where(prediction < classes, prediction, 0) if prediction.max(initial=0) >= classes else prediction
 
 
 def full_scores(
@@ -36,19 +43,22 @@ def full_scores(
     ignore: int | None = None,
 ) -> dict[str, float]:
     """`dice_<n>`, `surface_<n>`, `hd95_<n>` (mm), `volume_<n>` of each class n >= 1 of two label maps (D, H, W), with
-    `spacing` and `tolerance` in mm; voxels whose target is `ignore` are left out.
+    `spacing` and `tolerance` in mm; voxels whose target is `ignore` are left out, a prediction of what is no class
+    counts as background.
 
     Surface Dice: the share of both surfaces that lies within the tolerance of the other. HD95: 95 % of the distances
     between them. Volume: (predicted - true) / true. A class in neither map has no score (NaN); in one of them Dice and
-    surface Dice are 0, and HD95 is undefined.
+    surface Dice are 0, and HD95 is undefined. Surfaces are those against voxels that are not ignored; where both masks
+    have none, the two scores of surfaces are NaN.
     """
     found: dict[str, float] = {}
     deep = [axis for axis, side in enumerate(target.shape) if side > 1]  # a flat image has an outline, no surface
     prediction, target = (each.reshape([target.shape[axis] for axis in deep]) for each in (prediction, target))
-    spacing = [spacing[axis] for axis in deep]
-    if ignore is not None:
-        prediction = np.where(target == ignore, 0, prediction)
-        target = np.where(target == ignore, 0, target)
+    spacing, prediction = [spacing[axis] for axis in deep], classes_only(prediction, classes)
+    ignored = None
+    if ignore is not None and (held := target == ignore).any():
+        ignored = held
+        prediction, target = (np.where(ignored, 0, each) for each in (prediction, target))
     for number, dice in enumerate(dice_of(prediction, target, classes), 1):
         own, true = prediction == number, target == number
         count, wanted = int(own.sum()), int(true.sum())
@@ -57,8 +67,7 @@ def full_scores(
         if not (count and wanted):
             found |= {f"surface_{number}": math.nan if not count and not wanted else 0.0, f"hd95_{number}": math.nan}
             continue
-        box = bounding_box(own | true) or (slice(None),) * own.ndim
-        apart = distances(own[box], true[box], spacing)
+        apart = distances(own, true, spacing, ignored)
         found |= {f"surface_{number}": apart.dice(tolerance), f"hd95_{number}": apart.hausdorff95()}
     return found
 

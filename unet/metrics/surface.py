@@ -22,19 +22,22 @@ VOXELS_A_QUERY = 100  # a far point in a tree takes as long as so many voxels of
 @dataclasses.dataclass(frozen=True)
 class SurfaceDistances:
     """Distance of each surface voxel of the prediction to the target's nearest one, and the other way round; empty
-    where the mask is. `undefined`: one of the two masks is empty."""
+    where the mask is. `undefined`: one of the two masks is empty, or its surface is not seen; `hidden`: neither
+    surface is seen."""
 
     prediction: Distances
     target: Distances
     undefined: bool = False
+    hidden: bool = False
 
     def hausdorff95(self) -> float:
-        """The larger of the two directed 95th percentiles; 0 where both masks are empty, NaN where one is.
+        """The larger of the two directed 95th percentiles; 0 where both masks are empty, NaN where one is, and where
+        no surface is seen.
 
         Source: Huttenlocher et al. 1993 (percentile form); the maximum of the two directions as in MONAI and in
         DeepMind's surface-distance.
         """
-        if self.undefined:
+        if self.undefined or self.hidden:
             return math.nan
         if not len(self.prediction):
             return 0.0
@@ -42,30 +45,38 @@ class SurfaceDistances:
 
     def dice(self, tolerance: float) -> float:
         """The share of both surfaces' voxels within `tolerance` of the other surface; 1 where both masks are empty, 0
-        where one is.
+        where one is, NaN where no surface is seen.
 
         Source: Nikolov et al., J Med Internet Res 2021 (every surface voxel counts as one, whatever area it stands
         for).
         """
-        if self.undefined:
-            return 0.0
+        if self.undefined or self.hidden:
+            return math.nan if self.hidden else 0.0
         limit = tolerance * (1 + 1e-9)  # a distance of 3 steps of 0.7 mm is 2.0999999999999996 mm
         near = sum(int(np.count_nonzero(each <= limit)) for each in (self.prediction, self.target))
         return near / (len(self.prediction) + len(self.target)) if len(self.prediction) else 1.0
 
 
-def distances(prediction: Mask, target: Mask, spacing: Sequence[float] | None = None) -> SurfaceDistances:
+def distances(
+    prediction: Mask, target: Mask, spacing: Sequence[float] | None = None, ignored: Mask | None = None
+) -> SurfaceDistances:
     """Distances between the surfaces of two masks of one shape, in the unit of `spacing` (default: one for a step along
     each axis).
 
-    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside.
+    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside. `ignored`:
+    voxels of neither mask of which it is not known whether they are outside; no surface is seen against them.
     """
     box = bounding_box(prediction, target)
     if box is None:
         return SurfaceDistances(np.empty(0), np.empty(0))
-    own, true = surface(prediction[box]), surface(target[box])
+    if ignored is None or not ignored.any():
+        own, true = surface(prediction[box]), surface(target[box])
+    else:
+        box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)  # with the voxels next to the masks
+        own, true = (surface(mask[box], ignored[box]) for mask in (prediction, target))
     if not len(own) or not len(true):
-        return SurfaceDistances(np.empty(0), np.empty(0), undefined=True)
+        hidden = bool(prediction.any() and target.any() and not len(own) and not len(true))
+        return SurfaceDistances(np.empty(0), np.empty(0), undefined=True, hidden=hidden)
     shape = prediction[box].shape
     scale = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
     return SurfaceDistances(nearest(own, true, shape, scale), nearest(true, own, shape, scale))
@@ -98,8 +109,8 @@ def nearest(points: Voxels, others: Voxels, shape: tuple[int, ...], scale: Dista
     return result
 
 
-def surface(mask: Mask) -> Voxels:
-    """The voxels of a mask that have a face neighbour outside it: (N, axes), in array order.
+def surface(mask: Mask, ignored: Mask | None = None) -> Voxels:
+    """The voxels of a mask that have a face neighbour outside it that is not `ignored`: (N, axes), in array order.
 
     Slab by slab along the first axis, each small enough for the processor's cache.
     """
@@ -109,7 +120,9 @@ def surface(mask: Mask) -> Voxels:
         if not mask[first : first + step].any():
             continue
         low = max(0, first - 1)
-        edge = edge_of(mask[low : first + step + 1])[first - low : first - low + step]
+        slab = mask[low : first + step + 1]
+        edge = edge_of(slab) if ignored is None else edge_of(slab | ignored[low : first + step + 1]) & slab
+        edge = edge[first - low : first - low + step]
         where = np.argwhere(edge).astype(np.int32)
         where[:, 0] += first
         found.append(where)

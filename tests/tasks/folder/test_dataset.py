@@ -145,6 +145,38 @@ def test_a_mask_on_another_grid_is_refused_or_resampled(tmp_path: Path) -> None:
     assert np.mean(prepared["mask"] != plain["mask"]) < 0.01
 
 
+def test_a_mask_of_an_image_without_a_place_in_space_is_not_moved(tmp_path: Path) -> None:
+    """Without sform and qform a header says nothing of where its voxels lie: sizes alone are compared."""
+    image, mask = made.volume(0)
+    files = tmp_path / "i.nii.gz", made.write(tmp_path / "m.nii.gz", mask)
+    bare = nibabel.Nifti1Image(image, np.diag([1.0, 1.0, 2.0, 1.0]))
+    bare.set_sform(None, 0)
+    bare.set_qform(None, 0)
+    nibabel.save(bare, files[0])
+    head = volumes.read_head(files[0])
+    assert (head.codes, head.affine) == (None, None)
+    for own in (OWN, dataclasses.replace(OWN, resample_masks=True)):
+        for one, other in (files, files[::-1]):
+            assert volumes.mismatch(volumes.read_head(one), volumes.read_head(other)) == []
+        found = dataset.read_mask("c", files[1], head, own)
+        assert np.array_equal(found.transpose(2, 1, 0), mask)
+    nibabel.save(nibabel.Nifti1Image(mask[:-1], np.eye(4)), tmp_path / "less.nii.gz")
+    fault = dataset.read_case("c", sets.Found(files[:1], tmp_path / "less.nii.gz"), own)[1]
+    assert "size 12 x 24 x 20 and 12 x 24 x 19" in fault.message
+    assert "does not say where it lies, so it cannot be resampled" in fault.hint
+
+
+def test_an_image_without_a_spacing_is_told_where_the_network_has_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "i.npy", made.volume(0)[0])
+    own = dataclasses.replace(OWN, spacing=(5.0, 0.8, 0.8))
+    notes = dataset.prepare_image("c", [tmp_path / "i.npy"], own)[2]
+    assert len(notes) == 1
+    assert "they are taken as 1 mm, those of the network are 5 x 0.8 x 0.8 mm" in notes[0]
+    assert not dataset.prepare_image("c", [tmp_path / "i.npy"], dataclasses.replace(OWN, spacing=(1.0, 1.0, 1.0)))[2]
+    path = made.write(tmp_path / "i.nii.gz", made.volume(0)[0])
+    assert not dataset.prepare_image("c", [path], own)[2]
+
+
 def test_the_border_of_zeros_is_cut_away_and_comes_back(tmp_path: Path) -> None:
     image, mask = made.volume(0)
     wide = [np.pad(array, 6) for array in (image, mask)]

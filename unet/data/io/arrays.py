@@ -36,8 +36,13 @@ def write_stack(path: Path, stack: NDArray[Any], pixel: tuple[Any, Any] | None =
             imagej=True,
             photometric="rgb" if stack.ndim == 4 else "minisblack",
             resolution=pixel,
-            metadata={"axes": axes, **({"unit": unit} if unit else {})},
+            metadata={"axes": axes, **({"unit": _escaped(unit)} if unit else {})},
         )
+
+
+def _escaped(unit: str) -> str:
+    """A unit in ASCII, as ImageJ writes it: \\u00B5m."""
+    return "".join(letter if letter.isascii() else f"\\u{ord(letter):04X}" for letter in unit)
 
 
 def write_tiff(path: Path, image: NDArray[Any]) -> None:
@@ -71,7 +76,7 @@ def write_label_stack(
             labels if len(labels) > 1 else labels[0],
             photometric="minisblack",
             compression="zlib",
-            description=about,
+            description=about.encode(),  # as text tifffile takes ASCII alone
             metadata=None,
             **how,
         )

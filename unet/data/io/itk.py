@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from unet.errors import DataError
 from unet.files import atomic
 
 Array = NDArray[Any]
+NAMED = {".mhd": r"elementdatafile\s*=", ".nhdr": r"data ?file\s*:"}  # what names the file with the voxels
+LONGEST = 2**22  # bytes of a header
+MOST_FILES = 2**16
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -66,6 +70,33 @@ def header(path: Path) -> Found:
     from nibabel.orientations import aff2axcodes
 
     return Found(axes, sizes, channels, dtype, spacing, aff2axcodes(affine), affine)  # type: ignore[arg-type]
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files with the voxels of a header (.mhd, .nhdr) that are there: one, a list of them, or a row of numbers."""
+    key = NAMED.get(path.suffix.lower())
+    if key is None:
+        return []
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        text = stream.read(LONGEST).decode("utf-8", "surrogateescape")
+        if found := re.search(rf"^[ \t]*{key}[ \t]*(\S[^\r\n]*)", text, re.IGNORECASE | re.MULTILINE):
+            return [
+                file for name in _names(found[1].strip(), text[found.end() :]) if (file := path.parent / name).is_file()
+            ]
+    return []
+
+
+def _names(value: str, rest: str) -> list[str]:
+    """The names that a header's value means; `rest`: the lines below it."""
+    words = value.split()
+    if words[0].upper() == "LIST":
+        return [line.strip() for line in rest.splitlines() if line.strip()][:MOST_FILES]
+    if "%" not in words[0] or len(words) < 3:
+        return [] if value.upper() == "LOCAL" else [value]
+    with contextlib.suppress(ValueError, TypeError):
+        low, high, step = map(int, [*words[1:4], "1"][:3])
+        return [words[0] % number for number in range(low, high + 1, step)[:MOST_FILES]]
+    return []
 
 
 def read(path: Path) -> Array:

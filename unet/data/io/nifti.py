@@ -67,27 +67,36 @@ def _blocks(head: Header) -> Generator[Array, None, None]:
         stream.close()
 
 
-def _scaled(head: Header, block: Array) -> Array:
-    """A block as numbers: scaled as the header says, in the byte order of this machine."""
+def _scaled(head: Header, block: Array, exact: bool = False) -> Array:
+    """A block as numbers: scaled as the header says, in the byte order of this machine; of double precision where that
+    is `exact` and single precision is not."""
     if head.slope is not None:
         with np.errstate(over="ignore"):
-            return (block * np.float64(head.slope) + np.float64(head.intercept or 0)).astype(np.float32)
-    if block.dtype.kind == "f" and block.dtype.itemsize == 8:
+            return (block * np.float64(head.slope) + np.float64(head.intercept or 0)).astype(number_of(head, exact))
+    if block.dtype.kind == "f" and block.dtype.itemsize == 8 and not exact:
         with np.errstate(over="ignore"):
             return block.astype(np.float32)
     return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
 
 
-def values(head: Header, background: float | None = 0.0) -> Iterator[Array]:
+def number_of(head: Header, exact: bool) -> np.dtype[Any]:
+    """The type of a file's numbers: single precision, or where they are to be `exact` that of the file, double
+    precision where it scales numbers that single precision does not hold."""
+    if not exact or (head.slope is not None and head.dtype.itemsize < 4):
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if head.slope is not None else head.dtype.newbyteorder("=")
+
+
+def values(head: Header, background: float | None = 0.0, exact: bool = False) -> Iterator[Array]:
     """The voxels as numbers, in blocks (planes, shape[1], shape[0]). NaN becomes `background` where it reaches the
     border of the volume (SPM and others write it outside of the body), with a note in `head.notes`; where `background`
-    is None it stays, for the caller to fill and to note.
+    is None it stays, for the caller to fill and to note. `exact`: numbers above 2^24 keep their last digits.
 
     Raises DataError for infinite values, for NaN that is only inside, and as `blocks` does.
     """
     count, outside, first = 0, False, 0
     for block in blocks(head):
-        block = _scaled(head, block)
+        block = _scaled(head, block, exact)
         with np.errstate(over="ignore", invalid="ignore"):
             doubtful = block.dtype.kind == "f" and not math.isfinite(block.sum(dtype=np.float32))
         if doubtful and not np.isfinite(block).all():
@@ -183,6 +192,13 @@ def read_image(path: Path) -> Array:
 def read_volume(head: Header, background: float | None = 0.0) -> Array:
     """The whole volume of a header as float32, axes as stored; `background` and errors as in `values`."""
     return _whole(head, functools.partial(values, background=background), np.float32)
+
+
+def read_numbers(head: Header) -> Array:
+    """The whole label map of a header, axes as stored, in the file's own type where it is not scaled: whole numbers of
+    any size stay what they are. NaN stays; errors as in `values`."""
+    exact = functools.partial(values, background=None, exact=True)
+    return _whole(head, exact, number_of(head, True))
 
 
 def read_label(path: Path, grid: bool = True) -> Array:

@@ -26,7 +26,7 @@ Spacing = tuple[float, float, float]
 SUFFIXES = (".nii.gz", ".nii")
 LARGEST = 2**31  # voxels
 DENSEST = 1032  # deflate cannot pack tighter
-FINEST, COARSEST = 0.01, 1000.0  # mm of a voxel; what is outside was written in another unit, or is no spacing
+FINEST, COARSEST = 0.01, 1000.0  # mm of a voxel of a patient; others were written in another unit, or are no spacing
 ALIKE = 0.02  # two spacings in one header are the same up to this share: headers are rounded
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
@@ -73,13 +73,14 @@ def times(numbers: Iterable[float]) -> str:
     return " x ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in numbers)
 
 
-def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Header:
+def read_header(path: Path, grid: bool = True, volume: int | None = None, finest: float = FINEST) -> Header:
     """The header of a .nii or .nii.gz file of one volume. `grid` false: its spacing and orientation are not looked at
-    (1 mm, no orientation). `volume`: the one to read, from 0, of a file that may hold several.
+    (1 mm, no orientation). `volume`: the one to read, from 0, of a file that may hold several. `finest`: the least mm
+    of a voxel that is believed.
 
     Raises DataError for a file that is damaged or no regular file, more than three dimensions (unless a volume is
-    chosen, which must be there), complex or colour voxels, a scaling that is none, a spacing below 0.01 or above
-    1000 mm, an affine that fits no grid or another spacing, or a size that cannot be.
+    chosen, which must be there), complex or colour voxels, a scaling that is none, a spacing below `finest` or
+    above 1000 mm, an affine that fits no grid or another spacing, or a size that cannot be.
     """
     raw = raw_header(path)
     size, dtype, offset = shape_of(path, raw, volume), _dtype(path, raw), _offset(path, raw)
@@ -93,7 +94,7 @@ def read_header(path: Path, grid: bool = True, volume: int | None = None) -> Hea
     notes: list[str] = []
     spacing, affine, codes = (1.0, 1.0, 1.0), np.eye(4), None
     if grid:
-        spacing, unit = _spacing(path, raw)
+        spacing, unit = _spacing(path, raw, finest)
         affine, codes = _orientation(path, raw, notes)
         affine[:3] *= unit
     offset, rest = offset + (volume or 0) * bulk, (count - 1 - (volume or 0)) * bulk
@@ -198,16 +199,16 @@ def _scaling(path: Path, raw: Any) -> tuple[float | None, float | None]:
     )
 
 
-def _spacing(path: Path, raw: Any) -> tuple[Spacing, float]:
+def _spacing(path: Path, raw: Any, finest: float) -> tuple[Spacing, float]:
     """(mm of a voxel along each axis, mm of the header's unit)."""
     try:
         unit = MILLIMETRES.get(raw.get_xyzt_units()[0], 1.0)
     except KeyError:  # a code that is not in the standard
         unit = 1.0
     found = [float(item) * unit for item in raw["pixdim"][1:4]]
-    if not all(FINEST <= item <= COARSEST for item in found):
+    if not all(finest <= item <= COARSEST for item in found):
         raise DataError(
-            f"{path}: its voxel spacing is {times(found)} mm; {FINEST:g} to {COARSEST:g} mm can be.",
+            f"{path}: its voxel spacing is {times(found)} mm; {finest:g} to {COARSEST:g} mm can be.",
             "Write the true spacing into its header (pixdim and affine), or remove the case.",
         )
     return (found[0], found[1], found[2]), unit

@@ -5,6 +5,7 @@ them. `images` has the readers; here channels and slices are told apart. No torc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from unet.data.io import images
 from unet.data.io.images import pixel_size
-from unet.data.io.tiff import Kind
+from unet.data.io.tiff import BLACK_IS_ZERO, WHITE_IS_ZERO, Kind
 from unet.errors import DataError
 
 __all__ = ["look", "pixel_size", "read", "read_labels", "spacing"]
 
 Array = NDArray[Any]
 SLICES = "ZIQT"  # tifffile's letters of an axis that counts slices: depth, a series, an unknown one, time
-TO_MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6}
+TO_MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "nm": 1e-6}
+TO_MM |= dict.fromkeys(("µm", "μm", "\\u00b5m", "\\u03bcm"), 1e-3)  # in small letters; ImageJ escapes both mu
 
 
 class Found(NamedTuple):
@@ -57,8 +59,9 @@ def read(path: Path) -> Array:
 
 
 def read_labels(path: Path) -> Array:
-    """The values of a mask, (S, H, W): of a file with a palette the numbers of its colours, as label maps are stored;
-    RGB with equal channels is grey. Raises DataError for colours, and for several channels."""
+    """The values of a mask, (S, H, W), as they are stored: of a file with a palette the numbers of its colours, of one
+    that is WhiteIsZero not inverted; RGB with equal channels is grey. Raises DataError for colours, and for several
+    channels."""
     with images.opened(path, lossy=True) as (kind, load):
         _, channels = _pages(kind, path)
         if channels > 1:
@@ -68,6 +71,8 @@ def read_labels(path: Path) -> Array:
             return indices
         if kind.palette is not None:
             return np.ascontiguousarray(load(None)[..., 0])
+        if kind.photometric == WHITE_IS_ZERO:  # a number is no brightness; tifffile saves 1-bit arrays like that
+            kind = dataclasses.replace(kind, photometric=BLACK_IS_ZERO)
         found = images.one_channel(images.shown(load(None), kind, path))
     if found is None:
         raise DataError(
@@ -82,14 +87,17 @@ def spacing(path: Path) -> tuple[float, float, float] | None:
     elsewhere: dots per inch of a photograph say nothing of what it shows."""
     import tifffile
 
-    pixel, unit = pixel_size(path)
-    scale = TO_MM.get(str(unit).lower())
+    about: dict[str, Any] = {}
+    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
+        about = file.imagej_metadata or {}
+    pixel, _ = pixel_size(path)
+    scale = TO_MM.get(str(about.get("unit")).lower())  # the tag ResolutionUnit is a printer's
     if pixel is None or scale is None:
         return None
     x, y = (scale * down / up for up, down in pixel)
     deep = y
-    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
-        deep = scale * float((file.imagej_metadata or {}).get("spacing", y / scale))
+    with contextlib.suppress(ValueError, TypeError):
+        deep = scale * float(about.get("spacing", y / scale))
     found = (deep, y, x)
     return found if min(found) > 0 else None
 

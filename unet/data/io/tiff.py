@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import math
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,8 +24,11 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, COLOUR, PALETTE, YCBCR = 0, 1, 2, 3, 6  # values o
 CONVERT = (
     "Save it without compression, as 8-bit grey or RGB (Fiji: File, Save As, Tiff; or: tiffcp -c none IN.tif OUT.tif)."
 )
+APART = "Save one volume a file (Fiji: Image, Hyperstacks, Reduce Dimensionality; then File, Save As, Tiff)."
 COPY = "Copy the file again from its source, or remove it."
 FORMS = {1: "B", 3: "H", 4: "I"}  # struct's letters of TIFF's whole numbers
+OME = re.compile(r"<(?:\w+:)?(Pixels|TiffData)\b([^>]*)>")  # elements of the description of an OME-TIFF
+ATTRIBUTE = re.compile(r"(\w+)\s*=\s*[\"']([^\"']*)")
 ONE_FILE = ("ome", "mmstack", "ndtiff")  # kinds in which tifffile would follow the names of other files
 
 
@@ -180,8 +184,36 @@ def _kind(path: Path, series: Any) -> Kind:
         1,
         _palette(first) if photometric == PALETTE else None,
         2**bits - 1 if 8 < bits < 16 else None,
-        tuple((axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"),
+        _ome_axes(path, first, pages)
+        or tuple((axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"),
     )
+
+
+def _ome_axes(path: Path, page: Any, pages: int) -> tuple[tuple[str, int], ...]:
+    """What the pages of an OME-TIFF run over, the slowest axis first, by its description; () of other files, of those
+    with one page, and of those whose pages are slices alone. Raises DataError where the description tells of other
+    pages than the file has, or of another order than that of its axes."""
+    text = str(page.description)
+    if pages == 1 or not re.search(r"<(\w+:)?OME\b", text[:1000]):
+        return ()
+    elements = [(kind, dict(ATTRIBUTE.findall(rest))) for kind, rest in OME.findall(text)]
+    pixels = next((told for kind, told in elements if kind == "Pixels"), {})
+    order = pixels.get("DimensionOrder", "")[2:]
+    sizes = {axis: int(size) if (size := pixels.get(f"Size{axis}", "")).isdecimal() else 0 for axis in "ZCT"}
+    if sizes["C"] > 1 and page.samplesperpixel > 1:  # channels within a page
+        sizes["C"] //= int(page.samplesperpixel)
+    if max(sizes["C"], sizes["T"]) == 1:
+        return ()
+    if sorted(order) != ["C", "T", "Z"] or math.prod(sizes.values()) != pages:
+        told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise DataError(f"{path}: has {pages} pages; its OME-XML tells of other ones ({told}).", APART)
+    number = {axis: math.prod(sizes[before] for before in order[: order.index(axis)]) for axis in order}
+    for kind, place in elements:
+        if kind == "TiffData" and "IFD" in place:
+            meant = sum(int(place.get(f"First{axis}") or 0) * number[axis] for axis in order)
+            if int(place["IFD"]) != meant:
+                raise DataError(f"{path}: page {place['IFD']} is out of the order of its axes, {order}.", APART)
+    return tuple((axis, sizes[axis]) for axis in reversed(order))
 
 
 def _palette(page: Any) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from unet.data.io.dicom import made
 from unet.data.io.dicom.files import holds_dicom, is_dicom, parted
 from unet.data.io.heads import DICOM, ITK, JPEG, NIFTI, NPY, PNG, TIFF, Head, Turn, apart, mismatch, numbers
 from unet.data.io.nifti_header import times
-from unet.errors import DataError, StorageError
+from unet.errors import DataError, StorageError, UnetError
 from unet.files import make_folder, require_regular
 
 __all__ = ["DICOM", "Head", "Turn", "mismatch", "parted"]
@@ -46,6 +46,7 @@ FORMATS = {
     ".dcm": DICOM,
 }
 COLOURS = 3
+FINEST = 1e-6  # mm of a voxel: also those of a microscope
 MOST_CHANNELS = 8
 AGAIN = "Copy the file again from its source, or remove it."
 
@@ -82,8 +83,19 @@ def patient_of(path: Path) -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an image is read from: itself, or those of its series."""
-    return dicom.files_of(path) if kind_of(path) == DICOM else [path]
+    """The files that an image is read from: itself, or those of its series; a header with those of its voxels."""
+    if kind_of(path) == DICOM:
+        return dicom.files_of(path)
+    return [path, *itk.data_files(path)] if kind_of(path) == ITK else [path]
+
+
+def memory_of(paths: Iterable[Path], each: int) -> int:
+    """Bytes that one of some files takes at most, at `each` a voxel: by the head of the largest one; 0 where that
+    cannot be read, and of DICOM series."""
+    with contextlib.suppress(UnetError, OSError, ValueError):
+        size = {path: path.stat().st_size for path in paths if format_of(path) and path.is_file()}
+        return each * math.prod(read_head(max(size, key=lambda path: size[path])).stored)
+    return 0
 
 
 def stem(path: Path) -> str:
@@ -116,11 +128,12 @@ def read_head(path: Path, like: Head | None = None) -> Head:
     except StorageError as error:
         raise DataError(error.message, AGAIN) from error
     if kind == NIFTI:
-        head = nifti.read_header(path)
+        head = nifti.read_header(path, finest=FINEST)
         spaced = head.spacing if head.raw["pixdim"][1] else None
         notes = [*head.notes, *_odd_places(head)]
         dtype = head.dtype if head.slope is None else np.dtype(np.float32)
-        return Head(path, kind, head.shape, 1, dtype, spaced, head.codes, head.affine, notes)
+        place = head.affine if head.codes else None  # without sform and qform the affine is made up
+        return Head(path, kind, head.shape, 1, dtype, spaced, head.codes, place, notes)
     if kind == ITK:
         return _itk_head(path)
     if kind == NPY:
@@ -191,7 +204,7 @@ def read_image(head: Head) -> Array:
     """The values of an image, (C, a, b, c) float32, axes as stored. Raises DataError for values that are not finite
     (NaN that reaches the border of a NIfTI volume becomes 0, with a note) and for damaged files."""
     if head.format == NIFTI:
-        source = nifti.read_header(head.path)
+        source = nifti.read_header(head.path, finest=FINEST)
         volume = nifti.read_volume(source)[None]
         head.notes.extend(note for note in source.notes if note not in head.notes)
         return volume
@@ -213,8 +226,8 @@ def read_labels(head: Head) -> Array:
             "Save masks as PNG, TIFF or NIfTI, from the program that made them.",
         )
     if head.format == NIFTI:
-        source = nifti.read_header(head.path)
-        return _whole(head, nifti.read_volume(source, None), nifti.slack_of(source))
+        source = nifti.read_header(head.path, finest=FINEST)
+        return _whole(head, nifti.read_numbers(source), nifti.slack_of(source))
     if head.format in (PNG, TIFF):
         array = pictures.read_labels(head.path)
     elif head.format == DICOM and head.segments:

@@ -36,7 +36,8 @@ def raw(path: Path, task: Folder) -> checks.Report:
         report.errors += getattr(error, "faults", ()) or [f"{error.message} {error.hint}"]
         return report
     work = functools.partial(look, settings=task.settings, ignore=found.names.ignore)
-    seen = checks.each_case(work, [(name, (name, case)) for name, case in found.cases.items()], report)
+    items = [(name, (name, case)) for name, case in found.cases.items()]
+    seen = checks.each_case(work, items, report, fingerprint.memory_to_look(found))
     report.errors += [fault for case in seen for fault in case["faults"]]
     report.warnings += list(dict.fromkeys(note for case in seen for note in case["notes"]))
     held = report.validation_of(lambda ids: task.split(ids), sorted(found.cases)) if len(found.cases) > 1 else set()

@@ -140,6 +140,11 @@ def heads_of(name: str, images: Sequence[Path], settings: Settings) -> list[volu
             f" takes {wanted}: {given}.",
             "Give the channels in this order, CASE_0000, CASE_0001 ..., or one image that holds them.",
         )
+    if heads[0].spacing is None and any(mm != 1 for mm in settings.spacing):
+        heads[0].notes.append(
+            f"{heads[0].path}: does not say how large its voxels are; they are taken as 1 mm, those of the network are"
+            f" {times(settings.spacing)} mm"
+        )
     return heads
 
 

@@ -27,6 +27,7 @@ from unet.tasks.folder import dataset, sets
 
 Array = NDArray[Any]
 SAMPLED, DRAWN = 40, 20_000  # cases whose values are read, and labelled values drawn of each
+LOOKED = 16  # bytes of memory that looking at a case takes for a voxel of its mask
 NAME, VERSION = "fingerprint.json", 3
 SCHEMA = {"version": int, "made_of": str, "cases": [dict], "values": {str: int}}
 CENTILES = (0.5, 50.0, 99.5)
@@ -173,7 +174,8 @@ def _looked(found: sets.Set, names: Sequence[str], whole: Collection[str], aside
     """{case: what it looks like}; the values of `whole` are read too."""
     cases, faults, read = {}, [], set(whole)
     items = [(name, found.cases[name], name in read) for name in names]
-    for (name, *_), future in host.process_map(functools.partial(_look, aside=aside), items, "look", "case"):
+    work, at_once = functools.partial(_look, aside=aside), host.processes(len(items), memory_to_look(found))
+    for (name, *_), future in host.process_map(work, items, "look", "case", at_once):
         try:
             cases[name] = future.result()
         except host.ProcessLost:
@@ -190,6 +192,12 @@ def _own(path: Path) -> bool:
         return bool(files.read_json(path, SCHEMA))
     except UnetError:
         return False
+
+
+def memory_to_look(found: sets.Set) -> int:
+    """Bytes that looking at a case of a set takes at most: its images whole, and its mask."""
+    channels = max((len(case.images) for case in found.cases.values()), default=1)
+    return volumes.memory_of((case.images[0] for case in found.cases.values()), LOOKED + 8 * channels)
 
 
 def _identity(item: tuple[str, sets.Found]) -> list[Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unet.data.cache.cached_case import CachedCase
     from unet.tasks.folder.task import Folder
 
+SCORED = 32  # bytes of memory that scoring takes for a voxel of a mask
 TABLED = 8  # classes whose every score has a column; of more only the Dice has
 NOTES = """Dice, surface Dice (within --surface-tolerance mm), HD95 (mm) and the error of the volume of each
 class, on the grid of the masks. A class that is in neither mask of a case has no score there (-)."""
@@ -133,9 +134,14 @@ def labels_of(found: list[Pair], given: Labels | None, where: Path) -> Labels:
         sets.Names(),
     )
     values: set[int] = set()
-    for _, future in host.process_map(_values, found, "look", "mask"):
+    for _, future in host.process_map(_values, found, "look", "mask", _at_once(found)):
         values |= future.result()
     return from_values(sorted(values), names.classes, names.ignore, where)
+
+
+def _at_once(found: Sequence[Pair]) -> int:
+    """How many processes the memory holds."""
+    return host.processes(len(found), volumes.memory_of((pair.mask for pair in found), SCORED))
 
 
 def _values(pair: Pair) -> set[int]:
@@ -148,7 +154,7 @@ def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[st
     """The scores of every pair, by name. Raises one DataError for all that cannot be scored."""
     work = functools.partial(_score, labels=labels, tolerance=tolerance)
     done, faults = {}, []
-    for pair, future in host.process_map(work, found, "score", "case"):
+    for pair, future in host.process_map(work, found, "score", "case", _at_once(found)):
         try:
             done[pair.name] = future.result()
         except host.ProcessLost:

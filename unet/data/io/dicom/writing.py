@@ -5,7 +5,7 @@ with the name and code of its class, and the program and weights that made it.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from unet.errors import DataError
 from unet.files import atomic
 
 Array = NDArray[Any]
+DEFAULT = "ISO 2022 IR 6"  # the character set that an empty name means
+UTF8 = "ISO_IR 192"  # the character set of all that is written: the names of the patient and of the classes
 SERIES_NUMBER = 9001  # beside those of the scanner
 TYPE_2 = (  # what the standard wants to be there, if only empty
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
@@ -71,6 +73,7 @@ def write(path: Path, labels: Array, series: Series, names: Mapping[int, str], o
             omit_empty_frames=bool(numbers.any()),
             **_places(library, series),
         )
+        made.SpecificCharacterSet = UTF8
         stream = io.BytesIO()
         made.save_as(stream)
     with atomic(path) as target:
@@ -91,6 +94,12 @@ def _source(path: Path, placed: bool, between: float) -> Any:
     """The header of a source file, with what the standard wants to be there. `placed`: whether it lies in space;
     `between`: mm from slice to slice."""
     header = pydicom().dcmread(path, stop_before_pixels=True, force=True)
+    letters = header.get("SpecificCharacterSet")
+    if isinstance(letters, Sequence) and not isinstance(letters, str) and not letters[0]:
+        header.SpecificCharacterSet = [
+            DEFAULT,
+            *letters[1:],
+        ]  # Japan's is "\\ISO 2022 IR 87": highdicom wants the first
     for keyword in TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
