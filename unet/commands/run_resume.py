@@ -4,6 +4,7 @@ weights."""
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def has_state(group: Group, folder: RunFolder, paths: CheckpointPaths) -> bool:
     if '"event": "epoch"' in folder.text("metrics.jsonl"):
         raise CheckpointError(
             f"{paths.state}: the state of run {folder.name!r} is gone.",
-            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
+            f"Restore the file, or start again: --overwrite --run-name {shlex.quote(folder.name)}",
         )
     for name in ("metrics.jsonl", RESULTS_CSV, POWER_CSV):
         folder.keep_lines(name, 0)
@@ -117,7 +118,7 @@ def find_state(folder: RunFolder, paths: CheckpointPaths, facts: Mapping[str, An
         words = damaged[0][1].message if damaged else f"{paths.state}: no such file."
         raise CheckpointError(
             f"{words} There is no earlier intact state.",
-            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
+            f"Restore the file, or start again: --overwrite --run-name {shlex.quote(folder.name)}",
         )
     for bad, fault in damaged:
         folder.say(f"{fault.message} It is set aside; the run is resumed from an earlier state, {path.name}.")
