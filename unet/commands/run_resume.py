@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.config.run_files import POWER_CSV, RESULTS_CSV
-from unet.config.schema import shell_path, weights_to_read, weights_to_write
+from unet.config.schema import Config, shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of, set_aside
+from unet.tasks.registry import create
 
 if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
     from unet.runtime.distributed.process_group import Group
     from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
@@ -153,6 +155,21 @@ def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path:
     if wrong:
         words = ", ".join(f"{key} {there[key]} there, {here[key]} here" for key in wrong[:3])
         raise _foreign(path, f"saved with other settings ({words})")
+
+
+def other_data(about: Mapping[str, Any], config: Config, fold: int, cases: Sequence[CachedCase]) -> str:
+    """How the data of a fold differ from those that `about`, the metadata of its weights, tells of, in words: cases
+    changed, came or went since, or are in another fold. Empty where they do not, or it is not known."""
+    from unet.data.cache.cached_case import data_digest
+
+    if not about.get("data"):
+        return ""
+    seed = about.get("settings", {}).get("seed", config.general.seed)
+    now = data_digest(cases, create(config.replace(fold=fold, seed=seed)).split([case.id for case in cases]))
+    if now in (None, about["data"]):
+        return ""
+    ids = {*about.get("training", ()), *about.get("validation", ())} ^ {case.id for case in cases}
+    return f"the set has other cases now, for example {min(ids)}" if ids else "cases changed since, or their fold"
 
 
 def _called(about: Mapping[str, Any]) -> str:
