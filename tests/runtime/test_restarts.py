@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from test_distributed import epochs_of, left_behind, pid_of_rank, result, start,
 
 from unet import cli as unet_cli
 from unet.commands import launch, run_end
+from unet.config import run_files
 from unet.config.schema import Config
 from unet.devices.launchers import Rank
+from unet.errors import UnetError
 
 
 def config_of(*words: object) -> Config:
@@ -170,6 +173,17 @@ def test_the_command_to_go_on_names_devices_for_several_processes_alone(count: i
     folder: Any = SimpleNamespace(name="r")
     (line,) = run_end.next_commands(context, folder, Path("weights/r.safetensors"), "stopped: SIGINT")
     assert line.endswith(f"--resume {expected}")
+
+
+def test_commands_name_runs_and_weights_as_a_shell_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text("{}")
+    context: Any = SimpleNamespace(config=config_of())
+    folder: Any = SimpleNamespace(name="my run")
+    lines = run_end.next_commands(context, folder, Path("weights/my run.safetensors"), "done")
+    assert all("my run.safetensors" in shlex.split(line) for line in lines)
+    with pytest.raises(UnetError) as caught:
+        run_files.read_split(tmp_path / "splits.json", "my run")
+    assert "my run" in shlex.split(caught.value.hint)
 
 
 @pytest.mark.slow

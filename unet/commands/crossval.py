@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
-from unet.commands import launch, output, run_start, setup, tables
+from unet.commands import launch, output, run_resume, run_start, setup, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
@@ -100,20 +100,11 @@ class Fold:
             )
 
     def require_data(self, config: Config, cases: Sequence[CachedCase]) -> None:
-        """Raise UsageError where the fold was trained on other data than a run of it would be now: cases that changed,
-        were added or removed since, or are in another fold."""
-        from unet.data.cache.cached_case import data_digest
+        """Raise UsageError where the fold was trained on other data than it would be now."""
         from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of
 
         about = metadata_of(self.weights) or metadata_of(CheckpointPaths(self.weights).state)
-        if not about.get("data") or about.get("run_name") != self.name:
-            return
-        seed = about.get("settings", {}).get("seed", config.general.seed)
-        split = create(config.replace(fold=self.number, seed=seed)).split([case.id for case in cases])
-        now = data_digest(cases, split)
-        if now and now != about["data"]:
-            ids = {*about.get("training", ()), *about.get("validation", ())} ^ {case.id for case in cases}
-            differ = f"the set has other cases now, such as {min(ids)}" if ids else "cases changed since, or their fold"
+        if about.get("run_name") == self.name and (differ := run_resume.other_data(about, config, self.number, cases)):
             raise UsageError(
                 f"Run {self.name!r} in {self.folder.absolute()} was trained on other data: {differ}.",
                 "Restore the data; or give another --run-name, or train all folds again with --overwrite.",

@@ -189,7 +189,11 @@ def next_commands(context: setup.Context, folder: RunFolder, weights: Path, reas
         if rank.world > 1 and not again:
             lines.append(f"             (started by {rank.launcher}, on {rank.world} processes or any other number)")
     elif config.save.checkpoints:
-        shown = weights.name if weights.absolute().parent == Path("weights").absolute() else shell_path(weights)
+        shown = (
+            shlex.quote(weights.name)
+            if weights.absolute().parent == Path("weights").absolute()
+            else shell_path(weights)
+        )
         given = str(data) if data.exists() else "FILES"
         lines += [
             f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}",

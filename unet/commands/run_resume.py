@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host
 from unet.config.run_files import POWER_CSV, RESULTS_CSV
-from unet.config.schema import shell_path, weights_to_read, weights_to_write
+from unet.config.schema import Config, shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of, set_aside
+from unet.tasks.registry import create
 
 if TYPE_CHECKING:
+    from unet.data.cache.cached_case import CachedCase
     from unet.runtime.distributed.process_group import Group
     from unet.runtime.folders.run_folder import RunFolder
     from unet.runtime.trainer import Trainer
@@ -66,7 +69,7 @@ def has_state(group: Group, folder: RunFolder, paths: CheckpointPaths) -> bool:
     if '"event": "epoch"' in folder.text("metrics.jsonl"):
         raise CheckpointError(
             f"{paths.state}: the state of run {folder.name!r} is gone.",
-            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
+            f"Restore the file, or start again: --overwrite --run-name {shlex.quote(folder.name)}",
         )
     for name in ("metrics.jsonl", RESULTS_CSV, POWER_CSV):
         folder.keep_lines(name, 0)
@@ -118,7 +121,7 @@ def find_state(folder: RunFolder, paths: CheckpointPaths, facts: Mapping[str, An
         words = damaged[0][1].message if damaged else f"{paths.state}: no such file."
         raise CheckpointError(
             f"{words} There is no earlier intact state.",
-            f"Restore the file, or start again: --overwrite --run-name {folder.name}",
+            f"Restore the file, or start again: --overwrite --run-name {shlex.quote(folder.name)}",
         )
     for bad, fault in damaged:
         folder.say(f"{fault.message} It is set aside; the run is resumed from an earlier state, {path.name}.")
@@ -153,6 +156,21 @@ def require_same_run(content: Mapping[str, Any], facts: Mapping[str, Any], path:
     if wrong:
         words = ", ".join(f"{key} {there[key]} there, {here[key]} here" for key in wrong[:3])
         raise _foreign(path, f"saved with other settings ({words})")
+
+
+def other_data(about: Mapping[str, Any], config: Config, fold: int, cases: Sequence[CachedCase]) -> str:
+    """How the data of a fold differ from those that `about`, the metadata of its weights, tells of, in words: cases
+    changed, came or went since, or are in another fold. Empty where they do not, or it is not known."""
+    from unet.data.cache.cached_case import data_digest
+
+    if not about.get("data"):
+        return ""
+    seed = about.get("settings", {}).get("seed", config.general.seed)
+    now = data_digest(cases, create(config.replace(fold=fold, seed=seed)).split([case.id for case in cases]))
+    if now in (None, about["data"]):
+        return ""
+    ids = {*about.get("training", ()), *about.get("validation", ())} ^ {case.id for case in cases}
+    return f"the set has other cases now, for example {min(ids)}" if ids else "cases changed since, or their fold"
 
 
 def _called(about: Mapping[str, Any]) -> str:

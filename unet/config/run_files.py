@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def read_split(path: Path, run_name: str) -> dict[str, list[str]]:
     """The training and validation cases of a run. Raises UnetError where the file is damaged, or a case is in both."""
-    hint = f"Restore the file; or start anew: --overwrite --run-name {run_name}"
+    hint = f"Restore the file; or start anew: --overwrite --run-name {shlex.quote(run_name)}"
     found: dict[str, list[str]] = files.read_json(path, SPLIT, hint)
     both = sorted(set(found["train"]) & set(found["validation"]))
     if both or not found["train"]:
