@@ -225,7 +225,7 @@ def test_a_watched_page_comes_back_to_its_place(browser: Any, runs: Path, tmp_pa
     """A run that goes on (its process is this one's child) makes a page that loads itself again."""
     import os
 
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "input()  # unet"], stdin=subprocess.PIPE)
     folder = write_run(tmp_path / "goes-on", PATIENTS, status="running", terms=["dice_loss"])
     status = {"status": "running", "pid": child.pid, "host": os.uname().nodename, "kind": "train"}
     (folder / "status.json").write_text(json.dumps(status))

@@ -13,7 +13,7 @@ from unet.config.options import flag
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path, shell_path, weights_to_read
 from unet.errors import UsageError
-from unet.files import kind_of
+from unet.files import kind_of, real_path
 
 Fault = tuple[str, str]  # what is wrong, what to type
 SPLITS = ("published", "last", "none")
@@ -48,8 +48,8 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
         return
     raw, cache = resolve_path(config.data.data, "data"), resolve_path(config.data.cache, "data")
     typed = sources["data"].startswith("flag")
-    both = (sources["data"], sources["cache"])
-    if all(source.startswith("flag") for source in both) and both[0] != both[1] and raw.resolve() == cache.resolve():
+    both = (sources["data"], sources["cache"])  # one flag alone may have named both
+    if all(source.startswith("flag") for source in both) and both[0] != both[1] and real_path(raw) == real_path(cache):
         yield f"--data and --cache are one folder, {raw.absolute()}", "Type another --cache, or leave it out."
     if command in ("synthesize", "download"):
         yield from _folder("--data", raw)
