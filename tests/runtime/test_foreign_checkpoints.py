@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from builders import wave
 from conftest import GOLDEN
 
+from unet.errors import DamagedError
 from unet.models import convert
 from unet.models.planned_unet import PlannedUNet
 from unet.runtime.checkpoints import checkpoint
@@ -81,3 +83,19 @@ def test_a_checkpoint_of_nnunet_is_read(version: str) -> None:
     # of nnU-Net's own network
     assert float(logits.sum()) == pytest.approx(1864.953275, rel=1e-5)
     assert float(logits.abs().sum()) == pytest.approx(3703.132200, rel=1e-5)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_checkpoint_of_torch_under_another_name(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=zipped)
+    assert checkpoint.read(path)["w"].tolist() == [1, 1]
+
+
+def test_files_of_one_byte_are_damaged(tmp_path: Path) -> None:
+    """Whatever the byte is: 128 begins a pickle."""
+    path = tmp_path / "a.safetensors"
+    for number in range(256):
+        path.write_bytes(bytes([number]))
+        with pytest.raises(DamagedError):
+            checkpoint.read(path)

@@ -76,7 +76,7 @@ def kind(path: Path) -> str:
         return "zip"
     if first[4:9] == b"\0\0\0\0{":
         return "safetensors"
-    if first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05":
+    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
     if first[:1] == b"\x08" and first[1:2] < b"\x20" and first[2:3] in ONNX:
         return "onnx"

@@ -154,7 +154,8 @@ def _torch_file(path: Path, kind: str, version: str = torch.__version__) -> dict
 def _load(path: Path) -> Any:
     """What torch reads without executing code. Raises pickle.UnpicklingError for anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as stream:  # by its name torch would take any .safetensors for one
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         with contextlib.suppress(pickles.UnsafePickle):
             return numpy_numbers.read(path)
@@ -180,7 +181,8 @@ def conversion(path: Path) -> str:
     """The command that converts a torch checkpoint to safetensors."""
     new = str(path.with_suffix(".safetensors"))
     code = (
-        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, map_location='cpu', weights_only=True);"
+        f"import torch, safetensors.torch as s; f = open({str(path)!r}, 'rb');"
+        " w = torch.load(f, map_location='cpu', weights_only=True);"
         f" w = w.get('state_dict', w.get('model', w)); s.save_file({{k: v.clone() for k, v in w.items()}}, {new!r})"
     )
     return f"python -c {shlex.quote(code)}"

@@ -31,8 +31,8 @@ def read(path: Path) -> Any:
     """The content of a checkpoint, with None for each number of NumPy's. Raises pickles.UnsafePickle for any other
     object."""
     pickles.structure(path)
-    with stand_ins():
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with stand_ins(), open(path, "rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
