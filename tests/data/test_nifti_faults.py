@@ -178,7 +178,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
 def test_a_gzip_name_without_an_end_does_not_take_minutes(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * 30_000_000)
-    refused(lambda: nifti.read_header(path))
+    assert str(path) in refused(lambda: nifti.read_header(path))
 
 
 def test_a_volume_larger_than_the_memory(tmp_path: Path) -> None:

@@ -300,6 +300,15 @@ def test_a_pipe_whose_reader_is_gone() -> None:
             guarded.flush()
 
 
+def wait_for_state(process: subprocess.Popen[bytes], weights: Path) -> None:
+    """Until a run has saved its first state."""
+    deadline = time.monotonic() + 180
+    while not list(weights.glob("a.state.*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_ctrl_c_that_ends_the_reader_of_a_pipe_too(phantoms: Path, tmp_path: Path) -> None:
     words = ["train", "--data", phantoms, "--cache", "c", "--device", "cpu", *TINY, "--epochs", 100000]
@@ -323,11 +332,7 @@ def test_ctrl_c_that_ends_the_reader_of_a_pipe_too(phantoms: Path, tmp_path: Pat
     )
     assert process.stdout is not None
     try:
-        deadline = time.monotonic() + 180
-        while not list((tmp_path / "weights").glob("a.state.*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_state(process, tmp_path / "weights")
         process.stdout.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -367,11 +372,7 @@ def test_a_terminal_that_is_closed(phantoms: Path, tmp_path: Path) -> None:
     reader = threading.Thread(target=drain, args=(main,), daemon=True)
     reader.start()
     try:
-        deadline = time.monotonic() + 180
-        while not list((tmp_path / "weights").glob("a.state.*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_state(process, tmp_path / "weights")
         os.close(main)
         assert process.wait(60) == 130
     finally:
