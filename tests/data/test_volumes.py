@@ -366,3 +366,12 @@ def test_a_written_volume_has_the_grid_of_its_image(tmp_path: Path) -> None:
 
 def test_the_endings_that_a_command_line_knows_are_those_of_the_formats() -> None:
     assert set(check_paths.IMAGES) == set(volumes.FORMATS)
+
+
+def test_a_row_of_files_takes_no_memory_for_its_names(tmp_path: Path) -> None:
+    """A name of a header with a place for a number of any width."""
+    for name, found in (("a%03d.raw", 2), ("a%999999999d.raw", 0), ("a%s.raw", 0), ("a%d%d.raw", 0)):
+        (tmp_path / "a.mhd").write_text(f"ElementDataFile = {name} 1 2 1\n")
+        for number in (1, 2):
+            (tmp_path / f"a{number:03}.raw").write_bytes(b"")
+        assert len(itk.data_files(tmp_path / "a.mhd")) == found

@@ -19,6 +19,7 @@ Array = NDArray[Any]
 NAMED = {".mhd": r"elementdatafile\s*=", ".nhdr": r"data ?file\s*:"}  # what names the file with the voxels
 LONGEST = 2**22  # bytes of a header
 MOST_FILES = 2**16
+ROW = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")  # a name with a place for a number of at most 99 digits
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -91,7 +92,7 @@ def _names(value: str, rest: str) -> list[str]:
     words = value.split()
     if words[0].upper() == "LIST":
         return [line.strip() for line in rest.splitlines() if line.strip()][:MOST_FILES]
-    if "%" not in words[0] or len(words) < 3:
+    if not ROW.fullmatch(words[0]) or len(words) < 3:
         return [] if value.upper() == "LOCAL" else [value]
     with contextlib.suppress(ValueError, TypeError):
         low, high, step = map(int, [*words[1:4], "1"][:3])

@@ -96,10 +96,7 @@ def _source(path: Path, placed: bool, between: float) -> Any:
     header = pydicom().dcmread(path, stop_before_pixels=True, force=True)
     letters = header.get("SpecificCharacterSet")
     if isinstance(letters, Sequence) and not isinstance(letters, str) and not letters[0]:
-        header.SpecificCharacterSet = [
-            DEFAULT,
-            *letters[1:],
-        ]  # Japan's is "\\ISO 2022 IR 87": highdicom wants the first
+        header.SpecificCharacterSet = [DEFAULT, *letters[1:]]  # highdicom wants the first; Japan's set has it empty
     for keyword in TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
