@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from unet.config.flags import DeviceOptions
 from unet.data.cache.cached_case import CachedCase
-from unet.data.loading.augment import affine
+from unet.data.loading.augment import affine, without_sequences
 from unet.data.loading.loader import Slices
 from unet.devices import cpu
 from unet.devices.launchers import Rank
@@ -67,6 +67,23 @@ def test_intensities_change_by_channel_and_the_mask_stays() -> None:
     assert float(values.mean()) == pytest.approx(1, abs=0.05)
 
 
+def test_flair_stands_for_missing_sequences_in_all_slices_of_a_sample() -> None:
+    """Seen in the set itself: TCGA_DU_7013_19860523 has FLAIR three times, TCGA_DU_8165_19970205 twice."""
+    sequences, slices, samples = 3, 3, 4000
+    image = torch.arange(9.0).reshape(1, 9, 1, 1).expand(samples, 9, 2, 2)
+    changed = without_sequences(image, torch.Generator().manual_seed(1), 0.25)[:, :, 1, 1].reshape(samples, slices, -1)
+    offsets = changed - sequences * torch.arange(slices)[:, None]  # which sequence each channel holds now
+    assert torch.equal(offsets[:, :1].expand_as(offsets), offsets)
+    found, counts = offsets[:, 0].unique(dim=0, return_counts=True)
+    assert found.tolist() == [[0, 1, 1], [0, 1, 2], [1, 1, 1], [1, 1, 2]]
+    expected = torch.tensor([0.75 * 0.25, 0.75**2, 0.25**2, 0.25 * 0.75])
+    assert torch.allclose(counts / samples, expected, atol=0.03)
+    mask = torch.zeros(samples, 1, 2, 2)
+    never, always = (affine(image, mask, torch.Generator(), 0.0, 0.0, missing=m)[0] for m in (0.0, 1.0))
+    assert torch.equal(never, image)
+    assert torch.equal(always[0, :, 1, 1], torch.tensor([1.0, 1, 1, 4, 4, 4, 7, 7, 7]))
+
+
 def test_dice_and_cross_entropy_are_added() -> None:
     logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     target = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)) > 0.5).double()
@@ -89,7 +106,7 @@ def test_mirroring_is_the_mean_with_the_mirror_image() -> None:
 def test_weights_carry_their_neighbours(
     tiny: Callable[..., tuple[int, str, str]], cli: Callable[..., tuple[int, str, str]], phantoms: Path
 ) -> None:
-    how = "--neighbours", 1, "--loss", "dice-ce", "--aug-intensity", 0.1, "--ema", 0.9, "--mirror"
+    how = "--neighbours", 1, "--loss", "dice-ce", "--aug-intensity", 0.1, "--aug-missing", 0.2, "--ema", 0.9, "--mirror"
     code, _, err = tiny("--run-name", "a", *how)
     assert code == 0, err
     weights = stored("weights/a.safetensors")["model"]

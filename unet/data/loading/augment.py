@@ -17,17 +17,24 @@ from unet.data.context import framed
 
 
 def affine_with(
-    scale: float, angle: float, intensity: float = 0.0
+    scale: float, angle: float, intensity: float = 0.0, missing: float = 0.0
 ) -> Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]:
     """`affine` with its ranges set."""
-    return functools.partial(affine, scale=scale, angle=angle, intensity=intensity)
+    return functools.partial(affine, scale=scale, angle=angle, intensity=intensity, missing=missing)
 
 
 def affine(
-    image: Tensor, mask: Tensor, generator: torch.Generator, scale: float, angle: float, intensity: float = 0.0
+    image: Tensor,
+    mask: Tensor,
+    generator: torch.Generator,
+    scale: float,
+    angle: float,
+    intensity: float = 0.0,
+    missing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Scale U(1-scale, 1+scale), rotate U(-angle, angle) degrees about the centre, flip left-right with p = 0.5; with
-    `intensity` every channel x -> a x + b, a of U(1-intensity, 1+intensity), b of U(-intensity, intensity).
+    `intensity` every channel x -> a x + b, a of U(1-intensity, 1+intensity), b of U(-intensity, intensity); with
+    `missing` `without_sequences` first.
 
     Image (N, C, H, W) bilinear, mask (N, 1, H, W) nearest; what comes from outside is 0. One resampling, where the
     published pipeline (brain-segmentation-pytorch) has two.
@@ -41,6 +48,8 @@ def affine(
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = cos * mirror, -sin * height / width
     theta[:, 1, 0], theta[:, 1, 1] = sin * mirror * width / height, cos
+    if missing:
+        image = without_sequences(image, generator, missing)
     if intensity:
         change = intensity * (2 * torch.rand(2, count, image.shape[1], 1, 1, generator=generator) - 1)
         factor, shift = change.to(image.device, non_blocking=True)
@@ -50,6 +59,21 @@ def affine(
         F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
         F.grid_sample(mask, grid, mode="nearest", padding_mode="zeros", align_corners=False),
     )
+
+
+def without_sequences(image: Tensor, generator: torch.Generator, missing: float) -> Tensor:
+    """Each sequence but FLAIR replaced by FLAIR with probability `missing`, in all slices of a sample at once.
+
+    Image (N, 3 k, H, W): k slices of pre-contrast, FLAIR, post-contrast. The LGG set holds FLAIR itself where a
+    patient has no scan of a sequence (Buda et al. 2019).
+    """
+    count, sequences, flair = len(image), 3, 1
+    kept = torch.rand(count, sequences, generator=generator) >= missing
+    kept[:, flair] = True
+    source = torch.where(kept, torch.arange(sequences), flair)
+    slices = torch.arange(0, image.shape[1], sequences)
+    channels = (slices[:, None] + source[:, None]).flatten(1)
+    return image.gather(1, channels.to(image.device)[:, :, None, None].expand_as(image))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,13 @@ class Settings(TaskSettings):
     aug_intensity: float = option(
         0.0, "every channel times U(1-x, 1+x), plus U(-x, x) of its deviation", minimum=0, maximum=1, section="train"
     )
+    aug_missing: float = option(
+        0.0,
+        "probability that FLAIR stands for the pre-contrast slice, and for the post-contrast one, as where none exists",
+        minimum=0,
+        maximum=1,
+        section="train",
+    )
     neighbours: int = option(
         0,
         "slices on each side that the network sees too, as further channels",

@@ -88,9 +88,8 @@ class LGG(SegmentationTask):
         from unet.data.loading.memory import shared_by
 
         own = self.settings
-        change = (
-            augment.affine_with(own.aug_scale, own.aug_angle, own.aug_intensity) if self.config.train.augment else None
-        )
+        ranges = own.aug_scale, own.aug_angle, own.aug_intensity, own.aug_missing
+        change = augment.affine_with(*ranges) if self.config.train.augment else None
         workers, options = self.loader_workers(options)
         where, shared = self.config.device.data_on, shared_by(workers, options)
         slices = Slices(cases, where, to_device, shared, own.neighbours)
