@@ -16,11 +16,12 @@ from unet.tasks.registry import BUILT_IN
 
 PROGRAM = ROOT / "unet"
 MODULES = sorted(path for path in PROGRAM.rglob("*.py") if path.name != "__init__.py")
-BASE = {"errors", "files", "json_schema", "host", "windows", "config", "weight_files"}
+BASE = {"errors", "files", "json_schema", "host", "windows", "locks", "config", "weight_files"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors", "json_schema"},
     "json_schema": set(),
+    "locks": {"errors", "files"},
     "host": {"errors"},
     "windows": {"errors"},
     "config": BASE,
@@ -52,6 +53,7 @@ TORCH_FREE = [
     "config.resolve",
     "errors",
     "files",
+    "locks",
     "weight_files.safetensors_header",
     "weight_files.pickles",
     "weight_files.exported",

@@ -1,4 +1,4 @@
-"""Files: atomic writes, checked reads of JSON, locks between processes, digests."""
+"""Files: atomic writes, checked reads of JSON, digests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import os
 import re
 import socket
 import stat
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -329,58 +328,3 @@ def process_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return True
-
-
-@contextlib.contextmanager
-def lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock file; wait while another process holds it. The kernel releases it when its owner dies.
-
-    The file names its owner (host, process, start). `waiting` is called once, with a text that names the owner. The
-    owner touches the file regularly. Raises StorageError if it has not for `LOCK_TIMEOUT` seconds: it is stopped, or
-    its disk or host does not answer.
-    """
-    try:
-        stream = open(path, "a+")  # noqa: SIM115 (closed by the with below)
-    except OSError as error:
-        raise explain(error, path) from error
-    with stream:
-        touched, idle, notified = 0, 0.0, False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if waiting and not notified:
-                    waiting(f"waiting for {_owner(path)}, which holds {path}")
-                    notified = True
-                time.sleep(0.2)
-                before, touched = touched, os.fstat(stream.fileno()).st_mtime_ns
-                idle = 0.0 if touched != before else idle + 0.2  # not by the clock: this process may be stopped too
-                if idle > LOCK_TIMEOUT:
-                    raise StorageError(
-                        f"{path.absolute()}: {_owner(path)} holds it, without a sign of life for {LOCK_TIMEOUT:.0f} s.",
-                        "Let that process go on (kill -CONT) or end it (kill -KILL), then type the command again.",
-                    ) from None
-        stream.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, stream)
-        stream.flush()
-        released = threading.Event()
-        threading.Thread(target=_touch_until, args=(path, released), daemon=True).start()
-        try:
-            yield
-        finally:
-            released.set()
-
-
-def _touch_until(path: Path, released: threading.Event) -> None:
-    while not released.wait(LOCK_TIMEOUT / 10):
-        with contextlib.suppress(OSError):
-            os.utime(path)
-
-
-def _owner(path: Path) -> str:
-    try:
-        owner = json.loads(path.read_text())
-        return f"process {owner['pid']} on {owner['host']} (since {time.time() - owner['since']:.0f} s)"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"

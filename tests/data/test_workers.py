@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, read_json
 
-from unet import files, host
+from unet import files, host, locks
 from unet.commands import launch
 from unet.data.loading import workers
 from unet.data.loading.loader import Loader
@@ -314,8 +316,8 @@ def test_a_killed_process_of_preprocess(cli: Callable[..., tuple[int, str, str]]
 def test_a_lock_whose_owner_is_stopped_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LOCK_TIMEOUT", 2.0)
     code = (
-        "import sys, time, pathlib; from unet import files; files.LOCK_TIMEOUT = 2.0\n"
-        "with files.lock(pathlib.Path(sys.argv[1])):\n"
+        "import sys, time, pathlib; from unet import files, locks; files.LOCK_TIMEOUT = 2.0\n"
+        "with locks.hold(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(1000)\n"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "lock")]
@@ -325,17 +327,80 @@ def test_a_lock_whose_owner_is_stopped_is_not_waited_for(tmp_path: Path, monkeyp
         assert owner.stdout and owner.stdout.readline() == "held\n"
         os.kill(owner.pid, signal.SIGSTOP)
         silent = pytest.raises(UnetError, match=rf"process {owner.pid} on .* without a sign of life for 2 s")
-        with silent, files.lock(tmp_path / "lock"):
+        with silent, locks.hold(tmp_path / "lock"):
             pass
         os.kill(owner.pid, signal.SIGCONT)
         threading.Timer(3.5, owner.kill).start()  # it works for longer than that: waited for
-        with files.lock(tmp_path / "lock"):
+        with locks.hold(tmp_path / "lock"):
             assert owner.wait(1) == -signal.SIGKILL
     finally:
         owner.kill()
         owner.wait()
         assert owner.stdout
         owner.stdout.close()
+
+
+WITHOUT_LOCKS = (
+    "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOSYS, 'Function not implemented')\nfcntl.flock = flock\n"
+)
+
+
+def test_on_a_file_system_without_locks_one_process_waits_for_another(tmp_path: Path) -> None:
+    """Lustre mounted without `flock` answers ENOSYS. Both add to a file, slowly; nothing is lost."""
+    code = WITHOUT_LOCKS + (
+        "import sys, time, pathlib; from unet import locks\n"
+        "number = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(3):\n"
+        "    with locks.hold(number.with_suffix('.lock')):\n"
+        "        read = int(number.read_text()); time.sleep(0.1); number.write_text(str(read + 1))\n"
+    )
+    number = tmp_path / "number.txt"
+    number.write_text("0")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", code, str(number)], env=environment) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert number.read_text() == "6"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["number.lock", "number.txt"]
+
+
+def test_the_lock_of_a_process_that_died_is_free_without_locks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = WITHOUT_LOCKS + (
+        "import os, sys, pathlib; from unet import locks\n"
+        "with locks.hold(pathlib.Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    lock, stand_in = tmp_path / "a.lock", tmp_path / "a.lock.held"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code, str(lock)], env=environment).returncode == -signal.SIGKILL
+    died = stand_in.read_text()
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with locks.hold(lock):
+        assert stand_in.read_text() != died
+    assert not stand_in.exists()
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.5)
+    stand_in.write_text(died.replace(f'"host": "{socket.gethostname()}"', '"host": "another"'))  # it may live there
+    with pytest.raises(UnetError, match="holds it, without a sign of life") as raised, locks.hold(lock):
+        pass
+    assert f"delete {stand_in} if it has ended" in raised.value.hint
+
+
+def test_everything_works_on_a_file_system_without_locks(tiny, cli, phantoms: Path, monkeypatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    assert tiny("--run-name", "a")[0] == 0
+    patient = next(path for path in sorted(phantoms.iterdir()) if path.is_dir())
+    for words in (("predict", "--weights", "a.safetensors", patient), ("report", "a")):
+        code, _, err = cli(*words)
+        assert code == 0, err
+    assert not list(Path().rglob("*.held"))
 
 
 def test_a_third_ctrl_c_kills_processes_that_do_not_end() -> None:

@@ -15,22 +15,21 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, error_of, read_json
 
-from unet import files
+from unet import files, locks
 from unet.commands import run_start
 from unet.errors import UsageError
 from unet.runtime import terminal
-from unet.runtime.folders import locks
 from unet.runtime.folders.run_folder import RunFolder, new_folder
 
 HOLD = """
 import sys, time, pathlib
-from unet.runtime.folders import locks
+from unet import locks
 print(locks.acquire(pathlib.Path(sys.argv[1]), pathlib.Path("runs/other")), flush=True)
 time.sleep(60)
 """
 FORK = """
 import os, time, pathlib
-from unet.runtime.folders import locks
+from unet import locks
 assert not locks.acquire(pathlib.Path("x.lock"), pathlib.Path("a"))
 if os.fork():
     print("ready", flush=True)

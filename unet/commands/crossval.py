@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.commands import launch, output, run_resume, run_start, setup, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
@@ -246,8 +246,6 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
 
 def hold_weights(stem: Path, folder: RunFolder) -> None:
     """Lock the weights of all folds for this cross-validation. Raises UsageError while another one holds them."""
-    from unet.runtime.folders import locks
-
     files.make_folder(stem.parent)
     if owner := locks.acquire(stem.with_name(f".{stem.name}-folds.unet.lock"), folder.path):
         raise UsageError(

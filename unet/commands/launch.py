@@ -16,14 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import host
+from unet import host, locks
 from unet.config.options import flag
 from unet.config.resolve import Resolved
 from unet.config.run_files import read_status
 from unet.config.schema import Config
 from unet.devices import launchers
 from unet.errors import FAILED, USAGE, UnetError, UsageError
-from unet.runtime.folders import locks
 from unet.runtime.stop import handling, interruptible, stop_signals
 from unet.runtime.terminal import outlive_terminal
 from unet.tasks.registry import task_flag

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.commands import predict, predict_outputs, run_resume, setup
 from unet.config import run_files
 from unet.config.resolve import Resolved, dumps
@@ -97,8 +97,6 @@ def require_dump(folder: Path, replaced: bool) -> None:
 def hold_output(config: Config, folder: RunFolder) -> None:
     """Check that the masks of --mode train_and_predict can be written, and lock their folder now, so that it is still
     free after training. Raises UnetError."""
-    from unet.runtime.folders import locks
-
     if config.run.mode != "train_and_predict" or not config.save.checkpoints:
         return
     output = predict_outputs.absolute(Path(config.predict.output))
@@ -140,8 +138,6 @@ def resume_run(folder: RunFolder, resolved: Resolved, command: str) -> tuple[Run
 
 def hold_weights(weights: Path, folder: RunFolder) -> None:
     """Lock a weights file and its state for a run. Raises UsageError while another run holds the lock."""
-    from unet.runtime.folders import locks
-
     if weights.is_dir():
         raise UsageError(f"{weights.absolute()}: is a folder.", "Name a file with --weights.")
     make_folder(weights.parent)

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unet import files
+from unet import files, locks
 from unet.commands import output, tables
 from unet.config import run_files
 from unet.config.resolve import Resolved
 from unet.errors import UnetError, UsageError
 from unet.report.places import RECORDS
 from unet.report.run import Run, is_run, number, read_run
-from unet.runtime.folders import locks
 from unet.runtime.folders.run_folder import RunFolder
 
 TAIL = 4096  # bytes of a log in which its last line is looked for

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unet import files, host
+from unet import files, host, locks
 from unet.config.flags import DeviceOptions
 from unet.devices import kernel_choices
 from unet.devices.base import CHANNELS_FIRST, USUAL, Device, Workload
@@ -115,7 +115,7 @@ def is_right(key: str, test: Callable[[], bool]) -> bool:
     place, here = noted()
     right = known(place).get(here + key)
     if right is None and place is not None:
-        with contextlib.suppress(UnetError), files.lock(place.with_suffix(".lock")):
+        with contextlib.suppress(UnetError), locks.hold(place.with_suffix(".lock")):
             right = known(place).get(here + key)
             if right is None:
                 right = test()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.config.run_files import KERNELS, KERNELS_JSON
 from unet.errors import UnetError
 
@@ -75,7 +75,7 @@ class Choices:
 
         found = noted()
         if len(found) < len(keys) and place is not None:
-            with contextlib.suppress(UnetError), files.lock(place.with_suffix(".lock")):
+            with contextlib.suppress(UnetError), locks.hold(place.with_suffix(".lock")):
                 found = noted()
                 if self.busy < LONGEST and (missing := [part for part in keys if part not in found]):
                     found |= self._measured(how, missing)

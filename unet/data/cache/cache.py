@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.config.schema import shell_path
 from unet.data.cache import integrity
 from unet.data.cache.cached_case import CachedCase, opened
@@ -63,7 +63,7 @@ def build(
     earlier version, are made again too.
     """
     files.make_folder(folder)
-    with files.lock(folder / ".lock", host.notice):
+    with locks.hold(folder / ".lock", host.notice):
         files.remove_leftovers(folder)
         ours = _named(folder, layout)
         manifest = _start(folder, layout, wanted, rebuild)

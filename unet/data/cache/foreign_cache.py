@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.data.cache.cached_case import CachedCase, opened
 from unet.data.cache.layout import Layout, Shape
 from unet.data.cache.manifest import FACTS, MANIFEST, file_stamp, possible
@@ -55,7 +55,7 @@ def foreign_facts(folder: Path, layout: Layout, shapes: Mapping[str, Shape]) -> 
     if not os.access(folder, os.W_OK):
         host.notice(f"{folder}: cannot be written; {len(missing)} masks are looked through in every run")
         return found | _find(work, missing, masks)
-    with files.lock(folder / ".lock", host.notice):
+    with locks.hold(folder / ".lock", host.notice):
         found, missing = known()
         if missing:
             found |= _find(work, missing, masks)

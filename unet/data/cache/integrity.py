@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unet import files, host
+from unet import files, host, locks
 from unet.data.cache.layout import Layout
 from unet.errors import UnetError
 
@@ -46,7 +46,7 @@ def note(folder: Path, states: Mapping[str, State]) -> None:
     """Remember arrays (file name -> state) that were just written."""
     place = _place(folder)
     if states and place is not None:
-        with files.lock(place.with_suffix(".lock"), host.notice):
+        with locks.hold(place.with_suffix(".lock"), host.notice):
             _write(place, states)
 
 
@@ -65,7 +65,7 @@ def damaged(folder: Path, layout: Layout, records: Records, always: bool = False
         return wrong
     if place is None:
         return wrong | _compare(folder, left, {})
-    with files.lock(place.with_suffix(".lock"), host.notice):
+    with locks.hold(place.with_suffix(".lock"), host.notice):
         wrong, left = _by_size(arrays, _read(place))  # another process may have compared them meanwhile
         states: dict[str, State] = {}
         try:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet import files, host
+from unet import files, host, locks
 from unet.data.download import archive, contents, transfer
 from unet.data.download.sources import Archive, Remote, Source
 from unet.errors import DataError, StorageError, UnetError
@@ -136,7 +136,7 @@ def require_room(place: SetFolder, todo: Sequence[Remote]) -> None:
 def load(place: SetFolder, remotes: Sequence[Remote], how: How, given: Path | None = None) -> int:
     """Load what is missing; `given`: an archive that the user has. Returns how many files came. Raises UnetError."""
     files.make_folder(place.path)
-    with files.lock(place.path / LOCK, host.notice):
+    with locks.hold(place.path / LOCK, host.notice):
         place.read()  # another process may have loaded it meanwhile
         files.make_folder(place.room)
         if place.source.archive:

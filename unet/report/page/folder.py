@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from unet import files
+from unet import files, locks
 from unet.errors import UnetError, UsageError
 from unet.report.run import is_run
 
@@ -58,7 +58,7 @@ class PageFolder:
         """Write the files beside the page, then the page; remove those of an earlier page that are no longer there."""
         content = {**beside, self.page.name: page.encode()}
         files.make_folder(self.path)
-        with files.lock(self.path / ".report.lock"):
+        with locks.hold(self.path / ".report.lock"):
             own = self.own()
             self.require_free(content, own)
             digests = {name: files.digest(each) for name, each in content.items()}

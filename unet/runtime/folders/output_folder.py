@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from unet import files, host
+from unet import files, host, locks
 from unet.errors import UsageError
 
 MANIFEST, LOCK = "predictions.jsonl", ".predictions.lock"
@@ -53,7 +52,7 @@ class OutputFolder:
     def held(self) -> Iterator[None]:
         """Lock the folder; waits for another predict that writes there."""
         files.make_folder(self.path)
-        with files.lock(self.path / LOCK, host.notice):
+        with locks.hold(self.path / LOCK, host.notice):
             yield
 
     def read(self) -> None:
@@ -113,7 +112,7 @@ class OutputFolder:
         begins = None in names.values()
         try:
             with open(path, "a+b") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                locks.wait(stream.fileno())
                 if end := stream.seek(0, os.SEEK_END):
                     stream.seek(end - 1)
                     line = line if stream.read(1) == b"\n" else "\n" + line

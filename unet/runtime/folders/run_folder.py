@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import unet
-from unet import files, host
+from unet import files, host, locks
 from unet.config.run_files import is_running, read_status
 from unet.errors import UnetError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
-from unet.runtime.folders import locks
 from unet.runtime.folders.run_contents import Contents
 
 OTHER_NAME = "Give another --run-name."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import files, host
+from unet import files, host, locks
 from unet.data.io import nifti, volumes
 from unet.data.io.dicom import made
 from unet.errors import UsageError
@@ -47,7 +47,7 @@ def write_set(
     here: these are never touched."""
     about = {"cases": cases, "slices": slices, "side": side, "seed": seed, **({"dicom": True} if dicom else {})}
     files.make_folder(path)
-    with files.lock(path / ".lock", host.notice):
+    with locks.hold(path / ".lock", host.notice):
         whole, begun = path / MADE, path / BEGUN
         found = next((files.read_json(item, RECORD) for item in (whole, begun) if item.exists()), None)
         own = files_of(found) if found else []
