@@ -97,12 +97,12 @@ def hold(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[N
                     f" {files.LOCK_TIMEOUT:.0f} s.",
                     f"Let that process go on (kill -CONT) or end it (kill -KILL){rest}, then type the command again.",
                 ) from None
-        stream.truncate(0)
-        json.dump(_about(), stream)
-        stream.flush()
         released = threading.Event()
-        threading.Thread(target=_touch_until, args=(path, released), daemon=True).start()
         try:
+            stream.truncate(0)
+            json.dump(_about(), stream)
+            stream.flush()
+            threading.Thread(target=_touch_until, args=(path, released), daemon=True).start()
             yield
         finally:
             released.set()
