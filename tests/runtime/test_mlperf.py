@@ -387,7 +387,8 @@ def test_several_processes_and_an_optimiser_of_ones_own(workplace: Path) -> None
     class Two(Group):
         world = 2
 
-    config = settings(optimizer="adam", accumulate=3, normalization="batch", lr_milestones=(2,), lr_gamma=0.5)
+    steps = {"schedule": "multistep", "lr_milestones": (2,), "lr_gamma": 0.5}
+    config = settings(optimizer="adam", accumulate=3, normalization="batch", **steps)
     Trial([0.1] * 9, config, group=Two()).train()
     found = {event["key"]: event["value"] for event in events()}
     assert found["global_batch_size"] == 2 * 3 * 2

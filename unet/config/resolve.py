@@ -12,14 +12,12 @@ from typing import Any, Protocol
 
 from unet.config.options import Spelling, fields, flag, nearest, spellings
 from unet.config.run_files import CONFIG, flat_settings, read_settings, read_status
-from unet.config.schema import Config, declared_of, places_of, resolve_path, weights_to_read
+from unet.config.schema import SYNTHETIC, Config, declared_of, places_of, resolve_path, settle_schedule, weights_to_read
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import jsonable, read_json, require_regular, schema_error
 from unet.weight_files import exported, pickles, safetensors_header
-
-SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
 
 
 class Registry(Protocol):
@@ -67,8 +65,7 @@ def resolve(
     if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     remarks = [*settle(values, sources, given), *layers.remarks]
-    if values["lr_milestones"] and sources["schedule"] == "default":
-        values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
+    settle_schedule(values, sources)
     config = with_synthetic_cache(Config.of(task, values), sources)
     return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
 

@@ -56,6 +56,16 @@ from unet.config.task_settings import TaskSettings, check_pair
 
 MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
 
+SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
+LAYERS = (
+    "default",
+    "task",
+    SYNTHETIC.split()[0],
+    "recipe",
+    "file",
+    "run",
+    "flag",
+)  # how a source begins, weakest first
 STORES = ("http://", "https://", "sqlite:///", "file://")
 
 
@@ -175,6 +185,19 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     return mistakes + config.task.check(config) + _of_device(config) + _of_run(config)
 
 
+def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """In place: of the schedule and its milestones that of the later layer counts. Milestones mean multistep, another
+    schedule has none. Where one layer sets both, they are left as they are, except in a resumed run of an earlier
+    version, which went by its schedule."""
+    if not values["lr_milestones"] or values["schedule"] == "multistep":
+        return
+    schedule, milestones = (LAYERS.index(sources[name].split()[0]) for name in ("schedule", "lr_milestones"))
+    if milestones > schedule:
+        values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
+    elif milestones < schedule or LAYERS[schedule] == "run":
+        values["lr_milestones"], sources["lr_milestones"] = (), sources["schedule"]
+
+
 def _of_device(config: Config) -> list[str]:
     """Contradictions of devices and processes."""
     device, several = config.device, config.distributed
@@ -202,6 +225,12 @@ def _of_run(config: Config) -> list[str]:
         mistakes.append(f"--fold {split.fold} is outside 0 to {split.folds - 1} (--folds {split.folds})")
     if config.train.schedule == "multistep" and not config.train.lr_milestones:
         mistakes.append("--schedule multistep needs --lr-milestones")
+    if config.train.schedule != "multistep" and config.train.lr_milestones:
+        given = " ".join(map(str, config.train.lr_milestones))
+        mistakes.append(
+            f"--schedule {config.train.schedule} has no --lr-milestones {given}: type --schedule multistep, or"
+            " --lr-milestones none"
+        )
     if 0 < config.power.power < SHORTEST:
         mistakes.append(f"--power {config.power.power:g} is too short, {SHORTEST:g} s or more (0 is off)")
     if config.logging.verbose and config.logging.quiet:

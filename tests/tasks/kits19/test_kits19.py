@@ -328,5 +328,18 @@ def test_milestones_of_a_recipe_can_be_undone_or_outvoted() -> None:
     assert of("--lr-milestones", "none") == ("constant", "default")
 
 
+def test_milestones_and_another_schedule_never_stand_together() -> None:
+    """The later layer counts; else MLPerf's log would tell of a decay that is not there."""
+
+    def of(*words: str) -> tuple[str, tuple[int, ...]]:
+        train = resolve("config", ["--task", "kits19", *words]).config.train
+        return train.schedule, train.lr_milestones
+
+    assert of("--recipe", "gaudi2", "--schedule", "constant") == ("constant", ())
+    assert of("--recipe", "best", "--lr-milestones", "100", "200") == ("multistep", (100, 200))
+    assert of("--recipe", "best") == ("poly", ())
+    assert of("--recipe", "gaudi2", "--schedule", "multistep") == ("multistep", (1700,))
+
+
 def test_a_recipe_of_another_task_names_it(cli: Cli) -> None:
     assert "Add --task kits19" in error_of(cli("config", "--recipe", "mlperf"), 2)

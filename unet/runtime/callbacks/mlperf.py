@@ -111,8 +111,9 @@ class MLPerfLog:
         self.event("opt_name", config.train.optimizer)
         self.event("opt_base_learning_rate", config.train.lr)
         self.event("opt_learning_rate_warmup_epochs", config.train.warmup_epochs)
-        self.event("opt_learning_rate_decay_boundary_epochs", list(config.train.lr_milestones))
-        self.event("opt_learning_rate_decay_factor", config.train.lr_gamma if config.train.lr_milestones else 1.0)
+        milestones = config.train.lr_milestones if config.train.schedule == "multistep" else ()
+        self.event("opt_learning_rate_decay_boundary_epochs", list(milestones))
+        self.event("opt_learning_rate_decay_factor", config.train.lr_gamma if milestones else 1.0)
         self.event("opt_weight_decay", config.train.weight_decay)
         self.event("opt_momentum", config.train.momentum)
         for key, value in self.benchmark.events.items():
