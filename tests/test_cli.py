@@ -262,6 +262,8 @@ def test_abbreviations_are_off(cli) -> None:
         ("--fold 7", "outside 0 to 4"),
         ("--use-lazy-mode --no_hpu", "--use-lazy-mode is for an HPU"),
         ("--schedule multistep", "needs --lr-milestones"),
+        ("--task brains --output-clamp 0 0", "--output-clamp"),
+        ("--task brains --hidden-clamp 0 1", "--hidden-clamp"),
         ("--schedule cosine --lr-milestones 3 5", "--schedule cosine has no --lr-milestones 3 5"),
         ("--workers many", "--workers takes auto or a whole number"),
         ("--run-name a/b", "without /"),

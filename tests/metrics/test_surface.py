@@ -188,3 +188,33 @@ def test_metrics_measures_in_the_same_way() -> None:
     own, true = (each > 0 for each in labels())
     own = np.roll(own, 2, 1)
     assert surface.hausdorff95(own, true, SPACING) == surface.distances(own, true, SPACING).hausdorff95() > 0
+
+
+def discs() -> tuple[Array, Array]:
+    """Two discs, one moved by 3 pixels."""
+    y, x = np.mgrid[:64, :64]
+    return (y - 32) ** 2 + (x - 32) ** 2 <= 400, (y - 32) ** 2 + (x - 35) ** 2 <= 400
+
+
+def test_a_flat_image_has_an_outline_in_every_task() -> None:
+    true, found = discs()
+    spacing = 5.0, 0.8, 0.8
+    outline = surface.distances(found, true, spacing[1:])
+    for axis in range(3):
+        deep = np.expand_dims(found, axis), np.expand_dims(true, axis), np.insert(spacing[1:], axis, spacing[0])
+        flat = surface.distances(*deep)
+        assert (flat.hausdorff95(), flat.dice(1.0)) == (outline.hausdorff95(), outline.dice(1.0))
+        labels = [each.astype(np.uint8) for each in deep[:2]]
+        kits = metrics.full_scores(*labels, deep[2].tolist())
+        assert (kits["hd95_kidney"], kits["surface_kidney"]) == (outline.hausdorff95(), outline.dice(1.0))
+    assert outline.hausdorff95() > 2
+    one = np.ones((1, 1, 1), bool)
+    assert (surface.distances(one, one).hausdorff95(), surface.distances(one, one).dice(1.0)) == (0, 1)
+
+
+def test_what_lies_in_one_slice_of_a_volume_is_all_surface() -> None:
+    true, found = (np.stack([np.zeros_like(each), each, np.zeros_like(each)]) for each in discs())
+    whole = surface.distances(found, true)
+    assert len(whole.prediction) == found.sum()
+    kits = metrics.full_scores(found.astype(np.uint8), true.astype(np.uint8), (1.0, 1.0, 1.0))
+    assert kits["hd95_kidney"] == whole.hausdorff95()

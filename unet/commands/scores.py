@@ -45,7 +45,7 @@ def full(
             raise error if case.id in error.message else DataError(f"{case.id}: {error.message}", error.hint) from error
 
     context.group.set_phase("scoring", may_block=True)
-    records = evaluation.score(cases, score, "score", keep, group=context.group) or []
+    records = context.task.common_scores(evaluation.score(cases, score, "score", keep, group=context.group) or [])
     rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
     drawn = context.group.gather(extremes.rows)
     if not context.group.is_main:

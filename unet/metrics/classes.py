@@ -52,10 +52,7 @@ def full_scores(
     have none, the two scores of surfaces are NaN.
     """
     found: dict[str, float] = {}
-    deep = [axis for axis, side in enumerate(target.shape) if side > 1]  # a flat image has an outline, no surface
-    prediction, target = (each.reshape([target.shape[axis] for axis in deep]) for each in (prediction, target))
-    spacing, prediction = [spacing[axis] for axis in deep], classes_only(prediction, classes)
-    ignored = None
+    prediction, ignored = classes_only(prediction, classes), None
     if ignore is not None and (held := target == ignore).any():
         ignored = held
         prediction, target = (np.where(ignored, 0, each) for each in (prediction, target))

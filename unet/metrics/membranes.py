@@ -3,7 +3,7 @@ challenge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,24 @@ Labels = NDArray[np.integer]
 THRESHOLDS = tuple(number / 10 for number in range(1, 10))
 
 
-def scores(probability: NDArray[np.float32], cells: NDArray[np.bool_]) -> tuple[float, float]:
-    """(V_Rand, V_Info) of the probability of "cell" (H, W) against the true cells (H, W), each at its best threshold of
-    0.1, 0.2 .. 0.9, after border thinning; 1 is perfect.
+def scores(probability: NDArray[np.float32], cells: NDArray[np.bool_]) -> dict[float, tuple[float, float]]:
+    """threshold -> (V_Rand, V_Info) of the probability of "cell" (H, W) against the true cells (H, W), after border
+    thinning; 1 is perfect.
 
     Cells are 4-connected components; the predicted ones are grown into the predicted membranes until they touch (a
-    watershed of the probability), so the width of a membrane does not count. Source: Arganda-Carreras et al., Frontiers
-    in Neuroanatomy 2015.
+    watershed of the probability), so the width of a membrane does not count. A stack has one threshold, at which its
+    score is best: `best`. Source: Arganda-Carreras et al., Frontiers in Neuroanatomy 2015.
     """
     from scipy import ndimage
 
     truth, _ = ndimage.label(cells)
-    both = [rand_and_information(truth, thinned(probability, threshold)) for threshold in THRESHOLDS]
-    return max(rand for rand, _ in both), max(information for _, information in both)
+    return {threshold: rand_and_information(truth, thinned(probability, threshold)) for threshold in THRESHOLDS}
+
+
+def best(by_slice: Sequence[Mapping[float, float]]) -> list[float]:
+    """The score of each slice, one or more, at the threshold at which their mean is best."""
+    threshold = max(THRESHOLDS, key=lambda each: sum(found[each] for found in by_slice))
+    return [found[threshold] for found in by_slice]
 
 
 def thinned(probability: NDArray[np.float32], threshold: float) -> Labels:

@@ -63,9 +63,16 @@ def distances(
     """Distances between the surfaces of two masks of one shape, in the unit of `spacing` (default: one for a step along
     each axis).
 
-    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside. `ignored`:
-    voxels of neither mask of which it is not known whether they are outside; no surface is seen against them.
+    Surface: mask voxels with a face neighbour outside the mask; what lies beyond the array is outside. Axes of one
+    voxel do not count: a flat image has an outline, no surface. `ignored`: voxels of neither mask of which it is not
+    known whether they are outside; no surface is seen against them.
     """
+    deep = [axis for axis, side in enumerate(target.shape) if side > 1] or [0]
+    if len(deep) < target.ndim:
+        sides = [target.shape[axis] for axis in deep]
+        prediction, target = prediction.reshape(sides), target.reshape(sides)
+        ignored = None if ignored is None else ignored.reshape(sides)
+        spacing = None if spacing is None else [spacing[axis] for axis in deep]
     box = bounding_box(prediction, target)
     if box is None:
         return SurfaceDistances(np.empty(0), np.empty(0))

@@ -301,6 +301,10 @@ class Task:
         """(scores, arrays) of one case; `full` adds the costly scores."""
         raise NotImplementedError
 
+    def common_scores(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All cases' `full` scores, with those that only all cases together decide."""
+        return records
+
     def score_files(self, predictions: Path, masks: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """(the scores of each mask's prediction, by name; the classes, the background first) of two folders of label
         maps, whatever program has written them: mean_dice, and dice_<n>, surface_<n>, hd95_<n>, volume_<n>. Raises
@@ -332,11 +336,7 @@ class Task:
         return sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
 
     def predict_case(
-        self,
-        images: Sequence[Path],
-        wanted: Sequence[Path],
-        predictor: Predictor,
-        options: PredictOptions,
+        self, images: Sequence[Path], wanted: Sequence[Path], predictor: Predictor, options: PredictOptions
     ) -> Iterator[Output]:
         """The outputs of the `wanted` images of a case, one after another, those of `output_files` and "mask" last;
         `images` are all of the case. The caller writes them."""

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import wave
+from builders import task_config, wave
 from conftest import ROOT
 from scipy import ndimage
 from torch import Tensor
@@ -211,16 +211,34 @@ def test_the_width_of_a_membrane_does_not_count_but_a_hole_does() -> None:
     cells = np.ones((40, 40), bool)
     cells[:, 20] = cells[12, :20] = False
     thick = ndimage.binary_erosion(cells, iterations=2, border_value=1)
-    assert membranes.scores(thick.astype(np.float32), cells) == pytest.approx((1, 1), abs=0.02)
+    assert membranes.scores(thick.astype(np.float32), cells)[0.5] == pytest.approx((1, 1), abs=0.02)
     open_ = cells.copy()
     open_[5, 20] = True
-    rand, information = membranes.scores(open_.astype(np.float32), cells)
+    rand, information = membranes.scores(open_.astype(np.float32), cells)[0.5]
     assert rand < 0.9
     assert information < 0.9
 
 
-def test_the_best_threshold_counts() -> None:
+def test_the_best_threshold_of_the_whole_stack_counts() -> None:
+    """As in the challenge: not each slice's own, which would be known only from the truth of that slice."""
     cells = np.ones((30, 30), bool)
     cells[:, 15] = False
-    probability = np.where(cells, 0.9, 0.7).astype(np.float32)  # a membrane that 0.5 does not see
-    assert membranes.scores(probability, cells)[0] > 0.99
+    high, low = (np.where(cells, *pair).astype(np.float32) for pair in ((0.95, 0.75), (0.55, 0.15)))
+    by_slice = [membranes.scores(each, cells) for each in (high, high, low)]
+    task = EM(task_config("em"))
+    rows = [
+        {
+            "case": str(number),
+            **{f"{key}_{t}": each[t][i] for t in each for i, key in enumerate(("rand", "information"))},
+        }
+        for number, each in enumerate(by_slice)
+    ]
+    found = task.common_scores(rows)
+    assert set(found[0]) == {"case", "rand", "information"}
+    for i, key in enumerate(("rand", "information")):
+        totals = {t: sum(each[t][i] for each in by_slice) for t in membranes.THRESHOLDS}
+        threshold = max(totals, key=totals.__getitem__)
+        assert [row[key] for row in found] == [each[threshold][i] for each in by_slice]
+        assert found[0][key] > 0.99 > found[2][key]  # 0.8 sees the membranes of two slices, and no cell of the third
+        assert max(values[i] for values in by_slice[2].values()) > 0.99  # at a threshold of its own
+    assert task.common_scores([]) == []

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import formula_state, make_config, wave
+from builders import formula_state, make_config, task_config, wave
 from conftest import GOLDEN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet.config.flags import DeviceOptions
 from unet.config.flags_training import TrainOptions
+from unet.data.cache.cached_case import CachedCase
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.errors import CheckpointError, UnetError
@@ -299,3 +300,21 @@ def test_the_warm_up_is_a_full_group_of_windows_and_a_short_one(mirror: bool) ->
     predictor = Predictor([Network()], device(), 3)
     KiTS19(config).warm_up(predictor)
     assert shapes == [(3, 1, 8, 6, 4)] * 2 * (8 if mirror else 1)
+
+
+@pytest.mark.parametrize("encoder", ["reference", "plain", "residual"])
+def test_the_loss_of_evaluation_is_that_of_training(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are drawn as two curves of one plot."""
+    task = KiTS19(task_config("kits19", encoder=encoder, eval_region="full"))
+    rng = np.random.default_rng(1)
+    image, mask = rng.normal(size=(1, 6, 8, 8)).astype(np.float32), rng.integers(0, 3, (1, 6, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", image)
+    np.save(tmp_path / "y.npy", mask)
+    case = CachedCase("case_00000", tmp_path / "x.npy", tmp_path / "y.npy", image.shape, (1, 1, 1))
+    logits = torch.from_numpy(rng.normal(size=(3, 6, 8, 8)).astype(np.float32))
+    monkeypatch.setattr(task, "logits", lambda *_: logits)
+    numbers, _ = task.evaluate_case(case, None)  # type: ignore[arg-type]  # the network is not asked
+    expected = task.loss(logits[None], {"mask": torch.from_numpy(mask)[None]})["loss"]
+    assert numbers["loss"] == pytest.approx(float(expected), rel=1e-5)

@@ -93,6 +93,21 @@ def test_dice_and_cross_entropy_are_added() -> None:
     assert float(batch_dice_bce_loss(logits, target)) == pytest.approx(float(dice + entropy), rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["dice", "dice-ce"])
+def test_the_loss_of_evaluation_is_that_of_training(cases: list[CachedCase], loss: str) -> None:
+    """They are drawn as two curves of one plot."""
+    task = LGG(task_config("lgg", image_size=16, loss=loss))
+    torch.manual_seed(1)
+    network = torch.nn.Conv2d(3, 1, 3, padding=1)
+    predictor = Predictor([network], cpu.CPU(DeviceOptions(device="cpu"), Rank()), 2)
+    image, mask = cases[0].arrays()
+    batch = {"mask": torch.from_numpy(mask.copy()).permute(0, 3, 1, 2)}
+    with torch.no_grad():
+        expected = task.loss(network(task.to_input(image)), batch)["loss"]
+    numbers, _ = task.evaluate_case(cases[0], predictor)
+    assert numbers["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_mirroring_is_the_mean_with_the_mirror_image() -> None:
     network = torch.nn.Conv2d(3, 1, 3, padding=1)
     images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -162,7 +162,7 @@ class Settings(TaskSettings):
     hidden_clamp: tuple[float, ...] = option(
         (0.001, 1.0),
         "smallest and largest standard deviation of a latent",
-        minimum=0,
+        above=0,
         maximum=100,
         aliases=("--scale_hidden_clamp_bounds",),
         section="network",
@@ -170,7 +170,7 @@ class Settings(TaskSettings):
     output_clamp: tuple[float, ...] = option(
         (0.01, 1.0),
         "smallest and largest standard deviation of a voxel",
-        minimum=0,
+        above=0,
         maximum=100,
         aliases=("--scale_output_clamp_bounds",),
         section="network",

@@ -242,8 +242,9 @@ class Brains(CachedTask):
 
         image, mask = (np.array(array[0]) for array in case.arrays())
         volume, key = torch.from_numpy(image)[None, None], passes.key_of(case.id)
-        mean, std, kl = passes.mixture(passes.decoded(predictor, self.shape(), volume, key))
-        likelihood = gaussians.log_likelihood(volume, mean, std)[0, 0]
+        found = passes.decoded(predictor, self.shape(), volume, key)
+        mean, std, kl = passes.mixture(found)  # of several networks the bounds' mean is a bound, the mixture's is none
+        likelihood = torch.stack([gaussians.log_likelihood(volume, *each[:2])[0, 0] for each in found]).mean(0)
         brain = torch.from_numpy(mask > 0)
         inside, nats = likelihood[brain].sum().item(), kl.sum().item()
         bits, brain_bits = LN2 * likelihood.numel(), LN2 * max(1, int(brain.sum()))

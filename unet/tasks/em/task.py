@@ -36,8 +36,9 @@ ROUND = 100  # steps of an "epoch" where nothing is evaluated in between
 FOLD_SEED = 123  # the folds are the same whatever the seed of a run
 LEVEL = 0.5
 METRIC_NOTES = """Dice: the benchmark's eval_dice_score, the mean soft Dice of both classes on the network's output.
-Rand and information: foreground-restricted scores of the ISBI challenge after border thinning, each at its best
-threshold, on the raw slices' own grid."""
+Rand and information: foreground-restricted scores of the ISBI challenge after border thinning, on the raw slices'
+own grid, each at the one threshold of all slices whose mean is best."""
+WHOLE = ("rand", "information")  # scores whose threshold all slices decide
 
 
 class EM(SegmentationTask):
@@ -161,8 +162,8 @@ class EM(SegmentationTask):
     def evaluate_case(
         self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Numbers: dice, ce_loss, dice_loss, loss; with `full` also rand and information. Arrays: image, probability
-        (of cell), target (S, S) on the network's scale."""
+        """Numbers: dice, ce_loss, dice_loss, loss; with `full` also rand and information, by threshold. Arrays: image,
+        probability (of cell), target (S, S) on the network's scale."""
         import torch
 
         from unet.metrics import membranes
@@ -176,8 +177,21 @@ class EM(SegmentationTask):
         if full:
             truth = self.raw_truth(case)
             cells = target if truth is None else truth
-            numbers["rand"], numbers["information"] = membranes.scores(dataset.scaled(probability, cells.shape), cells)
+            by_threshold = membranes.scores(dataset.scaled(probability, cells.shape), cells)
+            for threshold, both in by_threshold.items():
+                numbers |= {f"{key}_{threshold}": value for key, value in zip(WHOLE, both, strict=True)}
         return numbers, {"image": image[0, 0].numpy(), "probability": probability, "target": target}
+
+    def common_scores(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """rand and information of each slice, at the threshold that is best for all."""
+        from unet.metrics import membranes
+
+        for key in WHOLE if records else ():
+            names = {threshold: f"{key}_{threshold}" for threshold in membranes.THRESHOLDS}
+            by_slice = [{threshold: row.pop(name) for threshold, name in names.items()} for row in records]
+            for row, value in zip(records, membranes.best(by_slice), strict=True):
+                row[key] = value
+        return records
 
     def figure(self, case: CachedCase, arrays: dict[str, Any]) -> dict[str, Any]:
         """Slice, its membranes, probability of a membrane."""

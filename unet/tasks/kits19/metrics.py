@@ -34,6 +34,7 @@ def full_scores(
     order = np.argsort(target.strides, kind="stable")[::-1]  # NIfTI arrays lie the other way round in memory
     prediction, target, spacing = prediction.transpose(order), target.transpose(order), [spacing[i] for i in order]
     box = bounding_box((prediction | target) > 0) or (slice(0, 1),) * target.ndim
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)  # what is flat in it is flat in the scan
     scores: dict[str, float] = {}
     for name, own, true in organs(prediction[box], target[box]):
         found = distances(own, true, spacing)

@@ -227,7 +227,8 @@ class KiTS19(SegmentationTask):
         _, kidney, tumour = label_maps.dice_by_class(prediction, target, CLASSES, chunk)
         numbers = {"mean_dice": (kidney + tumour) / 2, "kidney": kidney, "tumour": tumour}
         if self.settings.eval_loss:
-            numbers["loss"] = label_maps.dice_ce_of(logits, target, self.settings.include_background, chunk)
+            loss_of = label_maps.dice_ce_of if self.settings.encoder == "reference" else label_maps.nnunet_loss_of
+            numbers["loss"] = loss_of(logits, target, self.settings.include_background, chunk)
         if full:
             numbers |= self.original(case, plan, logits, predictor)
         return numbers, {"image": image, "prediction": prediction.cpu().numpy(), "target": target.cpu().numpy()}

@@ -126,6 +126,7 @@ class LGG(SegmentationTask):
         """Numbers: loss, dsc; with `full` also hd95 (pixels of the network's grid, a step between slices counting as
         one pixel) and volume_error. Arrays: probability (S, H, W) float32, prediction, target (S, H, W) bool."""
         import torch
+        from torch.nn import functional as F
 
         from unet.metrics import overlap, surface
         from unet.models.losses import batch_dice_loss
@@ -133,9 +134,10 @@ class LGG(SegmentationTask):
         image, mask = case.arrays()
         probability = predictor.slices(self.to_input(image), to_probability, self.settings.mirror)
         target = mask[..., 0] > 0
-        loss = batch_dice_loss(torch.from_numpy(probability), torch.from_numpy(target)).item()
+        p, t = torch.from_numpy(probability), torch.from_numpy(target).float()
+        loss = batch_dice_loss(p, t) + (F.binary_cross_entropy(p, t) if self.settings.loss == "dice-ce" else 0)
         prediction = overlap.largest_component(probability > LEVEL)
-        numbers = {"loss": loss, "dsc": overlap.dice(prediction, target)}
+        numbers = {"loss": loss.item(), "dsc": overlap.dice(prediction, target)}
         if full:
             numbers |= {
                 "hd95": surface.hausdorff95(prediction, target),
