@@ -314,3 +314,34 @@ def test_a_peer_that_is_not_installed(cli: Any, monkeypatch: pytest.MonkeyPatch)
     error = error_of(cli("benchmark", "--source", "none", *TINY, "--device", "cpu", "--against", "monai"))
     assert "--against monai: the package monai is not installed." in error
     assert "pip install 'unet-accelerators[peers]'" in error
+
+
+def test_the_timed_step_clips_skips_and_averages_as_training_does() -> None:
+    """It left out --clip, --skip-norm and --ema, which recipes set."""
+    how = {"optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "precision": "fp32", "device": "cpu"}
+    config = task_config("lgg", **SMALL["lgg"], **how)
+    batch = steps.batch_of(None, create(config))
+
+    def change(**values: Any) -> tuple[float, float]:
+        """How far a step moves the weights, and their average."""
+        torch.manual_seed(1)
+        loop = steps.OurLoop(config.replace(**values), batch)
+        before = [each.detach().clone() for each in loop.model.parameters()]
+        loop.step()
+        averaged = loop.averaged.module if loop.averaged is not None else loop.model
+        found = ([a - b for a, b in zip(model.parameters(), before, strict=True)] for model in (loop.model, averaged))
+        return tuple(float(torch.cat([each.detach().flatten() for each in parts]).norm()) for parts in found)
+
+    free, _ = change()
+    assert free > 0.1
+    assert change(clip=0.01)[0] == pytest.approx(0.01, rel=1e-3)
+    assert change(skip_norm=1e-6, skip_warmup=0)[0] == 0
+    moved, kept = change(ema=0.5)
+    assert moved == pytest.approx(free, rel=1e-4)
+    assert kept == pytest.approx(free, rel=1e-4)  # the first update copies
+
+
+def test_several_batches_a_step_are_not_timed(cli: Any, tmp_path: Path) -> None:
+    words = "benchmark", "--source", "none", "--image-size", 16, "--layers", 2, "--width", 2, "--device", "cpu"
+    error = error_of(cli(*words, "--accumulate", 4), 2)
+    assert "--accumulate 4 is for train: here every batch has an optimiser step." in error

@@ -46,7 +46,9 @@ class OurLoop(Loop):
     ) -> None:
         import torch
 
+        from unet.commands.train import averaged_model
         from unet.runtime import optim
+        from unet.runtime.gradients import Gradients
 
         self.context, self.cases = context or setup.assemble(config), cases
         self.device, self.task = self.context.device, self.context.task
@@ -57,6 +59,8 @@ class OurLoop(Loop):
         self.network = network if alone else self.device.parallel(network, group)
         fused = None if config.device.deterministic else self.device  # torch's own: the same bits on every device
         self.optimizer = optim.build(config.train, self.task.param_groups(model), fused)
+        self.gradients, self.number = Gradients(config.train, self.optimizer, self.device), 0
+        self.model, self.averaged = model, averaged_model(model, config.train.ema)
         self.scaler = self.device.scaler()
         self.memory, self.is_out_of_memory = self.device.memory, self.device.is_out_of_memory
         self.passing: OurPass | None = None
@@ -74,13 +78,16 @@ class OurLoop(Loop):
             return self.task.training_step(self.network, moved)["loss"]
 
     def backward(self, loss: Any) -> None:
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(self.gradients.prepare(loss)).backward()
         self.device.flush()
 
     def update(self) -> None:
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        """Clip, step or skip, zero gradients, average weights, as training does."""
+        self.gradients.step(self.scaler, self.number)
+        self.gradients.pending.clear()
+        self.number += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         self.device.flush()
 
     def breakdown(self, rounds: int, steps: int) -> dict[str, list[float]]:
@@ -111,7 +118,7 @@ class OurLoop(Loop):
     def passes(self, steps: int) -> list[float]:
         """Seconds of passes of prediction; the training step is given up for them."""
         if self.passing is None:
-            del self.network, self.optimizer
+            del self.network, self.model, self.averaged, self.gradients, self.optimizer
             self.device.release()
             self.passing = OurPass(self.context.config, self.context)
         return self.passing.run(steps)[0]
@@ -184,8 +191,8 @@ class PlainPass(Loop):
 
 
 class PlainLoop(Loop):
-    """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser:
-    what a first script does. Without the process settings of this program."""
+    """The task's plain network and loss, fp32, channels first, eager (also beside lazy mode), torch's own optimiser and
+    clipping: what a first script does. Without the process settings of this program, and without --ema."""
 
     def __init__(self, config: Config, batch: Mapping[str, Any]) -> None:
         config = config.replace(use_lazy_mode=False, precision="fp32", deterministic=True)
@@ -202,12 +209,16 @@ class PlainLoop(Loop):
             for key, value in batch.items()
             if key != "index"
         }
-        self.memory = kind.peak_memory
+        self.memory, self.clip = kind.peak_memory, config.train.clip
 
     def step(self) -> Any:
+        import torch
+
         self.optimizer.zero_grad()
         loss = self.reference(self.model, self.tensors)
         loss.backward()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         return loss.detach()
 

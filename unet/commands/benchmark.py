@@ -3,11 +3,13 @@ loop and with other programs; over several settings, or on several processes."""
 
 from __future__ import annotations
 
+from unet import host
 from unet.benchmarks import measure, results, scaling, sweep, table
 from unet.commands import output, setup
 from unet.config.check_paths import loads_data
 from unet.config.resolve import Resolved
 from unet.devices import launchers
+from unet.errors import UsageError
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -20,6 +22,11 @@ def run(resolved: Resolved, command: str) -> int:
     of its own; several processes (--devices, a launcher) give the rates on 1 to N of them.
     Writes benchmark.json where --run-name is given, and for --sweep and --profile in any case.
     """
+    if (several := resolved.config.train.accumulate) > 1:
+        said = f"--accumulate {several} is for train: here every batch has an optimiser step."
+        if resolved.sources["accumulate"].startswith("flag"):
+            raise UsageError(said, "Leave it out.")
+        host.notice(said)
     if resolved.config.measure.sweep:
         return sweep.run(resolved, command)
     if loads_data(resolved.config):
