@@ -26,7 +26,9 @@ def run(resolved: Resolved, command: str) -> int:
         )
     path = paths[0]
     context = setup.assemble(config, resolved.sources)
-    resolved, facts = setup.apply_checkpoint_settings(resolved, [path], context.task.Settings.inference_settings)
+    declared = context.task.Settings
+    reused = (*declared.inference_settings, *declared.scoring_settings)
+    resolved, facts = setup.apply_checkpoint_settings(resolved, [path], reused)
     config = resolved.config
     with power.measured(context.with_config(config)) as context:
         return score(context, resolved, command, path, facts[0])

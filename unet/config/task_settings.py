@@ -17,7 +17,7 @@ class TaskSettings:
 
     `defaults`: defaults that the task changes; `synthetic_defaults`: defaults that --synth-data changes;
     `recipes`: named sets of settings. `inference_settings`: settings that are saved with the weights and reused by
-    evaluate and predict. `size_flags`: the flags that set the network's input, the one to lower first where memory
+    evaluate and predict, `scoring_settings`: by evaluate alone. `size_flags`: the flags that set the network's input, the one to lower first where memory
     ends; `folder_flags`: those that name a folder which is read. `splits`: names that --split takes beside the common
     ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`: whether its tensors are tens of megabytes and
     more. `plans`: where settings follow from the data (`plan`), the values of --size, the smallest
@@ -30,6 +30,7 @@ class TaskSettings:
     synthetic_defaults: ClassVar[Mapping[str, Any]] = {}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inference_settings: ClassVar[tuple[str, ...]] = ()
+    scoring_settings: ClassVar[tuple[str, ...]] = ()
     size_flags: ClassVar[tuple[str, ...]] = ("image_size",)
     splits: ClassVar[tuple[str, ...]] = ()
     mlperf: ClassVar[bool] = False

@@ -56,6 +56,7 @@ class Settings(TaskSettings):
         "side": 128,
     }
     inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "raw_side", "context", "layers")
+    scoring_settings: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     notes: ClassVar[dict[str, str]] = {"evaluate_every": "here steps, not epochs"}
 
     image_size: int = option(

@@ -55,6 +55,7 @@ class Settings(TaskSettings):
         },
     }
     inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "neighbours", "mirror")
+    scoring_settings: ClassVar[tuple[str, ...]] = ("loss",)
 
     image_size: int = option(
         64,
