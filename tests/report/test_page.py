@@ -359,3 +359,46 @@ def test_a_run_whose_process_is_gone_does_not_run(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def write_benchmark(path: Path, result: dict[str, object]) -> Path:
+    path.mkdir()
+    (path / "status.json").write_text(json.dumps({"status": "done", "kind": "benchmark"}))
+    (path / "benchmark.json").write_text(json.dumps({"task": "lgg", "item": "slices", **result}))
+    return path
+
+
+def test_benchmarks_of_training_and_of_prediction_are_told_apart(tmp_path: Path) -> None:
+    over = {"median": 1.5, "min": 1.25, "max": 2.0}
+    both = {"images_per_second": {"ours": 50.0, "plain": 40.0}, "ours_over_plain": over}
+    trains = write_benchmark(tmp_path / "trains", {**both, "predict": {"images_per_second": 300.0}})
+    assert words_of(trains) == ["trains trains 50.00 slices a second, 1.500 times the plain loop (1.250 to 2.000)."]
+    slow, fast = (
+        write_benchmark(tmp_path / name, {"predict": {"images_per_second": rate, "ours_over": over}})
+        for name, rate in (("slow", 200.0), ("fast", 300.0))
+    )
+    alone = "fast predicts 300.0 slices a second, 1.500 times the plain network (1.250 to 2.000)."
+    assert words_of(fast) == [alone]
+    compared = "fast predicts 1.500 times as many slices a second as slow (300.0 against 200.0)."
+    assert words_of(slow, fast) == [compared]
+    assert words_of(trains, fast) == [f"{words_of(trains)[0]} {alone}"]
+    assert words_of(trains, slow, fast) == [f"{words_of(trains)[0]} {compared}"]
+    rates = {"images_per_second": {"ours": 640.0}, "mode": "predict", "predict": {}}
+    assert words_of(write_benchmark(tmp_path / "two", rates)) == ["two predicts 640.0 slices a second."]
+
+
+def test_a_sweep_is_told_by_its_combinations(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"settings": {"batch_size": size}, "result": {"item": "slices", "images_per_second": {"ours": rate}}}
+        for size, rate in (("2", 40.0), ("4", 60.0))
+    ]
+    rows.append({"settings": {"batch_size": "9"}, "result": None, "outcome": "out of memory"})
+    about = {"sweep": {"batch_size": ["2", "4", "9"]}, "rows": rows, "predict": {}}
+    swept = write_benchmark(tmp_path / "swept", about)
+    begins = "swept has measured 2 of 3 combinations of batch_size: batch_size=4"
+    assert words_of(swept) == [f"{begins} trains most, 60.00 slices a second."]
+    for row in rows[:2]:
+        row["result"] = {"item": "slices", "predict": {"images_per_second": 600.0}}
+    rows[1]["result"] = {"item": "slices", "predict": {"images_per_second": 700.0}}
+    predicts = write_benchmark(tmp_path / "predicts", about)
+    assert words_of(predicts)[0].endswith("batch_size=4 predicts most, 700.0 slices a second.")

@@ -81,18 +81,33 @@ class Run:
 
     @property
     def rate(self) -> float | None:
-        """Training samples a second; those of `evaluate` and of a benchmark's own step where the run is one."""
+        """Training samples a second; those of `evaluate` and of a benchmark's own step or pass where the run is one. A
+        sweep has none: its combinations have one each."""
         if self.folds:
             each = [rate for fold in self.folds if (rate := fold.rate) is not None]
             return math.fsum(each) / len(each) if each else None
-        rates = self.benchmark.get("images_per_second")
+        rates, passes = self.benchmark.get("images_per_second"), self.benchmark.get("predict")
         if isinstance(rates, dict):
             return number(rates.get("ours"))
+        if isinstance(passes, dict) and self.predicts:
+            return number(passes.get("images_per_second"))
         found = number(self.summary.get("images_per_second"))
         if found is None:
             known = [value for row in self.steps if (value := number(row.get("images_per_second"))) is not None]
             found = sorted(known)[len(known) // 2] if known else None
         return found
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a benchmark over combinations of settings."""
+        return isinstance(self.benchmark.get("sweep"), dict)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is a benchmark of prediction alone; one of training may hold the rates of prediction too."""
+        mode = str(self.benchmark.get("mode") or "")  # said where several processes were measured
+        alone = "images_per_second" not in self.benchmark and bool(self.benchmark.get("predict"))
+        return mode.endswith("predict") or (alone and not self.is_sweep)
 
     @property
     def train_seconds(self) -> float | None:

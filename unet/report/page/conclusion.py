@@ -53,8 +53,14 @@ def of_task(task: str, groups: Sequence[Group]) -> Conclusion:
     scored = [group for group in known if group.first.metric == known[0].first.metric]
     if not scored:
         rated = [group for group in groups if group.mean(lambda run: run.rate) is not None]
-        if len(rated) > 1:
-            return faster(rated[0], max(rated, key=lambda group: group.mean(lambda run: run.rate) or 0))
+        kinds = [[group for group in rated if group.first.predicts == kind] for kind in (False, True)]
+        found = [
+            faster(each[0], max(each, key=lambda group: group.mean(lambda run: run.rate) or 0))
+            for each in kinds
+            if len(each) > 1 or (each and len(rated) > 1)
+        ]
+        if found:
+            return found[0] if len(found) == 1 else joined(found)
         return Conclusion(f"{counted(len(groups), 'run')} without a score.")
     if len(scored) == 1:
         conclusion = single(scored[0])
@@ -182,22 +188,58 @@ def time_words(a: Group, b: Group) -> tuple[str, dict[str, float]]:
 def faster(a: Group, b: Group) -> Conclusion:
     """Two runs by their samples a second."""
     one, two = (group.mean(lambda run: run.rate) for group in (a, b))
-    if not one or not two or a is b:
+    if a is b:
         return single(a)
+    if not one or not two or a.first.predicts != b.first.predicts:
+        return joined([single(a), single(b)])
     same = a.first.item
-    words = f"{b.name} trains {figure(two / one)} times as many {same} a second as {a.name}"
+    words = f"{b.name} {does(b.first)} {figure(two / one)} times as many {same} a second as {a.name}"
     return Conclusion(f"{words} ({figure(two)} against {figure(one)}).", data={"rate_ratio": two / one})
 
 
+def does(run: Run) -> str:
+    return "predicts" if run.predicts else "trains"
+
+
+def joined(found: Sequence[Conclusion]) -> Conclusion:
+    """Conclusions that are not compared, one after another."""
+    return Conclusion(" ".join(each.words for each in found), [line for each in found for line in each.more])
+
+
 def benchmark(run: Run) -> Conclusion:
-    ratio = run.benchmark.get("ours_over_plain")
+    if run.is_sweep:
+        return sweep(run)
     if run.rate is None:
-        return Conclusion(f"{run.name} measured prediction only.")
-    words = f"{run.name} trains {figure(run.rate)} {run.item} a second"
+        return Conclusion(f"{run.name} has no rate.")
+    passes = run.benchmark.get("predict")
+    ratio = run.benchmark.get("ours_over_plain")
+    if run.predicts:
+        ratio = passes.get("ours_over") if isinstance(passes, dict) else None
+    words = f"{run.name} {does(run)} {figure(run.rate)} {run.item} a second"
     if isinstance(ratio, dict) and (median := number(ratio.get("median"))) is not None:
         low, high = number(ratio.get("min")), number(ratio.get("max"))
-        words += f", {figure(median)} times the plain loop ({figure(low)} to {figure(high)})"
+        words += f", {figure(median)} times the plain {'network' if run.predicts else 'loop'}"
+        words += f" ({figure(low)} to {figure(high)})"
     return Conclusion(f"{words}.", data={"rate": run.rate})
+
+
+def sweep(run: Run) -> Conclusion:
+    """How many combinations were measured, and the fastest one."""
+    rows = [row for row in run.benchmark.get("rows") or () if isinstance(row, dict)]
+    settings = ", ".join(map(str, run.benchmark["sweep"]))
+    measured = [
+        (own.rate, own, row.get("settings"))
+        for row in rows
+        if isinstance(result := row.get("result"), dict)
+        and (own := dataclasses.replace(run, item=str(result.get("item") or run.item), benchmark=result)).rate
+    ]
+    words = f"{run.name} has measured {len(measured)} of {counted(len(rows), 'combination')} of {settings}"
+    if not measured:
+        return Conclusion(f"{words}.")
+    rate, best, values = max(measured, key=lambda each: each[0] or 0.0)
+    named = " ".join(f"{name}={value}" for name, value in values.items()) if isinstance(values, dict) else "the fastest"
+    words += f": {named} {does(best)} most, {figure(rate)} {best.item} a second"
+    return Conclusion(f"{words}.", data={"rate": rate, "settings": values})
 
 
 def state_of(run: Run) -> str:
