@@ -36,7 +36,7 @@ def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
             plain = None
             if "plain" in config.measure.against:
                 plain = stack.enter_context(started("steps:PlainPass", "plain pass", config))
-            return passed(context, ours, plain) | profiled(config, ours, trace)
+            return passed(context, ours, plain) | profiled(config, ours, trace) | batch_of_passes(config)
     for name in config.measure.against:
         peers.require(name, config)
     cases = setup.create(config).cached_cases() if loads_data(config) else None
@@ -83,6 +83,11 @@ def about(context: setup.Context) -> dict[str, Any]:
         "rounds": config.timing.rounds,
         "steps": config.timing.steps,
     }
+
+
+def batch_of_passes(config: Config) -> dict[str, Any]:
+    """The batch size of a result whose passes are of --eval-batch-size; nothing where the step is measured."""
+    return {"batch_size": config.eval.eval_batch_size} if config.run.mode in APPLYING else {}
 
 
 def warmup_of(config: Config) -> int:
