@@ -25,7 +25,7 @@ from unet.report.page import bars, bokeh_curves, document
 from unet.report.page.conclusion import conclusions
 from unet.report.page.folder import LIST
 from unet.report.page.groups import groups_of, is_running
-from unet.report.page.markup import duration, figure
+from unet.report.page.markup import duration, figure, file_name
 from unet.report.run import Run, read
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -169,6 +169,23 @@ def test_one_folder_that_is_no_run_is_an_error(tmp_path: Path, cli: Cli) -> None
     assert "holds a run" in error_of(cli("report", tmp_path / "x", tmp_path / "nothing"), 2)
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_run(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "performance/hour", PATIENTS)
+    write_run(tmp_path / "performance/records/old/part", PATIENTS)
+    for name in ("hour", "old", "empty"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    assert "hour scores" in cli("report", "hour")[1]
+    assert "equal to the last bit" in cli("diff", "hour", "hour")[1]
+    assert "part scores" in cli("report", "old")[1]
+    assert "empty is no run" in error_of(cli("report", "empty"), 2)
+    write_run(tmp_path / "hour/own", PATIENTS)
+    assert "own scores" in cli("report", "hour")[1], "what is typed comes first"
+
+
 def test_files_of_others_are_not_overwritten(tmp_path: Path, cli: Cli) -> None:
     a = write_run(tmp_path / "runs/a", PATIENTS, pictured=["p1"])
     b = write_run(tmp_path / "runs/b", PATIENTS)
@@ -302,7 +319,7 @@ def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
     assert "cv scores 0.626 DSC" in page.data["conclusions"][0]["words"]
     assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
     assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
-    assert {"lgg-cv_fold0-f0_p1.png", "lgg-cv_fold1-f1_p1.png"} <= set(page.beside)
+    assert [len([name for name in page.beside if name.startswith(f"lgg-cv_fold{n}-f{n}_p1-")]) for n in (0, 1)] == [1, 1]
 
 
 def test_only_the_folds_of_a_crossval_are_its_folds(tmp_path: Path) -> None:
@@ -402,3 +419,14 @@ def test_a_sweep_is_told_by_its_combinations(tmp_path: Path) -> None:
     rows[1]["result"] = {"item": "slices", "predict": {"images_per_second": 700.0}}
     predicts = write_benchmark(tmp_path / "predicts", about)
     assert words_of(predicts)[0].endswith("batch_size=4 predicts most, 700.0 slices a second.")
+
+
+def test_pictures_of_cases_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    long = "patient_" * 8
+    cases = ["case.1", "case_1", "case 1", "腎臓", "肝臓", f"{long}a", f"{long}b", "p1"]
+    run = write_run(tmp_path / "a", dict.fromkeys(cases, 0.5), pictured=cases)
+    made = [name for name in document.build(read(run)).beside if name.startswith("lgg-a-")]
+    assert len(made) == len(cases)
+    assert {"lgg-a-p1.png", "lgg-a-case_1.png", "lgg-a-腎臓.png"} <= set(made)
+    assert file_name("a-b", "c") != file_name("a", "b-c")
+    assert len(file_name(*["腎" * 99] * 3).encode()) < 200

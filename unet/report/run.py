@@ -177,13 +177,20 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in STARTS)
 
 
+def runs_in(path: Path) -> list[Path]:
+    """The folders of runs in a folder: itself, or those right below it."""
+    if is_run(path):
+        return [path]
+    return sorted(place for place in path.iterdir() if is_run(place)) if path.is_dir() else []
+
+
 def read(path: Path) -> list[Run]:
     """The runs of a folder: its own, or those of a record's sub-folders. Raises UsageError if there is none."""
     if not path.exists():
         raise UsageError(f"{path} does not exist.", "Give the folder of a run; python -m unet runs lists them.")
-    if is_run(path):
+    inner = runs_in(path)
+    if inner == [path]:
         return [read_run(path)]
-    inner = sorted(place for place in path.iterdir() if is_run(place)) if path.is_dir() else []
     if not inner:
         raise UsageError(
             f"{path} is no run: it holds none of {', '.join(STARTS)}.",
