@@ -106,7 +106,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def file_name(*parts: str) -> str:
-    """Words as one name of a file, with the letters of all alphabets. Where that changes them a short digest of the words
+    """Words as one name of a file, with the letters of all alphabets. Where that changes them a short digest of them
     follows, so that other words have another name."""
     names = [short_name(part) for part in parts]
     changed = [] if names == list(parts) else [digest("\0".join(parts).encode("utf-8", "surrogateescape"))[:DIGEST]]
