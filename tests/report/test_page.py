@@ -91,6 +91,21 @@ def test_the_conclusion_of_one_run_and_of_its_seeds(tmp_path: Path) -> None:
     assert "though single seeds overlap" in words[0]
 
 
+def test_a_repeat_is_no_seed_and_no_difference_has_no_sign(tmp_path: Path) -> None:
+    one, again = (write_run(tmp_path / name, PATIENTS) for name in ("r1", "r2"))
+    words = words_of(one, again)
+    assert words[0].startswith("r2 and r1 score the same DSC (95 % interval +0.000 to +0.000, 7 cases, paired")
+    assert words[0].endswith("; r2 takes as long.")
+    assert words[-1] == "They have the same settings and seed."
+    turned = dict(zip(PATIENTS, reversed(PATIENTS.values()), strict=True))
+    words = words_of(one, write_run(tmp_path / "r3", turned, settings={"seed": 2}))
+    assert words[0].startswith("r3 and r1 score the same DSC in the mean (95 % interval −0.")
+    assert words[-1] == "They differ only in their seed."
+    more = write_run(tmp_path / "r4", PATIENTS)
+    assert words_of(one, again, more)[0].startswith("r1 (3 runs) scores 0.626 DSC")
+    assert "0.626 to 0.626 by run." in words_of(one, again, more)[0]
+
+
 def test_the_best_of_many_against_the_first(tmp_path: Path) -> None:
     paths = [
         write_run(

@@ -240,7 +240,8 @@ def conclusion_of(
     other = [item.name for item in around if item.name not in unknown]
     with_other = f", with other {_some(other)}" if other else ""
     said = _losses_in_words(losses)
-    rounded = [item.name for item in settings if item.name in ROUNDING_ONLY]
+    known = [item.name for item in settings if UNKNOWN not in (item.first, item.second)]
+    rounded = [name for name in known if name in ROUNDING_ONLY]
     notes = f" {_some(rounded)} differs, which changes scores by rounding at most." if rounded else ""
     notes += f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
     notes += f" Not known of both runs: {_some(unknown)}." if unknown else ""

@@ -43,7 +43,8 @@ def of_task(task: str, groups: Sequence[Group]) -> Conclusion:
     if len(groups) == 1 and len(groups[0].runs) == 2:  # two seeds are two runs that somebody wants to see apart
         a, b = (Group(run.name, [run]) for run in groups[0].runs)
         conclusion = pair(a, b)
-        conclusion.more.append("They differ only in their seed.")
+        alike = "They differ only in their seed." if groups[0].are_seeds else "They have the same settings and seed."
+        conclusion.more.append(alike)
         return conclusion
     if len(groups) == 1:
         return single(groups[0])
@@ -99,7 +100,7 @@ def single(group: Group) -> Conclusion:
     spread = ""
     if len(group.runs) > 1:
         each = [score for one in group.runs if (score := one.score) is not None]
-        spread = f", {figure(min(each))} to {figure(max(each))} by seed"
+        spread = f", {figure(min(each))} to {figure(max(each))} by {group.each}"
     words = f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{over}{spread}."
     return Conclusion(words, [*timing_of(group), *few(len(scores))], data)
 
@@ -124,6 +125,11 @@ def pair(a: Group, b: Group) -> Conclusion:
     data |= found._asdict()
     over = interval_words(found)
     more = [f"{figure(b.score)} against {figure(a.score)} {name} in the mean over all cases of each.", *unfinished]
+    if figure(abs(found.mean)) == figure(0.0):
+        in_mean = " in the mean" if found.low < found.high else ""
+        words = f"{b.name} and {a.name} score the same {name}{in_mean}{over}"
+        time = f"; {b.name}{time}" if time else ""
+        return Conclusion(f"{words}{time}.", [*more, *seeds_of(a, b)[1], *few(found.cases)], data)
     if math.isfinite(found.low) and found.low <= 0 <= found.high and found.cases > 1:
         sign = "higher" if found.mean > 0 else "lower"
         words = f"No clear difference: {b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}"
@@ -133,7 +139,13 @@ def pair(a: Group, b: Group) -> Conclusion:
         better = "" if a.sign > 0 else ", which is better," if found.mean < 0 else ", which is worse,"
         words = f"{b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}{better}"
     overlap, by_seed = seeds_of(a, b)
-    joined = f", though single seeds overlap{', and' if time else ''}" if overlap else " and" if time else ""
+    joined = (
+        f", though single {a.each if a.each == b.each else 'run'}s overlap{', and' if time else ''}"
+        if overlap
+        else " and"
+        if time
+        else ""
+    )
     return Conclusion(f"{words}{joined}{time}.", [*more, *by_seed, *few(found.cases)], data)
 
 
@@ -147,8 +159,9 @@ def seeds_of(a: Group, b: Group) -> tuple[bool, list[str]]:
     if len(ends) < 2:
         return False, []
     (low, high), (least, most) = ends
-    words = f"By seed: {b.name} {figure(least)} to {figure(most)}, {a.name} {figure(low)} to {figure(high)}."
-    return low <= most and least <= high, [f"{words} The interval is over cases, of the means of the seeds."]
+    one = "seed" if a.each == b.each == "seed" else "run"
+    words = f"By {one}: {b.name} {figure(least)} to {figure(most)}, {a.name} {figure(low)} to {figure(high)}."
+    return low <= most and least <= high, [f"{words} The interval is over cases, of the means of the {one}s."]
 
 
 def interval_words(found: Difference) -> str:
