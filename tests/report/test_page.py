@@ -324,14 +324,21 @@ def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
     for fold in range(2):
         cases = {f"f{fold}-{case}": value for case, value in PATIENTS.items()}
         write_run(tmp_path / f"cv-fold{fold}", cases, settings={"fold": fold}, pictured=[f"f{fold}-p1"])
-    whole = write_run(tmp_path / "cv", {}, epochs=0, summary={"by_fold": [], "seconds": None, "best_score": None})
+    whole = write_run(
+        tmp_path / "cv",
+        {},
+        epochs=0,
+        summary={"by_fold": [], "seconds": None, "best_score": None, "mean": {"dsc": 0.5}},
+    )
     (whole / "environment.json").unlink()
     (whole / "status.json").write_text(json.dumps({"status": "done", "kind": "crossval"}))
     (run,) = read(whole)
     assert isinstance(run, Run)
     assert len(run.scores) == 14
     page = document.build([run])
-    assert "cv scores 0.626 DSC" in page.data["conclusions"][0]["words"]
+    words = page.data["conclusions"][0]
+    assert words["words"].startswith("cv scores 0.626 DSC in the mean over all cases of its folds (95 % interval")
+    assert "The mean of its folds is 0.500 DSC." in words["more"]
     assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
     assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
     starts = [name.rpartition("-")[0] for name in page.beside if name.startswith("lgg-cv")]

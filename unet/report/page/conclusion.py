@@ -101,8 +101,21 @@ def single(group: Group) -> Conclusion:
     if len(group.runs) > 1:
         each = [score for one in group.runs if (score := one.score) is not None]
         spread = f", {figure(min(each))} to {figure(max(each))} by {group.each}"
-    words = f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{over}{spread}."
-    return Conclusion(words, [*timing_of(group), *few(len(scores))], data)
+    pooled = " in the mean over all cases of its folds" if run.folds and scores else ""
+    words = (
+        f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{pooled}{over}{spread}."
+    )
+    return Conclusion(words, [*mean_of_folds(group), *timing_of(group), *few(len(scores))], data)
+
+
+def mean_of_folds(group: Group) -> list[str]:
+    """The mean of the folds of a cross-validation, which its own table and summary.json have; folds may be unequal."""
+    means = [run.summary.get("mean") if run.folds else None for run in group.runs]
+    found = [number(each.get(group.first.metric)) if isinstance(each, dict) else None for each in means]
+    known = [value for value in found if value is not None]
+    if not known or len(known) < len(group.runs):
+        return []
+    return [f"The mean of its folds is {figure(math.fsum(known) / len(known))} {group.first.score_name}."]
 
 
 def pair(a: Group, b: Group) -> Conclusion:
