@@ -61,6 +61,7 @@ def test_prediction_alone_with_a_trace(cli: Any) -> None:
     assert code == 0, err
     result = read_json(Path("performance/p/benchmark.json"))
     assert result["source"] == "none" and "images_per_second" not in result
+    assert result["batch_size"] == result["predict"]["batch_size"]
     assert 0 < result["predict"]["ours_over"]["min"] <= result["predict"]["ours_over"]["max"]
     assert result["predict"]["plain_images_per_second"] > 0 and "times the plain one" in out
     assert {row["words"] for row in result["profile"]} >= {"convolution", "batch norm"}
@@ -135,3 +136,15 @@ def test_two_processes(workplace: Path) -> None:
     assert two["efficiency"] == pytest.approx(two["images_per_second"] / (2 * one["images_per_second"]))
     assert result["images_per_second"]["ours"] == two["images_per_second"]
     assert "efficiency" in done.stdout and done.stdout.count("\n") == 6
+
+
+@pytest.mark.slow
+def test_passes_on_two_processes_are_of_the_batch_that_is_told(workplace: Path) -> None:
+    sizes = ("--batch-size", 64, "--eval-batch-size", 3)
+    words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, *sizes, "--devices", 2, "--run-name", "two")
+    done = program(*words, cwd=workplace, env={"COLUMNS": "120"})
+    assert done.returncode == 0, done.stderr
+    result = read_json(workplace / "performance" / "two" / "benchmark.json")
+    seconds = sorted(result["scaling"][0]["seconds_a_step"])
+    assert result["batch_size"] == 3 and result["scaling"][0]["min"] == pytest.approx(3 / seconds[-1])
+    assert "batch 3 on each process" in done.stdout

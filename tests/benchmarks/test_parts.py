@@ -20,7 +20,7 @@ from builders import make_config, task_config
 from conftest import TINY, error_of
 
 from unet import cli as program
-from unet.benchmarks import breakdown, ceiling, limit, profiling, scaling, steps, sweep, table, worker
+from unet.benchmarks import breakdown, ceiling, limit, measure, profiling, scaling, steps, sweep, table, worker
 from unet.commands import setup
 from unet.config.schema import Config, declared_of
 from unet.devices.base import Device
@@ -223,6 +223,16 @@ def test_an_error_for_lack_of_memory() -> None:
     error = RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory")
     assert worker.failure(error, None)[0] == "memory"
     assert worker.failure(RuntimeError("shapes differ"), None)[0] == "error"
+
+
+def test_rates_of_prediction_and_their_ratio_are_of_whole_rounds() -> None:
+    """One slow pass a round: the median of single passes would say that both are as fast."""
+    found = measure.predicted({"ours": [[1.0, 1.0, 1.0]] * 3, "plain": [[1.0, 1.0, 4.0]] * 3}, 6)
+    assert (found["images_per_second"], found["plain_images_per_second"]) == (6, 3)
+    assert found["ours_over"] == {"median": 2, "min": 2, "max": 2}
+    found = measure.predicted({"ours": [[1.0, 2.0], [2.0, 2.0], [1.0, 1.0]]}, 6)
+    assert (found["images_per_second"], found["images_per_second_range"]) == (4, [3, 6])
+    assert found["latency"] == {"mean": 1.5} and len(found["seconds_a_pass"]) == 6
 
 
 def test_how_many_processes_take_part() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import tifffile
 from conftest import TINY, error_of
 
 from unet.cli import resolve
+from unet.commands import fold_scores
 from unet.commands.crossval import Fold
 from unet.errors import UsageError
 from unet.tasks.lgg.task import LGG
@@ -36,3 +38,31 @@ def test_a_fold_and_a_run_do_not_go_on_with_other_data(cli: Cli, phantoms: Path)
     with pytest.raises(UsageError, match="was trained on other data: cases changed since"):
         fold.require_data(config, LGG(config).cached_cases())
     assert "they changed since" in error_of(cli("train", "--resume", "--run-name", "cv-fold0", "--epochs", 2))
+
+
+def test_the_mean_of_folds_and_that_of_cases_are_told_apart(tmp_path: Path, cli: Cli) -> None:
+    """Folds of one and of three cases; the time is that of the folds, whenever the command is typed."""
+    found = []
+    for number, scores in enumerate(((0.2,), (0.6, 0.6, 0.6))):
+        folder = tmp_path / f"cv-fold{number}"
+        folder.mkdir()
+        seconds = {"train": 10.0 + number, "wait": 5.0, "evaluate": 2.0, "save": 1.0}
+        about = {"best_epoch": 1, "steps": 2, "seconds": seconds, "images_per_second": 3.0, "metric": "dsc"}
+        (folder / "summary.json").write_text(json.dumps(about))
+        lines = "".join(f"f{number}-{place},{score}\n" for place, score in enumerate(scores))
+        (folder / "cases.csv").write_text(f"case,dsc\n{lines}")
+        (folder / "status.json").write_text('{"status": "done", "kind": "train"}')
+        found.append(Fold(number, folder.name, folder, tmp_path / "w"))
+    task = LGG(resolve("crossval", []).config)
+    rows = fold_scores.results(found, task)
+    about = fold_scores.summary(rows, fold_scores.all_cases(found, task), task, 2)
+    assert (about["mean"]["dsc"], about["mean_of_cases"]["dsc"]) == (pytest.approx(0.4), pytest.approx(0.5))
+    assert (about["seconds"], [row["seconds"] for row in about["by_fold"]]) == (27.0, [13.0, 14.0])
+    lines = fold_scores.table(about, task).splitlines()
+    assert any(line.split() == ["mean", "of", "the", "folds", "0.4000"] for line in lines), lines
+    assert any(line.split() == ["mean", "of", "all", "cases", "0.5000"] for line in lines), lines
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv/summary.json").write_text(json.dumps(about))
+    (tmp_path / "cv/status.json").write_text('{"status": "done", "kind": "crossval"}')
+    shown = cli("runs", "--out", tmp_path)[1]
+    assert "0.5000" in shown and "the mean over the cases of all its folds" in " ".join(shown.split())

@@ -169,6 +169,47 @@ def test_losses_that_are_nearly_equal(
     assert words in found["conclusion"]
 
 
+def changed_copy(made: Path, to: Path, **values: Any) -> Path:
+    """A copy of the run `first` with other settings."""
+    shutil.copytree(made / "performance/first", to)
+    config = json.loads((to / "config.json").read_text())
+    for group in config["settings"].values():
+        for name in values.keys() & group.keys():
+            group[name]["value"] = values[name]
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        ({"save_minutes": 9.0, "dist_timeout": 9.0, "workers": "9", "drop_caches": True, "nonfinite_limit": 9}, "yes"),
+        ({"eval_batch_size": 9}, "rounding"),
+        ({"data_on": "ram"}, "no"),  # on a device some tasks then draw other noise
+    ],
+)
+def test_settings_that_change_no_number(made: Path, cli: Any, workplace: Path, values: Any, same: str) -> None:
+    changed_copy(made, workplace / "performance/a")
+    changed_copy(made, workplace / "performance/b", **values)
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert sorted(item["name"] for item in found["settings"]) == sorted(values)
+    assert found["same"] == same
+    out = cli("diff", "a", "b")[1]
+    if same == "rounding":
+        assert "rounding of scores at most" in out
+        assert "eval_batch_size differs, which changes scores by rounding at most." in conclusion(out)
+
+
+def test_one_shared_case_gives_a_difference_without_an_interval(made: Path, cli: Any, workplace: Path) -> None:
+    for name, rows in (("a", "x,0.5\ny,0.6\n"), ("b", "y,0.7\nz,0.9\n"), ("c", "p,0.7\nq,0.9\n")):
+        (changed_copy(made, workplace / "performance" / name) / "cases.csv").write_text(f"case,dsc\n{rows}")
+    found = result_of(cli("diff", "a", "b", "--json"))["scores"]
+    assert found["gain"] == pytest.approx(0.1)
+    assert (found["first"], found["second"], found["low"], found["over"]) == (0.6, 0.7, None, 1)
+    assert "B - A +0.1000 (the one case that both have, so no interval" in cli("diff", "a", "b")[1]
+    assert "unpaired bootstrap" in result_of(cli("diff", "a", "c", "--json"))["scores"]["how"]
+
+
 def test_other_code_and_versions_are_told(made: Path, cli: Any, workplace: Path) -> None:
     for name in ("a", "b", "old"):
         shutil.copytree(made / "performance/first", workplace / "performance" / name)

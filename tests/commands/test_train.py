@@ -210,6 +210,20 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
+def test_the_latency_leaves_out_the_first_step_after_each_start(tiny) -> None:
+    """It compiles and fills caches; --max-time stops the first run after one step."""
+    often = ("--run-name", "a", "--epochs", 2, "--log-every", 1)
+    assert tiny(*often, "--max-time", 1e-6)[0] == 130
+    assert tiny("--run-name", "a", "--resume", "--max-steps", 3)[0] == 0
+    assert tiny("--run-name", "a", "--resume", "--max-steps", 6)[0] == 0
+    rows = [json.loads(line) for line in Path("performance/a/metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["event"] == "step"]
+    assert [row["step"] for row in steps if row.get("warm_up")] == [1, 2, 4]
+    kept = [row["step_seconds"] for row in steps if row["step"] in (3, 5, 6)]
+    mean = read_json(Path("performance/a/summary.json"))["step_latency"]["mean"]
+    assert mean == pytest.approx(sum(kept) / 3)
+
+
 @pytest.mark.parametrize(
     "how", [("--resume",), ("--resume", "performance/a"), ("--resume", "weights/a.state.safetensors")]
 )

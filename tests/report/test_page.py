@@ -25,7 +25,7 @@ from unet.report.page import bars, bokeh_curves, document
 from unet.report.page.conclusion import conclusions
 from unet.report.page.folder import LIST
 from unet.report.page.groups import groups_of, is_running
-from unet.report.page.markup import duration, figure
+from unet.report.page.markup import duration, figure, file_name
 from unet.report.run import Run, read
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -89,6 +89,21 @@ def test_the_conclusion_of_one_run_and_of_its_seeds(tmp_path: Path) -> None:
     words = words_of(one, two, three, other)
     assert "wide scores" in words[0]
     assert "though single seeds overlap" in words[0]
+
+
+def test_a_repeat_is_no_seed_and_no_difference_has_no_sign(tmp_path: Path) -> None:
+    one, again = (write_run(tmp_path / name, PATIENTS) for name in ("r1", "r2"))
+    words = words_of(one, again)
+    assert words[0].startswith("r2 and r1 score the same DSC (95 % interval +0.000 to +0.000, 7 cases, paired")
+    assert words[0].endswith("; r2 takes as long.")
+    assert words[-1] == "They have the same settings and seed."
+    turned = dict(zip(PATIENTS, reversed(PATIENTS.values()), strict=True))
+    words = words_of(one, write_run(tmp_path / "r3", turned, settings={"seed": 2}))
+    assert words[0].startswith("r3 and r1 score the same DSC in the mean (95 % interval −0.")
+    assert words[-1] == "They differ only in their seed."
+    more = write_run(tmp_path / "r4", PATIENTS)
+    assert words_of(one, again, more)[0].startswith("r1 (3 runs) scores 0.626 DSC")
+    assert "0.626 to 0.626 by run." in words_of(one, again, more)[0]
 
 
 def test_the_best_of_many_against_the_first(tmp_path: Path) -> None:
@@ -167,6 +182,23 @@ def test_one_folder_that_is_no_run_is_an_error(tmp_path: Path, cli: Cli) -> None
     assert not (tmp_path / "report").exists()
     (tmp_path / "x").mkdir()
     assert "holds a run" in error_of(cli("report", tmp_path / "x", tmp_path / "nothing"), 2)
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_run(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "performance/hour", PATIENTS)
+    write_run(tmp_path / "performance/records/old/part", PATIENTS)
+    for name in ("hour", "old", "empty"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    assert "hour scores" in cli("report", "hour")[1]
+    assert "equal to the last bit" in cli("diff", "hour", "hour")[1]
+    assert "part scores" in cli("report", "old")[1]
+    assert "empty is no run" in error_of(cli("report", "empty"), 2)
+    write_run(tmp_path / "hour/own", PATIENTS)
+    assert "own scores" in cli("report", "hour")[1], "what is typed comes first"
 
 
 def test_files_of_others_are_not_overwritten(tmp_path: Path, cli: Cli) -> None:
@@ -292,17 +324,25 @@ def test_every_task_of_a_crossval_is_one_run(tmp_path: Path) -> None:
     for fold in range(2):
         cases = {f"f{fold}-{case}": value for case, value in PATIENTS.items()}
         write_run(tmp_path / f"cv-fold{fold}", cases, settings={"fold": fold}, pictured=[f"f{fold}-p1"])
-    whole = write_run(tmp_path / "cv", {}, epochs=0, summary={"by_fold": [], "seconds": None, "best_score": None})
+    whole = write_run(
+        tmp_path / "cv",
+        {},
+        epochs=0,
+        summary={"by_fold": [], "seconds": None, "best_score": None, "mean": {"dsc": 0.5}},
+    )
     (whole / "environment.json").unlink()
     (whole / "status.json").write_text(json.dumps({"status": "done", "kind": "crossval"}))
     (run,) = read(whole)
     assert isinstance(run, Run)
     assert len(run.scores) == 14
     page = document.build([run])
-    assert "cv scores 0.626 DSC" in page.data["conclusions"][0]["words"]
+    words = page.data["conclusions"][0]
+    assert words["words"].startswith("cv scores 0.626 DSC in the mean over all cases of its folds (95 % interval")
+    assert "The mean of its folds is 0.500 DSC." in words["more"]
     assert page.data["tables"]["runs"]["rows"][0][5] == "cpu, 2 threads"
     assert page.data["tables"]["runs"]["rows"][0][8] == 160.0
-    assert {"lgg-cv_fold0-f0_p1.png", "lgg-cv_fold1-f1_p1.png"} <= set(page.beside)
+    starts = [name.rpartition("-")[0] for name in page.beside if name.startswith("lgg-cv")]
+    assert {"lgg-cv_fold0-f0_p1", "lgg-cv_fold1-f1_p1"} <= set(starts)
 
 
 def test_only_the_folds_of_a_crossval_are_its_folds(tmp_path: Path) -> None:
@@ -359,3 +399,57 @@ def test_a_run_whose_process_is_gone_does_not_run(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def write_benchmark(path: Path, result: dict[str, object]) -> Path:
+    path.mkdir()
+    (path / "status.json").write_text(json.dumps({"status": "done", "kind": "benchmark"}))
+    (path / "benchmark.json").write_text(json.dumps({"task": "lgg", "item": "slices", **result}))
+    return path
+
+
+def test_benchmarks_of_training_and_of_prediction_are_told_apart(tmp_path: Path) -> None:
+    over = {"median": 1.5, "min": 1.25, "max": 2.0}
+    both = {"images_per_second": {"ours": 50.0, "plain": 40.0}, "ours_over_plain": over}
+    trains = write_benchmark(tmp_path / "trains", {**both, "predict": {"images_per_second": 300.0}})
+    assert words_of(trains) == ["trains trains 50.00 slices a second, 1.500 times the plain loop (1.250 to 2.000)."]
+    slow, fast = (
+        write_benchmark(tmp_path / name, {"predict": {"images_per_second": rate, "ours_over": over}})
+        for name, rate in (("slow", 200.0), ("fast", 300.0))
+    )
+    alone = "fast predicts 300.0 slices a second, 1.500 times the plain network (1.250 to 2.000)."
+    assert words_of(fast) == [alone]
+    compared = "fast predicts 1.500 times as many slices a second as slow (300.0 against 200.0)."
+    assert words_of(slow, fast) == [compared]
+    assert words_of(trains, fast) == [f"{words_of(trains)[0]} {alone}"]
+    assert words_of(trains, slow, fast) == [f"{words_of(trains)[0]} {compared}"]
+    rates = {"images_per_second": {"ours": 640.0}, "mode": "predict", "predict": {}}
+    assert words_of(write_benchmark(tmp_path / "two", rates)) == ["two predicts 640.0 slices a second."]
+
+
+def test_a_sweep_is_told_by_its_combinations(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"settings": {"batch_size": size}, "result": {"item": "slices", "images_per_second": {"ours": rate}}}
+        for size, rate in (("2", 40.0), ("4", 60.0))
+    ]
+    rows.append({"settings": {"batch_size": "9"}, "result": None, "outcome": "out of memory"})
+    about = {"sweep": {"batch_size": ["2", "4", "9"]}, "rows": rows, "predict": {}}
+    swept = write_benchmark(tmp_path / "swept", about)
+    begins = "swept has measured 2 of 3 combinations of batch_size: batch_size=4"
+    assert words_of(swept) == [f"{begins} trains most, 60.00 slices a second."]
+    for row in rows[:2]:
+        row["result"] = {"item": "slices", "predict": {"images_per_second": 600.0}}
+    rows[1]["result"] = {"item": "slices", "predict": {"images_per_second": 700.0}}
+    predicts = write_benchmark(tmp_path / "predicts", about)
+    assert words_of(predicts)[0].endswith("batch_size=4 predicts most, 700.0 slices a second.")
+
+
+def test_pictures_of_cases_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    long = "patient_" * 8
+    cases = ["case.1", "case_1", "case 1", "腎臓", "肝臓", f"{long}a", f"{long}b", "p1"]
+    run = write_run(tmp_path / "a", dict.fromkeys(cases, 0.5), pictured=cases)
+    made = [name for name in document.build(read(run)).beside if name.startswith("lgg-a-")]
+    assert len(made) == len(cases)
+    assert {"lgg-a-p1.png", "lgg-a-case_1.png", "lgg-a-腎臓.png"} <= set(made)
+    assert file_name("a-b", "c") != file_name("a", "b-c")
+    assert len(file_name(*["腎" * 99] * 3).encode()) < 200

@@ -36,7 +36,7 @@ def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
             plain = None
             if "plain" in config.measure.against:
                 plain = stack.enter_context(started("steps:PlainPass", "plain pass", config))
-            return passed(context, ours, plain) | profiled(config, ours, trace)
+            return passed(context, ours, plain) | profiled(config, ours, trace) | batch_of_passes(config)
     for name in config.measure.against:
         peers.require(name, config)
     cases = setup.create(config).cached_cases() if loads_data(config) else None
@@ -83,6 +83,11 @@ def about(context: setup.Context) -> dict[str, Any]:
         "rounds": config.timing.rounds,
         "steps": config.timing.steps,
     }
+
+
+def batch_of_passes(config: Config) -> dict[str, Any]:
+    """The batch size of a result whose passes are of --eval-batch-size; nothing where the step is measured."""
+    return {"batch_size": config.eval.eval_batch_size} if config.run.mode in APPLYING else {}
 
 
 def warmup_of(config: Config) -> int:
@@ -177,8 +182,6 @@ def profiled(config: Config, ours: Worker, trace: str) -> dict[str, Any]:
 
 def passed(context: setup.Context, ours: Worker, plain: Worker | None = None) -> dict[str, Any]:
     """Items a second and latency of forward passes of --eval-batch-size, beside the plain network's in turn."""
-    from unet.runtime import evaluation
-
     config, size = context.config, context.config.eval.eval_batch_size
     loops = {"ours": ours, **({"plain": plain} if plain else {})}
     each: dict[str, list[list[float]]] = {name: [] for name in loops}
@@ -188,17 +191,27 @@ def passed(context: setup.Context, ours: Worker, plain: Worker | None = None) ->
             seconds = loop.ask("passes", count)
             if number:
                 each[name].append(seconds)
+    return {**about(context), "predict": predicted(each, size)}
+
+
+def predicted(each: Mapping[str, Sequence[Sequence[float]]], size: int) -> dict[str, Any]:
+    """The result of passes of `size` items, from the seconds of each pass by round and loop. Rates and their ratio are
+    of whole rounds, as for a step; the latency is of single passes."""
+    from unet.runtime import evaluation
+
     passes = [second for row in each["ours"] for second in row]
+    means = {name: [statistics.fmean(row) for row in rows] for name, rows in each.items()}
     found = {
         "batch_size": size,
-        "images_per_second": size / statistics.median(passes),
+        "images_per_second": size / statistics.median(means["ours"]),
+        "images_per_second_range": [size / max(means["ours"]), size / min(means["ours"])],
         "latency": evaluation.latency(passes),
         "seconds_a_pass": passes,
     }
-    if plain:
-        found["plain_images_per_second"] = size / statistics.median(second for row in each["plain"] for second in row)
-        found |= over({name: [sum(row) for row in rows] for name, rows in each.items()}, "plain")
-    return {**about(context), "predict": found}
+    if "plain" in means:
+        found["plain_images_per_second"] = size / statistics.median(means["plain"])
+        found |= over(means, "plain")
+    return found
 
 
 def loaded(config: Config, found: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def measured(context: setup.Context) -> dict[str, Any]:
     for row in rows:
         row["efficiency"] = row["images_per_second"] / (row["processes"] * rows[0]["images_per_second"])
     whole = rows[-1]
-    return measure.about(context) | {
+    about = measure.about(context) | measure.batch_of_passes(config)
+    return about | {
         "mode": config.run.mode if config.run.mode in APPLYING else "train",
         "processes": group.world,
         "launcher": context.device.rank.launcher,

@@ -116,7 +116,8 @@ def latency(label: str, found: Mapping[str, float]) -> list[str]:
 
 def prediction(result: Mapping[str, Any]) -> list[str]:
     found, rate = result["predict"], f"{result['item']}/s in batches of {result['predict']['batch_size']}"
-    lines = row("prediction", f"{found['images_per_second']:.2f}", rate)
+    low, high = found["images_per_second_range"]
+    lines = row("prediction", f"{found['images_per_second']:.2f}", f"{rate} ({low:.2f} to {high:.2f})")
     if ratio := found.get("ours_over"):
         plain = f"times the plain one in fp32 ({spread(ratio)}), {found['plain_images_per_second']:.2f} {rate}"
         lines += row("", f"{ratio['median']:.2f}", plain)

@@ -6,14 +6,9 @@ command line continues an interrupted cross-validation.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import io
-import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -22,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host, locks
-from unet.commands import launch, output, run_resume, run_start, setup, tables
+from unet.commands import fold_scores, launch, output, run_resume, run_start, setup, tables
 from unet.config import run_files
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
 from unet.errors import INTERRUPTED, UnetError, UsageError
-from unet.tasks.base import Task
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
@@ -36,8 +30,6 @@ if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
 
 SETTINGS = "settings.json"
-SUMMARY = {"best_epoch": (int, None), "steps": int, "seconds": {"train": float}, "images_per_second": float}
-SUMMARY |= {"power?": {"joules?": (float, int, None)}}
 KEPT = {*NOT_REPLAYED, "out", "weights", "fold", "mode", "dry_run", "debug_dump"}  # each fold's own, or this command's
 KEPT |= {"device_module"}  # typed, never from a file
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -157,12 +149,12 @@ def train_and_sum_up(
     host.notice(f"{folder.name}: {len(left)} of {len(found)} folds to train" + (f", {kept} are done" if kept else ""))
     stopped = train(left, folder / SETTINGS, config, cards, began)
     finished = [fold for fold in found if fold.done()]
-    if rows := results(finished, task):
-        result = summary(rows, task, len(found)) | {"seconds": time.perf_counter() - began}
+    if rows := fold_scores.results(finished, task):
+        result = fold_scores.summary(rows, fold_scores.all_cases(finished, task), task, len(found))
         folder.write("summary.json", result)
         files.write_text(folder / "cases.csv", tables.csv_text(rows, list(rows[0])))
         logs = f"\n\n  logs       {folder.path}/  (summary.json, cases.csv)"
-        output.show(config, result, table(rows, task, len(found)) + logs)
+        output.show(config, result, fold_scores.table(result, task) + logs)
     folder.status("done" if len(finished) == len(found) else "interrupted" if stopped else "failed")
     again = "type the same command again" + (", without --overwrite" if config.general.overwrite else "")
     if stopped:
@@ -326,64 +318,3 @@ def start(
         preexec_fn=prepare,
         stdout=subprocess.DEVNULL if quiet else None,
     )
-
-
-def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
-    """One row {"fold", "epoch", "seconds", "images_per_second", scores ...} for each fold: the means over its cases."""
-    from unet.runtime.evaluation import mean
-
-    rows = []
-    for fold in finished:
-        again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
-        about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
-        cases: list[Any] = list(csv.DictReader(io.StringIO(files.read_text(fold.folder / "cases.csv"))))
-        keys = [key for key, _, _ in task.columns if cases and key in cases[0]]
-        rows.append(
-            {
-                "fold": fold.number,
-                "cases": len(cases),
-                "best_epoch": about["best_epoch"],
-                "steps": about["steps"],
-                "train_seconds": about["seconds"]["train"],
-                "images_per_second": about["images_per_second"],
-                "joules": about.get("power", {}).get("joules"),
-                **{key: mean([{key: float(case[key] or "nan")} for case in cases], key) for key in keys},
-            }
-        )
-    if all(row["joules"] is None for row in rows):  # without --power
-        rows = [{name: value for name, value in row.items() if name != "joules"} for row in rows]
-    return rows
-
-
-def deviation(rows: Sequence[dict[str, Any]], key: str) -> float:
-    """Standard deviation over folds (n - 1); 0 for one."""
-    known = [row[key] for row in rows if not math.isnan(row[key])]
-    return statistics.stdev(known) if len(known) > 1 else 0.0
-
-
-def summary(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> dict[str, Any]:
-    from unet.runtime.evaluation import mean
-
-    keys = [key for key, _, _ in task.columns if key in rows[0]]
-    return {
-        **task.metric.described(),
-        "item": task.item,
-        "folds": folds,
-        "done": len(rows),
-        "mean": {key: mean(rows, key) for key in keys},
-        "standard_deviation": {key: deviation(rows, key) for key in keys},
-        "by_fold": list(rows),
-    }
-
-
-def table(rows: Sequence[dict[str, Any]], task: Task, folds: int) -> str:
-    """Table of scores by fold, with mean and standard deviation."""
-    columns = [column for column in task.columns if column[0] in rows[0]]
-    line = functools.partial(tables.score_cells, columns)
-    cells = [line(f"{row['fold']} ({row['cases']} cases)", row) for row in rows]
-    about = summary(rows, task, folds)
-    cells += [line("mean", about["mean"]), line("standard deviation", about["standard_deviation"])]
-    lines = ["", *tables.table(["fold", *(name for _, name, _ in columns)], cells, name=20)]
-    if len(rows) < folds:
-        lines.append(f"  {folds - len(rows)} of {folds} folds are missing")
-    return "\n".join([*lines, "", *tables.note(task.metric_notes)])

@@ -71,6 +71,8 @@ def remark(item: Difference) -> str:
     """What a difference that does not count is."""
     if item.effect:
         return ""
+    if item.name in differences.ROUNDING_ONLY:
+        return "rounding of scores at most"
     return "another place" if item.name in differences.PLACES else "no effect on the numbers"
 
 

@@ -58,7 +58,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, path: Path, 
 
     summary = {
         **task.metric.described(),
-        "item": task.item,
+        "item": task.cost_unit,  # what the rate counts
         "best_score": evaluation.mean(records, task.metric.key),
         "cases": len(records),
         "seconds": {"evaluate": seconds},

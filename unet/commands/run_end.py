@@ -98,13 +98,15 @@ def summary(
 
 def step_latency(folder: RunFolder, warmup: int) -> dict[str, float]:
     """Mean and percentiles of the seconds of a training step, from the intervals between log lines (each is a mean over
-    its steps; --log-every 1 gives every step). The first interval and the first `warmup` steps are left out."""
+    its steps; --log-every 1 gives every step). The first interval after each start and the first `warmup` steps are
+    left out. Logs of earlier versions do not say where a run was resumed."""
     from unet.runtime import evaluation
 
     rows = run_files.read_lines(folder / "metrics.jsonl")
     schema = {"event": {"step"}, "step": int, "step_seconds": float}
     intervals = [row for row in rows if not files.schema_error(row, schema)][1:]
-    return evaluation.latency([row["step_seconds"] for row in intervals if row["step"] > warmup])
+    kept = [row for row in intervals if row["step"] > warmup and not row.get(run_files.WARM_UP)]
+    return evaluation.latency([row["step_seconds"] for row in kept])
 
 
 def outcome_text(reason: str) -> str:

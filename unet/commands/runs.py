@@ -24,6 +24,7 @@ from unet.runtime.folders.run_folder import RunFolder
 TAIL = 4096  # bytes of a log in which its last line is looked for
 NAME, LAST = 56, 60  # characters of a name and of a last line
 RECORD = "record.json"
+POOLED = "The score of a crossval is the mean over the cases of all its folds; its table has the mean of the folds too."
 
 
 def run(resolved: Resolved, command: str) -> int:
@@ -147,14 +148,16 @@ def text(rows: list[dict[str, Any]], folder: Path) -> list[str]:
     name = min(NAME, max(len(row["name"]) for row in rows))
     sizes = [name, *(max(len(line[i]) for line in [heads, *cells]) for i in range(1, len(heads)))]
     wide = sum(sizes) + 2 * len(sizes)
+    pooled = [row for row in rows if row["kind"] == "crossval" and row["score"] is not None]
+    note = ["", *tables.text(POOLED)] if pooled else []
     if wide > tables.width():
-        return tables.table(heads, cells)
+        return tables.table(heads, cells) + note
     room = min(LAST, tables.width() - wide - 2)
     lines = []
     for line, last in [(heads, "last line"), *((line, _tail(row)) for line, row in zip(cells, rows, strict=True))]:
         shown = "  ".join(cell[:size].ljust(size) for cell, size in zip(line, sizes, strict=True))
         lines.append(f"  {shown}  {last[:room] if room > 12 else ''}".rstrip())
-    return lines
+    return lines + note
 
 
 def _tail(row: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ PANELS |= {"slices": [int], "of": int, "first": int, "width": int, "height": int
 PICTURE_INDEX = {"version": int, "cases": [PANELS]}
 DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), "dump.json"  # by --debug-dump
 RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
+WARM_UP = "warm_up"  # in metrics.jsonl: the first interval after a start
 KERNELS_JSON = "kernels.json"  # the algorithm of each pass of a convolution, and where it was measured
 KERNELS = {"kernels": str, "machine": str, "choices": {str: str}}
 

@@ -54,8 +54,10 @@ NO_EFFECT = frozenset(
             "benchmark",
         ),
         *("rebuild_cache", "recipe_cache", "recipe", "power", "mlperf_org", "mlperf_platform", "mlperf_status", "mode"),
+        *("save_minutes", "dist_timeout", "workers", "overlay", "probabilities", "drop_caches", "nonfinite_limit"),
     }
 )
+ROUNDING_ONLY = frozenset({"eval_batch_size"})  # sums of another order in a forward pass, and so in scores
 PLACES = frozenset({"data", "cache"})  # the same data may lie in two places
 MACHINE = ("device", "cores", "platform")
 UNKNOWN = "not known"
@@ -128,7 +130,8 @@ def settings_of(first: Run, second: Run) -> list[Difference]:
     for name in sorted(names):
         one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
         if one != two:
-            found.append(Difference(name, one, two, name not in NO_EFFECT | PLACES and UNKNOWN not in (one, two)))
+            effect = name not in NO_EFFECT | PLACES | ROUNDING_ONLY and UNKNOWN not in (one, two)
+            found.append(Difference(name, one, two, effect))
     return sorted(found, key=lambda item: not item.effect)
 
 
@@ -197,14 +200,19 @@ def _losses(unit: str, pairs: list[tuple[int, Any, Any]], printed: float) -> Los
 
 
 def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
-    """The difference of the scores: paired over the cases that both have, or unpaired where they share none."""
+    """The difference of the scores: paired over the cases that both have (of one case without an interval), or unpaired
+    where they share none."""
     plain = Scores(first.score, second.score)
     if first.metric != second.metric:
         names = f"{first.score_name} and {second.score_name}"
         return dataclasses.replace(plain, how=f"{names} are different metrics and are not compared")
     a, b = first.scores, second.scores
     shared = sorted(set(a) & set(b))
-    if len(shared) > 1:
+    if len(shared) == 1:
+        one, two = a[shared[0]], b[shared[0]]
+        how = f"the one case that both have, so no interval; the runs have {len(a)} and {len(b)} cases"
+        return Scores(one, two, two - one, over=1, how=how)
+    if shared:
         values = statistics.paired_interval([a[case] for case in shared], [b[case] for case in shared], resamples)
         more = "" if len(shared) == len(a) == len(b) else f"; the runs have {len(a)} and {len(b)} cases"
         how, over = f"paired bootstrap over the cases of both{more}", len(shared)
@@ -216,7 +224,7 @@ def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
         gain = second.score - first.score if known else None  # type: ignore[operator]
         return dataclasses.replace(plain, gain=gain, how="no two cases with scores in both: no interval")
     gain, low, high = values
-    used = (shared, shared) if len(shared) > 1 else (a, b)
+    used = (shared, shared) if shared else (a, b)
     means = [math.fsum(part[case] for case in cases) / len(cases) for part, cases in zip((a, b), used, strict=True)]
     return Scores(means[0], means[1], gain, low, high, over, how)
 
@@ -232,7 +240,10 @@ def conclusion_of(
     other = [item.name for item in around if item.name not in unknown]
     with_other = f", with other {_some(other)}" if other else ""
     said = _losses_in_words(losses)
-    notes = f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
+    known = [item.name for item in settings if UNKNOWN not in (item.first, item.second)]
+    rounded = [name for name in known if name in ROUNDING_ONLY]
+    notes = f" {_some(rounded)} differs, which changes scores by rounding at most." if rounded else ""
+    notes += f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
     notes += f" Not known of both runs: {_some(unknown)}." if unknown else ""
     if changed:
         verb = "differs" if len(changed) == 1 else "differ"
@@ -246,6 +257,8 @@ def conclusion_of(
         return "rounding", f"The same computation up to rounding: {said}{with_other}.{notes}"
     if other:
         return "rounding", f"The same computation as far as the losses tell: {said}{with_other}.{notes}"
+    if rounded:
+        return "rounding", f"The same computation up to rounding: {said}.{notes}"
     if unknown:
         return "yes", f"The same computation as far as is known: the same settings, and {said}.{notes}"
     return "yes", f"The same computation: settings, code, versions and device are the same, and {said}.{notes}"

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from unet.errors import UsageError
 from unet.report.logs import read_logs
-from unet.report.run import Run, is_run, read
+from unet.report.run import Run, is_run, read, runs_in
 
 RECORDS = "records"
 
 
 def place_of(name: str, out: Path) -> Path:
-    """The path of a run that was named: as typed, or below the folder of the runs or of its records. Raises UsageError
-    with the nearest name if there is none."""
+    """The path of a run that was named: as typed, or below the folder of the runs or of its records; a place that holds
+    no run counts only where none of them does. Raises UsageError with the nearest name if there is none."""
     places = [Path(name), out / name, out / RECORDS / name]
-    for path in places:
-        if path.exists() and (path.is_file() or path != out):
-            return path
+    there = [path for path in places if path.is_file() or (path.exists() and path != out)]
+    if there:
+        return next((path for path in there if path.is_file() or runs_in(path)), there[0])
     known = [
         path.name for folder in (out, out / RECORDS) if folder.is_dir() for path in folder.iterdir() if path.is_dir()
     ]

@@ -81,18 +81,33 @@ class Run:
 
     @property
     def rate(self) -> float | None:
-        """Training samples a second; those of `evaluate` and of a benchmark's own step where the run is one."""
+        """Training samples a second; those of `evaluate` and of a benchmark's own step or pass where the run is one. A
+        sweep has none: its combinations have one each."""
         if self.folds:
             each = [rate for fold in self.folds if (rate := fold.rate) is not None]
             return math.fsum(each) / len(each) if each else None
-        rates = self.benchmark.get("images_per_second")
+        rates, passes = self.benchmark.get("images_per_second"), self.benchmark.get("predict")
         if isinstance(rates, dict):
             return number(rates.get("ours"))
+        if isinstance(passes, dict) and self.predicts:
+            return number(passes.get("images_per_second"))
         found = number(self.summary.get("images_per_second"))
         if found is None:
             known = [value for row in self.steps if (value := number(row.get("images_per_second"))) is not None]
             found = sorted(known)[len(known) // 2] if known else None
         return found
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a benchmark over combinations of settings."""
+        return isinstance(self.benchmark.get("sweep"), dict)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is a benchmark of prediction alone; one of training may hold the rates of prediction too."""
+        mode = str(self.benchmark.get("mode") or "")  # said where several processes were measured
+        alone = "images_per_second" not in self.benchmark and bool(self.benchmark.get("predict"))
+        return mode.endswith("predict") or (alone and not self.is_sweep)
 
     @property
     def train_seconds(self) -> float | None:
@@ -162,13 +177,20 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in STARTS)
 
 
+def runs_in(path: Path) -> list[Path]:
+    """The folders of runs in a folder: itself, or those right below it."""
+    if is_run(path):
+        return [path]
+    return sorted(place for place in path.iterdir() if is_run(place)) if path.is_dir() else []
+
+
 def read(path: Path) -> list[Run]:
     """The runs of a folder: its own, or those of a record's sub-folders. Raises UsageError if there is none."""
     if not path.exists():
         raise UsageError(f"{path} does not exist.", "Give the folder of a run; python -m unet runs lists them.")
-    if is_run(path):
+    inner = runs_in(path)
+    if inner == [path]:
         return [read_run(path)]
-    inner = sorted(place for place in path.iterdir() if is_run(place)) if path.is_dir() else []
     if not inner:
         raise UsageError(
             f"{path} is no run: it holds none of {', '.join(STARTS)}.",

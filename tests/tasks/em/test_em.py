@@ -358,6 +358,8 @@ def test_crossval_goes_on_where_it_was_stopped(
     again = json.loads((tmp_path / "p" / "cv" / "summary.json").read_text())
     assert (tmp_path / "p" / "cv-fold0" / "metrics.jsonl").read_text() == kept
     assert [row["dice"] for row in again["by_fold"]] == pytest.approx(scores)
+    assert main(words) == 0
+    assert json.loads((tmp_path / "p" / "cv" / "summary.json").read_text()) == again, "typed again: the same times too"
     assert main([*words, "--lr", "0.5"]) == 2
     assert "lr 0.0001 -> 0.5" in capfd.readouterr().err
     assert main([*words, "--fold", "1"]) == 2

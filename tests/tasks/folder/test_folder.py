@@ -62,6 +62,7 @@ def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: P
     first = read_json(Path("performance/a/summary.json"))["best_score"]
     code, out, err = cli("evaluate", "--weights", "a.safetensors", "--data", "set", "--cache", "c", "--run-name", "e")
     assert code == 0, err
+    assert read_json(Path("performance/e/summary.json"))["item"] == "windows", "what its rate counts"
     rows = list(csv.DictReader(io.StringIO(Path("performance/e/cases.csv").read_text())))
     assert {"case", "mean_dice", "dice_1", "dice_2", "surface_1", "hd95_2", "volume_1"} <= set(rows[0])
     assert first is not None

@@ -99,6 +99,7 @@ def test_weights_carry_what_scoring_needs(volumes: Cli, cli: Cli, scans: Path, w
     code, _, err = cli(*words, "--run-name", "b")
     assert code == 0, err
     assert "windows of 32^3" in err
+    assert read_json(workplace / "performance/b/summary.json")["item"] == "windows", "what its rate counts"
     a, b = ((workplace / f"performance/{name}/cases.csv").read_text() for name in "ab")
     assert a == b
     assert "Add --task kits19" in error_of(cli(*words, "--task", "lgg"), 2)

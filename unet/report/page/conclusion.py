@@ -43,7 +43,8 @@ def of_task(task: str, groups: Sequence[Group]) -> Conclusion:
     if len(groups) == 1 and len(groups[0].runs) == 2:  # two seeds are two runs that somebody wants to see apart
         a, b = (Group(run.name, [run]) for run in groups[0].runs)
         conclusion = pair(a, b)
-        conclusion.more.append("They differ only in their seed.")
+        alike = "They differ only in their seed." if groups[0].are_seeds else "They have the same settings and seed."
+        conclusion.more.append(alike)
         return conclusion
     if len(groups) == 1:
         return single(groups[0])
@@ -53,8 +54,14 @@ def of_task(task: str, groups: Sequence[Group]) -> Conclusion:
     scored = [group for group in known if group.first.metric == known[0].first.metric]
     if not scored:
         rated = [group for group in groups if group.mean(lambda run: run.rate) is not None]
-        if len(rated) > 1:
-            return faster(rated[0], max(rated, key=lambda group: group.mean(lambda run: run.rate) or 0))
+        kinds = [[group for group in rated if group.first.predicts == kind] for kind in (False, True)]
+        found = [
+            faster(each[0], max(each, key=lambda group: group.mean(lambda run: run.rate) or 0))
+            for each in kinds
+            if len(each) > 1 or (each and len(rated) > 1)
+        ]
+        if found:
+            return found[0] if len(found) == 1 else joined(found)
         return Conclusion(f"{counted(len(groups), 'run')} without a score.")
     if len(scored) == 1:
         conclusion = single(scored[0])
@@ -93,9 +100,22 @@ def single(group: Group) -> Conclusion:
     spread = ""
     if len(group.runs) > 1:
         each = [score for one in group.runs if (score := one.score) is not None]
-        spread = f", {figure(min(each))} to {figure(max(each))} by seed"
-    words = f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{over}{spread}."
-    return Conclusion(words, [*timing_of(group), *few(len(scores))], data)
+        spread = f", {figure(min(each))} to {figure(max(each))} by {group.each}"
+    pooled = " in the mean over all cases of its folds" if run.folds and scores else ""
+    words = (
+        f"{name} {state + ': it ' if state else ''}scores {figure(group.score)} {run.score_name}{pooled}{over}{spread}."
+    )
+    return Conclusion(words, [*mean_of_folds(group), *timing_of(group), *few(len(scores))], data)
+
+
+def mean_of_folds(group: Group) -> list[str]:
+    """The mean of the folds of a cross-validation, which its own table and summary.json have; folds may be unequal."""
+    means = [run.summary.get("mean") if run.folds else None for run in group.runs]
+    found = [number(each.get(group.first.metric)) if isinstance(each, dict) else None for each in means]
+    known = [value for value in found if value is not None]
+    if not known or len(known) < len(group.runs):
+        return []
+    return [f"The mean of its folds is {figure(math.fsum(known) / len(known))} {group.first.score_name}."]
 
 
 def pair(a: Group, b: Group) -> Conclusion:
@@ -118,6 +138,11 @@ def pair(a: Group, b: Group) -> Conclusion:
     data |= found._asdict()
     over = interval_words(found)
     more = [f"{figure(b.score)} against {figure(a.score)} {name} in the mean over all cases of each.", *unfinished]
+    if figure(abs(found.mean)) == figure(0.0):
+        in_mean = " in the mean" if found.low < found.high else ""
+        words = f"{b.name} and {a.name} score the same {name}{in_mean}{over}"
+        time = f"; {b.name}{time}" if time else ""
+        return Conclusion(f"{words}{time}.", [*more, *seeds_of(a, b)[1], *few(found.cases)], data)
     if math.isfinite(found.low) and found.low <= 0 <= found.high and found.cases > 1:
         sign = "higher" if found.mean > 0 else "lower"
         words = f"No clear difference: {b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}"
@@ -127,7 +152,13 @@ def pair(a: Group, b: Group) -> Conclusion:
         better = "" if a.sign > 0 else ", which is better," if found.mean < 0 else ", which is worse,"
         words = f"{b.name} scores {figure(abs(found.mean))} {name} {sign} than {a.name}{over}{better}"
     overlap, by_seed = seeds_of(a, b)
-    joined = f", though single seeds overlap{', and' if time else ''}" if overlap else " and" if time else ""
+    joined = (
+        f", though single {a.each if a.each == b.each else 'run'}s overlap{', and' if time else ''}"
+        if overlap
+        else " and"
+        if time
+        else ""
+    )
     return Conclusion(f"{words}{joined}{time}.", [*more, *by_seed, *few(found.cases)], data)
 
 
@@ -141,8 +172,9 @@ def seeds_of(a: Group, b: Group) -> tuple[bool, list[str]]:
     if len(ends) < 2:
         return False, []
     (low, high), (least, most) = ends
-    words = f"By seed: {b.name} {figure(least)} to {figure(most)}, {a.name} {figure(low)} to {figure(high)}."
-    return low <= most and least <= high, [f"{words} The interval is over cases, of the means of the seeds."]
+    one = "seed" if a.each == b.each == "seed" else "run"
+    words = f"By {one}: {b.name} {figure(least)} to {figure(most)}, {a.name} {figure(low)} to {figure(high)}."
+    return low <= most and least <= high, [f"{words} The interval is over cases, of the means of the {one}s."]
 
 
 def interval_words(found: Difference) -> str:
@@ -182,22 +214,58 @@ def time_words(a: Group, b: Group) -> tuple[str, dict[str, float]]:
 def faster(a: Group, b: Group) -> Conclusion:
     """Two runs by their samples a second."""
     one, two = (group.mean(lambda run: run.rate) for group in (a, b))
-    if not one or not two or a is b:
+    if a is b:
         return single(a)
+    if not one or not two or a.first.predicts != b.first.predicts:
+        return joined([single(a), single(b)])
     same = a.first.item
-    words = f"{b.name} trains {figure(two / one)} times as many {same} a second as {a.name}"
+    words = f"{b.name} {does(b.first)} {figure(two / one)} times as many {same} a second as {a.name}"
     return Conclusion(f"{words} ({figure(two)} against {figure(one)}).", data={"rate_ratio": two / one})
 
 
+def does(run: Run) -> str:
+    return "predicts" if run.predicts else "trains"
+
+
+def joined(found: Sequence[Conclusion]) -> Conclusion:
+    """Conclusions that are not compared, one after another."""
+    return Conclusion(" ".join(each.words for each in found), [line for each in found for line in each.more])
+
+
 def benchmark(run: Run) -> Conclusion:
-    ratio = run.benchmark.get("ours_over_plain")
+    if run.is_sweep:
+        return sweep(run)
     if run.rate is None:
-        return Conclusion(f"{run.name} measured prediction only.")
-    words = f"{run.name} trains {figure(run.rate)} {run.item} a second"
+        return Conclusion(f"{run.name} has no rate.")
+    passes = run.benchmark.get("predict")
+    ratio = run.benchmark.get("ours_over_plain")
+    if run.predicts:
+        ratio = passes.get("ours_over") if isinstance(passes, dict) else None
+    words = f"{run.name} {does(run)} {figure(run.rate)} {run.item} a second"
     if isinstance(ratio, dict) and (median := number(ratio.get("median"))) is not None:
         low, high = number(ratio.get("min")), number(ratio.get("max"))
-        words += f", {figure(median)} times the plain loop ({figure(low)} to {figure(high)})"
+        words += f", {figure(median)} times the plain {'network' if run.predicts else 'loop'}"
+        words += f" ({figure(low)} to {figure(high)})"
     return Conclusion(f"{words}.", data={"rate": run.rate})
+
+
+def sweep(run: Run) -> Conclusion:
+    """How many combinations were measured, and the fastest one."""
+    rows = [row for row in run.benchmark.get("rows") or () if isinstance(row, dict)]
+    settings = ", ".join(map(str, run.benchmark["sweep"]))
+    measured = [
+        (own.rate, own, row.get("settings"))
+        for row in rows
+        if isinstance(result := row.get("result"), dict)
+        and (own := dataclasses.replace(run, item=str(result.get("item") or run.item), benchmark=result)).rate
+    ]
+    words = f"{run.name} has measured {len(measured)} of {counted(len(rows), 'combination')} of {settings}"
+    if not measured:
+        return Conclusion(f"{words}.")
+    rate, best, values = max(measured, key=lambda each: each[0] or 0.0)
+    named = " ".join(f"{name}={value}" for name, value in values.items()) if isinstance(values, dict) else "the fastest"
+    words += f": {named} {does(best)} most, {figure(rate)} {best.item} a second"
+    return Conclusion(f"{words}.", data={"rate": rate, "settings": values})
 
 
 def state_of(run: Run) -> str:

@@ -61,6 +61,16 @@ class Group:
                 found[case].append(value)
         return {case: math.fsum(values) / len(values) for case, values in found.items()}
 
+    @property
+    def are_seeds(self) -> bool:
+        """Whether each run has a seed of its own; else some are repeats."""
+        return len({value_text(run.settings.get("seed")) for run in self.runs}) == len(self.runs)
+
+    @property
+    def each(self) -> str:
+        """What one of several runs is, in a word."""
+        return "seed" if self.are_seeds else "run"
+
     def mean(self, value: Callable[[Run], float | None]) -> float | None:
         """The mean of the runs that have the number."""
         known = [found for run in self.runs if (found := value(run)) is not None and math.isfinite(found)]
@@ -122,7 +132,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
             group.place = place
     for group in groups:
         if len(group.runs) > 1:
-            group.name = f"{common_start(run.name for run in group.runs)} ({len(group.runs)} seeds)"
+            group.name = f"{common_start(run.name for run in group.runs)} ({len(group.runs)} {group.each}s)"
     return groups
 
 

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from unet.files import jsonable
+from unet.files import digest, jsonable
 
 VOID = ("img", "input", "meta", "link", "br")
 NONE = "–"  # where there is no number
+LONGEST, DIGEST = 60, 8  # bytes of a word in the name of a file, digits of its digest
 
 
 def escaped(value: Any) -> str:
@@ -105,5 +106,14 @@ def counted(count: int, noun: str) -> str:
 
 
 def file_name(*parts: str) -> str:
-    """Words as one name of a file."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", part)[:60].strip("_") or "run" for part in parts)
+    """Words as one name of a file, with the letters of all alphabets. Where that changes them a short digest of them
+    follows, so that other words have another name."""
+    names = [short_name(part) for part in parts]
+    changed = [] if names == list(parts) else [digest("\0".join(parts).encode("utf-8", "surrogateescape"))[:DIGEST]]
+    return "-".join([*names, *changed])
+
+
+def short_name(part: str) -> str:
+    """Letters, digits and _ of a word, at most `LONGEST` bytes."""
+    kept = re.sub(r"\W+", "_", part).encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
+    return kept.strip("_") or "run"

@@ -104,7 +104,7 @@ def runs(groups: Sequence[Group]) -> str:
     for (group, run), values in zip(each, known, strict=True):
         mark = tag("i", class_="chip", style=f"background:{group.colour}")
         first = [mark + escaped(run.name), *([escaped(run.task)] if several else [])]
-        kind = ", ".join(filter(None, (run.kind, state_of(run))))
+        kind = ", ".join(filter(None, (run.kind, "prediction" if run.predicts else "", state_of(run))))
         rows.append([*first, *(values[place] for place in kept), escaped(run.device), escaped(kind)])
     numbers = 2 if several else 1
     missing = ", ".join(names[place] for place in range(len(names)) if place not in kept)

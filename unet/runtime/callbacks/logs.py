@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unet import files, host
-from unet.config.run_files import KERNELS_JSON
+from unet.config.run_files import KERNELS_JSON, WARM_UP
 from unet.runtime.callbacks import pictures
 from unet.runtime.callbacks.time_left import WAITS, TimeLeft, format_seconds, gain
 from unet.runtime.folders.run_folder import RunFolder
@@ -41,11 +41,13 @@ class KernelsLog:
 
 
 class MetricsLog:
-    """metrics.jsonl (one JSON object per line) and run.log (text); the line of each epoch is also printed."""
+    """metrics.jsonl (one JSON object per line) and run.log (text); the line of each epoch is also printed. The first
+    interval after each start, also of a resumed run, is marked: its steps compile and fill caches."""
 
     def __init__(self, folder: RunFolder, left: TimeLeft | None = None) -> None:
         self.folder, self.left = folder, left or TimeLeft()
         self.before = {"train": 0.0, "wait": 0.0}
+        self.started = False
 
     def on_epoch_start(self, run: Trainer) -> None:
         self.before = dict(run.progress.seconds)
@@ -62,7 +64,9 @@ class MetricsLog:
         run.progress.lines += 1
 
     def on_log(self, run: Trainer, parts: Mapping[str, float], **values: float) -> None:
-        self.write(run, "step", **values, **parts)
+        warm_up = {} if self.started else {WARM_UP: True}
+        self.started = True
+        self.write(run, "step", **values, **parts, **warm_up)
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: list[dict[str, Any]], better: bool) -> None:
         metric = run.task.metric
