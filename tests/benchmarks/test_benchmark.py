@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, program, read_json
+from conftest import ROOT, TINY, error_of, program, read_json
 
 from unet.benchmarks import table
 
@@ -135,3 +135,9 @@ def test_two_processes(workplace: Path) -> None:
     assert two["efficiency"] == pytest.approx(two["images_per_second"] / (2 * one["images_per_second"]))
     assert result["images_per_second"]["ours"] == two["images_per_second"]
     assert "efficiency" in done.stdout and done.stdout.count("\n") == 6
+
+
+def test_opponents_of_the_training_step_are_not_for_the_pass(cli: Any) -> None:
+    for more in ((), ("--sweep", "eval_batch_size=1,2")):
+        words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, "--against", "plain", "monai", *more)
+        assert "--against monai compares the training step, and --mode predict" in error_of(cli(*words), 2)

@@ -36,3 +36,12 @@ def test_a_fold_and_a_run_do_not_go_on_with_other_data(cli: Cli, phantoms: Path)
     with pytest.raises(UsageError, match="was trained on other data: cases changed since"):
         fold.require_data(config, LGG(config).cached_cases())
     assert "they changed since" in error_of(cli("train", "--resume", "--run-name", "cv-fold0", "--epochs", 2))
+
+
+def test_what_names_one_split_changes_nothing_with_every_fold(cli: Cli, phantoms: Path) -> None:
+    words = ["--data", phantoms, "--device", "cpu", *TINY, "--folds", "2", "--dry-run"]
+    code, _, err = cli("crossval", *words, "--split", "last", "--held-out", 1)
+    assert code == 0, err
+    assert "--split last changes nothing with crossval" in err
+    assert "--held-out 1 changes nothing with crossval" in err
+    assert "changes nothing" not in cli("crossval", *words)[2]

@@ -20,6 +20,7 @@ def run(resolved: Resolved, command: str) -> int:
     of its own; several processes (--devices, a launcher) give the rates on 1 to N of them.
     Writes benchmark.json where --run-name is given, and for --sweep and --profile in any case.
     """
+    measure.require_opponents(resolved.config)
     if resolved.config.measure.sweep:
         return sweep.run(resolved, command)
     if loads_data(resolved.config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +65,7 @@ def resolve(
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     if applying or values["mode"] in ("evaluate", "predict"):
         apply_load(values, sources, given)
-    remarks = [*settle(values, sources, given), *layers.remarks]
+    remarks = [*settle(values, sources, given), *unused(values, given, task), *layers.remarks]
     settle_schedule(values, sources)
     config = with_synthetic_cache(Config.of(task, values), sources)
     return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
@@ -201,8 +201,7 @@ def holds_arrays(folder: Path) -> bool:
 
 
 def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """Convert, in place, values in the convention of another program. Returns notices on that and on flags without
-    effect."""
+    """Convert, in place, values in the convention of another program. Returns notices on that."""
     remarks = []
     raw = resolve_path(values["data"], "data")
     if sources["data"].startswith("flag") and sources["cache"].startswith(("default", "task")) and holds_arrays(raw):
@@ -216,9 +215,19 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
             f"--aug-scale {scale:g} is taken as the factor of another program, which is a half-width of"
             f" {values['aug_scale']:g}: scales from {scale:g} to {2 - scale:g}"
         )
-    if "split" in given and given.get("fold", (None,))[0] is not None:
-        remarks.append(f"--split {values['split']} changes nothing beside --fold {values['fold']}")
     return remarks
+
+
+def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task: type[TaskSettings]) -> Iterator[str]:
+    """Notices on typed flags of the split that another setting leaves without effect."""
+    held_out = f"--held-out {values['held_out']}" if given.get("held_out", (None,))[0] is not None else ""
+    if given.get("fold", (None,))[0] is not None:
+        typed = [*([f"--split {values['split']}"] if "split" in given else []), *([held_out] if held_out else [])]
+        if typed:
+            change = "changes" if len(typed) == 1 else "change"
+            yield f"{' and '.join(typed)} {change} nothing beside --fold {values['fold']}"
+    elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
+        yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
 
 
 def apply_load(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> None:
