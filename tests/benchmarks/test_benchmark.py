@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, program, read_json
+from conftest import ROOT, TINY, error_of, program, read_json
 
 from unet.benchmarks import table
 
@@ -148,3 +148,9 @@ def test_passes_on_two_processes_are_of_the_batch_that_is_told(workplace: Path) 
     seconds = sorted(result["scaling"][0]["seconds_a_step"])
     assert result["batch_size"] == 3 and result["scaling"][0]["min"] == pytest.approx(3 / seconds[-1])
     assert "batch 3 on each process" in done.stdout
+
+
+def test_opponents_of_the_training_step_are_not_for_the_pass(cli: Any) -> None:
+    for more in ((), ("--sweep", "eval_batch_size=1,2")):
+        words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, "--against", "plain", "monai", *more)
+        assert "--against monai compares the training step, and --mode predict" in error_of(cli(*words), 2)

@@ -66,3 +66,12 @@ def test_the_mean_of_folds_and_that_of_cases_are_told_apart(tmp_path: Path, cli:
     (tmp_path / "cv/status.json").write_text('{"status": "done", "kind": "crossval"}')
     shown = cli("runs", "--out", tmp_path)[1]
     assert "0.5000" in shown and "the mean over the cases of all its folds" in " ".join(shown.split())
+
+
+def test_what_names_one_split_changes_nothing_with_every_fold(cli: Cli, phantoms: Path) -> None:
+    words = ["--data", phantoms, "--device", "cpu", *TINY, "--folds", "2", "--dry-run"]
+    code, _, err = cli("crossval", *words, "--split", "last", "--held-out", 1)
+    assert code == 0, err
+    assert "--split last changes nothing with crossval" in err
+    assert "--held-out 1 changes nothing with crossval" in err
+    assert "changes nothing" not in cli("crossval", *words)[2]

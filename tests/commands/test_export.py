@@ -142,6 +142,35 @@ def test_weights_alone_in_every_form(here: Path, cli: Cli) -> None:
     assert all(torch.equal(value, published[key]) for key, value in load_file("bare.safetensors").items())
 
 
+def test_weights_without_the_names_of_cases(here: Path, cli: Cli) -> None:
+    from unet.runtime.checkpoints import checkpoint
+
+    content = stored("weights/a.safetensors")
+    facts = {name: value for name, value in content.items() if name != "model"}
+    facts |= {"training": ["Ann_Smith"], "validation": ["Joe_Bloggs"]}
+    checkpoint.save_weights(Path("weights/named.safetensors"), facts, content["model"])
+    words = ("export", "--weights", "named.safetensors", "--output", "alone.safetensors", "--overwrite", *DEVICE)
+    for more, kept in (((), True), (("--no-case-names",), False)):
+        code, _, err = cli(*words, "--to", "safetensors", *more)
+        assert code == 0, err
+        found = Path("alone.safetensors").read_bytes()
+        assert [name in found for name in (b"Ann_Smith", b"Joe_Bloggs")] == [kept, kept]
+    assert stored("alone.safetensors")["settings"] == facts["settings"]
+    assert cli("export", "--weights", "./alone.safetensors", "--to", "reference", *DEVICE)[0] == 0
+    code, _, err = cli(*words[:3], "--to", "onnx", "--output", "alone.onnx", "--no-case-names", *DEVICE)
+    assert code == 0, err
+    assert b"Ann_Smith" not in Path("alone.onnx").read_bytes()
+
+
+def test_flags_that_no_format_has_are_told(here: Path, cli: Cli) -> None:
+    words = ("export", "--weights", "a.safetensors", *DEVICE, "--output", "told.pt", "--to", "reference")
+    code, _, err = cli(*words, "--half", "--opset", 18)
+    assert code == 0, err
+    assert "--half is for --to openvino: it changes nothing with reference" in err
+    assert "--opset is for --to onnx or openvino: it changes nothing with reference" in err
+    assert "changes nothing" not in cli(*words, "--overwrite")[2]
+
+
 def test_nothing_is_replaced_that_was_not_exported(here: Path, cli: Cli) -> None:
     words = ["export", "--weights", "a.safetensors", *DEVICE]
     before = Path("weights/a.safetensors").read_bytes()

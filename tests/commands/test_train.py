@@ -21,6 +21,7 @@ from conftest import error_of, read_json, stored
 
 from unet.commands import crossval
 from unet.config import run_files
+from unet.errors import UsageError
 from unet.runtime import optim
 from unet.runtime.distributed.process_group import Group
 
@@ -619,3 +620,53 @@ def test_a_finished_run_that_goes_on_says_that_nothing_is_left(tiny) -> None:
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
     code, out, err = tiny("--run-name", "a", "--resume")
     assert code == 0 and "nothing is left to train: the run is finished" in out + err and "--epochs" in out + err
+
+
+def test_weight_decay_and_momentum_typed_on_resuming_are_applied(tiny) -> None:
+    words = ("--optimizer", "sgd", "--momentum", 0.0, "--lr", 1e-3)
+    assert tiny("--run-name", "a", "--epochs", 1, *words)[0] == 0
+    code, _, err = tiny("--resume", "--run-name", "a", "--epochs", 2, "--weight-decay", 0.5, "--momentum", 0.8)
+    assert code == 0, err
+    assert "momentum 0.0 -> 0.8, weight_decay 0.0 -> 0.5" in err
+    (group,) = stored("weights/a.state.safetensors")["optimizer"]["param_groups"]
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (0.5, 0.8, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "published"), "recipe None -> published"),
+        (("--load", "a.safetensors"), "load None -> a.safetensors"),
+        (("--eval-steps", 1), "eval_steps None -> 1"),
+        (("--mode", "train"), "mode None -> train"),
+        (("--mode", "train_and_predict"), "mode None -> train_and_predict"),
+    ],
+)
+def test_what_a_resumed_run_refuses(tiny, words: tuple[object, ...], said: str) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    before = Path("performance/a/config.json").read_bytes()
+    error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 2, *words), 2)
+    assert said in error
+    assert Path("performance/a/config.json").read_bytes() == before
+
+
+def test_a_resumed_run_may_evaluate_in_other_batches_and_begin_to_evaluate(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1, "--mode", "train")[0] == 0
+    words = ("--mode", "train_and_evaluate", "--eval-batch-size", 2, "--bootstrap", 100)
+    code, _, err = tiny("--resume", "--run-name", "a", "--epochs", 2, *words)
+    assert code == 0, err
+    assert read_json(Path("performance/a/summary.json"))["best_epoch"] == 2
+
+
+def test_of_kits19_what_shapes_the_score_stays_on_resuming() -> None:
+    from unet import cli as program
+    from unet.commands import run_start
+
+    begun = program.resolve("train", ["--task", "kits19"])
+    for words, said in (("--eval-region full", "eval_region"), ("--eval-crop 8 8 8", "eval_crop")):
+        now = program.resolve("train", ["--task", "kits19", *words.split()])
+        with pytest.raises(UsageError, match=said):
+            run_start._require_unchanged(begun.entries(), now)
+    assert run_start._require_unchanged(
+        begun.entries(), program.resolve("train", ["--task", "kits19", "--no-eval-loss"])
+    )

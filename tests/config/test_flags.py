@@ -88,6 +88,9 @@ def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], 
         ("--epochs 3 --epochs 4", "--epochs is given more than once: 4 is used, not 3"),
         ("--patch 64", "--patch is for --task folder or kits19: it changes nothing with lgg"),
         ("--split last --fold 0", "--split last changes nothing beside --fold 0"),
+        ("--held-out 3 --fold 0", "--held-out 3 changes nothing beside --fold 0"),
+        ("--split last --held-out 3 --fold 0", "--split last and --held-out 3 change nothing beside --fold 0"),
+        ("--split none --held-out 3", "--held-out 3 is for --split published or last: it changes nothing with --split"),
         ("--task kits19 --image_size 64", "--image-size is for --task lgg or em"),
     ],
 )
@@ -421,3 +424,44 @@ def test_hostile_values_of_every_flag(workplace: Path) -> None:
 def test_a_file_of_when_compile_was_a_switch(written: object, read: str, workplace: Path) -> None:
     Path("s.json").write_text(json.dumps({"compile": written}))
     assert parsed("--config s.json").device.compile == read
+
+
+def test_a_file_s_load_is_not_what_is_applied(workplace: Path, cli: Any) -> None:
+    Path("run.json").write_text(json.dumps({"load": "start.pt", "out": "runs"}))
+    for words in (["evaluate"], ["predict"], ["train", "--mode", "evaluate"]):
+        found = program.resolve(words[0], [*words[1:], "--config", "run.json", "--weights", "own.pt"])
+        assert (found.config.weights.weights, found.config.weights.load) == (("own.pt",), None)
+    found = program.resolve("evaluate", ["--config", "run.json", "--load", "typed.pt"])
+    assert (found.config.weights.weights, found.sources["weights"]) == (("typed.pt",), "flag --load")
+    error = error_of(cli("predict", "--weights", "a.pt", "--load", "b.pt", "images"), 2)
+    assert "--load b.pt and --weights a.pt both name the weights" in error
+    assert program.resolve("train", ["--config", "run.json"]).config.weights.load == "start.pt"
+
+
+def folders(*words: str) -> tuple[tuple[str, str], ...]:
+    """(value, source) of the raw set and of the cache."""
+    found = program.resolve("train", words)
+    return tuple((found.config.get(name), found.sources[name]) for name in ("data", "cache"))
+
+
+@pytest.mark.parametrize("task", ["lgg", "kits19"])
+def test_synthetic_data_are_not_written_into_the_folders_of_a_file(task: str, workplace: Path) -> None:
+    Path("real.json").write_text(json.dumps({"task": task, "data": "./mine", "cache": "./kept"}))
+    made = folders("--task", task, "--synth-data")
+    assert folders("--config", "real.json", "--synth-data") == made
+    assert folders("--config", "real.json", "--loader", "synthetic") == made
+    assert folders("--config", "real.json", "--synth-data", "--data", "x")[0] == ("x", "flag --data")
+    assert folders("--config", "real.json", "--synth-data", "--cache", "x")[1] == ("x", "flag --cache")
+    own = {"task": task, "synth_data": True, "data": "phantoms", "cache": "phantoms_cache"}
+    Path("made.json").write_text(json.dumps(own))
+    assert [value for value, _ in folders("--config", "made.json", "--synth-data")] == ["phantoms", "phantoms_cache"]
+    found = program.resolve("benchmark", ["--config", "real.json", "--source", "synthetic"])
+    assert found.sources["data"] == found.sources["cache"] == "synthetic data"
+
+
+@pytest.mark.parametrize("task", ["lgg", "kits19"])
+def test_real_data_are_not_sought_in_synthetic_folders(task: str, workplace: Path) -> None:
+    (data, _), (cache, _) = folders("--task", task, "--synth-data")
+    Path("made.json").write_text(json.dumps({"task": task, "synth_data": True, "data": data, "cache": cache}))
+    assert folders("--config", "made.json", "--no-synth-data") == folders("--task", task)
+    assert folders("--config", "made.json", "--no-synth-data", "--data", "x")[0] == ("x", "flag --data")

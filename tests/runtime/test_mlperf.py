@@ -269,6 +269,12 @@ def test_an_open_run_of_few_cases_passes_and_a_closed_one_does_not(workplace: Pa
     assert not compliant(path=Path("closed.log"))
 
 
+def test_the_log_counts_the_cases_that_are_scored(workplace: Path) -> None:
+    assert Trial([0.4, 0.5, 0.6], settings(eval_steps=2), split_of(3, 5)).train() == "epochs"
+    (found,) = [event for event in events() if event["key"] == "eval_samples"]
+    assert (found["value"], found["metadata"]["cases"]) == (2, split_of(3, 5)["validation"][:2])
+
+
 def test_a_closed_log_without_cleared_caches_fails(workplace: Path) -> None:
     config = settings(mlperf_division="closed", mlperf_rehearsal=True)
     assert Trial([0.91], config, split_of(168, 42), cleared=None).train() == "target"

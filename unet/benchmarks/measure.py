@@ -17,7 +17,7 @@ from unet.config import capacity
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
 from unet.config.schema import Config
-from unet.errors import UnetError
+from unet.errors import UnetError, UsageError
 
 if TYPE_CHECKING:
     pass
@@ -54,6 +54,16 @@ def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
     if loader is not None:
         result |= loaded(config, limit.loading(loader, batch, config.timing.rounds), result)
     return result
+
+
+def require_opponents(config: Config) -> None:
+    """Raise UsageError for opponents that are compared in training alone, where the pass is measured."""
+    others = [name for name in config.measure.against if name != "plain"]
+    if others and config.run.mode in APPLYING:
+        raise UsageError(
+            f"--against {' '.join(others)} compares the training step, and --mode {config.run.mode} measures the pass.",
+            "Leave --mode out, or type --against plain.",
+        )
 
 
 def prepared(resolved: Resolved) -> setup.Context:

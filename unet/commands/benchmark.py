@@ -27,6 +27,7 @@ def run(resolved: Resolved, command: str) -> int:
         if resolved.sources["accumulate"].startswith("flag"):
             raise UsageError(said, "Leave it out.")
         host.notice(said)
+    measure.require_opponents(resolved.config)
     if resolved.config.measure.sweep:
         return sweep.run(resolved, command)
     if loads_data(resolved.config):

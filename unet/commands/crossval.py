@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unet import files, host, locks
 from unet.commands import fold_scores, launch, output, run_resume, run_start, setup, tables
 from unet.config import run_files
+from unet.config.options import flag
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
@@ -183,6 +184,9 @@ def require(resolved: Resolved) -> None:
             f"crossval trains every fold, and --fold {config.split.fold} names one.",
             "Leave it out, or type train --fold.",
         )
+    for name in ("split", "held_out"):
+        if resolved.sources[name].startswith("flag") and "fold" not in config.task.splits:
+            host.notice(f"note: {flag(name)} {config.get(name)} changes nothing with crossval, which trains every fold")
     if config.save.resume:
         raise UsageError("--resume is for one run.", "Type the same crossval command again: it goes on by itself.")
     if config.mlperf.mlperf_division or config.run.benchmark:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import unet
 from unet import files, host
 from unet.commands import output, setup
 from unet.commands.predict_outputs import absolute
-from unet.config.options import flag
+from unet.config.flags_reports import ExportOptions
+from unet.config.options import fields, flag
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path
 from unet.errors import CheckpointError, UnetError, UsageError
@@ -35,7 +36,9 @@ SUFFIXES = {
     "reference": (".pt", ".pth", ".safetensors"),
 }
 RUN = ("onnx", "openvino")  # what holds a network, and not weights alone
+USERS = {"half": ("openvino",), "opset": RUN, "passes": RUN, "case_names": (*RUN, "safetensors")}  # of flags: formats
 EXPORTED = "exported_from"  # in the metadata of weights: a digest of the file that they are of
+CASES_OF = ("training", "validation")  # what metadata call the lists of cases
 CASES = 3  # of a data set that is at hand
 
 
@@ -57,6 +60,7 @@ def run(resolved: Resolved, command: str) -> int:
     if len(paths) > 1:
         raise UsageError(f"export writes one network, not {len(paths)}.", "Type one --weights FILE.")
     targets = targets_of(resolved, paths[0])
+    tell_unused(resolved, targets)
     resolved = dataclasses.replace(resolved, config=resolved.config.replace(precision="fp32"))
     context = setup.assemble(resolved.config, resolved.sources)
     if context.group.world > 1:
@@ -75,6 +79,15 @@ def run(resolved: Resolved, command: str) -> int:
     text = "\n".join(f"{item['files'][0]}: {host.format_bytes(item['bytes'])}{item.pop('text')}" for item in results)
     output.show(context.config, {"weights": str(paths[0]), "device": context.device.describe(), "made": results}, text)
     return 0
+
+
+def tell_unused(resolved: Resolved, kinds: Collection[str]) -> None:
+    """Tell of typed flags that no format of --to has."""
+    for name, users in USERS.items():
+        typed = resolved.sources[name].startswith("flag")
+        if typed and resolved.config.get(name) != fields(ExportOptions)[name].default and not set(users) & set(kinds):
+            spelling = resolved.sources[name].removeprefix("flag ")
+            host.notice(f"note: {spelling} is for --to {' or '.join(users)}: it changes nothing with {' '.join(kinds)}")
 
 
 def targets_of(resolved: Resolved, weights: Path) -> dict[str, Path]:
@@ -146,7 +159,8 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
     if kind == "safetensors":
         from unet.runtime.checkpoints import checkpoint
 
-        names = {name.removesuffix("?") for name in safetensors_header.FACTS} - {"format", "ranks"}
+        left = CASES_OF if not context.config.export.case_names else ()
+        names = {name.removesuffix("?") for name in safetensors_header.FACTS} - {"format", "ranks", *left}
         facts = {name: value for name, value in source.facts.items() if name in names}
         own = {**described(source), **facts, EXPORTED: files.digest_files(source.path)}
         checkpoint.save_weights(path, own, state)
@@ -203,7 +217,7 @@ def metadata(source: Source) -> dict[str, Any]:
     shape = task.eval_input_shape()
     with torch.no_grad():
         result = onnx_file.textbook(source.network)(torch.zeros(shape))
-    cases = ("training", "validation") if source.context.config.export.case_names else ()
+    cases = CASES_OF if source.context.config.export.case_names else ()
     kept = ("run_name", "epoch", "score", *cases)
     return {
         "format": exported.FORMAT,

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from unet.runtime.folders.run_folder import RunFolder
 
 # Settings of a resumed run that may change; the other settings of these groups must stay.
-COURSE = ("data", "split", "network", "train", "mlperf")
+COURSE = ("data", "split", "network", "train", "mlperf", "eval")
 FREE = {
     *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "nonfinite_limit"),
     *("lr", "schedule", "lr_milestones", "lr_gamma", "clip", "weight_decay", "momentum"),
     *("workers", "log_every", "rebuild_cache", "mlperf_warmup", "drop_caches"),
+    *("eval_batch_size", "bootstrap", "eval_loss", "subjects_to_plot"),  # of the evaluation, what leaves its scores
 }
+BEGUN = {"task", "seed", "deterministic", "recipe", "load"}  # of other groups, what a run has begun with
+UNSCORED = ("train", "train_and_predict")  # modes without evaluation
 
 
 def open_run(resolved: Resolved, command: str) -> tuple[RunFolder, Resolved, bool]:
@@ -184,7 +187,9 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     """
     now = resolved.entries()
     changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
-    course = set(declared_of(type(resolved.config.task), COURSE)) - FREE | {"task", "seed", "deterministic"}
+    course = set(declared_of(type(resolved.config.task), COURSE)) - FREE | BEGUN
+    if resolved.config.run.mode in UNSCORED and entries.get("mode", {}).get("value") not in UNSCORED:
+        course.add("mode")  # weights without a score would replace the best ones
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(

@@ -143,8 +143,8 @@ def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] |
 
 
 def given_weights(config: Config, command: str) -> list[Path]:
-    """The paths given by --weights or --load. Raises UsageError if there are none."""
-    names = (config.weights.load,) if config.weights.load else config.weights.weights
+    """The paths given by --weights, or by --load, which means the same here. Raises UsageError if there are none."""
+    names = config.weights.weights
     if not names:
         known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
         shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]

@@ -89,10 +89,9 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
                 yield f"--weights {name}: {path.absolute()} is {kind}, not a file", "Name another --weights FILE."
             yield from _folder("--weights", path.parent)
     elif command in APPLYING:
-        names = (config.weights.load,) if config.weights.load else config.weights.weights
-        source = sources["load" if config.weights.load else "weights"]
+        source = sources["weights"]
         typed = source.removeprefix("flag ") if source.startswith("flag") else "--weights"
-        for name in names:
+        for name in config.weights.weights:
             yield from _file(name, weights_to_read(name), typed)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from unet.config.options import Spelling, fields, flag, nearest, spellings
-from unet.config.run_files import CONFIG, flat_settings, read_settings, read_status
+from unet.config.run_files import CONFIG, TRACKED, flat_settings, resumed_run, tracked_by
 from unet.config.schema import SYNTHETIC, Config, declared_of, places_of, resolve_path, settle_schedule, weights_to_read
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
@@ -64,7 +63,9 @@ def resolve(
         sources["weights"] = "--model-dir"
     if given.get("out", ("", ""))[1] == "--model-dir" and sources["output"] == "default":
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
-    remarks = [*settle(values, sources, given), *layers.remarks]
+    if applying or values["mode"] in ("evaluate", "predict"):
+        apply_load(values, sources, given)
+    remarks = [*settle(values, sources, given), *unused(values, given, task), *layers.remarks]
     settle_schedule(values, sources)
     config = with_synthetic_cache(Config.of(task, values), sources)
     return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
@@ -101,7 +102,7 @@ class _Layers:
     def find_task(self, applying: bool) -> None:
         """Find the task: from the flags, the file, or the weights. Raises UsageError."""
         strong = {**{setting_name(key): value for key, value in self.content.items()}, **self.typed}
-        named = strong.get("load") or strong.get("weights") or ()
+        named = self.typed.get("load") or strong.get("weights") or ()
         if applying and "task" not in strong:
             names = (named,) if isinstance(named, str) else named
             self.from_weights = task_of_weights(
@@ -134,6 +135,7 @@ class _Layers:
         if recipe := strong.get("recipe"):
             self.lay(self.recipe(recipe), f"recipe {recipe}")
         self.lay(from_file, self.file_source)
+        self.lay_folders(from_file)
         for name, (value, spelling) in self.given.items():
             if name in self.values:
                 self.values[name], self.sources[name] = value, f"flag {spelling}"
@@ -145,6 +147,24 @@ class _Layers:
     def lay(self, layer: Mapping[str, Any], source: str) -> None:
         for name, value in layer.items():
             self.values[name], self.sources[name] = value, source
+
+    def lay_folders(self, from_file: Mapping[str, Any]) -> None:
+        """Where the settings file is of real data and synthetic ones are typed, or the reverse, its folders do not
+        count."""
+        made = {name: self.task.synthetic_defaults[name] for name in FOLDERS if name in self.task.synthetic_defaults}
+        typed = self.typed.get("synth_data", True if self.typed.get("source") == "synthetic" else None)
+        before = bool(from_file.get("synth_data")) or from_file.get("source") == "synthetic"
+        if typed and not before:
+            self.lay(made, SYNTHETIC)
+        elif typed is False and before:
+            usual = {name: item.default for name, item in declared_of(self.task).items()}
+            for name, folder in made.items():
+                if str(from_file.get(name)) == folder or str(from_file.get(name)).startswith(f"{folder}_"):
+                    own = name in self.task.defaults
+                    self.lay(
+                        {name: self.task.defaults[name] if own else usual[name]},
+                        f"task {self.task.name}" if own else "default",
+                    )
 
     def recipe(self, name: str) -> Mapping[str, Any]:
         """The settings of a recipe. Raises UsageError if the task does not have it."""
@@ -181,8 +201,7 @@ def holds_arrays(folder: Path) -> bool:
 
 
 def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """Convert, in place, values in the convention of another program. Returns notices on that and on flags without
-    effect."""
+    """Convert, in place, values in the convention of another program. Returns notices on that."""
     remarks = []
     raw = resolve_path(values["data"], "data")
     if sources["data"].startswith("flag") and sources["cache"].startswith(("default", "task")) and holds_arrays(raw):
@@ -196,9 +215,33 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
             f"--aug-scale {scale:g} is taken as the factor of another program, which is a half-width of"
             f" {values['aug_scale']:g}: scales from {scale:g} to {2 - scale:g}"
         )
-    if "split" in given and given.get("fold", (None,))[0] is not None:
-        remarks.append(f"--split {values['split']} changes nothing beside --fold {values['fold']}")
     return remarks
+
+
+def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task: type[TaskSettings]) -> Iterator[str]:
+    """Notices on typed flags of the split that another setting leaves without effect."""
+    held_out = f"--held-out {values['held_out']}" if given.get("held_out", (None,))[0] is not None else ""
+    if given.get("fold", (None,))[0] is not None:
+        typed = [*([f"--split {values['split']}"] if "split" in given else []), *([held_out] if held_out else [])]
+        if typed:
+            change = "changes" if len(typed) == 1 else "change"
+            yield f"{' and '.join(typed)} {change} nothing beside --fold {values['fold']}"
+    elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
+        yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
+
+
+def apply_load(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> None:
+    """In place, of a command that applies weights: a typed --load names them; that of a settings file, which says what
+    a run started from, does not. Raises UsageError where --weights is typed too."""
+    if "load" in given and given["load"][0]:
+        if given.get("weights", ((),))[0]:
+            load, weights = (f"{given[name][1]}" for name in ("load", "weights"))
+            raise UsageError(
+                f"{load} {values['load']} and {weights} {' '.join(values['weights'])} both name the weights to apply.",
+                f"Leave one of them out: {weights} names what is applied.",
+            )
+        values["weights"], sources["weights"] = (values["load"],), sources["load"]
+    values["load"], sources["load"] = None, "default"
 
 
 def with_synthetic_cache(config: Config, sources: Mapping[str, str]) -> Config:
@@ -243,70 +286,16 @@ def known_task(facts: Mapping[str, Any], path: Path, known: Sequence[str]) -> st
     )
 
 
-def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
-    """The folder of the run to resume: from a run folder, a state file, the --run-name, or the latest unfinished run.
-
-    Raises UsageError if there is none.
-    """
-    parent = Path(out)
-    if resume != "auto":
-        path = Path(resume).absolute()
-        folders = [
-            path,
-            parent / resume,
-            *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path),
-        ]
-    elif run_name:
-        folders = [parent / run_name]
-    else:
-        runs = [item.parent for item in parent.glob("*/config.json")]
-        folders = sorted(
-            (run for run in runs if read_status(run).get("status") != "done" and _has_state(run)),
-            key=lambda run: (run / "config.json").stat().st_mtime,
-            reverse=True,
-        )
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder
-    known = sorted(item.parent.name for item in parent.glob("*/config.json"))
-    raise UsageError(
-        f"--resume: no run {resume if resume != 'auto' else run_name or 'that is not done'} in {parent.absolute()}"
-        + (f" (runs: {', '.join(known[:6])})." if known else " (no runs)."),
-        "Type --resume --run-name NAME, --resume PATH, or leave --resume out to start.",
-    )
-
-
-def _state_of(folder: Path) -> Path | None:
-    """The state file named in a run's status, if there is one."""
-    state = read_status(folder).get("state")
-    return Path(state).absolute() if state else None
-
-
-def _has_state(folder: Path) -> bool:
-    """Whether a run has a saved state: the latest, or the previous one."""
-    state = _state_of(folder)
-    return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state*"))
-
-
+FOLDERS = ("data", "cache")
 NOT_REPLAYED = {
     *("config", "run_name", "resume", "overwrite", "dry_run", "max_time", "rebuild_cache", "verbose", "quiet", "json"),
     *("devices", "world_size", "rank", "local_rank", "process_per_node", "dist_url", "cuda_devices"),  # the launch's
     *("restarts", "json"),
-    *("wandb", "mlflow", "track_group"),  # what leaves the machine is typed, or goes on with its own run
+    *TRACKED,  # what leaves the machine is typed, or goes on with its own run
 }
-TRACKED = ("wandb", "mlflow", "track_group")
 TYPED_ONLY = ("config", "resume", "inputs", "runs", "device_module")  # which file to read, or which code to import
 LARGEST = 10 * 2**20  # bytes of a settings file
 SETTINGS = 'Write for example {"image-size": 128, "epochs": 50}, or give the config.json of a run.'
-
-
-def tracked_by(folder: Path) -> dict[str, Any]:
-    """The trackers of a run that is resumed; none where its settings are damaged, which is told when they are read."""
-    try:
-        found = read_settings(folder / "config.json")
-    except UnetError:
-        return {}
-    return {name: found[name]["value"] for name in TRACKED if name in found and isinstance(found[name]["value"], str)}
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files
-from unet.errors import UnetError
+from unet.errors import UnetError, UsageError
 
 STATUS = {"status?": str, "why?": str, "pid?": int, "host?": str, "kind?": str, "weights?": str, "state?": str}
 ENTRY = {"value": object, "source?": str}
@@ -28,6 +29,7 @@ RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
 WARM_UP = "warm_up"  # in metrics.jsonl: the first interval after a start
 KERNELS_JSON = "kernels.json"  # the algorithm of each pass of a convolution, and where it was measured
 KERNELS = {"kernels": str, "machine": str, "choices": {str: str}}
+TRACKED = ("wandb", "mlflow", "track_group")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -86,3 +88,57 @@ def is_running(status: Mapping[str, Any]) -> bool:
         return b"unet" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
+
+
+def resumed_run(resume: str, run_name: str | None, out: str) -> Path:
+    """The folder of the run to resume: from a run folder, a state file, the --run-name, or the latest unfinished run.
+
+    Raises UsageError if there is none.
+    """
+    parent = Path(out)
+    if resume != "auto":
+        path = Path(resume).absolute()
+        folders = [
+            path,
+            parent / resume,
+            *(item.parent for item in parent.glob("*/status.json") if _state_of(item.parent) == path),
+        ]
+    elif run_name:
+        folders = [parent / run_name]
+    else:
+        runs = [item.parent for item in parent.glob("*/config.json")]
+        folders = sorted(
+            (run for run in runs if read_status(run).get("status") != "done" and _has_state(run)),
+            key=lambda run: (run / "config.json").stat().st_mtime,
+            reverse=True,
+        )
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    known = sorted(item.parent.name for item in parent.glob("*/config.json"))
+    raise UsageError(
+        f"--resume: no run {resume if resume != 'auto' else run_name or 'that is not done'} in {parent.absolute()}"
+        + (f" (runs: {', '.join(known[:6])})." if known else " (no runs)."),
+        "Type --resume --run-name NAME, --resume PATH, or leave --resume out to start.",
+    )
+
+
+def _state_of(folder: Path) -> Path | None:
+    """The state file named in a run's status, if there is one."""
+    state = read_status(folder).get("state")
+    return Path(state).absolute() if state else None
+
+
+def _has_state(folder: Path) -> bool:
+    """Whether a run has a saved state: the latest, or the previous one."""
+    state = _state_of(folder)
+    return state is not None and any(state.parent.glob(f"{glob.escape(state.name.partition('.state.')[0])}.state*"))
+
+
+def tracked_by(folder: Path) -> dict[str, Any]:
+    """The trackers of a run that is resumed; none where its settings are damaged, which is told when they are read."""
+    try:
+        found = read_settings(folder / "config.json")
+    except UnetError:
+        return {}
+    return {name: found[name]["value"] for name in TRACKED if name in found and isinstance(found[name]["value"], str)}

@@ -17,6 +17,8 @@ from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, met
 from unet.runtime.seeding import rng_state, set_rng_state
 from unet.runtime.trainer import Trainer, is_kept, target_reached
 
+SET_ANEW = ("weight_decay", "momentum", "nesterov")  # of a group of weights: settings that a resumed run may change
+
 
 class Checkpoints:
     """Saves the best weights and the resumable state atomically, and keeps the previous file of each. A state with a
@@ -98,7 +100,7 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
         if run.averaged is not None:
             run.averaged.module.load_state_dict(content["ema"]["model"])
             run.averaged.n_averaged.copy_(content["ema"]["count"])
-        run.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(run.optimizer, content["optimizer"])
         follow_layout(run.optimizer)
         if content["scaler"]:
             run.scaler.load_state_dict(content["scaler"])
@@ -128,6 +130,14 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
         done, run.progress.batch = divmod(run.progress.step * run.options.accumulate, len(run.loader))
         run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # --target may have changed
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimiser's state; what --weight-decay and --momentum set, which may have changed, stays as it is."""
+    own = [{name: group[name] for name in SET_ANEW if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
 
 
 def follow_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -132,7 +132,8 @@ class MLPerfLog:
             self.event("resumed", run.progress.step, epoch_num=number(run))
             return
         self.event("train_samples", len(self.split["train"]), cases=list(self.split["train"]))
-        self.event("eval_samples", len(self.split["validation"]), cases=list(self.split["validation"]))
+        scored = list(self.split["validation"])[: self.config.eval.eval_steps]
+        self.event("eval_samples", len(scored), cases=scored)
         self.event("samples_per_epoch", run.samples_per_epoch)
         self.event("global_batch_size", self.config.train.batch_size * self.config.train.accumulate * run.group.world)
         self.event("gradient_accumulation_steps", self.config.train.accumulate)
