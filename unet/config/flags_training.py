@@ -116,7 +116,7 @@ class EvalOptions:
 
     eval_batch_size: int = option(
         64,
-        "slices per forward pass; does not change the result",
+        "slices per forward pass; changes the result by rounding alone",
         minimum=1,
         maximum=65536,
         aliases=("--test-batch-size",),

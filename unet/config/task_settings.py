@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 class TaskSettings:
     """The settings of one task besides the common ones (`config.task`). A subclass declares its flags as fields.
 
-    `defaults`: defaults that the task changes; `synthetic_defaults`: defaults that --synth-data changes;
-    `recipes`: named sets of settings. `inference_settings`: settings that are saved with the weights and reused by
-    evaluate and predict, `scoring_settings`: by evaluate alone. `size_flags`: the flags that set the network's input, the one to lower first where memory
-    ends; `folder_flags`: those that name a folder which is read. `splits`: names that --split takes beside the common
-    ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`: whether its tensors are tens of megabytes and
-    more. `plans`: where settings follow from the data (`plan`), the values of --size, the smallest
-    network first. `notes`: words to add to the help of a common flag; `default_texts`: its default in words.
+    `defaults`: defaults that the task changes; `synthetic_defaults`: defaults that --synth-data changes; `recipes`:
+    named sets of settings. `inference_settings`: settings that are saved with the weights and reused by evaluate
+    and predict, `scoring_settings`: by evaluate alone. `size_flags`: the flags that set the network's input, the
+    one to lower first where memory ends; `folder_flags`: those that name a folder which is read. `splits`: names
+    that --split takes beside the common ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`:
+    whether its tensors are tens of megabytes and more. `plans`: where settings follow from the data (`plan`), the
+    values of --size, the smallest network first. `notes`: words to add to the help of a common flag;
+    `default_texts`: its default in words.
     """
 
     name: ClassVar[str]
