@@ -41,12 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def restored_torch() -> Any:
-    """A command sets flags of torch for its process; the next test starts without them."""
+def restored() -> Any:
+    """A command sets flags of torch, and --quiet, for its process; the next test starts without them."""
     import torch
+
+    from unet import host
 
     yield
     torch.use_deterministic_algorithms(False)
+    host.set_quiet(False)
 
 
 @pytest.fixture(scope="session")

@@ -650,6 +650,15 @@ def test_what_a_resumed_run_refuses(tiny, words: tuple[object, ...], said: str) 
     assert Path("performance/a/config.json").read_bytes() == before
 
 
+def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(tiny) -> None:
+    assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
+    Path("weights/a.safetensors").rename("weights/first.safetensors")
+    assert tiny("--run-name", "b", "--epochs", 1, "--load", "first.safetensors")[0] == 0
+    Path("weights/first.safetensors").unlink()
+    code, _, err = tiny("--run-name", "b", "--resume", "--epochs", 2)
+    assert code == 0, err
+
+
 def test_a_resumed_run_may_evaluate_in_other_batches_and_begin_to_evaluate(tiny) -> None:
     assert tiny("--run-name", "a", "--epochs", 1, "--mode", "train")[0] == 0
     words = ("--mode", "train_and_evaluate", "--eval-batch-size", 2, "--bootstrap", 100)

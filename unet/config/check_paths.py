@@ -80,7 +80,7 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
     """Weights to read exist; weights to write can be written."""
     config, sources = resolved.config, resolved.sources
     if command in TRAINING:
-        if config.weights.load:
+        if config.weights.load and not config.save.resume:  # the state has what came of it
             yield from _file(config.weights.load, weights_to_read(config.weights.load), "--load")
         for name in config.weights.weights if config.save.checkpoints and not config.save.resume else ():
             path = resolve_path(name, "weights")
