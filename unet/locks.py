@@ -106,7 +106,7 @@ def hold(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[N
             yield
         finally:
             released.set()
-            if held is stand_in:
+            if held is stand_in and _owner(stand_in, HOLDER).get("pid") == os.getpid():
                 stand_in.unlink(missing_ok=True)
 
 
@@ -126,10 +126,15 @@ def _take(descriptor: int, path: Path, stand_in: Path) -> Path | None:
                 json.dump(_about(), stream)
             return stand_in
         except FileExistsError:
-            owner = _owner(stand_in, HOLDER)
-            if owner.get("host") != socket.gethostname() or files.process_alive(owner["pid"]):
+            if not _is_dead(_owner(stand_in, HOLDER)):
                 return None
-            stand_in.unlink(missing_ok=True)
+            old = stand_in.with_name(f"{stand_in.name}.{os.getpid()}")
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                stand_in.rename(old)
+                if not _is_dead(_owner(old, HOLDER)):  # it has replaced the stand-in since we looked
+                    old.rename(stand_in)
+                    return None
+                old.unlink()
         except OSError as error:
             raise files.explain(error, stand_in) from error
     return None
@@ -142,6 +147,11 @@ def wait(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+
+
+def _is_dead(owner: Mapping[str, Any]) -> bool:
+    """Whether the owner was a process of this host and has ended."""
+    return owner.get("host") == socket.gethostname() and not files.process_alive(owner["pid"])
 
 
 def _touch_until(path: Path, released: threading.Event) -> None:

@@ -654,6 +654,8 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(tiny) -> Non
     assert tiny("--run-name", "a", "--epochs", 1)[0] == 0
     Path("weights/a.safetensors").rename("weights/first.safetensors")
     assert tiny("--run-name", "b", "--epochs", 1, "--load", "first.safetensors")[0] == 0
+    code, _, err = tiny("--run-name", "b", "--resume", "--epochs", 1, "--load", "weights/first.safetensors")
+    assert code == 0, err
     Path("weights/first.safetensors").unlink()
     code, _, err = tiny("--run-name", "b", "--resume", "--epochs", 2)
     assert code == 0, err

@@ -465,3 +465,22 @@ def test_real_data_are_not_sought_in_synthetic_folders(task: str, workplace: Pat
     Path("made.json").write_text(json.dumps({"task": task, "synth_data": True, "data": data, "cache": cache}))
     assert folders("--config", "made.json", "--no-synth-data") == folders("--task", task)
     assert folders("--config", "made.json", "--no-synth-data", "--data", "x")[0] == ("x", "flag --data")
+
+
+def test_a_settings_file_of_an_earlier_version_goes_by_its_schedule(tmp_path: Path) -> None:
+    """Its milestones had no effect, and no more do they stop what it is used for."""
+    path = tmp_path / "a.json"
+    path.write_text('{"schedule": "cosine", "lr-milestones": [3]}')
+    train = program.resolve("train", ["--config", str(path)]).config.train
+    assert (train.schedule, train.lr_milestones) == ("cosine", ())
+
+
+def test_folders_of_a_settings_file_that_says_nothing_of_synthetic_data_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"cache": "/scratch/c", "image-size": 32}')
+    assert program.resolve("train", ["--config", str(path), "--synth-data"]).config.data.cache == "/scratch/c"
+
+
+def test_a_reference_evaluates_what_it_loads_and_names_where_it_would_save() -> None:
+    words = ["--task", "kits19", "--exec_mode", "evaluate", "--load_ckpt_path", "a.pt", "--save_ckpt_path", "b.pt"]
+    assert program.resolve("train", words).config.weights.weights == ("a.pt",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import resource
 import select
@@ -388,6 +389,31 @@ def test_the_lock_of_a_process_that_died_is_free_without_locks_too(
     with pytest.raises(UnetError, match="holds it, without a sign of life") as raised, locks.hold(lock):
         pass
     assert f"delete {stand_in} if it has ended" in raised.value.hint
+
+
+def test_two_that_wait_for_a_lock_of_the_dead_do_not_both_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one takes it between our look at its owner and our removing it."""
+    lock, stand_in = tmp_path / "a.lock", tmp_path / "a.lock.held"
+    stand_in.write_text(json.dumps({"host": socket.gethostname(), "pid": 4194304, "since": 0.0}))
+    others = json.dumps({"host": socket.gethostname(), "pid": os.getppid(), "since": 1.0})
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def is_dead(owner: dict[str, object], looks: list[int] = []) -> bool:  # noqa: B006 (counts)
+        looks.append(1)
+        if len(looks) == 1:
+            stand_in.write_text(others)
+            return True
+        return owner["pid"] == 4194304
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "_is_dead", is_dead)
+    assert locks._take(0, lock, stand_in) is None
+    assert stand_in.read_text() == others
+    assert [path.name for path in tmp_path.iterdir()] == [stand_in.name]
 
 
 def test_everything_works_on_a_file_system_without_locks(tiny, cli, phantoms: Path, monkeypatch) -> None:

@@ -187,6 +187,9 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     """
     now = resolved.entries()
     changed = {name for name in entries if name in now and entries[name]["value"] != now[name]["value"]}
+    loaded = [each["load"]["value"] for each in (entries, now) if each.get("load", {}).get("value")]
+    if len(loaded) == 2 and len({weights_to_read(name).resolve() for name in loaded}) == 1:
+        changed.discard("load")  # one file, spelled in two ways
     course = set(declared_of(type(resolved.config.task), COURSE)) - FREE | BEGUN
     if resolved.config.run.mode in UNSCORED and entries.get("mode", {}).get("value") not in UNSCORED:
         course.add("mode")  # weights without a score would replace the best ones

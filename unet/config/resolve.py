@@ -154,7 +154,7 @@ class _Layers:
         made = {name: self.task.synthetic_defaults[name] for name in FOLDERS if name in self.task.synthetic_defaults}
         typed = self.typed.get("synth_data", True if self.typed.get("source") == "synthetic" else None)
         before = bool(from_file.get("synth_data")) or from_file.get("source") == "synthetic"
-        if typed and not before:
+        if typed and not before and (from_file.get("synth_data") is False or "data" in from_file):
             self.lay(made, SYNTHETIC)
         elif typed is False and before:
             usual = {name: item.default for name, item in declared_of(self.task).items()}
@@ -232,9 +232,10 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
 
 def apply_load(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> None:
     """In place, of a command that applies weights: a typed --load names them; that of a settings file, which says what
-    a run started from, does not. Raises UsageError where --weights is typed too."""
+    a run started from, does not. Raises UsageError where --weights is typed too, except for `train --mode evaluate` as
+    reference programs have it, whose --weights is where training saves."""
     if "load" in given and given["load"][0]:
-        if given.get("weights", ((),))[0]:
+        if "mode" not in given and given.get("weights", ((),))[0]:
             load, weights = (f"{given[name][1]}" for name in ("load", "weights"))
             raise UsageError(
                 f"{load} {values['load']} and {weights} {' '.join(values['weights'])} both name the weights to apply.",

@@ -187,14 +187,14 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
 
 def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> None:
     """In place: of the schedule and its milestones that of the later layer counts. Milestones mean multistep, another
-    schedule has none. Where one layer sets both, they are left as they are, except in a resumed run of an earlier
-    version, which went by its schedule."""
+    schedule has none. Typed together they are left, for they contradict each other; a settings file with both is that
+    of a run of an earlier version, which went by its schedule."""
     if not values["lr_milestones"] or values["schedule"] == "multistep":
         return
     schedule, milestones = (LAYERS.index(sources[name].split()[0]) for name in ("schedule", "lr_milestones"))
     if milestones > schedule:
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
-    elif milestones < schedule or LAYERS[schedule] == "run":
+    elif milestones < schedule or LAYERS[schedule] in ("file", "run"):
         values["lr_milestones"], sources["lr_milestones"] = (), sources["schedule"]
 
 

@@ -67,7 +67,7 @@ def distances(
     voxel do not count: a flat image has an outline, no surface. `ignored`: voxels of neither mask of which it is not
     known whether they are outside; no surface is seen against them.
     """
-    deep = [axis for axis, side in enumerate(target.shape) if side > 1] or [0]
+    deep = [axis for axis, side in enumerate(target.shape) if side != 1] or [0]
     if len(deep) < target.ndim:
         sides = [target.shape[axis] for axis in deep]
         prediction, target = prediction.reshape(sides), target.reshape(sides)
