@@ -449,6 +449,8 @@ def test_synthetic_data_are_not_written_into_the_folders_of_a_file(task: str, wo
     Path("real.json").write_text(json.dumps({"task": task, "data": "./mine", "cache": "./kept"}))
     made = folders("--task", task, "--synth-data")
     assert folders("--config", "real.json", "--synth-data") == made
+    left = program.resolve("train", ["--config", "real.json", "--synth-data"]).remarks
+    assert "--data ./mine and --cache ./kept of file real.json do not count beside synthetic data" in left
     assert folders("--config", "real.json", "--loader", "synthetic") == made
     assert folders("--config", "real.json", "--synth-data", "--data", "x")[0] == ("x", "flag --data")
     assert folders("--config", "real.json", "--synth-data", "--cache", "x")[1] == ("x", "flag --cache")
@@ -471,8 +473,9 @@ def test_a_settings_file_of_an_earlier_version_goes_by_its_schedule(tmp_path: Pa
     """Its milestones had no effect, and no more do they stop what it is used for."""
     path = tmp_path / "a.json"
     path.write_text('{"schedule": "cosine", "lr-milestones": [3]}')
-    train = program.resolve("train", ["--config", str(path)]).config.train
-    assert (train.schedule, train.lr_milestones) == ("cosine", ())
+    found = program.resolve("train", ["--config", str(path)])
+    assert (found.config.train.schedule, found.config.train.lr_milestones) == ("cosine", ())
+    assert f"--lr-milestones of file {path} change nothing with its --schedule cosine" in found.remarks
 
 
 def test_folders_of_a_settings_file_that_says_nothing_of_synthetic_data_count(tmp_path: Path) -> None:

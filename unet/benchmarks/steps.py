@@ -53,14 +53,14 @@ class OurLoop(Loop):
         self.context, self.cases = context or setup.assemble(config), cases
         self.device, self.task = self.context.device, self.context.task
         self.tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
-        model = self.device.place(self.task.build_model())
+        self.model = model = self.device.place(self.task.build_model())
+        self.averaged = averaged_model(model, config.train.ema)  # before capture, as in training
         network = self.device.capture(self.device.compile(model) if self.device.compiled() else model)
         alone = self.device.rank.world == 1 or (group is not None and torch.distributed.get_world_size(group) == 1)
         self.network = network if alone else self.device.parallel(network, group)
         fused = None if config.device.deterministic else self.device  # torch's own: the same bits on every device
         self.optimizer = optim.build(config.train, self.task.param_groups(model), fused)
         self.gradients, self.number = Gradients(config.train, self.optimizer, self.device), 0
-        self.model, self.averaged = model, averaged_model(model, config.train.ema)
         self.scaler = self.device.scaler()
         self.memory, self.is_out_of_memory = self.device.memory, self.device.is_out_of_memory
         self.passing: OurPass | None = None

@@ -65,8 +65,8 @@ def resolve(
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     if applying or values["mode"] in ("evaluate", "predict"):
         apply_load(values, sources, given)
-    remarks = [*settle(values, sources, given), *unused(values, given, task), *layers.remarks]
-    settle_schedule(values, sources)
+    remarks = [*settle(values, sources, given), *unused(values, given, task), *settle_schedule(values, sources)]
+    remarks += layers.remarks
     config = with_synthetic_cache(Config.of(task, values), sources)
     return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
 
@@ -150,21 +150,22 @@ class _Layers:
 
     def lay_folders(self, from_file: Mapping[str, Any]) -> None:
         """Where the settings file is of real data and synthetic ones are typed, or the reverse, its folders do not
-        count."""
+        count; the remarks tell of real ones."""
         made = {name: self.task.synthetic_defaults[name] for name in FOLDERS if name in self.task.synthetic_defaults}
         typed = self.typed.get("synth_data", True if self.typed.get("source") == "synthetic" else None)
         before = bool(from_file.get("synth_data")) or from_file.get("source") == "synthetic"
         if typed and not before and (from_file.get("synth_data") is False or "data" in from_file):
             self.lay(made, SYNTHETIC)
+            if left := " and ".join(f"{flag(name)} {from_file[name]}" for name in made if name in from_file):
+                self.remarks.append(f"{left} of {self.file_source} do not count beside synthetic data")
         elif typed is False and before:
-            usual = {name: item.default for name, item in declared_of(self.task).items()}
-            for name, folder in made.items():
-                if str(from_file.get(name)) == folder or str(from_file.get(name)).startswith(f"{folder}_"):
-                    own = name in self.task.defaults
-                    self.lay(
-                        {name: self.task.defaults[name] if own else usual[name]},
-                        f"task {self.task.name}" if own else "default",
-                    )
+            named = {name: str(from_file.get(name)) for name in made}
+            own = [
+                name for name, folder in made.items() if named[name] == folder or named[name].startswith(f"{folder}_")
+            ]
+            self.lay({name: item.default for name, item in declared_of(self.task).items() if name in own}, "default")
+            usual = {name: value for name, value in self.task.defaults.items() if name in own}
+            self.lay(usual, f"task {self.task.name}")
 
     def recipe(self, name: str) -> Mapping[str, Any]:
         """The settings of a recipe. Raises UsageError if the task does not have it."""

@@ -57,15 +57,7 @@ from unet.config.task_settings import TaskSettings, check_pair
 MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
 
 SYNTHETIC = "synthetic data"  # the source of what --synth-data changes
-LAYERS = (
-    "default",
-    "task",
-    SYNTHETIC.split()[0],
-    "recipe",
-    "file",
-    "run",
-    "flag",
-)  # how a source begins, weakest first
+LAYERS = ["default", "task", "synthetic", "recipe", "file", "run", "flag"]  # how a source begins, weakest first
 STORES = ("http://", "https://", "sqlite:///", "file://")
 
 
@@ -185,16 +177,18 @@ def contradictions(config: Config, shaping: bool = True) -> list[str]:
     return mistakes + config.task.check(config) + _of_device(config) + _of_run(config)
 
 
-def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> None:
+def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> Iterator[str]:
     """In place: of the schedule and its milestones that of the later layer counts. Milestones mean multistep, another
-    schedule has none. Typed together they are left, for they contradict each other; a settings file with both is that
-    of a run of an earlier version, which went by its schedule."""
+    schedule has none. Typed together they are left, for they contradict each other; in a settings file, which may be
+    that of a run of an earlier version, the schedule counts. Notices on that."""
     if not values["lr_milestones"] or values["schedule"] == "multistep":
         return
     schedule, milestones = (LAYERS.index(sources[name].split()[0]) for name in ("schedule", "lr_milestones"))
     if milestones > schedule:
         values["schedule"], sources["schedule"] = "multistep", sources["lr_milestones"]
     elif milestones < schedule or LAYERS[schedule] in ("file", "run"):
+        if milestones == schedule:
+            yield f"--lr-milestones of {sources['schedule']} change nothing with its --schedule {values['schedule']}"
         values["lr_milestones"], sources["lr_milestones"] = (), sources["schedule"]
 
 
