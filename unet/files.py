@@ -13,6 +13,7 @@ import re
 import socket
 import stat
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -238,13 +239,18 @@ def read_json(path: Path | str, schema: Any = None, hint: str = "Repair the file
     return found
 
 
+def printable(text: str) -> bool:
+    """Whether all letters can be shown; spaces of any kind can."""
+    return all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text)
+
+
 def path_inside(folder: Path, name: Any) -> Path:
     """The path of `name` in `folder`, for names that were read from a file. Raises UnetError if it leads out of the
     folder (absolute, `..`, through a link) or is no file name.
     """
     parts = name.split("/") if isinstance(name, str) else [""]
     bad = any(
-        part in ("", ".", "..") or "\\" in part or not part.isprintable() or len(part.encode()) > 255 for part in parts
+        part in ("", ".", "..") or "\\" in part or not printable(part) or len(part.encode()) > 255 for part in parts
     )
     path = folder.joinpath(*parts) if not bad else folder
     if not bad and len(parts) > 1:

@@ -62,7 +62,7 @@ def test_a_written_segmentation_is_read_by_both_libraries(orientation: Any, tmp_
     for name in ("out.dcm", "out.nii.gz"):
         again = volumes.read_head(tmp_path / name, head)
         assert volumes.mismatch(head, again) == []
-        assert np.array_equal(volumes.labels_like(head, again, volumes.read_labels(again)), labels())
+        assert np.array_equal(volumes.stored_like(head, again, volumes.read_labels(again)), labels())
 
 
 @pytest.mark.parametrize("name", ["Leberläsion", "腫瘍"])
@@ -225,7 +225,7 @@ def test_a_segmentation_of_another_program_is_a_mask(tmp_path: Path) -> None:
     volumes.write_labels(tmp_path / "mask.nii.gz", labels(), tmp_path / "s", NAMES)
     mask, prediction = volumes.read_heads(tmp_path / "mask.nii.gz", tmp_path / "m/any")
     assert volumes.mismatch(mask, prediction) == []
-    turned = volumes.labels_like(mask, prediction, volumes.read_labels(prediction))
+    turned = volumes.stored_like(mask, prediction, volumes.read_labels(prediction))
     assert np.array_equal(turned > 0, volumes.read_labels(mask) > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,45 @@ def test_slices_and_channels_of_a_tiff(
     order = [axes.replace("S", "C").find(letter) for letter in "CZYX"]
     wanted = values.transpose([place for place in order if place >= 0]).reshape(channels, *stored)
     assert np.array_equal(volumes.read_image(head), wanted)
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "imagej"])
+def test_the_mask_of_a_tiff_has_the_voxels_of_its_image(kind: str, tmp_path: Path) -> None:
+    """nnU-Net's Tiff3DIO reads CASE.json beside CASE_0000.tif; ImageJ has the pixels and the spacing in the file."""
+    image, mask = tmp_path / "case_0000.tif", tmp_path / "case.tif"
+    values = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
+    if kind == "nnunet":
+        tifffile.imwrite(image, values)
+        assert volumes.read_head(image).spacing is None
+        (tmp_path / "case.json").write_text('{"spacing": [5, 0.4882810115814209, 0.3]}')
+        expected = 5, 0.4882810115814209, 0.3
+        assert volumes.files_of(image) == [image, tmp_path / "case.json"]
+    else:
+        about = {"axes": "ZYX", "unit": "\\u00B5m", "spacing": 2}
+        tifffile.imwrite(image, values, imagej=True, resolution=((2, 1), (1, 2)), metadata=about)
+        expected = 0.002, 0.002, 0.0005
+    assert volumes.read_head(image).spacing == pytest.approx(expected, rel=1e-9)
+    volumes.write_labels(mask, (values % 3).astype(np.uint8), image, {"class_1": "organ"})
+    (tmp_path / "case.json").unlink(missing_ok=True)
+    head = volumes.read_head(mask)
+    assert head.spacing == pytest.approx(expected, rel=1e-9)
+    assert np.array_equal(volumes.read_labels(head), values % 3)
+    (tmp_path / "case.json").write_text('{"spacing": [5, 0]}')
+    with pytest.raises(DataError, match=r"spacing is \[5, 0\], not three lengths"):
+        volumes.read_head(image)
+    (tmp_path / "case.json").write_text('{"shapes": []}')  # of another program
+    assert volumes.files_of(mask) == [mask]
+
+
+def test_a_damaged_header_of_npy_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    """numpy raises tokenize.TokenError and SyntaxError for them."""
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.float32))
+    content = (tmp_path / "a.npy").read_bytes()
+    for place in range(10, 80):
+        for byte in (b"(", b"'", b"\n", b"\x00"):
+            (tmp_path / "b.npy").write_bytes(content[:place] + byte + content[place + 1 :])
+            with contextlib.suppress(DataError):
+                volumes.read_head(tmp_path / "b.npy")
 
 
 def test_a_tiff_of_imagej_has_a_spacing_and_dots_per_inch_are_none(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from unet import host
 from unet.commands import output
+from unet.config.options import flag
 from unet.config.resolve import Resolved
 from unet.config.schema import resolve_path
 from unet.data import checksums
@@ -30,6 +32,8 @@ def run(resolved: Resolved, command: str) -> int:
             f"Neither {raw.absolute()} nor {folder.absolute()} exists.",
             "Give a raw set with --data, or a cache with --cache.",
         )
+    if config.split.max_cases:
+        host.notice(f"note: {flag('max_cases')} {config.split.max_cases} has no effect: every case is checked")
     errors, found = 0, []
     for kind, path in chosen:
         report = task.check_raw(path) if kind == "raw set" else task.check_cache(path)

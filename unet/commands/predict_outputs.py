@@ -14,7 +14,7 @@ from unet import files
 from unet.config.flags_training import BOTH, DICOM_SEG, NIFTI, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
 from unet.data.io.volumes import DICOM, format_of, kind_of, stem
-from unet.errors import StorageError, UsageError
+from unet.errors import UnetError, UsageError
 from unet.runtime.folders.output_folder import CHANGED, FOREIGN, FREE, MANIFEST, OWN, Made, OutputFolder
 from unet.tasks.base import Task
 
@@ -234,7 +234,7 @@ def inputs_digest(task: Task, images: Sequence[Path], options: PredictOptions) -
     """A digest of all files that a case is predicted from; empty if they cannot be read."""
     try:
         return files.digest_files(*(path for image in images for path in task.source_files(image, options)))
-    except StorageError:
+    except UnetError:
         return ""
 
 

@@ -24,7 +24,7 @@ from unet.data.loading.patches import EpochPatches
 from unet.data.preprocessing import resize
 from unet.errors import CacheError, DataError
 from unet.models.label_maps import label_map_of
-from unet.tasks.folder import dataset, sets
+from unet.tasks.folder import check, dataset, fingerprint, sets
 from unet.tasks.folder.settings import Settings
 
 OWN = Settings(
@@ -202,6 +202,33 @@ def test_two_channels_from_two_files_or_one(tmp_path: Path) -> None:
     other = made.write(tmp_path / "other.nii.gz", image[:-1])
     with pytest.raises(DataError, match=r"c_0000.nii.gz and other.nii.gz lie on two grids: size"):
         dataset.prepare_image("c", [paths[0], other], own)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SAR", "none"])
+@pytest.mark.parametrize("orientation", ["as-stored", "IPL"])
+def test_channels_stored_in_other_ways_lie_on_one_another(codes: str, orientation: str, tmp_path: Path) -> None:
+    """One grid with its axes backwards or in another order, or without a place in space."""
+    from nibabel import orientations
+
+    image, mask = made.volume(1)
+    paths = [made.write(tmp_path / f"case_{number:04}.nii.gz", image) for number in range(2)]
+    stored: Any = nibabel.load(paths[1])
+    if codes == "none":
+        header = stored.header.copy()
+        stored = nibabel.Nifti1Image(image, None)
+        stored.header.set_zooms(header.get_zooms())
+    else:
+        wanted = orientations.axcodes2ornt(tuple(codes))
+        stored = stored.as_reoriented(orientations.ornt_transform(orientations.io_orientation(stored.affine), wanted))
+    nibabel.save(stored, paths[1])
+    own = dataclasses.replace(OWN, channels=("a", "b"), orientation=orientation, normalize=("none", "none"))
+    found, _, _ = dataset.prepare_image("case", paths, own)
+    assert np.array_equal(found[0], found[1])
+    label = made.write(tmp_path / "mask.nii.gz", mask)
+    case = sets.Found(tuple(paths), label)
+    looked = fingerprint._look(("case", case, True), (0,))
+    assert looked.samples[0] == looked.samples[1]
+    assert not check.look(("case", ("case", case)), own, None)["faults"]
 
 
 def test_colours_are_scaled_by_their_type(tmp_path: Path) -> None:

@@ -244,8 +244,8 @@ def test_images_of_a_set_may_be_folders(tmp_path: Path) -> None:
         volumes.write_labels(tmp_path / f"masks/c{number}.dcm", values() % 2, tmp_path / f"images/c{number}", names)
     found = sets.find(tmp_path)
     assert {name: case.images[0].name for name, case in found.cases.items()} == {"c0": "c0", "c1": "c1"}
-    assert sets.inputs([tmp_path], 1) == {"c0": tmp_path / "images/c0", "c1": tmp_path / "images/c1"}
+    assert sets.inputs([tmp_path], 1) == {"c0": (tmp_path / "images/c0",), "c1": (tmp_path / "images/c1",)}
     assert sets.inputs([tmp_path / "images"], 1) == sets.inputs([tmp_path], 1)
-    assert sets.inputs([tmp_path / "images/c0"], 1) == {"c0": tmp_path / "images/c0"}
+    assert sets.inputs([tmp_path / "images/c0"], 1) == {"c0": (tmp_path / "images/c0",)}
     shutil.copy(next((tmp_path / "images/c1").iterdir()), tmp_path / "images/loose")
     assert "loose" in sets.inputs([tmp_path], 1)

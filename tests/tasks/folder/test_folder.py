@@ -308,6 +308,44 @@ def test_label_maps_of_any_program_are_scored(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_class_that_these_masks_lack_is_scored(cli: Cli, tmp_path: Path) -> None:
+    """A rare class in a small set of tests, without a dataset.json."""
+    for number in range(2):
+        mask = made.volume(number, classes=2)[1]
+        made.write(tmp_path / f"masks/case_{number}.nii.gz", mask)
+        mask[:3] = 2
+        made.write(tmp_path / f"found/case_{number}.nii.gz", mask)
+    code, _, err = cli("evaluate", "--predictions", "found", "--labels", "masks", "--run-name", "s")
+    assert code == 0, err
+    assert "No mask holds the value 2" in err
+    rows = list(csv.DictReader(io.StringIO(Path("performance/s/cases.csv").read_text())))
+    assert all(float(row["dice_2"]) == 0 for row in rows)
+    typed = ("--label-values", "0", "1", "--classes", "none", "organ")
+    words = error_of(cli("evaluate", "--predictions", "found", "--labels", "masks", "--run-name", "t", *typed))
+    assert "holds the value 2" in words
+    assert "Correct or remove these cases" not in words, "the fault's own advice is lost"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_table_and_its_weights(cli: Cli, tmp_path: Path) -> None:
+    """Channels whose names say nothing of the case, as in BIDS: trained and predicted from tables."""
+    lines = []
+    for number in range(4):
+        image, mask = made.volume(number, (16, 16, 8))
+        for kind, factor in (("flair", 1), ("t1", 2)):
+            made.write(tmp_path / f"raw/sub-{number}_{kind}.nii.gz", image * factor)
+        made.write(tmp_path / f"raw/sub-{number}_seg.nii.gz", mask)
+        lines.append(f"sub-{number},sub-{number}_flair.nii.gz,sub-{number}_t1.nii.gz,sub-{number}_seg.nii.gz\n")
+    (tmp_path / "raw/set.csv").write_text("case,image_1,image_2,mask\n" + "".join(lines))
+    train = ("train", "--task", "folder", "--data", "raw/set.csv", "--patch", "8", "8", "8", "--width", "4")
+    code, _, err = cli(*train, "--max-steps", "1", "--eval-steps", "1", "--run-name", "tab")
+    assert code == 0, err
+    code, _, err = cli("predict", "--weights", "tab.safetensors", "raw/set.csv", "--output", "masks")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == [f"sub-{n}.nii.gz" for n in range(4)]
+
+
+@pytest.mark.usefixtures("here")
 def test_one_image_into_one_file(cli: Cli, tmp_path: Path) -> None:
     made.pairs(tmp_path / "data/set", ".tif", cases=4)
     code, _, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)

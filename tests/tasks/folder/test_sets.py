@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 from builders import task_config
+from PIL import Image
 from tasks.folder import sets as made
 
+from unet import files
 from unet.config.flags_training import PredictOptions
-from unet.errors import DataError
+from unet.errors import DataError, UnetError
 from unet.tasks.folder import dataset, sets
-from unet.tasks.folder.labels import IGNORED, from_values
+from unet.tasks.folder.labels import IGNORED, from_values, read_names
 from unet.tasks.folder.settings import Settings
 from unet.tasks.folder.task import Folder
 
@@ -37,7 +39,7 @@ def test_the_layout_of_nnunet(tmp_path: Path) -> None:
 def test_the_first_version_of_dataset_json_and_its_ignore_label(tmp_path: Path) -> None:
     content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "ignore"}}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    names = sets.read_names(tmp_path / "dataset.json")
+    names = read_names(tmp_path / "dataset.json")
     assert (names.channels, names.classes, names.ignore) == (("CT",), {"background": 0, "liver": 1}, 2)
 
 
@@ -88,7 +90,7 @@ def test_channels_that_are_not_numbered_from_0(tmp_path: Path) -> None:
 def test_labels_that_are_regions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2]}}))
     with pytest.raises(DataError, match=r"the label 'whole' is a region, \[1, 2\]"):
-        sets.read_names(tmp_path / "dataset.json")
+        read_names(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_labels_that_are_regions_are_refused(tmp_path: Path) -> None:
 def test_labels_of_dataset_json_that_contradict_each_other(labels: object, words: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(DataError, match=words):
-        sets.read_names(tmp_path / "dataset.json")
+        read_names(tmp_path / "dataset.json")
 
 
 def test_classes_that_are_typed_have_names_of_their_own() -> None:
@@ -116,7 +118,7 @@ def test_classes_that_are_typed_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("background", ["background", "Background", "rest"])
 def test_the_background_comes_first_beside_negative_values(background: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"b": 2, "x": -1, background: 0, "ignore": 3}}))
-    names = sets.read_names(tmp_path / "dataset.json")
+    names = read_names(tmp_path / "dataset.json")
     assert list(names.classes.items()) == [(background, 0), ("x", -1), ("b", 2)]
     assert names.aside == (0, 3)
     assert from_values([-1, 0, 2, 3], names.classes, names.ignore, tmp_path).classes_of(
@@ -143,12 +145,85 @@ def test_a_table_with_faults(text: str, words: str, tmp_path: Path) -> None:
 def test_inputs_of_a_prediction(tmp_path: Path) -> None:
     made.nnunet(tmp_path, cases=2, channels=2)
     first = tmp_path / "imagesTr/case_1_0000.nii.gz"
-    assert sets.inputs([first.with_name("case_1_0001.nii.gz")], 2) == {"case_1": first}
+    both = first, first.with_name("case_1_0001.nii.gz")
+    assert sets.inputs([both[1]], 2) == {"case_1": both}
     assert list(sets.inputs([tmp_path], 2)) == ["case_0", "case_1"]
-    first.with_name("case_1_0001.nii.gz").unlink()
-    assert sets.channel_files(first, 2) == (first,)
+    both[1].unlink()
+    assert sets.inputs([tmp_path], 2)["case_1"] == both  # told when its turn comes; the others are predicted
+    with pytest.raises(DataError, match=r"case_1: its channel case_1_0001\.nii\.gz is not there"):
+        dataset.one_grid("case_1", both)
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}/none: no such file or folder")):
         sets.inputs([tmp_path / "none"], 1)
+
+
+@pytest.mark.parametrize(("colours", "start"), [(1, 0), (1, 1), (3, 0), (3, 1)])
+def test_numbered_frames_are_cases(colours: int, start: int, tmp_path: Path) -> None:
+    """frame_0000.png with a mask of the same name is no channel, as nnU-Net's CASE_0000 with a mask CASE is."""
+    names = [f"frame_{number:04}" for number in range(start, start + 3)]
+    for name in names:
+        for folder, mode in (("images", "L" if colours == 1 else "RGB"), ("masks", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new(mode, (8, 8)).save(tmp_path / folder / f"{name}.png")
+    assert list(sets.find(tmp_path).cases) == names
+    assert list(sets.inputs([tmp_path], colours)) == names
+    assert list(sets.inputs([tmp_path / "images" / f"{names[0]}.png"], colours)) == names[:1]
+    table = tmp_path / "set.csv"
+    table.write_text("image,mask\n" + "".join(f"images/{name}.png,masks/{name}.png\n" for name in names))
+    assert list(sets.find(table).cases) == names
+
+
+def test_colours_in_the_layout_of_nnunet_are_found_without_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / "imagesTs").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"imagesTs/case_{number}_0000.png")
+    listed, calls = sets.listed, []
+    monkeypatch.setattr(sets, "listed", lambda folder: calls.append(folder) or listed(folder))
+    assert list(sets.inputs([tmp_path], 3)) == ["case_0", "case_1", "case_2"]
+    assert len(calls) == 1
+
+
+def test_channels_in_files_of_several_formats(tmp_path: Path) -> None:
+    image, _ = made.volume(0)
+    first = made.write(tmp_path / "case_0000.nii.gz", image)
+    second = made.write(tmp_path / "case_0001.nrrd", image)
+    assert sets.inputs([tmp_path], 2) == {"case": (first, second)}
+
+
+def test_a_table_is_predicted_as_it_is_trained(tmp_path: Path) -> None:
+    image, _ = made.volume(0)
+    pair = made.write(tmp_path / "sub-1_flair.nii.gz", image), made.write(tmp_path / "sub-1_t1.nii.gz", image)
+    (tmp_path / "new.csv").write_text("case,image_1,image_2\nsub-1,sub-1_flair.nii.gz,sub-1_t1.nii.gz\n")
+    assert sets.inputs([tmp_path / "new.csv"], 2) == {"sub-1": pair}
+
+
+def test_columns_of_a_table_are_whole_words(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    table = tmp_path / "set.csv"
+    table.write_text("ImagePath,label,mask,pathology\na.png,3,b.png,benign\n")
+    found = sets.find(table).cases["a"]
+    assert found.images == (tmp_path / "a.png",)
+    assert found.mask == tmp_path / "b.png"
+    columns = ["image_1", "img2", "channel 0", "t1_path", "filename", "Images", "modality_0"]
+    assert all(sets.IMAGE_COLUMN.search(sets.plain(name)) for name in columns)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "x" * 230])
+def test_names_that_no_file_of_a_cache_can_have(name: str, tmp_path: Path) -> None:
+    made.pairs(tmp_path, ".png", cases=1)
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "case_0.png").rename(tmp_path / folder / f"{name}.png")
+    with pytest.raises(DataError, match="cannot be a case: its name"):
+        sets.find(tmp_path)
+
+
+def test_names_with_wide_spaces(tmp_path: Path) -> None:
+    """An ideographic space is a letter of Japanese names."""
+    assert files.path_inside(tmp_path, "case\u30001_image.npy").name == "case\u30001_image.npy"
+    with pytest.raises(UnetError):
+        files.path_inside(tmp_path, "case\n1")
 
 
 def test_names_with_spaces_and_umlauts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,14 +63,22 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def write_label_stack(
-    path: Path, labels: NDArray[Any], pixel: tuple[Any, Any] | None, unit: str | None, about: str
+    path: Path,
+    labels: NDArray[Any],
+    pixel: tuple[Any, Any] | None,
+    unit: str | None,
+    about: str,
+    depth: float | None = None,
 ) -> None:
     """Write label values (S, H, W) as a TIFF, a page for each slice, deflated, with the pixel size of its image and
-    `about` in the description of the first page. Atomic."""
+    `about` in the description of the first page; with `depth`, units a slice, in ImageJ's form. Atomic."""
     import tifffile
 
     kind = {"inch": "INCH", "cm": "CENTIMETER"}.get(unit or "", "NONE")
     how: dict[str, Any] = {"resolution": pixel, "resolutionunit": kind} if pixel else {}
+    if depth is not None:
+        count = f"images={len(labels)}\nslices={len(labels)}\n" if len(labels) > 1 else ""
+        about = f"ImageJ=1.11a\n{count}unit={_escaped(unit or '')}\nspacing={depth!r}\n{about}"
     with atomic(path) as stream:
         tifffile.imwrite(
             stream,
@@ -126,7 +135,7 @@ def open_npy(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise explain(error, path) from error
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:  # of a header that is damaged
         raise DataError(
             f"{path}: cannot be read as npy ({str(error)[:100]}; {_bytes(path)}).",
             "Delete the file, then build the cache again with --rebuild-cache.",

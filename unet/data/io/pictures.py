@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unet import files
 from unet.data.io import images
 from unet.data.io.images import pixel_size
 from unet.data.io.tiff import BLACK_IS_ZERO, WHITE_IS_ZERO, Kind
-from unet.errors import DataError
+from unet.errors import DataError, UnetError
 
-__all__ = ["look", "pixel_size", "read", "read_labels", "spacing"]
+__all__ = ["grid", "look", "pixel_size", "read", "read_labels", "spacing"]
 
 Array = NDArray[Any]
 SLICES = "ZIQT"  # tifffile's letters of an axis that counts slices: depth, a series, an unknown one, time
@@ -82,24 +86,68 @@ def read_labels(path: Path) -> Array:
     return found
 
 
+class Grid(NamedTuple):
+    """How large the voxels of a TIFF are: pixels a `unit` along x and y, as rational numbers, and units a slice."""
+
+    pixel: tuple[tuple[Any, Any], tuple[Any, Any]]
+    unit: str
+    depth: float
+
+    def spacing(self) -> tuple[float, float, float]:
+        """mm of a voxel along slices, rows and columns."""
+        scale = TO_MM[self.unit.lower()]
+        x, y = (scale * down / up for up, down in self.pixel)
+        return scale * self.depth, y, x
+
+
 def spacing(path: Path) -> tuple[float, float, float] | None:
-    """mm of a voxel along slices, rows and columns, where a TIFF of ImageJ gives it in a unit of length; None
-    elsewhere: dots per inch of a photograph say nothing of what it shows."""
+    """mm of a voxel of a TIFF along slices, rows and columns, where it is known. Raises DataError."""
+    found = grid(path)
+    return found.spacing() if found else None
+
+
+def grid(path: Path) -> Grid | None:
+    """The voxels of a TIFF: nnU-Net's of the file beside it, or those that ImageJ gives in a unit of length; None
+    elsewhere: dots per inch of a photograph say nothing of what it shows. Raises DataError."""
     import tifffile
 
+    if beside := sidecar(path):
+        z, *sides = files.read_json(beside)["spacing"]
+        y, x = (Fraction(mm).limit_denominator(max(1, int(2**31 / max(1, mm)))) for mm in sides)
+        return Grid(((x.denominator, x.numerator), (y.denominator, y.numerator)), "mm", z)
     about: dict[str, Any] = {}
     with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
         about = file.imagej_metadata or {}
     pixel, _ = pixel_size(path)
-    scale = TO_MM.get(str(about.get("unit")).lower())  # the tag ResolutionUnit is a printer's
-    if pixel is None or scale is None:
+    unit = str(about.get("unit"))  # the tag ResolutionUnit is a printer's
+    if pixel is None or unit.lower() not in TO_MM:
         return None
-    x, y = (scale * down / up for up, down in pixel)
-    deep = y
+    depth = pixel[1][1] / pixel[1][0]
     with contextlib.suppress(ValueError, TypeError):
-        deep = scale * float(about.get("spacing", y / scale))
-    found = (deep, y, x)
-    return found if min(found) > 0 else None
+        depth = float(about.get("spacing", depth))
+    found = Grid(pixel, unit, depth)
+    return found if min(found.spacing()) > 0 else None
+
+
+def sidecar(path: Path) -> Path | None:
+    """The file CASE.json that nnU-Net has beside CASE_0000.tif and beside the mask CASE.tif, {"spacing": mm of slices,
+    rows and columns}. Raises DataError for a spacing that is none."""
+    for name in dict.fromkeys((re.sub(r"_\d{4}$", "", path.stem), path.stem)):
+        beside = path.with_name(f"{name}.json")
+        with contextlib.suppress(UnetError):  # of another program
+            content = files.read_json(beside, dict) if beside.is_file() else {}
+            if "spacing" in content:
+                break
+    else:
+        return None
+    given = content["spacing"]
+    plain = isinstance(given, list) and len(given) == 3 and all(type(mm) in (int, float) for mm in given)
+    if not plain or not all(0 < mm < math.inf for mm in given):
+        raise DataError(
+            f"{beside}: spacing is {str(given)[:60]}, not three lengths in mm (slices, rows, columns).",
+            "Correct it, or remove the file.",
+        )
+    return beside
 
 
 def _pages(kind: Kind, path: Path) -> tuple[int, int]:

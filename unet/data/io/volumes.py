@@ -76,6 +76,13 @@ def is_there(path: Path) -> bool:
     return place.is_file() or (place.is_dir() and kind_of(path) == DICOM)
 
 
+def holds(path: Path, channels: int) -> bool:
+    """Whether a file that can be read holds this many channels; NIfTI holds one."""
+    with contextlib.suppress(UnetError):
+        return format_of(path) not in (None, NIFTI) and read_head(path).channels == channels
+    return False
+
+
 def patient_of(path: Path) -> str:
     """What tells the patient of a DICOM image from others, to compare and not to show; "" of other images. Raises
     DataError."""
@@ -83,10 +90,14 @@ def patient_of(path: Path) -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an image is read from: itself, or those of its series; a header with those of its voxels."""
-    if kind_of(path) == DICOM:
+    """The files that an image is read from: itself, or those of its series; a header with those of its voxels; a TIFF
+    with that of its spacing."""
+    kind = kind_of(path)
+    if kind == DICOM:
         return dicom.files_of(path)
-    return [path, *itk.data_files(path)] if kind_of(path) == ITK else [path]
+    if kind == TIFF and (beside := pictures.sidecar(path)):
+        return [path, beside]
+    return [path, *itk.data_files(path)] if kind == ITK else [path]
 
 
 def memory_of(paths: Iterable[Path], each: int) -> int:
@@ -240,12 +251,21 @@ def read_labels(head: Head) -> Array:
     return _whole(head, array, nifti.ROUNDED)
 
 
-def labels_like(image: Head, mask: Head, labels: Array) -> Array:
-    """Labels on the grid of an image, with the axes in its order: those of another format may be stored in another
-    one."""
-    if image.codes and mask.codes:
-        return mask.turn("".join(image.codes)).apply(labels)
-    return image.turn("").undo(mask.turn("").apply(labels))
+def stored_like(image: Head, other: Head, values: Array) -> Array:
+    """The values (..., a, b, c) of another file of the case, its mask or a further channel, with the axes as the image
+    stores them: the same grid may be stored with its axes in another order, or backwards."""
+    if image.codes and other.codes:
+        return other.turn("".join(image.codes)).apply(values)
+    return image.turn("").undo(other.turn("").apply(values))
+
+
+def read_channels(heads: Sequence[Head]) -> Array:
+    """The values of a case's images, (C, a, b, c) float32, axes as the first stores them; all lie on one grid. Raises
+    DataError, as `read_image`."""
+    first = read_image(heads[0])
+    if len(heads) == 1:
+        return first
+    return np.concatenate([first, *(stored_like(heads[0], head, read_image(head)) for head in heads[1:])])
 
 
 def _values(head: Head) -> Array:
@@ -303,14 +323,16 @@ def write_labels(path: Path, labels: Array, like: Path, names: Mapping[str, str]
     if kind == DICOM:
         dicom.write(path, labels, like, {int(key.rpartition("_")[2]): name for key, name in names.items()}, origin)
     elif kind == NIFTI and kind_of(like) == DICOM:
-        _write_nifti_of_dicom(path, labels, read_head(like), told)
+        head = read_head(like)  # (slices, rows, columns) as (columns, rows, slices), as other programs write a series
+        nifti.write(path, labels.transpose(2, 1, 0), _raw_of_dicom(head, labels.dtype), told)
     elif kind == NIFTI:
         nifti.write_like(path, labels, like, told)
     elif kind == ITK:
         itk.write_like(path, labels, like, names)
     elif kind == TIFF:
-        pixel, unit = pictures.pixel_size(like)
-        write_label_stack(path, labels, pixel, unit, told)
+        grid = pictures.grid(like)
+        pixel, unit, depth = grid or (*pictures.pixel_size(like), None)
+        write_label_stack(path, labels, pixel, unit, told, depth)
     elif kind == NPY:
         shape = open_npy(like).shape[-3:] if labels.shape[0] > 1 else open_npy(like).shape[-2:]
         write_npy(path, labels.reshape(shape) if math.prod(shape) == labels.size else labels)
@@ -325,11 +347,6 @@ def write_made_series(folder: Path, image: Array, mask: Array, names: Mapping[st
     target = folder.parent.parent / "masks" / f"{folder.name}.dcm"
     make_folder(target.parent)
     dicom.write(target, mask, folder, {value: name for name, value in names.items()}, "")
-
-
-def _write_nifti_of_dicom(path: Path, labels: Array, head: Head, told: str) -> None:
-    """Labels (slices, rows, columns) as (columns, rows, slices), as other programs write a series."""
-    nifti.write(path, labels.transpose(2, 1, 0), _raw_of_dicom(head, labels.dtype), told)
 
 
 def _raw_of_dicom(head: Head, dtype: Any) -> Any:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from unet.config import run_files
+from unet.report import differences
 from unet.report.run import Run
 
-# Settings that say where things are and not what is computed.
-PLACES = {"run_name", "out", "weights", "overwrite", "resume", "config", "quiet", "verbose", "restarts", "max_time"}
-PLACES |= {"cache", "save_minutes", "checkpoint_every", "keep_every", "dist_timeout", "log_all_workers", "json"}
+# Settings that say where things are and what is kept, and not what is computed or how fast; a recipe is a good name.
+PLACES = differences.NO_EFFECT - {"recipe", "workers", "benchmark", "mode", "power", "debug_dump", "process_per_node"}
+PLACES |= {"cache"}
 # Told apart by the colour-blind (Okabe and Ito, 2008), those that stand out on white and on black first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#9A8700")
 DASHES = ("solid", "dashdot", "dotted")  # of the second and third eight; plain dashes are for validation

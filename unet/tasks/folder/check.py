@@ -119,7 +119,7 @@ def look(item: tuple[str, tuple[str, sets.Found]], settings: Settings, ignore: i
         result |= {"size": first.stored, "channels": channels}
         codes = "".join(first.codes or ())
         result["looked"] = fingerprint.Looked(name, first.stored, first.spacing, codes, channels, first.format, {})
-        image = np.concatenate([volumes.read_image(head) for head in heads])
+        image = volumes.read_channels(heads)
         result["digest"] = files.digest(image.tobytes())
         if image.min() == image.max():
             result["faults"].append(f"{case.images[0]}: every value is {image.min():g}")

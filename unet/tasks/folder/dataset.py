@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,13 +126,7 @@ def cost_of(size: Sequence[int], settings: Settings) -> int:
 def heads_of(name: str, images: Sequence[Path], settings: Settings) -> list[volumes.Head]:
     """The heads of a case's images. Raises DataError for images that lie on different grids, and for other channels
     than the network has."""
-    heads = [volumes.read_head(path) for path in images]
-    for head in heads[1:]:
-        if words := volumes.mismatch(heads[0], head):
-            raise DataError(
-                f"{name}: {heads[0].path.name} and {head.path.name} lie on two grids: {'; '.join(words)}.",
-                "Resample the channels of a case to one grid, or remove the case.",
-            )
+    heads = one_grid(name, images)
     count, wanted = sum(head.channels for head in heads), len(settings.channels)
     if wanted and count != wanted:
         given = ", ".join(settings.channels)
@@ -145,6 +140,20 @@ def heads_of(name: str, images: Sequence[Path], settings: Settings) -> list[volu
             f"{heads[0].path}: does not say how large its voxels are; they are taken as 1 mm, those of the network are"
             f" {times(settings.spacing)} mm"
         )
+    return heads
+
+
+def one_grid(name: str, images: Sequence[Path]) -> list[volumes.Head]:
+    """The heads of a case's images. Raises DataError for images that lie on different grids, or are not there."""
+    if len(images) > 1 and (missing := [p.name for p in images if not os.path.lexists(volumes.parted(p)[0])]):
+        raise DataError(f"{name}: its channel {missing[0]} is not there.", "Complete the case's channels.")
+    heads = [volumes.read_head(path) for path in images]
+    for head in heads[1:]:
+        if words := volumes.mismatch(heads[0], head):
+            raise DataError(
+                f"{name}: {heads[0].path.name} and {head.path.name} lie on two grids: {'; '.join(words)}.",
+                "Resample the channels of a case to one grid, or remove the case.",
+            )
     return heads
 
 
@@ -189,11 +198,7 @@ def prepare_image(name: str, images: Sequence[Path], settings: Settings) -> tupl
     Raises DataError."""
     heads = heads_of(name, images, settings)
     way = way_of(heads[0], None, settings)
-    parts = []
-    for head in heads:
-        turn = head.turn("" if settings.orientation in (None, "as-stored") else str(settings.orientation))
-        parts.append(turn.apply(volumes.read_image(head)))
-    image = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    image = way.turn.apply(volumes.read_channels(heads))
     if settings.crop_background:
         way = way_of(heads[0], border(image), settings)
         whole: Any = (slice(None), *way.inner)
@@ -244,7 +249,7 @@ def read_mask(name: str, path: Path, image: volumes.Head, settings: Settings) ->
     classes = labels_of(settings).classes_of(volumes.read_labels(head), path)
     codes = "" if settings.orientation in (None, "as-stored") else str(settings.orientation)
     if not volumes.mismatch(image, head):
-        return image.turn(codes).apply(volumes.labels_like(image, head, classes))
+        return image.turn(codes).apply(volumes.stored_like(image, head, classes))
     require_mask(name, image, path, settings)
     return image.turn(codes).apply(on_grid_of(image, head, classes))
 

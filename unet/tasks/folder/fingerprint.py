@@ -172,7 +172,7 @@ def evenly(names: Sequence[str], count: int) -> list[str]:
 
 def _looked(found: sets.Set, names: Sequence[str], whole: Collection[str], aside: tuple[int, ...]) -> dict[str, Looked]:
     """{case: what it looks like}; the values of `whole` are read too."""
-    cases, faults, read = {}, [], set(whole)
+    cases, faults, hints, read = {}, [], set(), set(whole)
     items = [(name, found.cases[name], name in read) for name in names]
     work, at_once = functools.partial(_look, aside=aside), host.processes(len(items), memory_to_look(found))
     for (name, *_), future in host.process_map(work, items, "look", "case", at_once):
@@ -182,7 +182,9 @@ def _looked(found: sets.Set, names: Sequence[str], whole: Collection[str], aside
             faults.append(f"{name}: a process was killed while it was read (out of memory?)")
         except UnetError as error:
             faults.append(error.message.rstrip("."))
-    sets.raise_faults(found.root, sorted(faults), "Correct or remove these cases")
+            hints.add(error.hint.rstrip("."))
+    hint = next(iter(hints), "") if len(hints) == 1 else ""
+    sets.raise_faults(found.root, sorted(faults), hint or "Correct or remove these cases")
     return cases
 
 
@@ -233,7 +235,7 @@ def _from_json(content: Mapping[str, Any]) -> Looked:
 def _look(item: tuple[str, sets.Found, bool], aside: tuple[int, ...]) -> Looked:
     """One case; `item` says whether its values are read too."""
     name, case, whole = item
-    heads = [volumes.read_head(path) for path in case.images]
+    heads = dataset.one_grid(name, case.images)
     first = heads[0]
     channels = sum(head.channels for head in heads)
     assert case.mask is not None  # a set of pairs
@@ -252,11 +254,11 @@ def _look(item: tuple[str, sets.Found, bool], aside: tuple[int, ...]) -> Looked:
     )
     if not whole:
         return result
-    image = np.concatenate([volumes.read_image(head) for head in heads if head.stored == first.stored])
+    image = volumes.read_channels(heads)
     darkest = [float(np.percentile(channel[::2, ::2, ::2], 1)) for channel in image]
     result = dataclasses.replace(result, darkest=darkest, inside=_inside(image))
     if not volumes.mismatch(first, head):
-        mask = volumes.labels_like(first, head, mask)
+        mask = volumes.stored_like(first, head, mask)
     elif first.affine is not None and head.affine is not None:
         mask = dataset.on_grid_of(first, head, mask, aside[0])
     else:

@@ -1,4 +1,5 @@
-"""The classes of a set and the values that masks give them: any whole numbers in the files, 0, 1, 2 ... in the network.
+"""The classes of a set and the values that masks give them: any whole numbers in the files, 0, 1, 2 ... in the network;
+and what nnU-Net's dataset.json says of a set.
 
 NumPy only.
 """
@@ -13,11 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet import files
 from unet.errors import DataError
 
 Array = NDArray[Any]
 IGNORED = 255  # the class of voxels that are neither trained on nor scored
 MOST = 100
+DATASET = "dataset.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a set says of itself: names of channels, {class: its value in the masks} with the background, the value that
+    is ignored, the ending of its files; all empty where it says nothing."""
+
+    channels: tuple[str, ...] = ()
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ignore: int | None = None
+    ending: str = ""
+
+    @property
+    def aside(self) -> tuple[int, ...]:
+        """The values of masks that are no class to be found: the background, and what is ignored."""
+        background = next(iter(self.classes.values()), 0)
+        return (background,) if self.ignore is None else (background, self.ignore)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,3 +165,32 @@ def default_names(values: Sequence[int]) -> tuple[str, ...]:
     if len(values) == 2:
         return "background", "foreground"
     return ("background", *(f"class {value}" for value in values[1:]))
+
+
+def read_names(path: Path) -> Names:
+    """What nnU-Net's dataset.json says (also in the form of its first version and of the Medical Segmentation
+    Decathlon). Raises DataError for labels that are regions of several classes, and for damaged files."""
+    if not path.is_file():
+        return Names()
+    hint = "Correct it, as nnU-Net documents dataset.json, or remove it: classes are then named by their numbers."
+    content = files.read_json(path, dict, hint)
+    channels, labels = content.get("channel_names", content.get("modality", {})), content.get("labels", {})
+    try:
+        named = [str(name) for _, name in sorted(dict(channels).items(), key=lambda item: int(item[0]))]
+        numbers = {str(key): value for key, value in dict(labels).items()}
+        if any(isinstance(value, list | tuple) for value in numbers.values()):
+            region = next(key for key, value in numbers.items() if isinstance(value, list | tuple))
+            raise DataError(
+                f"{path}: the label {region!r} is a region, {list(numbers[region])}; each class has one value.",
+                "Give each value a class of its own; the union of classes is scored from their masks.",
+            )
+        if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
+            pairs = [(str(name), int(key)) for key, name in numbers.items()]
+        else:
+            pairs = [(name, whole(value)) for name, value in numbers.items()]
+        ending = str(content.get("file_ending", ""))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
+    classes = named_classes(path, pairs, hint)
+    ignore = classes.pop("ignore", None)
+    return Names(tuple(named), classes, ignore, ending)

@@ -16,7 +16,7 @@ from unet.errors import DataError, UnetError
 from unet.metrics import classes as scores
 from unet.tasks.base import Column, Predictor
 from unet.tasks.folder import dataset, sets
-from unet.tasks.folder.labels import Labels, default_names, from_values
+from unet.tasks.folder.labels import DATASET, Labels, Names, default_names, from_values, read_names
 from unet.tasks.folder.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,16 +126,19 @@ def labels_of(found: list[Pair], given: Labels | None, where: Path) -> Labels:
     if given is not None:
         return given
     names = next(
-        (
-            sets.read_names(folder / sets.DATASET)
-            for folder in (where, where.parent)
-            if (folder / sets.DATASET).is_file()
-        ),
-        sets.Names(),
+        (read_names(folder / DATASET) for folder in (where, where.parent) if (folder / DATASET).is_file()),
+        Names(),
     )
     values: set[int] = set()
+    extra: set[int] = set()
     for _, future in host.process_map(_values, found, "look", "mask", _at_once(found)):
-        values |= future.result()
+        held, predicted = future.result()
+        values |= held
+        extra |= predicted
+    if not names.classes and (extra := extra - values):
+        told = ", ".join(map(str, sorted(extra)[:5]))
+        host.notice(f"No mask holds the value {told}, which predictions hold; it is scored as a class.")
+        values |= extra
     return from_values(sorted(values), names.classes, names.ignore, where)
 
 
@@ -144,16 +147,18 @@ def _at_once(found: Sequence[Pair]) -> int:
     return host.processes(len(found), volumes.memory_of((pair.mask for pair in found), SCORED))
 
 
-def _values(pair: Pair) -> set[int]:
+def _values(pair: Pair) -> tuple[set[int], set[int]]:
+    """The values of a mask, and those of its prediction."""
     import numpy as np
 
-    return set(np.unique(volumes.read_labels(volumes.read_head(pair.mask))).tolist())
+    mask, prediction = (np.unique(volumes.read_labels(head)) for head in volumes.read_heads(pair.mask, pair.prediction))
+    return set(mask.tolist()), set(prediction.tolist())
 
 
 def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[str, Any]]:
     """The scores of every pair, by name. Raises one DataError for all that cannot be scored."""
     work = functools.partial(_score, labels=labels, tolerance=tolerance)
-    done, faults = {}, []
+    done, faults, hints = {}, [], set()
     for pair, future in host.process_map(work, found, "score", "case", _at_once(found)):
         try:
             done[pair.name] = future.result()
@@ -161,9 +166,11 @@ def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[st
             faults.append(f"{pair.name}: a process was killed while it was scored (out of memory?)")
         except UnetError as error:
             faults.append(error.message.rstrip("."))
+            hints.add(error.hint)
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
-        raise DataError("; ".join(sorted(faults)[:2]) + more + ".", "Correct or remove these cases.")
+        hint = next(iter(hints), "") if len(hints) == 1 else ""
+        raise DataError("; ".join(sorted(faults)[:2]) + more + ".", hint or "Correct or remove these cases.")
     return [{"case": pair.name, **done[pair.name]} for pair in found]
 
 
@@ -174,7 +181,7 @@ def _score(pair: Pair, labels: Labels, tolerance: float) -> dict[str, float]:
     target, prediction = (labels.classes_of(volumes.read_labels(each), each.path) for each in (head, other))
     turn = head.turn("")
     found = scores.full_scores(
-        turn.apply(volumes.labels_like(head, other, prediction)),
+        turn.apply(volumes.stored_like(head, other, prediction)),
         turn.apply(target),
         turn.sizes(head.spacing or (1.0, 1.0, 1.0)),
         labels.classes,

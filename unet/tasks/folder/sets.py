@@ -16,7 +16,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unet import files, host
@@ -24,7 +24,7 @@ from unet.config.schema import shell_path
 from unet.data.cases import require_folder
 from unet.data.io import volumes
 from unet.errors import DataError, UnetError
-from unet.tasks.folder.labels import named_classes, whole
+from unet.tasks.folder.labels import DATASET, Names, read_names
 
 IMAGES, MASKS = (
     ("imagestr", "images", "image", "imgs"),
@@ -33,16 +33,19 @@ IMAGES, MASKS = (
 TESTS = ("imagests",)
 CHANNEL = re.compile(r"_(\d{4})$")
 CHANNEL_ZERO = re.compile(r"_0000$")
-DATASET, FOLDS = "dataset.json", "splits_final.json"
+FOLDS = "splits_final.json"
 CASE_COLUMNS, MASK_COLUMNS = ("case", "id", "name"), ("mask", "label", "segmentation", "target")
 GROUP_COLUMNS = ("patient", "subject", "group")
 COLUMN_ENDS = re.compile(r"[ _-]*(path|file|filename|id|name)$")  # "Patient ID", "mask_path"
-IMAGE_COLUMN = re.compile(r"image|img|channel|modality|path", re.IGNORECASE)
+IMAGE_COLUMN = re.compile(  # words of their own: "image_1", "img2", "ImagePath", and not "pathology"
+    r"(?<![a-z])((image|img|channel|file)[ _-]?(path|file|name)s?|(image|img|channel|path)s?|modality)(?![a-z])"
+)
 LAYOUTS = (
     "Give a folder with imagesTr/ and labelsTr/ (nnU-Net), a folder with images/ and masks/, or a table .csv with the"
     " columns image and mask."
 )
-LARGEST_TABLE = 2**28
+TABLES, LARGEST_TABLE = (".csv", ".tsv"), 2**28
+LONGEST_NAME = 200  # bytes: of 255, some are for endings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +59,6 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
-    """What a set says of itself: names of channels, {class: its value in the masks} with the background, the value that
-    is ignored, the ending of its files; all empty where it says nothing."""
-
-    channels: tuple[str, ...] = ()
-    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    ignore: int | None = None
-    ending: str = ""
-
-    @property
-    def aside(self) -> tuple[int, ...]:
-        """The values of masks that are no class to be found: the background, and what is ignored."""
-        background = next(iter(self.classes.values()), 0)
-        return (background,) if self.ignore is None else (background, self.ignore)
-
-
-@dataclasses.dataclass(frozen=True)
 class Set:
     """A set: {case: its files}, sorted, and what it says of itself."""
 
@@ -83,7 +69,7 @@ class Set:
 
 def find(root: Path) -> Set:
     """The cases of a set with masks. Raises one DataError that names the first faults and counts them."""
-    if root.suffix.lower() in (".csv", ".tsv"):
+    if root.suffix.lower() in TABLES:
         return from_table(root)
     require_folder(root, LAYOUTS)
     names = read_names(root / DATASET)
@@ -91,10 +77,10 @@ def find(root: Path) -> Set:
     if image_folder is None or mask_folder is None:
         held = ", ".join(item.name for item in list(root.iterdir())[:5]) or "nothing"
         raise DataError(f"{root.absolute()}: holds {held}; images and masks are not told apart.", LAYOUTS)
-    images = groups_of(listed(image_folder, names.ending))
     masks: dict[str, list[Path]] = {}
     for path in listed(mask_folder, names.ending):
         masks.setdefault(case_of(path), []).append(path)
+    images = groups_of(listed(image_folder, names.ending), masks)
     found = pair(root, images, masks, (image_folder, mask_folder))
     if not found:
         raise DataError(f"{image_folder.absolute()}: holds no image of a known format.", LAYOUTS)
@@ -126,15 +112,15 @@ def case_of(path: Path) -> str:
     return unicodedata.normalize("NFC", volumes.stem(path))
 
 
-def groups_of(paths: Sequence[Path]) -> dict[str, list[Path]]:
+def groups_of(paths: Sequence[Path], masks: Collection[str] = ()) -> dict[str, list[Path]]:
     """{case: the files of its channels in order}. A number of four digits at a name's end is that of a channel, where
-    the folder has _0000 of that name."""
+    the folder has _0000 of that name and no mask has the whole name (frame_0001 is then a case)."""
     stems = {case_of(path) for path in paths}
     found: dict[str, list[Path]] = {}
     for path in paths:
         name = case_of(path)
         base = CHANNEL.sub("", name)
-        several = base != name and base and f"{base}_0000" in stems
+        several = base != name and base and f"{base}_0000" in stems and name not in masks
         found.setdefault(base if several else name, []).append(path)
     return found
 
@@ -148,6 +134,11 @@ def pair(
         f"{name}: {len(paths)} masks ({', '.join(path.name for path in paths)})"
         for name, paths in masks.items()
         if len(paths) > 1
+    ]
+    faults += [
+        f"{paths[0]}: cannot be a case: its name is too long or odd"
+        for name, paths in images.items()
+        if not is_name(name)
     ]
     alone, left = [name for name in images if name not in masks], [name for name in masks if name not in images]
     faults += [f"{images[name][0]}: no mask of the name {name}" for name in alone]
@@ -166,6 +157,12 @@ def pair(
     return {name: Found(tuple(paths), masks[name][0]) for name, paths in images.items()}
 
 
+def is_name(case: str) -> bool:
+    """Whether a case's name can be that of its files in a cache and of its mask."""
+    odd = case.startswith(".") or any(sign in case for sign in "/\\") or not files.printable(case)
+    return not odd and len(case.encode()) <= LONGEST_NAME
+
+
 def raise_faults(
     root: Path | None, faults: Sequence[str], hint: str = "Complete the set, or move these files out of it"
 ) -> None:
@@ -176,35 +173,6 @@ def raise_faults(
         error = DataError("; ".join(faults[:2]) + more + ".", hint + every)
         error.faults = tuple(faults)
         raise error
-
-
-def read_names(path: Path) -> Names:
-    """What nnU-Net's dataset.json says (also in the form of its first version and of the Medical Segmentation
-    Decathlon). Raises DataError for labels that are regions of several classes, and for damaged files."""
-    if not path.is_file():
-        return Names()
-    hint = "Correct it, as nnU-Net documents dataset.json, or remove it: classes are then named by their numbers."
-    content = files.read_json(path, dict, hint)
-    channels, labels = content.get("channel_names", content.get("modality", {})), content.get("labels", {})
-    try:
-        named = [str(name) for _, name in sorted(dict(channels).items(), key=lambda item: int(item[0]))]
-        numbers = {str(key): value for key, value in dict(labels).items()}
-        if any(isinstance(value, list | tuple) for value in numbers.values()):
-            region = next(key for key, value in numbers.items() if isinstance(value, list | tuple))
-            raise DataError(
-                f"{path}: the label {region!r} is a region, {list(numbers[region])}; each class has one value.",
-                "Give each value a class of its own; the union of classes is scored from their masks.",
-            )
-        if numbers and all(key.lstrip("-").isdecimal() for key in numbers):  # {"0": "background"}: the first version
-            pairs = [(str(name), int(key)) for key, name in numbers.items()]
-        else:
-            pairs = [(name, whole(value)) for name, value in numbers.items()]
-        ending = str(content.get("file_ending", ""))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: channel_names or labels are not as expected ({error}).", hint) from error
-    classes = named_classes(path, pairs, hint)
-    ignore = classes.pop("ignore", None)
-    return Names(tuple(named), classes, ignore, ending)
 
 
 def given_folds(root: Path, number: int) -> tuple[Path, list[dict[str, list[str]]], str]:
@@ -242,9 +210,10 @@ def given_fold(root: Path, ids: Sequence[str], number: int, part: bool = False) 
     return found
 
 
-def from_table(path: Path) -> Set:
+def from_table(path: Path, masks: bool = True) -> Set:
     """The cases of a table: columns `image` (or image_1 ..., in order), `mask`, and where there are such `case`,
-    `patient` or `group`. Paths are relative to the table. Raises one DataError that names the first faults."""
+    `patient` or `group`. Paths are relative to the table. Without `masks` they may be left out. Raises one DataError
+    that names the first faults."""
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such file.", LAYOUTS)
     try:
@@ -260,8 +229,8 @@ def from_table(path: Path) -> Set:
         raise DataError(f"{path.absolute()}, line {reader.line_num}: {error}.", "Correct that line.") from error
     columns = [name for name in reader.fieldnames or () if name]
     mask, group, case = (column_of(columns, known) for known in (MASK_COLUMNS, GROUP_COLUMNS, CASE_COLUMNS))
-    images = [name for name in columns if name not in (mask, group, case) and IMAGE_COLUMN.search(name)]
-    if not images or mask is None:
+    images = [name for name in columns if name not in (mask, group, case) and IMAGE_COLUMN.search(plain(name))]
+    if not images or (mask is None and masks):
         raise DataError(
             f"{path.absolute()}: has the columns {', '.join(columns) or '(none)'}; image and mask are needed.",
             "Name the columns image (or image_1, image_2 ...), mask, and if you like case and patient.",
@@ -270,12 +239,15 @@ def from_table(path: Path) -> Set:
     faults: list[str] = []
     if unused := [name for name in columns if name not in (mask, group, case, *images)]:
         host.notice_once(f"{path.name}: the columns {', '.join(unused[:5])} are not used")
-    for number, row in rows:
+    whole = [case_of(place(path.parent, row[images[0]] or "")) for _, row in rows]
+    bases = [CHANNEL.sub("", name) for name in whole]  # of frame_0001, frame_0002 the numbers tell the cases
+    names = bases if len({*bases}) == len(bases) else whole
+    for (number, row), stem in zip(rows, names, strict=True):
         own = [place(path.parent, row[name]) for name in images if (row[name] or "").strip()]
-        target = place(path.parent, row[mask]) if (row[mask] or "").strip() else None
-        name = (row[case] or "").strip() if case else CHANNEL.sub("", case_of(own[0])) if own else ""
+        target = place(path.parent, row[mask]) if mask and (row[mask] or "").strip() else None
+        name = (row[case] or "").strip() if case else stem if own else ""
         missing = [item for item in (*own, *([target] if target else [])) if not volumes.is_there(item)]
-        if len(own) != len(images) or target is None:
+        if len(own) != len(images) or (target is None and masks):
             faults.append(
                 f"{path.name}, line {number}: {'an image' if len(own) != len(images) else 'the mask'} is empty"
             )
@@ -283,7 +255,7 @@ def from_table(path: Path) -> Set:
             faults += [f"{path.name}, line {number}: {item} is not there" for item in missing]
         elif name in found or not name:
             faults.append(f"{path.name}, line {number}: case {name!r} is {'there already' if name else 'empty'}")
-        elif name.startswith(".") or any(sign in name for sign in "/\\\0\n"):
+        elif not is_name(name):
             faults.append(f"{path.name}, line {number}: case {name!r} cannot be the name of a file")
         else:
             found[name] = Found(tuple(own), target, (row[group] or "").strip() if group else "")
@@ -295,8 +267,13 @@ def from_table(path: Path) -> Set:
 
 def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
     """The column of a table that has one of the known names, perhaps with _path, _id or _name behind it."""
-    plain = {name: name.strip().lower() for name in columns}
-    return next((name for name in columns if {plain[name], COLUMN_ENDS.sub("", plain[name])} & {*known}), None)
+    meant = {name: {name.strip().lower(), COLUMN_ENDS.sub("", plain(name))} for name in columns}
+    return next((name for word in known for name in columns if word in meant[name]), None)
+
+
+def plain(column: str) -> str:
+    """A column's name in small letters, its words apart: ImagePath, image path."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column.strip()).lower()
 
 
 def place(folder: Path, text: str) -> Path:
@@ -315,40 +292,54 @@ def groups(cases: Mapping[str, Found]) -> dict[str, str]:
     return {name: f"patient {numbers[patient]}" for name, patient in found.items()} if len(numbers) > 1 else {}
 
 
-def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, Path]:
-    """Images, folders of them and whole sets -> {case: its image, of several channels the first}; `series`: which one
-    of DICOM folders. Raises DataError for what is no image, and for two cases of one name."""
-    found: dict[str, Path] = {}
+def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> dict[str, tuple[Path, ...]]:
+    """Images, folders of them, whole sets and tables -> {case: the files of its channels}; `series`: which one of DICOM
+    folders. A file that is missing is among them. Raises DataError for what is no image, and for two cases of one
+    name."""
+    found: dict[str, tuple[Path, ...]] = {}
     for path in paths:
-        for image in images_in(path, series):
-            first = channel_files(image, channels)[0]
-            name = CHANNEL_ZERO.sub("", case_of(first))
-            if found.setdefault(name, first) != first:
+        for name, own in named_inputs(path, channels, series):
+            if found.setdefault(name, own) != own:
                 raise DataError(
-                    f"{first}: another image, {found[name]}, is case {name} too; their masks would meet.",
+                    f"{own[0]}: another image, {found[name][0]}, is case {name} too; their masks would meet.",
                     "Predict them one after the other, each with its own --output.",
                 )
     if len(found) == 1:  # what is wrong with the only image is told before a network is loaded
-        volumes.read_head(next(iter(found.values())))
+        volumes.read_head(next(iter(found.values()))[0])
     return found
 
 
+def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """(case, the files of its channels) of what a path names."""
+    if path.suffix.lower() in TABLES:
+        yield from ((name, case.images) for name, case in from_table(path, masks=False).cases.items())
+        return
+    for image in images_in(path, series):
+        own, name = channel_files(image, channels), case_of(image)
+        base = CHANNEL.sub("", name)
+        several = len(own) > 1 or (CHANNEL_ZERO.search(name) and beside(image, f"{base}_0001") is None)
+        yield base if several else name, own  # frame_0000 with frame_0001 beside it is a case
+
+
 def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
-    """The files of a case's channels, of which one is named: CASE_0000, CASE_0001 ... beside each other; the file alone
-    where it is not numbered so, or a case has one channel."""
+    """The files of a case's channels, of which one is named: CASE_0000, CASE_0001 ... beside each other, also one that
+    is missing; the file alone where it is not numbered so, or holds all channels."""
     number = CHANNEL.search(volumes.stem(image))
-    if channels == 1 or number is None:
+    if channels == 1 or number is None or volumes.holds(image, channels):
         return (image,)
-    stem = volumes.stem(image)
-    base, ending = CHANNEL.sub("", stem), image.name[len(stem) :]
-    names = [f"{base}_{channel:04}" for channel in range(channels)]
-    beside = {name: path for name in names if (path := image.with_name(name + ending)).is_file()}
-    if len(beside) < channels:  # in other formats; a folder of thousands of cases is not listed for each of them
-        beside = {volumes.stem(path): path for path in listed(image.parent)}
-    missing = [name for name in names if name not in beside]
-    if missing and len(missing) < channels - 1:
-        raise DataError(f"{image}: its channel {missing[0]} is not there.", "Complete the case's channels.")
-    return (image,) if missing else tuple(beside[name] for name in names)
+    base = CHANNEL.sub("", volumes.stem(image))
+    found = {name: beside(image, name) for name in (f"{base}_{channel:04}" for channel in range(channels))}
+    if sum(path is None for path in found.values()) >= max(2, channels - 1):
+        return (image,)
+    ending = image.name[len(volumes.stem(image)) :]
+    return tuple(path or image.with_name(name + ending) for name, path in found.items())
+
+
+def beside(image: Path, name: str) -> Path | None:
+    """An image of this name in the folder of another, which is not listed: it may hold thousands."""
+    ending = image.name[len(volumes.stem(image)) :]
+    endings = (ending, *volumes.FORMATS, *map(str.upper, volumes.FORMATS), "")
+    return next((path for end in endings if volumes.is_there(path := image.with_name(name + end))), None)
 
 
 def images_in(path: Path, series: str | None = None) -> list[Path]:

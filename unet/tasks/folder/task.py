@@ -336,11 +336,18 @@ class Folder(SegmentationTask):
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
         found = sets.inputs(paths, len(self.settings.channels), self.config.predict.series)
-        return {Path(name): [image] for name, image in found.items()}
+        self.given = {own[0]: own for own in found.values()}
+        return {Path(name): [own[0]] for name, own in found.items()}
+
+    @functools.cached_property
+    def given(self) -> dict[Path, tuple[Path, ...]]:
+        """{the first image of a case to predict: the files of its channels}, as the command line has it."""
+        named = [Path(name) for name in self.config.input.inputs]
+        self.find_inputs(named or [resolve_path(self.config.data.data, "data")])
+        return self.given
 
     def source_files(self, image: Path, options: PredictOptions) -> list[Path]:
-        channels = sets.channel_files(image, len(self.settings.channels))
-        return [file for path in channels for file in volumes.files_of(path)]
+        return [file for path in self.given[image] for file in volumes.files_of(path)]
 
     def output_files(self, image: Path, output_prefix: Path, options: PredictOptions) -> dict[str, Path]:
         endings = volumes.output_suffixes(image, options.format)
@@ -358,8 +365,7 @@ class Folder(SegmentationTask):
 
         names = {f"class_{value}": name for value, name in zip(self.labels.values, self.labels.names, strict=True)}
         for first in wanted:
-            channels = sets.channel_files(first, len(self.settings.channels))
-            image, way, notes = dataset.prepare_image(first.name, channels, self.settings)
+            image, way, notes = dataset.prepare_image(first.name, self.given[first], self.settings)
             for note in notes:
                 host.notice(note)
             classes = self.label_map(image, way, predictor)

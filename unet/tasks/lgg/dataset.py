@@ -64,14 +64,17 @@ def patient_folders(root: Path) -> list[Path]:
 
     Raises DataError where there are none, and says where they are if one level away.
     """
-    require_folder(root, "Give the raw set with --data PATH, or use synthetic data with --synth-data.")
+    require_folder(
+        root,
+        "Give the raw set with --data PATH (--task folder for a set or table of your own), or use --synth-data.",
+    )
     found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(map(_is_slice, folder.iterdir()))]
     if not found:
         deeper = {path.parent.parent for path in root.glob("*/*/*.tif")} | {
             root.parent for _ in filter(is_image, root.iterdir())
         }
-        below = f"--data {shell_path(min(deeper))}" if deeper else ""
-        where = below or "--data PATH, a folder of patient folders with .tif slices"
+        own = "a folder of patient folders with .tif slices; or --task folder for images and masks of your own"
+        where = f"--data {shell_path(min(deeper))}" if deeper else f"--data PATH, {own}"
         raise DataError(f"{root.absolute()}: holds no patient folders with .tif slices.", f"Type {where}.")
     return found
 
