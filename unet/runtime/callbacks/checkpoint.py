@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unet.errors import CheckpointError, UnetError
-from unet.runtime.checkpoints import checkpoint
+from unet.runtime.checkpoints import checkpoint, history
 from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, metadata_of, set_aside
 from unet.runtime.seeding import rng_state, set_rng_state
 from unet.runtime.trainer import Trainer, is_kept, target_reached
@@ -32,6 +32,7 @@ class Checkpoints:
         self.paths, self.facts = paths, dict(facts)
         self.due: Mapping[str, Any] | None = None
         self.kept: Mapping[str, Any] | None = None
+        self.packer = history.Packer()
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
         self.due = row if better and not run.losses.bad else None
@@ -61,7 +62,7 @@ class Checkpoints:
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_state(run.device),
-            "progress": run.progress.to_state(),
+            "progress": {**run.progress.to_state(), "history": self.packer.pack(run.progress.history)},
         }
         if run.averaged is not None:
             content["ema"] = {"model": run.averaged.module.state_dict(), "count": run.averaged.n_averaged}
