@@ -294,6 +294,45 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.Mon
     assert Path("weights/a.state.safetensors").read_bytes() == before
 
 
+@pytest.fixture
+def bad_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of each epoch's last batch is NaN."""
+    from unet.runtime import trainer
+    from unet.tasks.segmentation import SegmentationTask
+
+    epoch, step, left = trainer.train_epoch, SegmentationTask.training_step, [0]
+
+    def train_epoch(run: Any) -> bool:
+        left[0] = run.batches_per_epoch - run.progress.batch
+        return epoch(run)
+
+    def training_step(self: Any, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        left[0] -= 1
+        losses = step(self, model, batch)
+        return losses if left[0] else losses | {"loss": losses["loss"] * math.nan}
+
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def test_good_weights_are_saved_after_a_skipped_batch(tiny, bad_last_batch: None) -> None:
+    """--skip-norm: the last loss is NaN, and the weights are those of before."""
+    assert tiny("--run-name", "a", "--epochs", 1, "--skip-norm", 1e9, "--keep-every", 1)[0] == 0
+    files = [Path(f"weights/a{name}.safetensors") for name in ("", ".state", ".epoch-0001")]
+    assert all(torch.isfinite(value).all() for path in files for value in stored(path)["model"].values())
+    assert stored(files[0])["score"] == read_json(Path("performance/a/summary.json"))["best_score"]
+
+
+def test_a_stopped_run_does_not_say_that_bad_weights_were_saved(tiny, bad_last_batch: None, monkeypatch: Any) -> None:
+    from unet.runtime import trainer
+
+    monkeypatch.setattr(trainer, "evaluate_epoch", lambda run: None)
+    error = error_of(tiny("--run-name", "a", "--epochs", 1))
+    assert "Weights are not finite after step" in error and "they were not saved" in error and "TCGA" in error
+    assert not list(Path("weights").glob("*.safetensors"))
+    assert read_json(Path("performance/a/status.json"))["status"] == "failed"
+
+
 def test_two_epochs_and_two_more_are_four(tiny) -> None:
     tiny("--run-name", "four", "--weights", "four.pt", "--epochs", 4, "--deterministic")
     tiny("--run-name", "two", "--weights", "two.pt", "--epochs", 2, "--deterministic")

@@ -21,8 +21,8 @@ SET_ANEW = ("weight_decay", "momentum", "nesterov")  # of a group of weights: se
 
 
 class Checkpoints:
-    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. A state with a
-    non-finite loss never replaces a good one.
+    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. Weights that
+    are not finite never replace good ones: they are an error.
 
     The state is written before the best weights of the same epoch: if the run is killed in between, they can be
     restored from it. With --keep-every the weights of every N-th epoch stay beside them.
@@ -35,8 +35,8 @@ class Checkpoints:
         self.packer = history.Packer()
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
-        self.due = row if better and not run.losses.bad else None
-        self.kept = row if is_kept(run, row) and not run.losses.bad else None
+        self.due = row if better else None
+        self.kept = row if is_kept(run, row) else None
 
     def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
         """Save the current weights as the best."""
@@ -52,11 +52,9 @@ class Checkpoints:
         checkpoint.save_weights(path, facts, run.best_model.state_dict())
 
     def on_save(self, run: Trainer) -> None:
-        if run.losses.bad:
-            return
         start = time.perf_counter()
         state = run.model.state_dict()
-        require_finite(state, run.progress.step)
+        require_finite(run)
         content = {
             "model": state,
             "optimizer": run.optimizer.state_dict(),
@@ -83,12 +81,17 @@ def about(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in ("epoch", "step", "score")}
 
 
-def require_finite(state: Mapping[str, Tensor], step: int) -> None:
-    """Raise UnetError if a weight is not finite: weights can be NaN while the last loss was finite. One read."""
-    sums = torch.stack([value.float().sum() for value in state.values() if value.is_floating_point()])
+def require_finite(run: Trainer) -> None:
+    """Raise UnetError if a weight, or one of the moving average, is not finite. One read. Weights can be NaN while the
+    last loss was finite, and finite where a step with a loss of NaN was skipped."""
+    models = [run.model] if run.averaged is None else [run.model, run.averaged.module]
+    weights = [value for model in models for value in model.state_dict().values() if value.is_floating_point()]
+    sums = torch.stack([value.float().sum() for value in weights])
     if not bool(torch.isfinite(sums).all()):
+        first = [name for _, names in run.losses.bad[:1] for name in names[:8]]
         raise UnetError(
-            f"Weights are not finite after step {step}; they were not saved.",
+            f"Weights are not finite after step {run.progress.step}; they were not saved."
+            + (f" The first batch without a finite loss: {', '.join(first)}." if first else ""),
             "The last good state is saved: type the command again with --resume and a lower --lr, or with --clip 1.",
         )
 
