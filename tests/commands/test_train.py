@@ -290,7 +290,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trainer, "optimizer_step", step)
     error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 2))
-    assert "Weights are not finite after step" in error
+    assert "Weights are not finite after step" in error and "with --resume and a lower --lr" in error
     assert Path("weights/a.state.safetensors").read_bytes() == before
 
 
@@ -329,8 +329,31 @@ def test_a_stopped_run_does_not_say_that_bad_weights_were_saved(tiny, bad_last_b
     monkeypatch.setattr(trainer, "evaluate_epoch", lambda run: None)
     error = error_of(tiny("--run-name", "a", "--epochs", 1))
     assert "Weights are not finite after step" in error and "they were not saved" in error and "TCGA" in error
+    assert "No state is saved: start a new run" in error and "--resume" not in error
     assert not list(Path("weights").glob("*.safetensors"))
     assert read_json(Path("performance/a/status.json"))["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "checkpoints", "saved", "has_state"),
+    [
+        (True, True, False, True),
+        (False, True, False, False),
+        (False, True, True, True),
+        (False, False, True, False),
+        (True, False, False, True),
+    ],
+)
+def test_a_failed_run_is_told_to_go_on_only_from_a_state_that_exists(
+    resumed: bool, checkpoints: bool, saved: bool, has_state: bool
+) -> None:
+    from unet.runtime.trainer import Trainer
+
+    run = Trainer.__new__(Trainer)
+    run.resumed, run.saving = resumed, make_config(checkpoints=checkpoints).save
+    run.saved_at = 5.0 if saved else -math.inf
+    assert ("--resume" in run.advice("--clip 1")) is has_state
+    assert ("start a new run" in run.advice("--clip 1")) is not has_state
 
 
 def test_two_epochs_and_two_more_are_four(tiny) -> None:

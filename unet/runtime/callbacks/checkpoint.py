@@ -14,8 +14,9 @@ from torch import Tensor
 from unet.errors import CheckpointError, UnetError
 from unet.runtime.checkpoints import checkpoint, history
 from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, metadata_of, set_aside
+from unet.runtime.progress import is_kept
 from unet.runtime.seeding import rng_state, set_rng_state
-from unet.runtime.trainer import Trainer, is_kept, target_reached
+from unet.runtime.trainer import Trainer, target_reached
 
 SET_ANEW = ("weight_decay", "momentum", "nesterov")  # of a group of weights: settings that a resumed run may change
 
@@ -36,7 +37,7 @@ class Checkpoints:
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
         self.due = row if better else None
-        self.kept = row if is_kept(run, row) else None
+        self.kept = row if is_kept(run.saving.keep_every, row) else None
 
     def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
         """Save the current weights as the best."""
@@ -92,7 +93,7 @@ def require_finite(run: Trainer) -> None:
         raise UnetError(
             f"Weights are not finite after step {run.progress.step}; they were not saved."
             + (f" The first batch without a finite loss: {', '.join(first)}." if first else ""),
-            "The last good state is saved: type the command again with --resume and a lower --lr, or with --clip 1.",
+            run.advice("a lower --lr or --clip 1"),
         )
 
 
@@ -117,6 +118,7 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
             "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",
         ) from error
     run.progress.load_state(content["progress"])
+    run.resumed = True
     run.ranks_before = ranks = content.get("ranks", 1)
     if ranks != run.group.world:  # the same samples, counted in batches of the current number of ranks
         group = run.options.accumulate

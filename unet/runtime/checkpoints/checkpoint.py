@@ -1,9 +1,9 @@
 """Reads and writes weights and states: written atomically, read without executing code from the file.
 
 This program writes safetensors. In weights the tensors have the network's key names, so other programs can read them;
-in a state `facts["content"]` holds the structure of its tensors, and the history of the run, which grows with its epochs,
-is a tensor of bytes. Torch files of earlier versions and other programs are read too, by a torch without known
-vulnerabilities, or after a check of their opcodes.
+in a state `facts["content"]` holds the structure of its tensors, and the history of the run is a tensor of bytes. Torch
+files of earlier versions and other programs are read too, by a torch without known vulnerabilities, or after a check of
+their opcodes.
 """
 
 from __future__ import annotations

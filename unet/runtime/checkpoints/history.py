@@ -1,5 +1,5 @@
-"""The history of a run (a row an epoch) as a tensor of bytes: a header of a file is of limited length, and a long run has
-many rows."""
+"""The history of a run (a row an epoch) as a tensor of bytes: the header of a file is of limited length, and a long run
+has many rows."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], b
     header += b" " * (-len(header) % 8)
     if len(header) > safetensors_header.MAX_HEADER:
         raise UnetError(
-            f"{path.absolute()}: was not written: its header (names of cases and tensors) would take {len(header)} bytes,"
-            f" and nobody reads more than {safetensors_header.MAX_HEADER}.",
+            f"{path.absolute()}: was not written: its header (names of cases and tensors) would take {len(header)}"
+            f" bytes, and at most {safetensors_header.MAX_HEADER} are read.",
             "Give the cases shorter names, or train on fewer of them.",
         )
     with atomic(path, before) as stream:
