@@ -128,6 +128,22 @@ def test_weights_of_single_epochs_are_kept(tiny, cli, phantoms: Path) -> None:
     assert not any(path.exists() for path in kept)
 
 
+def test_kept_weights_follow_the_state(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the state and the kept weights: a resumed run writes them from the state."""
+    from unet.runtime.callbacks.checkpoint import Checkpoints
+
+    assert tiny("--run-name", "whole", "--epochs", 2, "--keep-every", 1, "--deterministic")[0] == 0
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "keep", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            tiny("--run-name", "a", "--epochs", 2, "--keep-every", 1, "--deterministic")
+    code, _, err = tiny("--resume", "--run-name", "a")
+    assert code == 0 and "a.epoch-0001.safetensors: the weights of epoch 1, to be kept, are restored" in err, err
+    for epoch in (1, 2):
+        one, other = (stored(f"weights/{name}.epoch-000{epoch}.safetensors") for name in ("whole", "a"))
+        assert same(one["model"], other["model"]) and one["score"] == other["score"]
+
+
 def test_a_bare_command_line_means_train(cli, phantoms: Path) -> None:
     code, _, err = cli(
         "--data_path",
