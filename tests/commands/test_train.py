@@ -526,6 +526,28 @@ def test_a_stop_in_the_last_evaluation_loses_nothing(tiny, monkeypatch: pytest.M
     assert Path("performance/a/cases.csv").exists()
 
 
+def test_a_signal_after_the_last_step_leaves_scoring_to_a_resumed_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet.runtime import trainer
+
+    close = trainer.close_epoch
+
+    def closing(run: Any, scores: dict[str, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return close(run, scores)
+
+    with monkeypatch.context() as late:
+        late.setattr(trainer, "close_epoch", closing)
+        code, out, _ = tiny("--run-name", "a", "--epochs", 1)
+        assert code == 130 and "python -m unet train --resume --run-name a" in out
+        status = read_json(Path("performance/a/status.json"))
+        assert (status["status"], status["why"]) == ("interrupted", "stopped: SIGTERM")
+        assert not Path("performance/a/cases.csv").exists()
+        assert tiny("--run-name", "b", "--epochs", 1, "--no-checkpoints")[0] == 0  # nothing is left to do
+    assert tiny("--run-name", "a", "--resume")[0] == 0
+    assert Path("performance/a/cases.csv").exists()
+    assert read_json(Path("performance/a/summary.json"))["ended"] == "epochs"
+
+
 def test_the_scores_of_a_moving_average_are_those_of_the_best_weights(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from unet.commands import scores
     from unet.runtime import trainer

@@ -54,6 +54,11 @@ class Stop:
         self.made_progress = False
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
 
+    @property
+    def signal(self) -> str | None:
+        """The signal that asked to stop; None for the time limit."""
+        return None if self.reason == "--max-time" else self.reason
+
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
