@@ -227,6 +227,19 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
+def test_max_time_counts_from_the_start_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch and building the cache take minutes too."""
+    from unet import host
+    from unet.runtime.stop import Stop
+
+    monkeypatch.setattr(host, "STARTED", host.STARTED - 6000)
+    for minutes, over in ((99, True), (1e5, False), (None, False)):
+        stop = Stop(minutes)
+        assert not stop.requested()
+        stop.made_progress = True
+        assert stop.requested() is over and stop.signal is None
+
+
 def test_the_latency_leaves_out_the_first_step_after_each_start(tiny) -> None:
     """It compiles and fills caches; --max-time stops the first run after one step."""
     often = ("--run-name", "a", "--epochs", 2, "--log-every", 1)
