@@ -128,6 +128,22 @@ def test_weights_of_single_epochs_are_kept(tiny, cli, phantoms: Path) -> None:
     assert not any(path.exists() for path in kept)
 
 
+def test_kept_weights_follow_the_state(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the state and the kept weights: a resumed run writes them from the state."""
+    from unet.runtime.callbacks.checkpoint import Checkpoints
+
+    assert tiny("--run-name", "whole", "--epochs", 2, "--keep-every", 1, "--deterministic")[0] == 0
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "keep", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            tiny("--run-name", "a", "--epochs", 2, "--keep-every", 1, "--deterministic")
+    code, _, err = tiny("--resume", "--run-name", "a")
+    assert code == 0 and "a.epoch-0001.safetensors: the weights of epoch 1, to be kept, are restored" in err, err
+    for epoch in (1, 2):
+        one, other = (stored(f"weights/{name}.epoch-000{epoch}.safetensors") for name in ("whole", "a"))
+        assert same(one["model"], other["model"]) and one["score"] == other["score"]
+
+
 def test_a_bare_command_line_means_train(cli, phantoms: Path) -> None:
     code, _, err = cli(
         "--data_path",
@@ -211,6 +227,19 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_bits(tiny, extra: tuple[
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
+def test_max_time_counts_from_the_start_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch and building the cache take minutes too."""
+    from unet import host
+    from unet.runtime.stop import Stop
+
+    monkeypatch.setattr(host, "STARTED", host.STARTED - 6000)
+    for minutes, over in ((99, True), (1e5, False), (None, False)):
+        stop = Stop(minutes)
+        assert not stop.requested()
+        stop.made_progress = True
+        assert stop.requested() is over and stop.signal is None
+
+
 def test_the_latency_leaves_out_the_first_step_after_each_start(tiny) -> None:
     """It compiles and fills caches; --max-time stops the first run after one step."""
     often = ("--run-name", "a", "--epochs", 2, "--log-every", 1)
@@ -290,8 +319,70 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trainer, "optimizer_step", step)
     error = error_of(tiny("--resume", "--run-name", "a", "--epochs", 2))
-    assert "Weights are not finite after step" in error
+    assert "Weights are not finite after step" in error and "with --resume and a lower --lr" in error
     assert Path("weights/a.state.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def bad_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of each epoch's last batch is NaN."""
+    from unet.runtime import trainer
+    from unet.tasks.segmentation import SegmentationTask
+
+    epoch, step, left = trainer.train_epoch, SegmentationTask.training_step, [0]
+
+    def train_epoch(run: Any) -> bool:
+        left[0] = run.batches_per_epoch - run.progress.batch
+        return epoch(run)
+
+    def training_step(self: Any, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        left[0] -= 1
+        losses = step(self, model, batch)
+        return losses if left[0] else losses | {"loss": losses["loss"] * math.nan}
+
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def test_good_weights_are_saved_after_a_skipped_batch(tiny, bad_last_batch: None) -> None:
+    """--skip-norm: the last loss is NaN, and the weights are those of before."""
+    assert tiny("--run-name", "a", "--epochs", 1, "--skip-norm", 1e9, "--keep-every", 1)[0] == 0
+    files = [Path(f"weights/a{name}.safetensors") for name in ("", ".state", ".epoch-0001")]
+    assert all(torch.isfinite(value).all() for path in files for value in stored(path)["model"].values())
+    assert stored(files[0])["score"] == read_json(Path("performance/a/summary.json"))["best_score"]
+
+
+def test_a_stopped_run_does_not_say_that_bad_weights_were_saved(tiny, bad_last_batch: None, monkeypatch: Any) -> None:
+    from unet.runtime import trainer
+
+    monkeypatch.setattr(trainer, "evaluate_epoch", lambda run: None)
+    error = error_of(tiny("--run-name", "a", "--epochs", 1))
+    assert "Weights are not finite after step" in error and "they were not saved" in error and "TCGA" in error
+    assert "No state is saved: start a new run" in error and "--resume" not in error
+    assert not list(Path("weights").glob("*.safetensors"))
+    assert read_json(Path("performance/a/status.json"))["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "checkpoints", "saved", "has_state"),
+    [
+        (True, True, False, True),
+        (False, True, False, False),
+        (False, True, True, True),
+        (False, False, True, False),
+        (True, False, False, True),
+    ],
+)
+def test_a_failed_run_is_told_to_go_on_only_from_a_state_that_exists(
+    resumed: bool, checkpoints: bool, saved: bool, has_state: bool
+) -> None:
+    from unet.runtime.trainer import Trainer
+
+    run = Trainer.__new__(Trainer)
+    run.resumed, run.saving = resumed, make_config(checkpoints=checkpoints).save
+    run.saved_at = 5.0 if saved else -math.inf
+    assert ("--resume" in run.advice("--clip 1")) is has_state
+    assert ("start a new run" in run.advice("--clip 1")) is not has_state
 
 
 def test_two_epochs_and_two_more_are_four(tiny) -> None:
@@ -446,6 +537,28 @@ def test_a_stop_in_the_last_evaluation_loses_nothing(tiny, monkeypatch: pytest.M
     assert (summary["steps"], summary["ended"]) == (3, "max-steps")
     assert summary["best_score"] is not None
     assert Path("performance/a/cases.csv").exists()
+
+
+def test_a_signal_after_the_last_step_leaves_scoring_to_a_resumed_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet.runtime import trainer
+
+    close = trainer.close_epoch
+
+    def closing(run: Any, scores: dict[str, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return close(run, scores)
+
+    with monkeypatch.context() as late:
+        late.setattr(trainer, "close_epoch", closing)
+        code, out, _ = tiny("--run-name", "a", "--epochs", 1)
+        assert code == 130 and "python -m unet train --resume --run-name a" in out
+        status = read_json(Path("performance/a/status.json"))
+        assert (status["status"], status["why"]) == ("interrupted", "stopped: SIGTERM")
+        assert not Path("performance/a/cases.csv").exists()
+        assert tiny("--run-name", "b", "--epochs", 1, "--no-checkpoints")[0] == 0  # nothing is left to do
+    assert tiny("--run-name", "a", "--resume")[0] == 0
+    assert Path("performance/a/cases.csv").exists()
+    assert read_json(Path("performance/a/summary.json"))["ended"] == "epochs"
 
 
 def test_the_scores_of_a_moving_average_are_those_of_the_best_weights(tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, error_of, read_json, stored
 
 from unet.errors import CheckpointError, DamagedError, UnetError
-from unet.runtime.checkpoints import checkpoint, nested, tensor_files
+from unet.runtime.checkpoints import checkpoint, history, nested, tensor_files
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.weight_files import pickles, safetensors_header
 
@@ -71,6 +71,30 @@ def test_everything_nested_comes_back_as_it_was(tmp_path: Path) -> None:
     assert same(nested.unflatten(facts["content"], read), value)
     with pytest.raises(TypeError):
         nested.flatten({"a": {1, 2}}, {})
+
+
+def test_a_history_of_any_length_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not in the header, which `write` and `read` take up to the same length."""
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER", 2000)
+    rows = [{"epoch": number, "loss": number / 3, "score": float("nan")} for number in range(1, 41)]
+    packer, path = history.Packer(), tmp_path / "state"
+    for count in (0, 40, 3):
+        progress = {"history": packer.pack(rows[:count])}
+        checkpoint.save_state(path, {"task": "lgg"}, {"model": STATE, "progress": progress})
+        assert same(stored(path)["progress"], {"history": rows[:count]})
+    before = path.read_bytes()
+    with pytest.raises(UnetError, match="was not written"):
+        write(path, training=["case"] * 1000)
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+def test_each_row_of_a_history_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, packer = [{"epoch": 1}, {"epoch": 2}], history.Packer()
+    assert history.unpack(packer.pack(rows)) == rows
+    rows.append({"epoch": 3})
+    seen, dumps = [], json.dumps
+    monkeypatch.setattr(json, "dumps", lambda row: seen.append(row) or dumps(row))
+    assert history.unpack(packer.pack(rows)) == rows and seen == rows[2:]
 
 
 def test_other_programs_read_our_weights_and_we_read_theirs(tmp_path: Path) -> None:

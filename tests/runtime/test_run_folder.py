@@ -460,6 +460,17 @@ def test_a_dump_replaces_its_own_files_alone(tiny) -> None:
     assert not Path("performance/c").exists()
 
 
+def test_a_dump_of_a_run_that_was_stopped_in_scoring(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All batches of its epoch are trained."""
+    from unet.runtime import trainer
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(trainer, "evaluate_epoch", lambda run: None)
+        assert tiny("--run-name", "a", "--epochs", 1)[0] == 130
+    code, _, err = tiny("--run-name", "a", "--resume", "--debug-dump", "dump")
+    assert code == 0 and Path("dump/batch.npz").exists(), err
+
+
 def test_a_failure_is_on_record_before_its_cause_is_known(workplace: Path) -> None:
     """A launcher ends the other processes while they ask which of them was lost."""
     folder = RunFolder(Path("performance/a"))

@@ -37,6 +37,7 @@ def finish(
     from unet.runtime.checkpoints import checkpoint
 
     config, progress = context.config, run.progress
+    reason = stopped_late(context, run, reason)
     stopped = reason.startswith("stopped")
     records = []
     if not stopped and run.evaluate and config.save.checkpoints:
@@ -60,6 +61,16 @@ def finish(
         settings = config.replace(load=None, inputs=(), weights=(str(weights.absolute()),))
         predict.run(dataclasses.replace(resolved, config=settings), "", folder.earlier)
     return INTERRUPTED if stopped else TARGET_MISSED if missed and resolved.sources["target"].startswith("flag") else 0
+
+
+def stopped_late(context: setup.Context, run: Trainer, reason: str) -> str:
+    """The reason with a signal that came too late to stop training, where what is left takes time, which the sender may
+    not give: a resumed run does it. All ranks call this."""
+    signals = [name for name in context.group.gather(run.stop.signal) if name]
+    left = run.evaluate is not None or context.config.run.mode == "train_and_predict"
+    resumable = context.config.save.checkpoints and reason != "diverged"  # a resumed run would train on
+    late = signals and left and resumable and not reason.startswith("stopped")
+    return f"stopped: {signals[0]}" if late else reason
 
 
 def summary(

@@ -14,7 +14,8 @@ from unet import files, host
 from unet.config.run_files import POWER_CSV, RESULTS_CSV
 from unet.config.schema import Config, shell_path, weights_to_read, weights_to_write
 from unet.errors import CheckpointError, DamagedError, UsageError
-from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of, set_aside
+from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, metadata_of, set_aside
+from unet.runtime.progress import is_kept
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def resume(run: Trainer, folder: RunFolder, paths: CheckpointPaths, facts: Mappi
     state, content = group.run_on_main(lambda: find_state(folder, paths, facts))
     checkpoint.restore(run, content, state)
     group.run_on_main(lambda: match_best(paths, facts, content))
+    group.run_on_main(lambda: match_kept(run, paths, content))
     progress = run.progress
     progress.lines = folder.keep_lines("metrics.jsonl", progress.lines)
     progress.mlperf_lines = folder.keep_lines(MLPERF_LOG, progress.mlperf_lines)
@@ -190,6 +192,18 @@ def best_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The weights of a state that are scored and kept: the moving average where there is one."""
     weights: Mapping[str, Any] = (content.get("ema") or content)["model"]
     return weights
+
+
+def match_kept(run: Trainer, paths: CheckpointPaths, content: Mapping[str, Any]) -> None:
+    """Keep the weights of the state's last epoch if --keep-every asks for them and they are missing: the run may have
+    been killed between the two writes."""
+    rows = content["progress"]["history"]
+    if not rows or rows[-1]["step"] != content["progress"]["step"] or not is_kept(run.saving.keep_every, rows[-1]):
+        return
+    path = paths.of_epoch(rows[-1]["epoch"])
+    if run.saving.checkpoints and KEPT not in metadata_of(path):
+        run.emit("keep", row=rows[-1])
+        host.notice(f"{path}: the weights of epoch {rows[-1]['epoch']}, to be kept, are restored")
 
 
 def match_best(paths: CheckpointPaths, facts: Mapping[str, Any], content: Mapping[str, Any]) -> None:

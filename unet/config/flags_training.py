@@ -95,7 +95,12 @@ class TrainOptions:
     )
     patience: int | None = option(None, "stop after N evaluations without a better score", minimum=1)
     max_time: float | None = option(
-        None, "after N minutes save, stop, and exit with code 130", above=0, maximum=1e7, metavar="MIN", common=True
+        None,
+        "N minutes after its start the program saves, stops, and exits with code 130",
+        above=0,
+        maximum=1e7,
+        metavar="MIN",
+        common=True,
     )
     evaluate_every: int | None = option(
         None,

@@ -7,6 +7,7 @@ together. Source of parts and skipping: 3d_very_deep_vae, after Child (ICLR 2021
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from unet.config.flags_training import TrainOptions
 from unet.devices.base import Device
 from unet.errors import UnetError
+from unet.runtime.progress import advice
 
 ALL = "all"
 
@@ -22,11 +24,17 @@ class Gradients:
     """Clips and steps. `names`: of the parts, in order; `skipped`: steps that were not taken, as far as they are read.
 
     A step is skipped where the norm of a part is not finite, or not below --skip-norm, which in the first
-    --skip-warmup steps of a run is not looked at.
+    --skip-warmup steps of a run is not looked at. `advice` gives the hint of an error, with a change of settings.
     """
 
-    def __init__(self, train: TrainOptions, optimizer: torch.optim.Optimizer, device: Device) -> None:
-        self.train, self.optimizer, self.device = train, optimizer, device
+    def __init__(
+        self,
+        train: TrainOptions,
+        optimizer: torch.optim.Optimizer,
+        device: Device,
+        advice: Callable[[str], str] = advice,
+    ) -> None:
+        self.train, self.optimizer, self.device, self.advice = train, optimizer, device, advice
         self.parts: dict[str, list[nn.Parameter]] = {}
         for group in optimizer.param_groups:
             self.parts.setdefault(group.get("part", ALL), []).extend(group["params"])
@@ -86,8 +94,7 @@ class Gradients:
             raise UnetError(
                 f"{int(worst[-1])} steps in a row up to step {step} were skipped: the norm of the gradients ({shown})"
                 f" is not finite or not below --skip-norm {self.train.skip_norm:g}.",
-                "The last good state is saved: type the command again with --resume and a lower --lr, a lower --clip"
-                " or --precision fp32.",
+                self.advice("a lower --lr, a lower --clip or --precision fp32"),
             )
         labels = [f"gradient_norm_{name}" if name != ALL else "gradient_norm" for name in self.names]
         return [dict(zip(labels, row, strict=False)) for row in rows]

@@ -13,7 +13,7 @@ from unet import host
 from unet.devices.base import Device
 from unet.errors import UnetError
 from unet.runtime.distributed.process_group import Group
-from unet.runtime.progress import Progress
+from unet.runtime.progress import Progress, advice
 
 
 class Losses:
@@ -21,11 +21,17 @@ class Losses:
     first.
 
     A loss is the mean over the ranks; `own` are the values of this rank at the last read, `parts` the terms of the loss
-    by name.
+    by name. `advice` gives the hint of an error, with a change of settings.
     """
 
-    def __init__(self, limit: int, names: Callable[[Tensor], list[str]], group: Group) -> None:
-        self.limit, self.names, self.group = limit, names, group
+    def __init__(
+        self,
+        limit: int,
+        names: Callable[[Tensor], list[str]],
+        group: Group,
+        advice: Callable[[str], str] = advice,
+    ) -> None:
+        self.limit, self.names, self.group, self.advice = limit, names, group, advice
         self.pending: list[tuple[int, Mapping[str, Tensor], Tensor]] = []
         self.parts: dict[str, list[float]] = {}
         self.bad: list[tuple[int, list[str]]] = []
@@ -57,8 +63,7 @@ class Losses:
                 raise UnetError(
                     f"The loss is not finite from step {first + 1} on, {self.limit} batches in a row; the first batch:"
                     f" {', '.join(names[:8])}.",
-                    "The last good state is saved: type the command again with --resume and a lower --lr, --clip 1"
-                    " or --precision fp32.",
+                    self.advice("a lower --lr, --clip 1 or --precision fp32"),
                 )
         self.pending.clear()
         return values, vectors

@@ -84,6 +84,18 @@ class Progress:
         return self.seconds["wait"] / self.seconds["train"] if self.seconds["train"] else 0.0
 
 
+def is_kept(every: int | None, row: Mapping[str, Any]) -> bool:
+    """Whether --keep-every keeps the weights of the epoch of this row."""
+    return every is not None and row["epoch"] % every == 0
+
+
+def advice(change: str, has_state: bool = False) -> str:
+    """What to type after training failed: again from the saved state where there is one, with a change of settings."""
+    if has_state:
+        return f"The last good state is saved: type the command again with --resume and {change}."
+    return f"No state is saved: start a new run (--run-name NEW) with {change}."
+
+
 def wrong_progress(saved: dict[str, Any]) -> str:
     """What is wrong with a saved Progress, as a phrase; empty if it is valid."""
     for name, usual in Progress(best_score=0.0).to_state().items():

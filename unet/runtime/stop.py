@@ -45,14 +45,20 @@ def interruptible() -> Iterator[None]:
 class Stop:
     """Requests to stop: SIGINT, SIGTERM, SIGUSR1, SIGHUP and the time limit. A second SIGINT stops at once.
 
-    The time limit applies only after a step or an evaluation (`made_progress`), so that a run that is stopped and
-    resumed again and again still comes to its end.
+    The time limit counts from the start of the program. It applies only after a step or an evaluation
+    (`made_progress`), so that a run that is stopped and resumed again and again still comes to its end.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.reason: str | None = None
         self.made_progress = False
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        began = time.monotonic() - (time.perf_counter() - host.STARTED)
+        self.deadline = began + 60 * max_minutes if max_minutes else math.inf
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that asked to stop; None for the time limit."""
+        return None if self.reason == "--max-time" else self.reason
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:

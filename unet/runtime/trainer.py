@@ -37,7 +37,7 @@ from unet.runtime.distributed.process_group import Group
 from unet.runtime.evaluation import mean
 from unet.runtime.gradients import Gradients
 from unet.runtime.meters import Clock, Losses
-from unet.runtime.progress import Progress
+from unet.runtime.progress import Progress, advice, is_kept
 from unet.runtime.stop import Stop
 
 
@@ -106,9 +106,9 @@ class Trainer:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        self.training, self.ranks_before, self.saved_at = True, self.group.world, -math.inf
-        self.losses = Losses(self.options.nonfinite_limit, self.loader.names, self.group)
-        self.gradients = Gradients(self.options, self.optimizer, self.device)
+        self.training, self.ranks_before, self.saved_at, self.resumed = True, self.group.world, -math.inf, False
+        self.losses = Losses(self.options.nonfinite_limit, self.loader.names, self.group, self.advice)
+        self.gradients = Gradients(self.options, self.optimizer, self.device, self.advice)
         self.clock = Clock(self.progress, self.device, self.group, self.warmup)
 
     @property
@@ -168,6 +168,10 @@ class Trainer:
     def out_of_steps(self) -> bool:
         return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
 
+    def advice(self, change: str) -> str:
+        """What to type after training failed, with a change of settings."""
+        return advice(change, self.resumed or (self.saving.checkpoints and math.isfinite(self.saved_at)))
+
     def emit(self, event: str, **values: Any) -> None:
         for callback in self.callbacks:
             if handler := getattr(callback, event, None):
@@ -212,7 +216,7 @@ def train_epochs(run: Trainer) -> str:
         row, better = close_epoch(run, scores)
         run.emit("on_epoch_close", row=row)  # the last that may add to it
         reason = stop_reason(run, scores.get("score"))
-        saving = bool(reason) or better or is_kept(run, row) or save_is_due(run)
+        saving = bool(reason) or better or is_kept(run.saving.keep_every, row) or save_is_due(run)
         run.emit("on_epoch_end", row=row, records=records, better=better or (saving and run.evaluate is None))
         if saving:
             save(run)
@@ -248,12 +252,6 @@ def save_is_due(run: Trainer) -> bool:
     """Whether the last save is at least --save-minutes ago, by the clock of rank 0."""
     limit = 60 * run.saving.save_minutes
     return not limit or run.group.run_on_main(lambda: time.monotonic() - run.saved_at >= limit)
-
-
-def is_kept(run: Trainer, row: Mapping[str, Any]) -> bool:
-    """Whether --keep-every keeps the weights of the epoch of this row."""
-    every = run.saving.keep_every
-    return every is not None and row["epoch"] % every == 0
 
 
 def train_epoch(run: Trainer) -> bool:

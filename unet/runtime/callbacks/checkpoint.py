@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from unet.errors import CheckpointError, UnetError
-from unet.runtime.checkpoints import checkpoint
+from unet.runtime.checkpoints import checkpoint, history
 from unet.runtime.checkpoints.checkpoint_paths import KEPT, CheckpointPaths, metadata_of, set_aside
+from unet.runtime.progress import is_kept
 from unet.runtime.seeding import rng_state, set_rng_state
-from unet.runtime.trainer import Trainer, is_kept, target_reached
+from unet.runtime.trainer import Trainer, target_reached
 
 SET_ANEW = ("weight_decay", "momentum", "nesterov")  # of a group of weights: settings that a resumed run may change
 
 
 class Checkpoints:
-    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. A state with a
-    non-finite loss never replaces a good one.
+    """Saves the best weights and the resumable state atomically, and keeps the previous file of each. Weights that
+    are not finite never replace good ones: they are an error.
 
     The state is written before the best weights of the same epoch: if the run is killed in between, they can be
     restored from it. With --keep-every the weights of every N-th epoch stay beside them.
@@ -32,10 +33,11 @@ class Checkpoints:
         self.paths, self.facts = paths, dict(facts)
         self.due: Mapping[str, Any] | None = None
         self.kept: Mapping[str, Any] | None = None
+        self.packer = history.Packer()
 
     def on_epoch_end(self, run: Trainer, row: Mapping[str, Any], records: Any, better: bool) -> None:
-        self.due = row if better and not run.losses.bad else None
-        self.kept = row if is_kept(run, row) and not run.losses.bad else None
+        self.due = row if better else None
+        self.kept = row if is_kept(run.saving.keep_every, row) else None
 
     def save_best(self, run: Trainer, row: Mapping[str, Any]) -> None:
         """Save the current weights as the best."""
@@ -51,17 +53,15 @@ class Checkpoints:
         checkpoint.save_weights(path, facts, run.best_model.state_dict())
 
     def on_save(self, run: Trainer) -> None:
-        if run.losses.bad:
-            return
         start = time.perf_counter()
         state = run.model.state_dict()
-        require_finite(state, run.progress.step)
+        require_finite(run)
         content = {
             "model": state,
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_state(run.device),
-            "progress": run.progress.to_state(),
+            "progress": {**run.progress.to_state(), "history": self.packer.pack(run.progress.history)},
         }
         if run.averaged is not None:
             content["ema"] = {"model": run.averaged.module.state_dict(), "count": run.averaged.n_averaged}
@@ -82,13 +82,18 @@ def about(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in ("epoch", "step", "score")}
 
 
-def require_finite(state: Mapping[str, Tensor], step: int) -> None:
-    """Raise UnetError if a weight is not finite: weights can be NaN while the last loss was finite. One read."""
-    sums = torch.stack([value.float().sum() for value in state.values() if value.is_floating_point()])
+def require_finite(run: Trainer) -> None:
+    """Raise UnetError if a weight, or one of the moving average, is not finite. One read. Weights can be NaN while the
+    last loss was finite, and finite where a step with a loss of NaN was skipped."""
+    models = [run.model] if run.averaged is None else [run.model, run.averaged.module]
+    weights = [value for model in models for value in model.state_dict().values() if value.is_floating_point()]
+    sums = torch.stack([value.float().sum() for value in weights])
     if not bool(torch.isfinite(sums).all()):
+        first = [name for _, names in run.losses.bad[:1] for name in names[:8]]
         raise UnetError(
-            f"Weights are not finite after step {step}; they were not saved.",
-            "The last good state is saved: type the command again with --resume and a lower --lr, or with --clip 1.",
+            f"Weights are not finite after step {run.progress.step}; they were not saved."
+            + (f" The first batch without a finite loss: {', '.join(first)}." if first else ""),
+            run.advice("a lower --lr or --clip 1"),
         )
 
 
@@ -113,6 +118,7 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
             "Restore the file that the run saved, or start a new run from its weights: --load FILE --run-name NEW.",
         ) from error
     run.progress.load_state(content["progress"])
+    run.resumed = True
     run.ranks_before = ranks = content.get("ranks", 1)
     if ranks != run.group.world:  # the same samples, counted in batches of the current number of ranks
         group = run.options.accumulate

@@ -32,7 +32,8 @@ class DebugDump:
         files.write_json(self.folder / DUMP_LIST, {"files": [DUMP_LIST, *DUMPED]})
         settings = {name: files.jsonable(value) for name, value in sorted(self.config.items())}
         files.write_text(self.folder / "settings.json", json.dumps(settings, indent=1) + "\n")
-        batch = next(run.loader.epochs([run.progress.epoch], run.progress.batch))
+        number = run.progress.batch if run.progress.batch < run.batches_per_epoch else 0  # stopped in scoring
+        batch = next(run.loader.epochs([run.progress.epoch], number))
         with files.atomic(self.folder / "batch.npz") as stream:
             arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in batch.items()}
             np.savez(stream, **arrays)

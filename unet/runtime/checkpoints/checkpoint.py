@@ -1,8 +1,9 @@
 """Reads and writes weights and states: written atomically, read without executing code from the file.
 
 This program writes safetensors. In weights the tensors have the network's key names, so other programs can read them;
-in a state `facts["content"]` holds the structure of its tensors. Torch files of earlier versions and other programs are
-read too, by a torch without known vulnerabilities, or after a check of their opcodes.
+in a state `facts["content"]` holds the structure of its tensors, and the history of the run is a tensor of bytes. Torch
+files of earlier versions and other programs are read too, by a torch without known vulnerabilities, or after a check of
+their opcodes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 
 from unet.errors import CheckpointError, DamagedError, StorageError
 from unet.files import explain, jsonable, schema_error
-from unet.runtime.checkpoints import nested, numpy_numbers, tensor_files
+from unet.runtime.checkpoints import history, nested, numpy_numbers, tensor_files
 from unet.runtime.progress import wrong_progress
 from unet.weight_files import exported, pickles, safetensors_header
 
-WEIGHTS, STATE = "unet weights 2", "unet state 2"
-WEIGHTS_FORMATS, STATE_FORMATS = ("unet weights 1", WEIGHTS), ("unet state 1", STATE)
+WEIGHTS, STATE = "unet weights 2", "unet state 3"
+WEIGHTS_FORMATS, STATE_FORMATS = ("unet weights 1", WEIGHTS), ("unet state 1", "unet state 2", STATE)
 SAFE = (2, 10)  # the first torch whose weights_only has no known vulnerability
 STATE_PARTS = {
     "model": {str: Tensor},
@@ -101,6 +102,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
         return {**facts, "model": tensors}
     try:
         content = nested.unflatten(facts["content"], tensors)
+        progress = content.get("progress")
+        if isinstance(progress, dict) and isinstance(progress.get("history"), Tensor):
+            progress["history"] = history.unpack(progress["history"])
         return {**{name: value for name, value in facts.items() if name != "content"}, **content}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise safetensors_header.damaged(

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from unet.errors import UnetError
 from unet.files import atomic, explain
 from unet.weight_files import safetensors_header
 
@@ -22,7 +23,7 @@ TYPES |= {getattr(torch, f"int{bits}"): f"I{bits}" for bits in (8, 16, 32, 64)} 
 
 def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], before: Path | None = None) -> None:
     """Write `tensors` and `facts` (plain JSON), atomically; the file that was there gets the name `before`. Raises
-    UnetError where the disk is full."""
+    UnetError where the disk is full, or the header is longer than `read` takes."""
     order = sorted(tensors, key=lambda name: -tensors[name].element_size())  # every tensor is aligned to its type
     host = {name: tensors[name].detach().cpu().contiguous() for name in order}
     table: dict[str, Any] = dict.fromkeys(tensors)  # the header keeps the order that was given
@@ -35,6 +36,12 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], b
     about = {"facts": text, "digest": safetensors_header.content_digest(text, table, pieces)}
     header = json.dumps({"__metadata__": about, **table}).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > safetensors_header.MAX_HEADER:
+        raise UnetError(
+            f"{path.absolute()}: was not written: its header (names of cases and tensors) would take {len(header)}"
+            f" bytes, and at most {safetensors_header.MAX_HEADER} are read.",
+            "Give the cases shorter names, or train on fewer of them.",
+        )
     with atomic(path, before) as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         for piece in pieces:

@@ -26,7 +26,7 @@ from unet.devices.base import first_line
 from unet.errors import FAILED, UnetError
 
 AGAIN = "Start all processes again with the same command."
-RESUME = "The last saved state is kept: start all processes again with the same command and --resume --run-name NAME."
+RESUME = "Start all processes again with the same command, and where a state is saved --resume --run-name NAME."
 NEWS = "waiting for news of another rank"  # the phase of a rank with an error: it is not ahead of the others
 GRACE = 5.0  # seconds for the main thread to write its logs and end by itself
 STEPS = 10.0  # a step may take this many times as long as usual
