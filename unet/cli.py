@@ -133,6 +133,7 @@ HELP = ("-h", "--help", "--help-all")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code: 0 done, 1 failed, 2 usage, 3 target not reached, 130 interrupted."""
+    host.begin_command()
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = any(
         word in ("-v", "--verbose") and after.lower() != "false"

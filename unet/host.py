@@ -30,8 +30,15 @@ SHARED_LEAST = 2**29  # bytes of it that the vendors' collectives should find
 PARTING = 3.0  # seconds for a process to finish its current item
 BRIEF = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # a bar without its own time and rate
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
-STARTED = time.perf_counter()  # when this process began, but for the interpreter
+STARTED = time.perf_counter()  # when this process began, but for the interpreter; of a later command when it did
 _quiet = False
+_begun = False
+
+
+def begin_command() -> None:
+    """Note when a command begins: the first of a process with the process, another one (in a notebook) now."""
+    global STARTED, _begun
+    STARTED, _begun = time.perf_counter() if _begun else STARTED, True
 
 
 def set_quiet(quiet: bool) -> None:
