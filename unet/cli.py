@@ -368,9 +368,10 @@ def as_task_has_it(name: str, item: Declared, task: type[TaskSettings]) -> Decla
         option = dataclasses.replace(option, help=f"{option.help}: {', '.join(task.recipes)}")
     if name in task.notes:
         option = dataclasses.replace(option, help=f"{option.help}; {task.notes[name]}")
-    if name in task.default_texts:
-        option = dataclasses.replace(option, default_text=task.default_texts[name])
-    return item._replace(option=option, default=task.name if name == "task" else task.defaults.get(name, item.default))
+    default = task.name if name == "task" else task.defaults.get(name, item.default)
+    if name in task.default_texts or default != item.default:  # the option's own words are of its own default
+        option = dataclasses.replace(option, default_text=task.default_texts.get(name))
+    return item._replace(option=option, default=default)
 
 
 def close(name: str) -> str:

@@ -300,6 +300,15 @@ def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+def test_a_default_of_zero_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Words for the default are of the option's own default, not of a task's."""
+    text = " ".join(helped(["train", "--task", "em", "--help-all"], capsys).split())
+    assert "not epochs (also --eval_every) [0]" in text and "add it up to joules [off]" in text
+    assert "warm-up from --warmup-lr (also --lr_warmup_epochs) [0]" in text
+    folder = " ".join(helped(["train", "--task", "folder", "--help-all"], capsys).split())
+    assert "(also --total_epochs) [from the data and --size]" in folder and "(Nesterov) [0.99]" in folder
+
+
 def test_help_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(helped(["train", "--task", "em", "--help"], capsys).split())
     assert "passes over" in text and "[1000000]" in text
