@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
 from unet.errors import DataError
+from unet.runtime import evaluation
 from unet.tasks.em import check
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set
@@ -491,6 +493,37 @@ def test_a_run_goes_on_with_other_distances_between_evaluations(
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 15))
     assert [row["step"] for row in rows if row["event"] == "epoch"] == [7, 8, 12, 14]
+
+
+def test_an_evaluation_that_was_stopped_is_made_on_resuming(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps make an epoch; the stop comes in the second evaluation."""
+    monkeypatch.chdir(tmp_path)
+    scored, calls, armed = evaluation.score, list[int](), list[int]()
+
+    def score(*cases: Any, **how: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2 and armed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(*cases, **how)
+
+    monkeypatch.setattr(evaluation, "score", score)
+    words = ["--fold", "0", "--evaluate-every", "2", "--max-steps", "6", "--eval-steps", "1", "--deterministic"]
+    assert train(raw, tmp_path, *words, "--run-name", "whole") == 0
+    calls.clear()
+    armed.append(1)
+    assert train(raw, tmp_path, *words, "--run-name", "cut") == 130
+    assert main(["train", "--resume", "--run-name", "cut", "--out", str(tmp_path)]) == 0
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    scores = [
+        [(row["step"], row["loss"], row["score"]) for row in rows if row["event"] == "epoch"] for rows in (whole, cut)
+    ]
+    assert [step for step, *_ in scores[0]] == [2, 4, 6]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.slow
