@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ from conftest import ROOT, program
 from PIL import Image
 
 from unet.cli import main, resolve
+from unet.commands import run_start
 from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
-from unet.errors import DataError
+from unet.data.loading.sampling import generator
+from unet.errors import DataError, UsageError
 from unet.runtime import evaluation
 from unet.tasks.em import check
 from unet.tasks.em import dataset as em
@@ -185,6 +188,21 @@ def test_the_stream_shows_every_slice_once_a_pass(world: int) -> None:
     assert seen[:6] != seen[6:12]
     alone = StreamBatches(_Slices(6), 4, 1, None, (0, world), 3)  # type: ignore[arg-type]
     assert torch.equal(alone[4, 2]["index"], ranks[0][4, 2]["index"])
+
+
+def test_augmentation_does_not_depend_on_the_length_of_an_epoch() -> None:
+    def seeded(image: Any, mask: Any, generator: torch.Generator) -> Any:
+        return torch.rand(1, generator=generator), mask
+
+    def noise(length: int) -> list[float]:
+        stream = StreamBatches(_Slices(6), 2, 1, seeded, (0, 1), length, 5)  # type: ignore[arg-type]
+        keys = [divmod(place, length) for place in range(12)]
+        return [stream[epoch + 1, number]["image"].item() for epoch, number in keys]
+
+    assert len(set(noise(5))) == 12
+    assert noise(2) == noise(3) == noise(5)
+    plain = [torch.rand(1, generator=generator(1, place // 5 + 1, place % 5 + 1, 0)).item() for place in range(12)]
+    assert noise(5) == plain  # as it always was where an epoch is a piece
 
 
 def test_a_folder_of_slices_is_the_stack(raw: Path, tmp_path: Path) -> None:
@@ -493,6 +511,14 @@ def test_a_run_goes_on_with_other_distances_between_evaluations(
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 15))
     assert [row["step"] for row in rows if row["event"] == "epoch"] == [7, 8, 12, 14]
+
+
+def test_a_rate_that_counts_epochs_keeps_their_length_on_resuming() -> None:
+    for rate, kept in (("--warmup-epochs", True), ("--lr-milestones", True), ("--patience", False)):
+        words = [*SMALL, "--fold", "0", rate, "2", "--evaluate-every"]
+        before = resolve("train", [*words, "2"]).entries()
+        with pytest.raises(UsageError, match="evaluate_every 2 -> 3") if kept else contextlib.nullcontext():
+            run_start._require_unchanged(before, resolve("train", [*words, "3"]))
 
 
 def test_an_evaluation_that_was_stopped_is_made_on_resuming(
