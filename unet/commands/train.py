@@ -112,9 +112,7 @@ def dry_run(resolved: Resolved) -> int:
     return 0
 
 
-def _train(
-    context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool
-) -> int:
+def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
     from unet.data.cache.cached_case import data_digest
     from unet.runtime.folders import run_folder
 
