@@ -20,7 +20,10 @@ find_weights() {
     [[ -d $kept ]] || return 0
     local file found=()
     for file in "$kept"/unet3d_*.safetensors "$kept"/unet3d_*.pth "$kept"/unet3d/unet3d_*.pth; do
-        [[ $file == *.state*.safetensors || $file == *-before.safetensors ]] || found+=("$file")
+        case $file in
+            *.state*.safetensors | *-before.safetensors | *.epoch-*.safetensors) ;; # not the best weights
+            *) found+=("$file") ;;
+        esac
     done
     weights=$(newest "${found[@]}")
     [[ ! $weights ]] || return 0

@@ -315,6 +315,12 @@ def test_doctor(cli) -> None:
         assert words in out
 
 
+def test_doctor_looks_at_a_device_of_ones_own(cli) -> None:
+    assert "nothere" in error_of(cli("doctor", "--device-module", "nothere:Thing"), 2)
+    code, out, _ = cli("doctor", "--device-module", "unet.devices.cpu:CPU")
+    assert code == 0 and "  unet.devices.cpu:CPU usable" in out and "Would be used: cpu" in out
+
+
 @pytest.mark.parametrize(
     "line", [line for line in (ROOT / "run-commands.txt").read_text().splitlines() if line and not line.startswith("#")]
 )

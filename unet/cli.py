@@ -19,7 +19,7 @@ from unet.config.flags import CLASS
 from unet.config.options import Declared, flag, nearest, parser, read, title_of
 from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
-from unet.config.schema import MEND, Config, contradictions, declared_of
+from unet.config.schema import MEND, Config, contradictions, declared_of, in_vain
 from unet.config.task_settings import TaskSettings
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
@@ -258,6 +258,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
             resolved = resolve_layers(command.groups, reading.given, registry, applying)
             wrong = {flag(item) for item in reading.wrong}
             found = [*contradictions(resolved.config, shaping), *target_mistakes(resolved)]
+            found += in_vain(resolved.config, resolved.sources) if name == "train" else []
             mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]
             hint = hint if reading.mistakes else MEND
         except UsageError as error:
@@ -369,9 +370,10 @@ def as_task_has_it(name: str, item: Declared, task: type[TaskSettings]) -> Decla
         option = dataclasses.replace(option, help=f"{option.help}: {', '.join(task.recipes)}")
     if name in task.notes:
         option = dataclasses.replace(option, help=f"{option.help}; {task.notes[name]}")
-    if name in task.default_texts:
-        option = dataclasses.replace(option, default_text=task.default_texts[name])
-    return item._replace(option=option, default=task.name if name == "task" else task.defaults.get(name, item.default))
+    default = task.name if name == "task" else task.defaults.get(name, item.default)
+    if name in task.default_texts or default != item.default:  # the option's own words are of its own default
+        option = dataclasses.replace(option, default_text=task.default_texts.get(name))
+    return item._replace(option=option, default=default)
 
 
 def close(name: str) -> str:

@@ -92,12 +92,52 @@ def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], 
         ("--split last --held-out 3 --fold 0", "--split last and --held-out 3 change nothing beside --fold 0"),
         ("--split none --held-out 3", "--held-out 3 is for --split published or last: it changes nothing with --split"),
         ("--task kits19 --image_size 64", "--image-size is for --task lgg or em"),
+        ("--momentum 0.5", "without effect: --momentum 0.5 (it goes with --optimizer sgd)"),
+        (
+            "--lr-gamma 0.3 --warmup-lr 0.5",
+            "--lr-gamma 0.3 (it goes with --schedule multistep), --warmup-lr 0.5 (it goes",
+        ),
+        (
+            "--skip-warmup 3 --mlperf-org X",
+            "3 (it goes with --skip-norm), --mlperf-org X (it goes with --mlperf-division)",
+        ),
+        ("--lamb-betas 0.1 0.2", "--lamb-betas 0.1 0.2 (it goes with --optimizer lamb)"),
     ],
 )
 def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: str) -> None:
     code, _, err = cli("config", *shlex.split(line))
     assert code == 0
     assert words in err
+
+
+def test_flags_beside_what_they_go_with_are_not_remarked_on() -> None:
+    words = "--optimizer sgd --momentum 0.5 --lr-milestones 2 --lr-gamma 0.3 --warmup-epochs 1 --warmup-lr 0.5"
+    more = "--warmup-by step --skip-norm 9 --skip-warmup 3 --skip-limit 2"
+    assert program.resolve("train", shlex.split(f"{words} {more}")).remarks == ()
+    assert program.resolve("train", ["--optimizer", "lamb", "--lamb-betas", "0.1", "0.2"]).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--mode train --target 0.9", "--target 0.9 and --mode train contradict each other: nothing is evaluated"),
+        ("--split none --patience 1", "--patience 1 and --split none contradict each other"),
+        ("--task em --mode train_and_predict --patience 2 --fold 0", "--patience 2 and --mode train_and_predict"),
+        (
+            "--no-checkpoints --keep-every 1",
+            "--keep-every 1 and --no-checkpoints contradict each other: nothing is saved",
+        ),
+        ("--no-checkpoints --save-minutes 3 --checkpoint-every 4", "--checkpoint-every 4 and --no-checkpoints"),
+    ],
+)
+def test_an_evaluation_or_a_save_that_will_not_be_is_not_asked_for(line: str, expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        program.resolve("train", shlex.split(line))
+    assert expected in caught.value.message
+    program.resolve("crossval", ["--task", "em", "--target", "0.9", "--patience", "1"])  # each fold is scored
+    program.resolve(
+        "train", ["--task", "kits19", "--mode", "train", "--no-checkpoints"]
+    )  # whose own target is not typed
 
 
 @pytest.mark.parametrize(
@@ -298,6 +338,15 @@ def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
         program.main(words)
     return capsys.readouterr().out
+
+
+def test_a_default_of_zero_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Words for the default are of the option's own default, not of a task's."""
+    text = " ".join(helped(["train", "--task", "em", "--help-all"], capsys).split())
+    assert "not epochs (also --eval_every) [0]" in text and "add it up to joules [off]" in text
+    assert "warm-up from --warmup-lr (also --lr_warmup_epochs) [0]" in text
+    folder = " ".join(helped(["train", "--task", "folder", "--help-all"], capsys).split())
+    assert "(also --total_epochs) [from the data and --size]" in folder and "(Nesterov) [0.99]" in folder
 
 
 def test_help_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:

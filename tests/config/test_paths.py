@@ -115,6 +115,13 @@ def test_what_was_meant(cli: Any, place: Path, line: str, words: str) -> None:
     assert words in error_of(cli(*line.split()), 2)
 
 
+def test_the_best_weights_are_offered(cli: Any, workplace: Path) -> None:
+    Path("weights").mkdir()
+    for name in ("a", "a.state", "a.state-before", "a.best-before", "a.epoch-0010"):
+        Path(f"weights/{name}.safetensors").touch()
+    assert "in weights/: a.safetensors." in error_of(cli("evaluate"), 2)
+
+
 def test_the_folder_is_gone(tmp_path: Path) -> None:
     code = "import os, sys; os.rmdir(os.getcwd()); from unet.cli import main; sys.exit(main(['train', '--data', 'x']))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

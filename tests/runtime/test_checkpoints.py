@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import struct
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from builders import make_config
 from conftest import ROOT, error_of, read_json, stored
 
+from unet.commands import run_callbacks
+from unet.config.flags import DeviceOptions
+from unet.devices.cpu import CPU
+from unet.devices.launchers import Rank
 from unet.errors import CheckpointError, DamagedError, UnetError
+from unet.runtime import trainer
 from unet.runtime.checkpoints import checkpoint, history, nested, tensor_files
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
+from unet.runtime.progress import Progress
 from unet.weight_files import pickles, safetensors_header
 
 EARLIER = ROOT / "tests" / "files" / "earlier"
@@ -115,6 +123,29 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
         except (UnetError, CheckpointError):
             continue
         assert whole[place : place + 1] == b" ", f"byte {place}: {content}"  # padding of the header
+
+
+def test_every_rank_draws_dropout_of_its_own_and_the_same_again_on_resuming() -> None:
+    context = types.SimpleNamespace(config=make_config(seed=5), power=None)
+
+    def drawn(rank: int, steps: range) -> list[float]:
+        context.group = types.SimpleNamespace(rank=rank, world=3, is_main=False)
+        callbacks = run_callbacks.build(context, None, {}, "")  # type: ignore[arg-type]
+        run = types.SimpleNamespace(
+            device=CPU(DeviceOptions(device="cpu"), Rank()), progress=Progress(step=steps.start), callbacks=callbacks
+        )
+        trainer.Trainer.emit(run, "on_epoch_start")  # type: ignore[arg-type]
+        found = []
+        for step in steps:
+            found.append(torch.rand(1).item())
+            run.progress.step = step + 1
+            trainer.Trainer.emit(run, "on_step_end")  # type: ignore[arg-type]
+        return found
+
+    whole = drawn(1, range(4)), drawn(2, range(4))
+    assert len({*whole[0], *whole[1]}) == 8
+    torch.manual_seed(1)  # what a restored state may leave behind
+    assert drawn(1, range(2, 4)) == whole[0][2:]
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, -1, -8])

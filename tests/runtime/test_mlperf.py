@@ -486,6 +486,10 @@ def cache(workplace: Path) -> str:
         ("target", 0.9, "--target is 0.9, must be 0.908"),
         ("load", "w.pt", "--load is w.pt, must be none"),
         ("augment", False, "--augment is off, must be on"),
+        ("brightness", (1.0, 1.0), "--brightness is 1.0 1.0, must be 1.7 2.3 or 0.7 1.3"),
+        ("noise", (0.0, 0.0), "--noise is 0.0 0.0, must be 0.0 0.1 or 0.1 0.1"),
+        ("ema", 0.999, "--ema is 0.999, must be none"),
+        ("skip_norm", 1.0, "--skip-norm is 1.0, must be none"),
         ("eval_steps", 3, "--eval-steps is 3, must be none"),
         ("schedule", "poly", "--schedule is poly, must be constant or multistep"),
         ("evaluate_every", 10, "--evaluate-every is 10, must be 20 (steps of 2), or left out"),
@@ -506,6 +510,10 @@ def test_a_closed_submission_is_refused_for(cache: str, name: str, value: Any, w
     if name not in ("mode", "cache"):
         mlperf_rules.require(config.replace(mlperf_division="open"), 1, RULES)
         mlperf_rules.require(config.replace(mlperf_rehearsal=True), 1, RULES)
+
+
+def test_the_augmentation_of_published_submissions_is_closed_too(cache: str) -> None:
+    mlperf_rules.require(make_config(**{**FITTING, "brightness": (0.7, 1.3), "noise": (0.1, 0.1)}), 1, RULES)
 
 
 def test_the_schedule_of_the_rules_may_be_typed(cache: str) -> None:

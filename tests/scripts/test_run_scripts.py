@@ -314,7 +314,13 @@ def test_which_weights_inference_takes(desk: Desk) -> None:
     )
     (desk.kept / "unet3d_4000E_4MLUs.state.safetensors").write_bytes(b"")
     assert taken() == str(desk.kept / "unet3d_4000E_4MLUs.state.safetensors")
-    for age, name in ((50, "unet3d_4000.pth"), (10, "unet3d_b.pth"), (30, "unet3d_c.safetensors"), (1, "other.pth")):
+    for age, name in (
+        (50, "unet3d_4000.pth"),
+        (10, "unet3d_b.pth"),
+        (30, "unet3d_c.safetensors"),
+        (1, "other.pth"),
+        (2, "unet3d_c.epoch-2000.safetensors"),
+    ):
         (desk.kept / name).write_bytes(b"")
         os.utime(desk.kept / name, (time.time() - age,) * 2)
     assert taken() == str(desk.kept / "unet3d_b.pth")

@@ -13,6 +13,7 @@ from unet.commands import output
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path
 from unet.devices import launchers, select
+from unet.devices.base import Device
 from unet.errors import UnetError, UsageError
 from unet.runtime.folders.run_folder import versions
 
@@ -30,8 +31,11 @@ def run(resolved: Resolved, command: str) -> int:
         rank, facts["launcher"] = launchers.find_rank(config.distributed, config.device.cuda_devices), None
     except UsageError as error:
         rank, facts["launcher"] = launchers.Rank(), f"{error.message} {error.hint}"
-    states = {name: _state(name, config, rank) for name in select.DEVICES}
-    wanted = [name for name, (why, _) in states.items() if not why and config.device.device in ("auto", name)]
+    own = config.device.device_module
+    found = {name: select.load(name) for name in select.DEVICES} | ({own: select.load_foreign(own)} if own else {})
+    states = {name: _state(device, config, rank) for name, device in found.items()}
+    asked = [own] if own else list(select.DEVICES) if config.device.device == "auto" else [config.device.device]
+    wanted = [found[name] for name in asked if not states[name][0]]
     facts["devices"] = {
         name: {"usable": not why, "why_not": why, "cards": cards} for name, (why, cards) in states.items()
     }
@@ -90,9 +94,8 @@ def _text(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None, int | None]:
+def _state(device: type[Device], config: Config, rank: launchers.Rank) -> tuple[str | None, int | None]:
     """(why a device cannot be used, how many cards there are)."""
-    device = select.load(name)
     try:
         why = select.usable(device, config.device, rank)
     except UnetError as error:
@@ -100,12 +103,13 @@ def _state(name: str, config: Config, rank: launchers.Rank) -> tuple[str | None,
     return why, None if why else device.cards()
 
 
-def _used(wanted: list[str], config: Config, rank: launchers.Rank) -> list[str]:
+def _used(wanted: list[type[Device]], config: Config, rank: launchers.Rank) -> list[str]:
     """What a run with these settings would compute on."""
     if not wanted:
-        return [f"--device {config.device.device} cannot be used here."]
+        own = config.device.device_module
+        return [f"{f'--device-module {own}' if own else f'--device {config.device.device}'} cannot be used here."]
     try:
-        device = select.load(wanted[0])(config.device, rank)
+        device = wanted[0](config.device, rank)
     except UnetError as error:
         return [f"{error.message} {error.hint}"]
     dtype, faster = str(device.dtype).removeprefix("torch."), ", ".join(device.dtypes()) or "none"

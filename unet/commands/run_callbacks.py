@@ -23,13 +23,14 @@ def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]
     does."""
     from unet.runtime.callbacks import logs, power_log, progress_bar, results, time_left
     from unet.runtime.callbacks.checkpoint import Checkpoints
+    from unet.runtime.seeding import RankSeeds
 
     config, group = context.config, context.group
     everywhere: list[Any] = [logs.WorkerLog(folder, group.rank)] if config.distributed.log_all_workers else []
     if context.power is not None and (group.is_main or context.power.machines > 1):
         everywhere.append(power_log.PowerLog(folder, context.power))
     if not group.is_main:
-        return everywhere
+        return [*everywhere, RankSeeds(config.general.seed, group.rank)]
     folder.own(*(logs.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
     left = time_left.TimeLeft()
     result: list[Any] = [

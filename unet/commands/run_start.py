@@ -193,6 +193,9 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     course = set(declared_of(type(resolved.config.task), COURSE)) - FREE | BEGUN
     if resolved.config.run.mode in UNSCORED and entries.get("mode", {}).get("value") not in UNSCORED:
         course.add("mode")  # weights without a score would replace the best ones
+    by_epoch = resolved.config.train.warmup_epochs or resolved.config.train.lr_milestones
+    if by_epoch and create(resolved.config).by_steps:
+        course.add("evaluate_every")  # an epoch is so many steps, and the learning rate follows the epochs
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(

@@ -147,7 +147,8 @@ def given_weights(config: Config, command: str) -> list[Path]:
     names = config.weights.weights
     if not names:
         known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
+        beside = (".state", "-before.", ".epoch-")  # files that a run keeps beside its best weights
+        shown = [path.name for path in known if not any(part in path.name for part in beside)][:5]
         raise UsageError(
             f"{command} needs weights, and none were given.",
             "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),

@@ -48,7 +48,6 @@ def run(resolved: Resolved, command: str) -> int:
     mlperf_rules.require(resolved.config, rank.world, create(resolved.config))
     if resolved.config.run.dry_run:
         return dry_run(resolved)
-    cleared = clear_node_caches(resolved.config, rank.local)
     context = setup.assemble(resolved.config, resolved.sources)
     resolved = context.group.main_first(functools.partial(setup.settled, resolved))
     capacity.require(resolved.config, context.device.own_memory)
@@ -57,22 +56,20 @@ def run(resolved: Resolved, command: str) -> int:
     folder.writes = context.group.is_main
     with run_start.recording_failure(folder, context.group.explain), power.measured(context) as context:
         power.tell(context, folder)
-        return _train(
-            context, folder, resolved, command, resuming, caches_cleared_at(context, rank.local == 0, cleared)
-        )
+        return _train(context, folder, resolved, command, resuming)
 
 
-def clear_node_caches(config: Config, local_rank: int) -> float | None:
-    """Clear the file caches of this node for a new run with an MLPerf log. Returns the time; None if it was not
-    requested, another process does it, or it failed."""
-    if config.mlperf.mlperf_division is None or config.save.resume or local_rank:
+def clear_caches(context: setup.Context) -> float | None:
+    """Clear the file caches of all nodes for a new run with an MLPerf log, when no process reads the data any more.
+    Returns the time; None if it was not requested, or failed on any node."""
+    config, group = context.config, context.group
+    if config.mlperf.mlperf_division is None or config.save.resume:
         return None
-    return mlperf_rules.clear_caches(resolve_path(config.data.cache, "data"), config.mlperf.drop_caches)
-
-
-def caches_cleared_at(context: setup.Context, asked: bool, cleared: float | None) -> float | None:
-    """The time when the caches of all nodes were cleared; None if those of any node were not."""
-    times = [when for first, when in context.group.gather((asked, cleared)) if first]
+    group.gather(None)  # every process has found its cases: the arrays that were not known to be whole were read
+    asked = context.device.rank.local == 0  # one process of each node
+    folder = resolve_path(config.data.cache, "data")
+    when = mlperf_rules.clear_caches(folder, config.mlperf.drop_caches) if asked else None
+    times = [when for first, when in group.gather((asked, when)) if first]
     known = [when for when in times if when is not None]
     return max(known) if known and len(known) == len(times) else None
 
@@ -115,19 +112,13 @@ def dry_run(resolved: Resolved) -> int:
     return 0
 
 
-def _train(
-    context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool, cleared: float | None
-) -> int:
+def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
     from unet.data.cache.cached_case import data_digest
     from unet.runtime.folders import run_folder
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
     cases = setup.all_cases(context)
-    if cleared is None:  # the cache has only now been built
-        cleared = caches_cleared_at(
-            context, context.device.rank.local == 0, clear_node_caches(config, context.device.rank.local)
-        )
     saved = folder / "splits.json"
     split = group.run_on_main(
         lambda: (
@@ -137,6 +128,7 @@ def _train(
         )
     )
     folder.data = data_digest(cases, split)
+    cleared = clear_caches(context)
     mlperf_rules.require_cases(config, task, split)
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)

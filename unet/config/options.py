@@ -135,10 +135,10 @@ def _describe(option: Option, default: Any) -> str:
         text += ": " + ", ".join(map(str, option.choices))
     if also:
         text += f" (also {', '.join(also)})"
-    default_text = "on" if default is True else None if default in (None, False, ()) else str(default)
-    if isinstance(default, tuple) and default:
+    default_text = "on" if default is True else None if default is None or default is False else str(default)
+    if isinstance(default, tuple):
         default_text = " ".join(map(str, default))
-    default_text = default_text or option.default_text
+    default_text = option.default_text or default_text
     return (text + (f" [{default_text}]" if default_text else "")).replace("%", "%%")
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from unet.config.options import Spelling, fields, flag, nearest, spellings
 from unet.config.run_files import CONFIG, TRACKED, flat_settings, resumed_run, tracked_by
-from unet.config.schema import SYNTHETIC, Config, declared_of, places_of, resolve_path, settle_schedule, weights_to_read
+from unet.config.schema import (
+    SYNTHETIC,
+    Config,
+    declared_of,
+    places_of,
+    resolve_path,
+    settle_schedule,
+    unused,
+    weights_to_read,
+)
 from unet.config.task_settings import TaskSettings
 from unet.config.values import convert_many
 from unet.errors import CheckpointError, UnetError, UsageError
@@ -65,7 +74,7 @@ def resolve(
         values["output"], sources["output"] = str(Path(values["out"]) / values["output"]), "--model-dir"
     if applying or values["mode"] in ("evaluate", "predict"):
         apply_load(values, sources, given)
-    remarks = [*settle(values, sources, given), *unused(values, given, task), *settle_schedule(values, sources)]
+    remarks = [*settle(values, sources, given), *settle_schedule(values, sources), *unused(values, given, task)]
     remarks += layers.remarks
     config = with_synthetic_cache(Config.of(task, values), sources)
     return Resolved(config, sources, tuple(declared_of(task, groups)), tuple(remarks))
@@ -217,18 +226,6 @@ def settle(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, 
             f" {values['aug_scale']:g}: scales from {scale:g} to {2 - scale:g}"
         )
     return remarks
-
-
-def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task: type[TaskSettings]) -> Iterator[str]:
-    """Notices on typed flags of the split that another setting leaves without effect."""
-    held_out = f"--held-out {values['held_out']}" if given.get("held_out", (None,))[0] is not None else ""
-    if given.get("fold", (None,))[0] is not None:
-        typed = [*([f"--split {values['split']}"] if "split" in given else []), *([held_out] if held_out else [])]
-        if typed:
-            change = "changes" if len(typed) == 1 else "change"
-            yield f"{' and '.join(typed)} {change} nothing beside --fold {values['fold']}"
-    elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
-        yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
 
 
 def apply_load(values: dict[str, Any], sources: dict[str, str], given: Mapping[str, tuple[Any, str]]) -> None:

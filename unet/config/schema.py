@@ -51,7 +51,7 @@ from unet.config.flags_training import (
     ScoringOptions,
     TrainOptions,
 )
-from unet.config.options import Declared, fields
+from unet.config.options import Declared, fields, flag
 from unet.config.task_settings import TaskSettings, check_pair
 
 MEND = "Change the named flags; `python -m unet config` prints every setting and where it came from."
@@ -149,6 +149,19 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
     return _PLACES[task]
 
 
+SCORED, SAVED = ("target", "patience"), ("keep_every", "save_minutes", "checkpoint_every")
+BESIDE = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
+    "momentum": ("optimizer", "sgd"),
+    "lamb_betas": ("optimizer", "lamb"),
+    "lr_gamma": ("schedule", "multistep"),
+    "warmup_lr": ("warmup_epochs", None),
+    "warmup_by": ("warmup_epochs", None),
+    "skip_warmup": ("skip_norm", None),
+    "skip_limit": ("skip_norm", None),
+    **dict.fromkeys(("mlperf_org", "mlperf_platform", "mlperf_status", "mlperf_warmup"), ("mlperf_division", None)),
+}
+
+
 def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None) -> dict[str, Declared]:
     """name -> declaration of the settings in these groups (all of them), those of the task that belong there
     included. `run.out` is the setting `out` of the group `run` alone."""
@@ -190,6 +203,45 @@ def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> Iterator
         if milestones == schedule:
             yield f"--lr-milestones of {sources['schedule']} change nothing with its --schedule {values['schedule']}"
         values["lr_milestones"], sources["lr_milestones"] = (), sources["schedule"]
+
+
+def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task: type[TaskSettings]) -> Iterator[str]:
+    """Notices on typed flags that another setting leaves without effect."""
+    held_out = f"--held-out {values['held_out']}" if given.get("held_out", (None,))[0] is not None else ""
+    if given.get("fold", (None,))[0] is not None:
+        typed = [*([f"--split {values['split']}"] if "split" in given else []), *([held_out] if held_out else [])]
+        if typed:
+            change = "changes" if len(typed) == 1 else "change"
+            yield f"{' and '.join(typed)} {change} nothing beside --fold {values['fold']}"
+    elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
+        yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
+    vain = [
+        f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}{f' {needed}' if needed else ''})"
+        for name, (other, needed) in BESIDE.items()
+        if name in given and given[name][0] is not None
+        if (values[other] != needed if needed else values[other] in (None, 0))
+    ]
+    if vain:
+        yield f"without effect: {', '.join(vain)}"
+
+
+def in_vain(config: Config, sources: Mapping[str, str]) -> list[str]:
+    """Messages on flags typed for training that ask for an evaluation or a save where there is none."""
+    mode, found = config.run.mode, []
+    nothing = f"--mode {mode}" if mode in ("train", "train_and_predict") else ""
+    if config.split.split == "none" and config.split.fold is None and mode not in ("evaluate", "predict"):
+        nothing = nothing or "--split none"
+    typed = {name: config.get(name) for name in (*SCORED, *SAVED) if sources[name].startswith("flag")}
+    for name, value in typed.items():
+        if name in SCORED and nothing and value is not None:
+            found.append(f"{flag(name)} {value:g} and {nothing} contradict each other: nothing is evaluated")
+        if name in SAVED and not config.save.checkpoints and value:
+            found.append(f"{flag(name)} {value:g} and --no-checkpoints contradict each other: nothing is saved")
+    return found
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _of_device(config: Config) -> list[str]:

@@ -25,6 +25,7 @@ DEVICES = {
     "mps": "unet.devices.accelerator:MPS",
     "cpu": "unet.devices.cpu:CPU",
 }
+OWN = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
 
 
 def load(name: str) -> type[Device]:
@@ -111,8 +112,13 @@ def launched_as_before() -> Iterator[None]:
 def foreign(name: str, options: DeviceOptions, rank: Rank, workload: Workload) -> type[Device]:
     """The device class of --device-module package.module:Class. Raises UsageError if there is no such class,
     DeviceError if it cannot be used."""
-    hint = "Give --device-module package.module:Class, a subclass of unet.devices.base.Device on the Python path."
-    device: type[Device] = import_class("--device-module", name, Device, hint)
+    device = load_foreign(name)
     if why := usable(device, options, rank, workload):
-        raise DeviceError(f"--device-module {name} cannot be used here: {why}", hint)
+        raise DeviceError(f"--device-module {name} cannot be used here: {why}", OWN)
+    return device
+
+
+def load_foreign(name: str) -> type[Device]:
+    """The device class of --device-module, whether it can be used or not. Raises UsageError if there is none."""
+    device: type[Device] = import_class("--device-module", name, Device, OWN)
     return device

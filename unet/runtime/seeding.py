@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from unet.devices.base import Device
+
+if TYPE_CHECKING:
+    from unet.runtime.trainer import Trainer
 
 
 def seed_all(number: int, device: Device) -> None:
@@ -16,6 +19,22 @@ def seed_all(number: int, device: Device) -> None:
     random.seed(number)
     np.random.seed(number % 2**32)
     device.seed(number)
+
+
+class RankSeeds:
+    """The callback that gives a rank random numbers of its own (dropout): torch's generators are seeded anew for every
+    step by (seed, rank, step), so a resumed run draws the same without a saved state. Not for rank 0, which draws on as
+    a run of one process does."""
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.seed, self.rank = seed, rank
+
+    def on_epoch_start(self, run: Trainer) -> None:
+        """Before the first step, also after an evaluation."""
+        own = np.random.SeedSequence((self.seed, self.rank, run.progress.step)).generate_state(1)
+        run.device.seed(int(own[0]))
+
+    on_step_end = on_epoch_start
 
 
 def rng_state(device: Device) -> dict[str, Any]:

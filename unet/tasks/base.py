@@ -98,8 +98,8 @@ def as_typed(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MLPerfBenchmark:
-    """What MLPerf's rules say of a task: the benchmark's name, the settings of a closed submission, its numbers of
-    cases, what the log tells of the settings, the layers whose weights are initialised."""
+    """What MLPerf's rules say of a task: the benchmark's name, the settings of a closed submission (of a list one),
+    its numbers of cases, what the log tells of the settings, the layers whose weights are initialised."""
 
     name: str
     closed: Mapping[str, Any]

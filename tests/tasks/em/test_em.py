@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,13 @@ from conftest import ROOT, program
 from PIL import Image
 
 from unet.cli import main, resolve
+from unet.commands import run_start
 from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
-from unet.errors import DataError
+from unet.data.loading.sampling import generator
+from unet.errors import DataError, UsageError
+from unet.runtime import evaluation
 from unet.tasks.em import check
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set
@@ -183,6 +188,21 @@ def test_the_stream_shows_every_slice_once_a_pass(world: int) -> None:
     assert seen[:6] != seen[6:12]
     alone = StreamBatches(_Slices(6), 4, 1, None, (0, world), 3)  # type: ignore[arg-type]
     assert torch.equal(alone[4, 2]["index"], ranks[0][4, 2]["index"])
+
+
+def test_augmentation_does_not_depend_on_the_length_of_an_epoch() -> None:
+    def seeded(image: Any, mask: Any, generator: torch.Generator) -> Any:
+        return torch.rand(1, generator=generator), mask
+
+    def noise(length: int) -> list[float]:
+        stream = StreamBatches(_Slices(6), 2, 1, seeded, (0, 1), length, 5)  # type: ignore[arg-type]
+        keys = [divmod(place, length) for place in range(12)]
+        return [stream[epoch + 1, number]["image"].item() for epoch, number in keys]
+
+    assert len(set(noise(5))) == 12
+    assert noise(2) == noise(3) == noise(5)
+    plain = [torch.rand(1, generator=generator(1, place // 5 + 1, place % 5 + 1, 0)).item() for place in range(12)]
+    assert noise(5) == plain  # as it always was where an epoch is a piece
 
 
 def test_a_folder_of_slices_is_the_stack(raw: Path, tmp_path: Path) -> None:
@@ -491,6 +511,45 @@ def test_a_run_goes_on_with_other_distances_between_evaluations(
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 15))
     assert [row["step"] for row in rows if row["event"] == "epoch"] == [7, 8, 12, 14]
+
+
+def test_a_rate_that_counts_epochs_keeps_their_length_on_resuming() -> None:
+    for rate, kept in (("--warmup-epochs", True), ("--lr-milestones", True), ("--patience", False)):
+        words = [*SMALL, "--fold", "0", rate, "2", "--evaluate-every"]
+        before = resolve("train", [*words, "2"]).entries()
+        with pytest.raises(UsageError, match="evaluate_every 2 -> 3") if kept else contextlib.nullcontext():
+            run_start._require_unchanged(before, resolve("train", [*words, "3"]))
+
+
+def test_an_evaluation_that_was_stopped_is_made_on_resuming(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps make an epoch; the stop comes in the second evaluation."""
+    monkeypatch.chdir(tmp_path)
+    scored, calls, armed = evaluation.score, list[int](), list[int]()
+
+    def score(*cases: Any, **how: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2 and armed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(*cases, **how)
+
+    monkeypatch.setattr(evaluation, "score", score)
+    words = ["--fold", "0", "--evaluate-every", "2", "--max-steps", "6", "--eval-steps", "1", "--deterministic"]
+    assert train(raw, tmp_path, *words, "--run-name", "whole") == 0
+    calls.clear()
+    armed.append(1)
+    assert train(raw, tmp_path, *words, "--run-name", "cut") == 130
+    assert main(["train", "--resume", "--run-name", "cut", "--out", str(tmp_path)]) == 0
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    scores = [
+        [(row["step"], row["loss"], row["score"]) for row in rows if row["event"] == "epoch"] for rows in (whole, cut)
+    ]
+    assert [step for step, *_ in scores[0]] == [2, 4, 6]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.slow

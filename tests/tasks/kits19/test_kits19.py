@@ -17,7 +17,9 @@ from conftest import error_of, program, read_json, stored
 
 from unet import host
 from unet.cli import resolve
+from unet.data.cache import integrity
 from unet.models.convert import to_mlperf
+from unet.runtime.callbacks import mlperf_rules
 from unet.tasks.kits19 import synthetic as phantom_ct
 from unet.tasks.registry import create
 
@@ -227,6 +229,25 @@ def test_an_open_log_passes_the_checker(volumes: Cli, workplace: Path) -> None:
     checker = [sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "4.0.0"]
     found = subprocess.run([*checker, "--werror", str(log)], cwd=workplace, capture_output=True, text=True)
     assert found.returncode == 0 and "SUCCESS" in found.stdout + found.stderr, found.stdout + found.stderr
+
+
+def test_the_file_cache_is_cleared_after_all_reading_of_the_cache(
+    volumes: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied cache is compared with its digests, which reads all of it."""
+    steps: list[str] = []
+
+    def told(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *words: (steps.append(name), work(*words))[1]
+
+    assert volumes("--max-steps", 1, "--cache", "new_cache", "--no-checkpoints")[0] == 0
+    (workplace / "data/new_cache" / integrity.NOTED).unlink()
+    monkeypatch.setattr(integrity, "_look", told("read", integrity._look))
+    monkeypatch.setattr(mlperf_rules, "clear_caches", told("cleared", mlperf_rules.clear_caches))
+    words = ("--max-steps", 1, "--mlperf-division", "open", "--cache", "new_cache", "--no-checkpoints")
+    code, _, err = volumes(*words)
+    assert code == 0, err
+    assert steps == ["read"] * 12 + ["cleared"]  # image and mask of six cases
 
 
 def test_closed_is_refused_with_everything_that_is_wrong(volumes: Cli) -> None:

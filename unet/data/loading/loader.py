@@ -136,8 +136,13 @@ class EpochBatches(Dataset[Batch]):
         index = self.drawn(epoch, number)
         image, mask = self.slices.get(index)
         if self.augment:
+            epoch, number = self.augmentation_key(epoch, number)
             image, mask = self.augment(image, mask, generator(self.seed, epoch, number + 1, self.shard[0]))
         return {"image": image, "mask": mask, "index": index}
+
+    def augmentation_key(self, epoch: int, number: int) -> Key:
+        """(epoch, batch) by which the augmentation of a batch is drawn."""
+        return epoch, number
 
     def drawn(self, epoch: int, number: int) -> Tensor:
         """The slices of a batch, by their flat index."""
@@ -152,7 +157,8 @@ class EpochBatches(Dataset[Batch]):
 class StreamBatches(EpochBatches):
     """Whole batches of one endless stream: pass after pass over the slices, each in a new order. An "epoch" is
     `length` batches of it, so that few slices make long epochs; a batch may hold the end of a pass and the beginning of
-    the next. For training by steps."""
+    the next. Augmentation is drawn by pieces of `piece` batches: the same with epochs of any length. For training by
+    steps."""
 
     def __init__(
         self,
@@ -162,10 +168,15 @@ class StreamBatches(EpochBatches):
         augment: Callable[..., tuple[Tensor, Tensor]] | None,
         shard: tuple[int, int] = (0, 1),
         length: int = 1,
+        piece: int = 1,
     ) -> None:
         super().__init__(slices, min(batch_size, max(1, len(slices) // shard[1])), seed, augment, shard)
-        self.batch_size, self.batches = batch_size, length
+        self.batch_size, self.batches, self.piece = batch_size, length, piece
         self._passes: dict[int, Tensor] = {}
+
+    def augmentation_key(self, epoch: int, number: int) -> Key:
+        whole, rest = divmod((epoch - 1) * self.batches + number, self.piece)
+        return whole + 1, rest
 
     def drawn(self, epoch: int, number: int) -> Tensor:
         rank, world = self.shard

@@ -131,9 +131,12 @@ def restore(run: Trainer, content: Mapping[str, Any], state: Path) -> None:
         }
         run.progress.loss_count = count if run.progress.loss_count else 0
     if run.task.by_steps:  # epochs may have another length now
+        rows, step = run.progress.history, run.progress.step
         if ranks != run.group.world:
-            run.progress.step = run.progress.step * ranks // run.group.world
+            run.progress.step = step * ranks // run.group.world
         done, run.progress.batch = divmod(run.progress.step * run.options.accumulate, len(run.loader))
+        if done and not run.progress.batch and not (rows and rows[-1]["step"] == step):  # it was not closed
+            done, run.progress.batch = done - 1, len(run.loader)
         run.progress.epoch = done + 1
     run.progress.reached = target_reached(run)  # --target may have changed
 

@@ -59,9 +59,9 @@ def not_closed(config: Config, world: int, task: MLPerfTask) -> list[str]:
     rules = task.mlperf()
     training = rules.training_cases
     found = [
-        f"{flag(name)} is {words(config.get(name))}, must be {words(right)}"
+        f"{flag(name)} is {words(config.get(name))}, must be {' or '.join(map(words, allowed))}"
         for name, right in rules.closed.items()
-        if config.get(name) != right
+        if config.get(name) not in (allowed := right if isinstance(right, list) else [right])
     ]
     if config.train.schedule not in SCHEDULES:
         found.append(f"--schedule is {config.train.schedule}, must be {' or '.join(SCHEDULES)}")

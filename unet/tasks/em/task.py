@@ -133,12 +133,12 @@ class EM(SegmentationTask):
             self.settings.aug_brightness,
             self.config.train.augment,
         )
-        length = self.config.train.accumulate * min(
-            self.config.train.evaluate_every or ROUND, self.config.train.max_steps or ROUND
-        )
+        train = self.config.train
+        steps = min(train.evaluate_every or ROUND, train.max_steps or ROUND)
+        length, piece = train.accumulate * steps, train.accumulate * ROUND
         workers, options = self.loader_workers(options)
         slices = Slices(cases, self.config.device.data_on, to_device, shared_by(workers, options))
-        stream = StreamBatches(slices, self.config.train.batch_size, self.config.general.seed, frame, shard, length)
+        stream = StreamBatches(slices, train.batch_size, self.config.general.seed, frame, shard, length, piece)
         return Loader(stream, workers, options)
 
     def mask_sides(self, sides: Sequence[int]) -> Sequence[int]:

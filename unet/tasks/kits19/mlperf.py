@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRAINING, EVALUATION = 168, 42  # cases
-CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
+CLOSED: dict[str, Any] = {  # setting -> what a closed submission has; a list: one of these
     "split": "mlperf",
     "held_out": None,
     "fold": None,
@@ -33,7 +33,11 @@ CLOSED: dict[str, Any] = {  # setting -> what a closed submission has
     "activation": "relu",
     "include_background": False,
     "augment": True,
+    "brightness": [(1.7, 2.3), (0.7, 1.3)],  # of the reference, of the submissions that were published
+    "noise": [(0.0, 0.1), (0.1, 0.1)],
     "clip": None,
+    "skip_norm": None,
+    "ema": None,
     "eval_region": "rounded",
     "eval_crop": (),
     "eval_steps": None,
