@@ -77,6 +77,16 @@ def test_runs_are_listed_with_state_score_and_last_line(cli_here: Any, made: Pat
     assert state(made) == before
 
 
+def test_scored_weights_bring_the_size_of_their_network(cli_here: Any, made: Path) -> None:
+    stored = json.loads((made / "performance/scored/config.json").read_text())["settings"]["network"]
+    assert {name: stored[name] for name in ("layers", "width")} == {
+        "layers": {"value": 2, "source": "weights first.safetensors"},
+        "width": {"value": 4, "source": "weights first.safetensors"},
+    }
+    settings = result_of(cli_here("diff", "first", "scored", "--json"))["settings"]
+    assert not {"layers", "width"} & {item["name"] for item in settings}
+
+
 def test_states_of_runs(made: Path, cli: Any, workplace: Path) -> None:
     """Running, and one that says so although its process is gone."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # as `python -m unet` would be"])

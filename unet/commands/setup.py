@@ -224,6 +224,11 @@ def make_predictor(context: Context, *networks: nn.Module, finite: bool = False)
     return Predictor(networks, context.device, context.config.eval.eval_batch_size, finite)
 
 
+def shaping(task: type[TaskSettings]) -> tuple[str, ...]:
+    """The settings of a task's network, as they are stored with weights."""
+    return tuple(declared_of(task, ("network",)))
+
+
 def apply_checkpoint_settings(
     resolved: Resolved, paths: list[Path], reused: tuple[str, ...]
 ) -> tuple[Resolved, list[dict[str, Any]]]:
