@@ -431,6 +431,23 @@ def test_fewer_cases_of_a_whole_cache(tiny) -> None:
     assert len(list(Path("data/cache_16").glob("*_mask.npy"))) == 6
 
 
+def test_a_folder_of_another_layout_is_told_before_other_settings_of_the_cache(cli, here: None, phantoms: Path) -> None:
+    assert cli("preprocess", "--data", phantoms, "--cache", "c", "--image-size", 16)[0] == 0
+    Path("ct64/images").mkdir(parents=True)
+    words = ("train", "--cache", "c", "--device", "cpu", "--layers", 2, "--batch-size", 4)
+    error = error_of(cli(*words, "--data", "./ct64"))
+    assert f"{Path('ct64').absolute()}: holds no patient folders" in error and "(task lgg)" in error
+    assert "image_size 16 (asked: 64)" in error_of(cli(*words, "--data", phantoms))
+
+
+def test_a_split_that_cannot_be_made_is_told_before_the_cache_is_built(cli, here: None, phantoms: Path) -> None:
+    Path("names.txt").write_text("nobody\n")
+    words = ("--data", phantoms, "--cache", "c", "--device", "cpu", *TINY)
+    assert "'nobody' names 0 cases" in error_of(cli("train", *words, "--split", "names.txt", "--dry-run"))
+    assert "a fold would be empty" in error_of(cli("crossval", *words, "--folds", 7))
+    assert not list(Path("data").glob("c/*.npy"))
+
+
 def test_half_a_cache_without_its_raw_set(cli, raw: Path) -> None:
     words = ("--cache", "c", "--image-size", 16)
     cli("preprocess", "--data", "./raw", *words)

@@ -134,7 +134,14 @@ def init_distributed(config: Config, device: Device) -> Group:
     return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 
-def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
+def split_first(context: Context, ids: list[str]) -> None:
+    """What `all_cases` calls for all cases (None) of a new run: what is wrong with its split is told before they are
+    prepared. A resumed run has its split."""
+    if not context.config.save.resume:
+        context.task.split(ids)
+
+
+def all_cases(context: Context, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[Any]:
     """All cached cases, or those whose ids `choose` selects; rank 0 builds or rebuilds the cache, the others find
     it."""
     once = context.config if context.group.is_main else context.config.replace(rebuild_cache=False)

@@ -123,7 +123,7 @@ def _train(
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
-    cases = setup.all_cases(context)
+    cases = setup.all_cases(context, functools.partial(setup.split_first, context))
     if cleared is None:  # the cache has only now been built
         cleared = caches_cleared_at(
             context, context.device.rank.local == 0, clear_node_caches(config, context.device.rank.local)

@@ -197,8 +197,8 @@ class Task:
         """The settings that decide the content of the cache."""
         raise NotImplementedError
 
-    def cached_cases(self, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
-        """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
+    def cached_cases(self, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[CachedCase]:
+        """Every cached case, or those that `choose` takes of the ids of the whole set (None: all); builds the cache (of these
         cases) where there is none."""
         raise NotImplementedError
 
