@@ -53,6 +53,22 @@ def test_weights_of_several_tasks(tiny, cli, phantoms: Path) -> None:
     assert "b.safetensors belongs to task em" in error
 
 
+def test_loaded_weights_of_another_network_are_told_by_their_settings(tiny, cli) -> None:
+    from unet.cli import resolve
+    from unet.runtime.checkpoints import checkpoint
+    from unet.tasks.registry import create
+
+    words = ["--task", "em", "--image-size", "76", "--layers", "2", "--width", "2"]
+    network = create(resolve("train", words).config).build_model()
+    Path("weights").mkdir()
+    facts = {"task": "em", "settings": {"layers": 2, "width": 2}}
+    checkpoint.save_weights(Path("weights/em-0.safetensors"), facts, network.state_dict())
+    error = error_of(tiny("--load", "em-0.safetensors", "--run-name", "a"))
+    assert "em-0.safetensors: task em, layers 2, width 2; here lgg, layers 2, width 4." in error
+    assert "--task em --layers 2 --width 2" in error
+    assert not list(Path("data").glob("*/*.npy"))
+
+
 def test_an_empty_folder(cli) -> None:
     Path("data/empty").mkdir(parents=True)
     assert "holds no patient folders" in error_of(cli("train", "--data", "empty"))
