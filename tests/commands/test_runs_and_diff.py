@@ -124,6 +124,14 @@ def test_the_records_are_listed(cli: Any) -> None:
     rows = result_of(cli("runs", "--records", "--out", ROOT / "performance", "--json"))["runs"]
     names = {row["name"].partition("/")[0] for row in rows}
     assert names == {path.name for path in (ROOT / "performance" / "records").iterdir()}
+    scores = {row["name"].partition("_")[2]: row["score"] for row in rows}
+    assert scores["cpu_em_ten-folds/disjoint"] and scores["cpu_kits19_best-against-mlperf/best"]
+    assert "cpu_em_ten-folds" not in scores, "its settings alone are no run beside those of its folders"
+
+
+def test_records_are_looked_for_where_the_repository_is(cli: Any, workplace: Path) -> None:
+    error = error_of(cli("runs", "--records"), 2)
+    assert "repository" in error and "--out" in error and "--synth-data" not in error
 
 
 def test_the_same_run_twice_is_the_same_computation(cli_here: Any, made: Path) -> None:
