@@ -234,9 +234,10 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(
-            f"--resume continues a run exactly, but these settings differ:"
+            f"--resume continues run {resolved.config.run.run_name!r} exactly, but these settings differ:"
             f" {', '.join(words[name] for name in words if name in course)}.",
-            "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
+            "Leave them out; for another run type --run-name NAME; to start a new run from these weights: --load FILE"
+            " --run-name NEW.",
         )
     told = FREE - {"max_time"} | set(declared_of(type(resolved.config.task), ("device",)))
     said = [words[name] for name in words if name in told]
