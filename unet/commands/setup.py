@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import capacity
+from unet.config import capacity, check_paths
 from unet.config.options import flag
 from unet.config.resolve import SYNTHETIC, Resolved, known_task, with_synthetic_cache
 from unet.config.schema import Config, declared_of, weights_to_read
@@ -153,11 +153,9 @@ def given_weights(config: Config, command: str) -> list[Path]:
     """The paths given by --weights, or by --load, which means the same here. Raises UsageError if there are none."""
     names = config.weights.weights
     if not names:
-        known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        shown = [path.name for path in known if "state" not in path.suffixes[0] and "before" not in path.name][:5]
+        there = check_paths.known_weights()
         raise UsageError(
-            f"{command} needs weights, and none were given.",
-            "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
+            f"{command} needs weights, and none were given.", f"Type --weights FILE{f'; {there}' if there else ''}."
         )
     return [weights_to_read(name) for name in names]
 
