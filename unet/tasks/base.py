@@ -198,8 +198,8 @@ class Task:
         raise NotImplementedError
 
     def cached_cases(self, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[CachedCase]:
-        """Every cached case, or those that `choose` takes of the ids of the whole set (None: all); builds the cache (of these
-        cases) where there is none."""
+        """Every cached case, or those that `choose` takes of the ids of the whole set (None: all); builds the cache of
+        these where there is none."""
         raise NotImplementedError
 
     def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
