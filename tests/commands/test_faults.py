@@ -53,6 +53,22 @@ def test_weights_of_several_tasks(tiny, cli, phantoms: Path) -> None:
     assert "b.safetensors belongs to task em" in error
 
 
+def test_loaded_weights_of_another_network_are_told_by_their_settings(tiny, cli) -> None:
+    from unet.cli import resolve
+    from unet.runtime.checkpoints import checkpoint
+    from unet.tasks.registry import create
+
+    words = ["--task", "em", "--image-size", "76", "--layers", "2", "--width", "2"]
+    network = create(resolve("train", words).config).build_model()
+    Path("weights").mkdir()
+    facts = {"task": "em", "settings": {"layers": 2, "width": 2}}
+    checkpoint.save_weights(Path("weights/em-0.safetensors"), facts, network.state_dict())
+    error = error_of(tiny("--load", "em-0.safetensors", "--run-name", "a"))
+    assert "em-0.safetensors: task em, layers 2, width 2; here lgg, layers 2, width 4." in error
+    assert "--task em --layers 2 --width 2" in error
+    assert not list(Path("data").glob("*/*.npy"))
+
+
 def test_an_empty_folder(cli) -> None:
     Path("data/empty").mkdir(parents=True)
     assert "holds no patient folders" in error_of(cli("train", "--data", "empty"))
@@ -429,6 +445,23 @@ def test_fewer_cases_of_a_whole_cache(tiny) -> None:
     assert tiny("--run-name", "b", "--epochs", 1, "--max-cases", 4)[0] == 0
     assert sum(map(len, read_json(Path("performance/b/splits.json")).values())) == 4
     assert len(list(Path("data/cache_16").glob("*_mask.npy"))) == 6
+
+
+def test_a_folder_of_another_layout_is_told_before_other_settings_of_the_cache(cli, here: None, phantoms: Path) -> None:
+    assert cli("preprocess", "--data", phantoms, "--cache", "c", "--image-size", 16)[0] == 0
+    Path("ct64/images").mkdir(parents=True)
+    words = ("train", "--cache", "c", "--device", "cpu", "--layers", 2, "--batch-size", 4)
+    error = error_of(cli(*words, "--data", "./ct64"))
+    assert f"{Path('ct64').absolute()}: holds no patient folders" in error and "(task lgg)" in error
+    assert "image_size 16 (asked: 64)" in error_of(cli(*words, "--data", phantoms))
+
+
+def test_a_split_that_cannot_be_made_is_told_before_the_cache_is_built(cli, here: None, phantoms: Path) -> None:
+    Path("names.txt").write_text("nobody\n")
+    words = ("--data", phantoms, "--cache", "c", "--device", "cpu", *TINY)
+    assert "'nobody' names 0 cases" in error_of(cli("train", *words, "--split", "names.txt", "--dry-run"))
+    assert "a fold would be empty" in error_of(cli("crossval", *words, "--folds", 7))
+    assert not list(Path("data").glob("c/*.npy"))
 
 
 def test_half_a_cache_without_its_raw_set(cli, raw: Path) -> None:

@@ -77,6 +77,16 @@ def test_runs_are_listed_with_state_score_and_last_line(cli_here: Any, made: Pat
     assert state(made) == before
 
 
+def test_scored_weights_bring_the_size_of_their_network(cli_here: Any, made: Path) -> None:
+    stored = json.loads((made / "performance/scored/config.json").read_text())["settings"]["network"]
+    assert {name: stored[name] for name in ("layers", "width")} == {
+        "layers": {"value": 2, "source": "weights first.safetensors"},
+        "width": {"value": 4, "source": "weights first.safetensors"},
+    }
+    settings = result_of(cli_here("diff", "first", "scored", "--json"))["settings"]
+    assert not {"layers", "width"} & {item["name"] for item in settings}
+
+
 def test_states_of_runs(made: Path, cli: Any, workplace: Path) -> None:
     """Running, and one that says so although its process is gone."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # as `python -m unet` would be"])
@@ -114,6 +124,14 @@ def test_the_records_are_listed(cli: Any) -> None:
     rows = result_of(cli("runs", "--records", "--out", ROOT / "performance", "--json"))["runs"]
     names = {row["name"].partition("/")[0] for row in rows}
     assert names == {path.name for path in (ROOT / "performance" / "records").iterdir()}
+    scores = {row["name"].partition("_")[2]: row["score"] for row in rows}
+    assert scores["cpu_em_ten-folds/disjoint"] and scores["cpu_kits19_best-against-mlperf/best"]
+    assert "cpu_em_ten-folds" not in scores, "its settings alone are no run beside those of its folders"
+
+
+def test_records_are_looked_for_where_the_repository_is(cli: Any, workplace: Path) -> None:
+    error = error_of(cli("runs", "--records"), 2)
+    assert "repository" in error and "--out" in error and "--synth-data" not in error
 
 
 def test_the_same_run_twice_is_the_same_computation(cli_here: Any, made: Path) -> None:

@@ -48,6 +48,9 @@ def place(workplace: Path) -> Path:
     for name in ("raw", "c", "data/kaggle_3m", "kagle"):
         Path(name).mkdir(parents=True)
     Path("w.pt").write_bytes(b"")
+    Path("weights").mkdir()
+    Path("weights/ct.safetensors").write_bytes(b"")
+    Path("weights/ct.state.safetensors").write_bytes(b"")
     os.mkfifo("pipe")
     Path("circle").symlink_to("circle")
     Path("nowhere").symlink_to("gone")
@@ -92,6 +95,13 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("train --data kagle", "did you mean ./kagle?"),
         ("train --data kaggle_3n", "did you mean kaggle_3m?"),
         ("train --data ./rawe", "did you mean raw?"),
+        ("train --data kaggle_3m/", "did you mean data/kaggle_3m?"),
+        ("train --data aggle_3m/", "did you mean data/kaggle_3m?"),
+        ("check --cache aggle_3m/", "did you mean data/kaggle_3m?"),
+        ("evaluate --weights nosuch", "in weights/: ct.safetensors."),
+        ("predict --weights ct.onnx", "did you mean ct.safetensors?"),
+        ("predict --weights ct.onnx", "in weights/: ct.safetensors."),
+        ("train --data ./raw --load ct.pth/", "did you mean weights/ct.safetensors?"),
         ("evaluate --weights w.pt", "did you mean ./w.pt?"),
         ("train --data ./raw --load w.pt", "did you mean ./w.pt?"),
         ("predict --weights ./w.pt kaggle_3m", "did you mean data/kaggle_3m?"),
@@ -107,6 +117,7 @@ def test_what_is_written_can_be(cli: Any, place: Path, line: str, name: str, wor
         ("train --data ./raw --cache c", "Type --cache ./c (or --cache data/c for a new one)"),
         ("preprocess --data ./raw --cache c", "Type --cache ./c"),
         ("evaluate", "evaluate needs weights"),
+        ("plan", "Type --data DIR"),
         ("preprocess --data ./raw --cache ./raw/", "--data and --cache are one folder"),
         ("train --data ./raw --cache raw/../raw", "--data and --cache are one folder"),
     ],

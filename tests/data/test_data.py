@@ -222,3 +222,19 @@ def test_generators_of_different_keys_differ() -> None:
     }
     assert len(seen) == 125
     assert math.isclose(sum(seen) / 125, 0.5, abs_tol=0.1)
+
+
+def test_equal_faults_of_many_files_are_one_line() -> None:
+    from unet.data.checks import Report
+
+    faults = [f"masks/{number:02}.png: is a mask in colours" for number in range(24)]
+    report = Report(errors=[*faults, "leakage: a and b hold the same image", "no colon at all"])
+    assert report.text("set").splitlines() == [
+        "set",
+        "  error: masks/00.png: is a mask in colours (and 23 more like it)",
+        "  error: leakage: a and b hold the same image",
+        "  error: no colon at all",
+        "  26 errors, 0 warnings",
+    ]
+    report = Report(warnings=[f"{number}.png: fault {number}" for number in range(12)] + ["x.png: fault 11"])
+    assert report.text("set").splitlines()[-2:] == ["  ... and 3 more warnings", "  0 errors, 13 warnings"]

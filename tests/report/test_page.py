@@ -419,7 +419,8 @@ def test_benchmarks_of_training_and_of_prediction_are_told_apart(tmp_path: Path)
     )
     alone = "fast predicts 300.0 slices a second, 1.500 times the plain network (1.250 to 2.000)."
     assert words_of(fast) == [alone]
-    compared = "fast predicts 1.500 times as many slices a second as slow (300.0 against 200.0)."
+    compared = "fast is 1.500 times as fast as the plain network on its own machine, slow 1.500 times."
+    compared += " fast predicts 1.500 times as many slices a second as slow (300.0 against 200.0)."
     assert words_of(slow, fast) == [compared]
     assert words_of(trains, fast) == [f"{words_of(trains)[0]} {alone}"]
     assert words_of(trains, slow, fast) == [f"{words_of(trains)[0]} {compared}"]

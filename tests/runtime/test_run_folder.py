@@ -407,6 +407,11 @@ def test_damaged_files_of_a_run_hide_no_state_and_end_in_two_lines(tiny) -> None
         (folder / "splits.json").write_text(wrong, encoding="latin-1")
         assert "splits.json" in error_of(tiny("--resume", "--run-name", "a", "--epochs", 1))
     (folder / "splits.json").write_text(split)
+    result = tiny("--resume", "--batch-size", 3)
+    assert "--resume takes run a, the last that is not done" in result[2]
+    error = error_of(result, 2)
+    assert "continues run 'a' exactly, but these settings differ: batch_size 4 -> 3" in error
+    assert "for another run type --run-name NAME" in error
     (folder / "config.json").write_text('{"settings": {"lr": 5}}')
     assert "lr" in error_of(tiny("--resume", "--run-name", "a"), 2)
 

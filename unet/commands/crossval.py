@@ -7,6 +7,7 @@ command line continues an interrupted cross-validation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -137,12 +138,18 @@ def run(resolved: Resolved, command: str) -> int:
         return train_and_sum_up(folder, found, config, cards, began)
 
 
+def split_first(config: Config, found: Sequence[Fold], ids: list[str]) -> None:
+    """Make the folds before the cases are prepared, all of them (None), so that what is wrong is told first."""
+    for fold in found:
+        create(config.replace(fold=fold.number)).split(ids)
+
+
 def train_and_sum_up(
     folder: RunFolder, found: list[Fold], config: Config, cards: Sequence[dict[str, str]], began: float
 ) -> int:
     """Train the remaining folds, and write the results."""
     task = create(config)
-    cases = task.cached_cases()  # one process makes the cache
+    cases = task.cached_cases(functools.partial(split_first, config, found))  # one process makes the cache
     for fold in found:
         fold.require_data(config, cases)
     left = [fold for fold in found if not fold.done()]

@@ -27,7 +27,7 @@ def run(resolved: Resolved, command: str) -> int:
     path = paths[0]
     context = setup.assemble(config, resolved.sources)
     declared = context.task.Settings
-    reused = (*declared.inference_settings, *declared.scoring_settings)
+    reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings, *setup.shaping(declared))))
     resolved, facts = setup.apply_checkpoint_settings(resolved, [path], reused)
     config = resolved.config
     with power.measured(context.with_config(config)) as context:

@@ -202,7 +202,7 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
 def described(source: Source) -> dict[str, Any]:
     """What a file says of the task: its name, and the settings that its network and its input need."""
     config = source.context.config
-    names = (*config.task.inference_settings, "layers")
+    names = (*config.task.inference_settings, "layers", "width")
     return {"task": config.task.name, "settings": {name: files.jsonable(config.get(name)) for name in names}}
 
 

@@ -94,7 +94,7 @@ def store(typed: str | None, out: Path) -> str:
 def metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]) -> dict[str, Any]:
     """What is stored with weights and states: the run, its cases, the settings of its network."""
     declared = context.task.Settings
-    kept = (*declared.inference_settings, *declared.scoring_settings, "layers", "width", "precision", "seed")
+    kept = (*declared.inference_settings, *declared.scoring_settings, *setup.shaping(declared), "precision", "seed")
     return {
         "task": context.task.name,
         "run_name": folder.name,

@@ -7,20 +7,22 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host, locks
 from unet.commands import predict, predict_outputs, run_resume, setup
 from unet.config import run_files
+from unet.config.options import flag
 from unet.config.resolve import Resolved, dumps
 from unet.config.run_files import DUMP_LIST, DUMPED
 from unet.config.schema import Config, declared_of, resolve_path, weights_to_read, weights_to_write
 from unet.devices import launchers
-from unet.errors import UnetError, UsageError
+from unet.errors import CheckpointError, UnetError, UsageError
 from unet.files import make_folder
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths, metadata_of
+from unet.tasks.base import Task, as_typed
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
@@ -71,9 +73,45 @@ def _places(folder: RunFolder, weights: Path) -> dict[str, str]:
 def require_places(config: Config) -> None:
     """Check early what a run reads and writes besides its folder and weights. Raises UnetError."""
     if config.weights.load and not config.save.resume:
-        setup.read_weights(weights_to_read(config.weights.load))
+        require_loadable(config, weights_to_read(config.weights.load))
     if config.run.debug_dump:
         require_dump(Path(config.run.debug_dump), config.general.overwrite or bool(config.save.resume))
+
+
+def require_loadable(config: Config, path: Path) -> None:
+    """Read the weights of --load. Raises CheckpointError with both networks in words where they do not fit: before data
+    are prepared. Weights of another task are taken where their shapes fit."""
+    facts, state = setup.read_weights(path)
+    stored, task = facts.get("settings", {}), create(config)
+    known = [name for name in setup.shaping(task.Settings) if name in stored]
+    differing = [name for name in known if stored[name] != files.jsonable(config.get(name))]
+    foreign = facts.get("task") not in (None, task.name)
+    if not (foreign or differing) or _fits(task, state):
+        return
+    shown = list(dict.fromkeys([name for name in ("layers", "width") if name in known] + differing))
+
+    def words(name: str, values: Mapping[str, Any]) -> str:
+        return ", ".join([name, *(f"{each} {as_typed(values[each])}" for each in shown)])
+
+    there, here = (str(facts.get("task", task.name)), stored), (task.name, {each: config.get(each) for each in shown})
+    flags = " ".join(f"{flag(name)} {as_typed(stored[name])}" for name in shown)
+    again = f"--task {there[0]} {flags}".strip() if foreign else flags
+    raise CheckpointError(
+        f"{path.absolute()}: task {words(*there)}; here {words(*here)}.",
+        f"Give weights of such a network of task {task.name} with --load, or type {again}.",
+    )
+
+
+def _fits(task: Task, state: Mapping[str, Any]) -> bool:
+    """Whether weights have the names and shapes of a task's network."""
+
+    def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(each.shape) for key, each in tensors.items() if not key.endswith("num_batches_tracked")}
+
+    try:
+        return shapes(task.convert_checkpoint(state)[1]) == shapes(task.build_model().state_dict())
+    except CheckpointError:
+        return False
 
 
 def require_dump(folder: Path, replaced: bool) -> None:
@@ -199,9 +237,10 @@ def _require_unchanged(entries: dict[str, Any], resolved: Resolved) -> dict[str,
     words = {name: f"{name} {entries[name]['value']} -> {now[name]['value']}" for name in sorted(changed)}
     if changed & course:
         raise UsageError(
-            f"--resume continues a run exactly, but these settings differ:"
+            f"--resume continues run {resolved.config.run.run_name!r} exactly, but these settings differ:"
             f" {', '.join(words[name] for name in words if name in course)}.",
-            "Leave them out; to start a new run from these weights: --load FILE --run-name NEW.",
+            "Leave them out; for another run type --run-name NAME; to start a new run from these weights: --load FILE"
+            " --run-name NEW.",
         )
     told = FREE - {"max_time"} | set(declared_of(type(resolved.config.task), ("device",)))
     said = [words[name] for name in words if name in told]

@@ -32,9 +32,12 @@ def run(resolved: Resolved, command: str) -> int:
     config = resolved.config
     folder = Path(config.run.out) / (RECORDS if config.listing.records else "")
     if not folder.is_dir():
+        hint = "Name the folder of the runs with --out, or start one: python -m unet train --synth-data"
+        if config.listing.records:
+            hint = "The records lie in the program's repository: type --out REPOSITORY/performance"
         raise UsageError(
             f"{folder.absolute()} is no folder, so there are no {'records' if config.listing.records else 'runs'}.",
-            "Name the folder of the runs with --out, or start one: python -m unet train --synth-data",
+            hint,
         )
     places = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     rows = [row for path in places for row in rows_of(path, config.listing.records)]

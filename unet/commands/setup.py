@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.config import capacity
+from unet.config import capacity, check_paths
 from unet.config.options import flag
 from unet.config.resolve import SYNTHETIC, Resolved, known_task, with_synthetic_cache
 from unet.config.schema import Config, declared_of, weights_to_read
@@ -134,7 +134,14 @@ def init_distributed(config: Config, device: Device) -> Group:
     return distributed.join(device, address, port, config.distributed.dist_timeout, Path(config.run.out), own)
 
 
-def all_cases(context: Context, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[Any]:
+def split_first(context: Context, ids: list[str]) -> None:
+    """What `all_cases` calls for all cases (None) of a new run: what is wrong with its split is told before they are
+    prepared. A resumed run has its split."""
+    if not context.config.save.resume:
+        context.task.split(ids)
+
+
+def all_cases(context: Context, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[Any]:
     """All cached cases, or those whose ids `choose` selects; rank 0 builds or rebuilds the cache, the others find
     it."""
     once = context.config if context.group.is_main else context.config.replace(rebuild_cache=False)
@@ -146,12 +153,9 @@ def given_weights(config: Config, command: str) -> list[Path]:
     """The paths given by --weights, or by --load, which means the same here. Raises UsageError if there are none."""
     names = config.weights.weights
     if not names:
-        known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        beside = (".state", "-before.", ".epoch-")  # files that a run keeps beside its best weights
-        shown = [path.name for path in known if not any(part in path.name for part in beside)][:5]
+        there = check_paths.known_weights()
         raise UsageError(
-            f"{command} needs weights, and none were given.",
-            "Type --weights FILE" + (f"; in weights/: {', '.join(shown)}." if shown else "."),
+            f"{command} needs weights, and none were given.", f"Type --weights FILE{f'; {there}' if there else ''}."
         )
     return [weights_to_read(name) for name in names]
 
@@ -223,6 +227,11 @@ def make_predictor(context: Context, *networks: nn.Module, finite: bool = False)
     from unet.runtime.inference.predictor import Predictor
 
     return Predictor(networks, context.device, context.config.eval.eval_batch_size, finite)
+
+
+def shaping(task: type[TaskSettings]) -> tuple[str, ...]:
+    """The settings of a task's network, as they are stored with weights."""
+    return tuple(declared_of(task, ("network",)))
 
 
 def apply_checkpoint_settings(

@@ -118,7 +118,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
-    cases = setup.all_cases(context)
+    cases = setup.all_cases(context, functools.partial(setup.split_first, context))
     saved = folder / "splits.json"
     split = group.run_on_main(
         lambda: (

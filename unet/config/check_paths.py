@@ -61,12 +61,15 @@ def _data(command: str, resolved: Resolved) -> Iterator[Fault]:
             words = f"--cache {config.data.cache}: {cache.absolute()} does not exist, but {here.absolute()} does"
             yield words, f"Type --cache {shell_path(here)} (or --cache {cache} for a new one)."
     elif command == "check" and sources["cache"].startswith("flag"):
-        yield from _there(config.data.cache, cache, sources["cache"].removeprefix("flag "))
+        spelling = sources["cache"].removeprefix("flag ")
+        yield from _there(config.data.cache, cache, spelling, other=Path("data") / config.data.cache)
     if config.data.synth_data:
         yield from _folder("--data", raw)
-    elif (typed and not (command == "predict" and config.input.inputs)) or (command == "preprocess"):
+    elif (typed and not (command == "predict" and config.input.inputs)) or needs_raw(command, config):
         hint = "Name a path that exists, or type --synth-data for synthetic data." if command in TRAINING else ""
-        yield from _there(config.data.data, raw, sources["data"].removeprefix("flag ") if typed else "--data", hint)
+        hint = hint if typed or command != "plan" else "Type --data DIR, a folder with images and masks of your own."
+        spelling = sources["data"].removeprefix("flag ") if typed else "--data"
+        yield from _there(config.data.data, raw, spelling, hint, Path("data") / config.data.data)
     elif config.mlperf.mlperf_division or config.mlperf.mlperf_rehearsal:
         return  # the MLPerf checks report it
     elif command in TRAINING and not raw.exists() and (config.data.rebuild_cache or not cache.exists()):
@@ -81,7 +84,8 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
     config, sources = resolved.config, resolved.sources
     if command in TRAINING:
         if config.weights.load and not config.save.resume:  # the state has what came of it
-            yield from _file(config.weights.load, weights_to_read(config.weights.load), "--load")
+            load = config.weights.load
+            yield from _file(load, weights_to_read(load), "--load", other=Path("weights") / load)
         for name in config.weights.weights if config.save.checkpoints and not config.save.resume else ():
             path = resolve_path(name, "weights")
             kind = _kind(path)
@@ -91,8 +95,18 @@ def _weights(command: str, resolved: Resolved) -> Iterator[Fault]:
     elif command in APPLYING:
         source = sources["weights"]
         typed = source.removeprefix("flag ") if source.startswith("flag") else "--weights"
+        there = known_weights()
+        hint = f"Name a path that exists; {there}." if there else ""
         for name in config.weights.weights:
-            yield from _file(name, weights_to_read(name), typed)
+            yield from _file(name, weights_to_read(name), typed, hint, Path("weights") / name)
+
+
+def known_weights() -> str:
+    """The newest weights in weights/, in words; empty where there are none."""
+    known = sorted(Path("weights").glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    beside = (".state", "-before.", ".epoch-")  # files that a run keeps beside its best weights
+    shown = [path.name for path in known if not any(part in path.name for part in beside)][:5]
+    return f"in weights/: {', '.join(shown)}" if shown else ""
 
 
 def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
@@ -122,6 +136,11 @@ def _others(command: str, resolved: Resolved) -> Iterator[Fault]:
         if value and name in has and (name != "output" or writes_masks(command, config)):
             one = name == "output" and command == "predict" and value.lower().endswith(IMAGES)  # the mask of one image
             yield from _folder(flag(name), Path(value).parent if one else Path(value))
+
+
+def needs_raw(command: str, config: Config) -> bool:
+    """Whether a command does nothing without a raw set, typed or not."""
+    return command == "preprocess" or (command == "plan" and bool(config.task.plans))
 
 
 def loads_data(config: Config) -> bool:
@@ -162,12 +181,12 @@ def _there(name: str, path: Path, spelling: str, hint: str = "", other: Path | N
         yield f"{label}: {path.absolute()} may not be read", "Give this user the right to read it, or name another."
 
 
-def _file(name: str, path: Path, spelling: str, hint: str = "") -> Iterator[Fault]:
+def _file(name: str, path: Path, spelling: str, hint: str = "", other: Path | None = None) -> Iterator[Fault]:
     """A fault unless `path` is a regular file."""
     if _kind(path) == "a folder":
         yield f"{spelling} {name}: {path.absolute()} is a folder, not a file", hint or "Name a file."
     else:
-        yield from _there(name, path, spelling, hint)
+        yield from _there(name, path, spelling, hint, other)
 
 
 def _folder(spelling: str, path: Path) -> Iterator[Fault]:
@@ -189,15 +208,27 @@ def _meant(name: str, path: Path, other: Path | None = None) -> str:
 
 
 def _near(name: str, path: Path, other: Path | None) -> str:
-    """A similar name that exists: in the current folder instead of the usual one, or a corrected typo."""
+    """A similar name that exists: in the current folder instead of the usual one, or there, `other`; another ending, or
+    a corrected typo."""
     if path != Path(name) and Path(name).exists():
         return shell_path(Path(name))
     if other is not None and other.exists():
         return str(other)
+    if path.name in ("", ".."):
+        return ""
+    for typed, place in ((Path(name), path), (other, other)):
+        if typed is not None and place is not None and (near := _like(place)):
+            return str(typed.with_name(near))
+    return ""
+
+
+def _like(path: Path) -> str:
+    """The name beside `path` that is most like its own: of another ending, or spelled a little differently."""
     try:
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in itertools.islice(entries, MANY)]
+            names = [entry.name for entry in itertools.islice(entries, MANY) if not entry.name.startswith(".")]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, [item for item in names if not item.startswith(".")], 1, 0.75)
-    return str(Path(name).with_name(near[0])) if near and path.name not in ("", "..") else ""
+    same = sorted(item for item in names if path.suffix and Path(item).stem == path.stem)
+    near = same or difflib.get_close_matches(path.name, names, 1, 0.75)
+    return near[0] if near else ""

@@ -104,6 +104,10 @@ class _Layers:
             default_out = fields(Config.GROUPS["run"])["out"].default
             folder = resumed_run(typed["resume"], typed.get("run_name"), typed.get("out", default_out))
             self.path, self.file_source = folder / "config.json", f"run {folder.name}"
+            if typed["resume"] == "auto" and not typed.get("run_name"):
+                self.remarks.append(
+                    f"--resume takes run {folder.name}, the last that is not done; for another type --run-name NAME"
+                )
             self.from_run = {"run_name": folder.name, "out": str(folder.parent), **tracked_by(folder)}
         if self.file_source:
             self.content = read_file(self.path)

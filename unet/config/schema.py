@@ -207,12 +207,15 @@ def settle_schedule(values: dict[str, Any], sources: dict[str, str]) -> Iterator
 
 def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task: type[TaskSettings]) -> Iterator[str]:
     """Notices on typed flags that another setting leaves without effect."""
+    own = task.defaults.get("split", "published")
     held_out = f"--held-out {values['held_out']}" if given.get("held_out", (None,))[0] is not None else ""
     if given.get("fold", (None,))[0] is not None:
         typed = [*([f"--split {values['split']}"] if "split" in given else []), *([held_out] if held_out else [])]
         if typed:
             change = "changes" if len(typed) == 1 else "change"
             yield f"{' and '.join(typed)} {change} nothing beside --fold {values['fold']}"
+    elif values["split"] == "published" != own and "split" in given and not held_out:
+        yield f"--split published draws ten cases, or a fifth of a small set; task {task.name} has a --split {own}"
     elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
         yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
     vain = [

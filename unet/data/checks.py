@@ -44,10 +44,21 @@ class Report:
     def text(self, title: str) -> str:
         lines = [title, *(f"  {name:<22} {value}" for name, value in self.facts.items())]
         for word, items in (("error", self.errors), ("warning", self.warnings)):
-            lines += [f"  {word}: {item}" for item in items[:SHOWN]]
-            lines += [f"  ... and {host.counted(len(items) - SHOWN, f'more {word}')}"] if len(items) > SHOWN else []
+            shown = _grouped(items)
+            lines += [f"  {word}: {item}" for item, _ in shown[:SHOWN]]
+            left = sum(count for _, count in shown[SHOWN:])
+            lines += [f"  ... and {host.counted(left, f'more {word}')}"] if left else []
         counts = f"{host.counted(len(self.errors), 'error')}, {host.counted(len(self.warnings), 'warning')}"
         return "\n".join([*lines, f"  {counts}"])
+
+
+def _grouped(items: Sequence[str]) -> list[tuple[str, int]]:
+    """(the first of the items that differ in the file or case before the colon alone, how many there are)."""
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        groups.setdefault(item.partition(": ")[2] or item, []).append(item)
+    more = {words: f" (and {len(found) - 1} more like it)" if len(found) > 1 else "" for words, found in groups.items()}
+    return [(f"{found[0]}{more[words]}", len(found)) for words, found in groups.items()]
 
 
 def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: str) -> Report:

@@ -130,7 +130,12 @@ def measured_before(machine: str) -> list[str]:
     each = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none yet"
     wrong = sum(bool(record["wrong"]) for record in records)
     lines = [f"  passes of 3D convolutions measured here: {each} ({place or 'not kept: no folder of the user'})"]
-    return [*lines, f"    {wrong} of them are wrong by some algorithm, and take another"] if wrong else lines
+    words = (
+        "is wrong by some algorithm, and takes another"
+        if wrong == 1
+        else "are wrong by some algorithm, and take another"
+    )
+    return [*lines, f"    {wrong} of them {words}"] if wrong else lines
 
 
 def own_file() -> Path | None:

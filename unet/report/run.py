@@ -174,7 +174,11 @@ def number(value: Any) -> float | None:
 
 
 def is_run(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in STARTS)
+    """Whether a folder is that of a run. One with settings alone, as of a record, is none where runs lie below it."""
+    if not path.is_dir():
+        return False
+    there = {name for name in STARTS if (path / name).is_file()}
+    return bool(there) and (there != {"config.json"} or not any(map(is_run, path.iterdir())))
 
 
 def runs_in(path: Path) -> list[Path]:

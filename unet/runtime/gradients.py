@@ -24,7 +24,7 @@ class Gradients:
     """Clips and steps. `names`: of the parts, in order; `skipped`: steps that were not taken, as far as they are read.
 
     A step is skipped where the norm of a part is not finite, or not below --skip-norm, which in the first
-    --skip-warmup steps of a run is not looked at. `advice` gives the hint of an error, with a change of settings.
+    --skip-warmup - 1 steps of a run is not looked at. `advice` gives the hint of an error, with a change of settings.
     """
 
     def __init__(

@@ -197,9 +197,9 @@ class Task:
         """The settings that decide the content of the cache."""
         raise NotImplementedError
 
-    def cached_cases(self, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
-        """Every cached case, or those that `choose` takes of the ids of the whole set; builds the cache (of these
-        cases) where there is none."""
+    def cached_cases(self, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[CachedCase]:
+        """Every cached case, or those that `choose` takes of the ids of the whole set (None: all); builds the cache of
+        these where there is none."""
         raise NotImplementedError
 
     def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:

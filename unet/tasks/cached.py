@@ -38,10 +38,15 @@ class CachedTask(Task):
         """The cases of the raw set in a folder."""
         raise NotImplementedError
 
-    def cached_cases(self, choose: Callable[[list[str]], Collection[str]] | None = None) -> list[CachedCase]:
+    def require_layout(self, root: Path) -> None:
+        """Raise DataError unless a folder has the layout of a raw set: looked at before a cache of other settings is
+        refused. A task whose index opens every file looks at their names alone."""
+        self.index(root)
+
+    def cached_cases(self, choose: Callable[[list[str]], Collection[str] | None] | None = None) -> list[CachedCase]:
         limit = self.config.split.max_cases
 
-        def chosen(ids: list[str]) -> Collection[str]:
+        def chosen(ids: list[str]) -> Collection[str] | None:
             return choose(ids[:limit]) if choose else ids
 
         found = cache.ensure(
@@ -54,6 +59,7 @@ class CachedTask(Task):
             self.config.data.rebuild_cache,
             chosen if choose else None,
             self.config.general.task,
+            self.require_layout,
         )
         for words in self.set_warnings(found):
             host.notice_once(f"warning: {words}")

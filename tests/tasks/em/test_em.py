@@ -326,6 +326,20 @@ def test_by_steps_and_back_to_the_stacks_grid(
     assert tifffile.imread(place / "big-masks.tif").shape == (200, 200)
 
 
+def test_weights_bring_the_activation_of_their_network(raw: Path, tmp_path: Path) -> None:
+    """No tensor tells of it: without it the network of leaky ReLUs was scored with ReLUs."""
+    words = ["--activation", "leaky_relu", "--normalization", "instance", "--fold", "0", "--run-name", "r"]
+    assert train(raw, tmp_path, "--max-steps", "1", *words, "--weights", str(tmp_path / "w")) == 0
+    place = ["--data", str(raw), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path), *SMALL[2:6]]
+    assert main(["evaluate", *place, "--weights", str(tmp_path / "w"), "--run-name", "s"]) == 0
+    stored = json.loads((tmp_path / "s" / "config.json").read_text())["settings"]
+    found = {name: entry["value"] for group in stored.values() for name, entry in group.items()}
+    assert (found["activation"], found["normalization"]) == ("leaky_relu", "instance")
+    assert (found["layers"], found["width"]) == (2, 4)
+    scores = [json.loads((tmp_path / name / "summary.json").read_text())["best_score"] for name in "rs"]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
 def test_without_a_fold_nothing_is_evaluated_and_the_run_says_so(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

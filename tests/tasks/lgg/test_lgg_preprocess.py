@@ -108,6 +108,13 @@ def test_slices_are_ordered_by_number_and_a_nested_copy_is_not_counted(phantoms:
     assert str(root / "lgg-mri-segmentation" / "kaggle_3m") in caught.value.hint
 
 
+def test_a_folder_to_predict_without_slices_is_told_what_can_be_given(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no patient folders") as caught:
+        lgg.patients_of([tmp_path / "empty"])
+    assert caught.value.hint == "Give slices, patient folders or a whole set."
+
+
 def test_a_second_run_does_nothing_and_a_changed_source_is_made_again(cli, phantoms: Path, workplace: Path) -> None:
     shutil.copytree(phantoms, "raw")
     words = ("preprocess", "--data", "./raw", "--cache", "c", "--image-size", 32)

@@ -42,7 +42,7 @@ from unet.errors import CacheError, DataError, UnetError
 
 __all__ = ["MANIFEST", "CachedCase", "build", "ensure", "make_manifest", "open_cache", "open_npy", "read_manifest"]
 Prepare = Callable[[Case], dict[str, Any]]
-Choose = Callable[[list[str]], Collection[str]]
+Choose = Callable[[list[str]], Collection[str] | None]  # None: all of them
 
 
 def build(
@@ -245,6 +245,26 @@ def open_cache(
     return cases
 
 
+def _require_fit(
+    folder: Path,
+    layout: Layout,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    raw: Path,
+    look: Callable[[Path], None] | None,
+) -> None:
+    """Raise CacheError for a cache of other settings; DataError where the raw set is not even one of the task."""
+    try:
+        require_same(folder, found, wanted)
+    except CacheError:
+        if look and raw.exists() and files.real_path(raw) != files.real_path(folder):
+            try:
+                look(raw)
+            except DataError as fault:
+                raise DataError(f"{fault.message.rstrip('.')} (task {layout.task}).", fault.hint) from fault
+        raise
+
+
 def missing_of(manifest: Mapping[str, Any]) -> list[str]:
     """The cases of the whole set that a cache does not hold."""
     return [case for case in manifest.get("missing", ()) if case not in manifest["cases"]]
@@ -270,11 +290,14 @@ def ensure(
     rebuild: bool = False,
     choose: Choose | None = None,
     task: str | None = None,
+    look: Callable[[Path], None] | None = None,
 ) -> list[CachedCase]:
     """The cases of a cache that fits: built where there is none, completed where a build was stopped, checked against
     the raw set where that is at hand. Raises CacheError where sources have changed since.
 
     `choose(ids of the whole set)`: only these cases are prepared, compared and returned. `task`: as --task names it.
+    `look`: raises DataError for a folder that is no raw set of the task, which is told before other settings of the
+    cache are.
     """
     found = None if rebuild else read_manifest(folder, layout)
     again = (
@@ -283,10 +306,10 @@ def ensure(
     )
     if found is None and not rebuild and folder.is_dir() and any(folder.glob("*.npy")):
         cases = open_foreign(folder, layout, wanted["settings"])
-        ids = set(choose([case.id for case in cases]) if choose else [case.id for case in cases])
-        return [case for case in cases if case.id in ids]
+        taken = choose([case.id for case in cases]) if choose else None
+        return [case for case in cases if taken is None or case.id in taken]
     if found is not None:
-        require_same(folder, found, wanted)
+        _require_fit(folder, layout, found, wanted, raw, look)
         if not raw.exists():
             host.notice_once(f"{raw}: is not there; the cache {folder} is used without a comparison with its sources")
         if not raw.exists() or files.real_path(raw) == files.real_path(folder):

@@ -220,7 +220,25 @@ def faster(a: Group, b: Group) -> Conclusion:
         return joined([single(a), single(b)])
     same = a.first.item
     words = f"{b.name} {does(b.first)} {figure(two / one)} times as many {same} a second as {a.name}"
-    return Conclusion(f"{words} ({figure(two)} against {figure(one)}).", data={"rate_ratio": two / one})
+    words += f" ({figure(two)} against {figure(one)})."
+    data = {"rate_ratio": two / one}
+    (own, _, _), (other, _, _) = over_plain(b.first), over_plain(a.first)
+    if own is not None and other is not None:
+        plain = f"the plain {'network' if b.first.predicts else 'loop'} on its own machine"
+        words = f"{b.name} is {figure(own)} times as fast as {plain}, {a.name} {figure(other)} times. {words}"
+        data["over_plain_ratio"] = own / other
+    return Conclusion(words, data=data)
+
+
+def over_plain(run: Run) -> tuple[float | None, float | None, float | None]:
+    """(median, lowest, highest) of a benchmark's rate over that of the plain loop, or network, beside it."""
+    passes = run.benchmark.get("predict")
+    ratio = run.benchmark.get("ours_over_plain")
+    if run.predicts:
+        ratio = passes.get("ours_over") if isinstance(passes, dict) else None
+    if not isinstance(ratio, dict):
+        return None, None, None
+    return number(ratio.get("median")), number(ratio.get("min")), number(ratio.get("max"))
 
 
 def does(run: Run) -> str:
@@ -237,13 +255,9 @@ def benchmark(run: Run) -> Conclusion:
         return sweep(run)
     if run.rate is None:
         return Conclusion(f"{run.name} has no rate.")
-    passes = run.benchmark.get("predict")
-    ratio = run.benchmark.get("ours_over_plain")
-    if run.predicts:
-        ratio = passes.get("ours_over") if isinstance(passes, dict) else None
     words = f"{run.name} {does(run)} {figure(run.rate)} {run.item} a second"
-    if isinstance(ratio, dict) and (median := number(ratio.get("median"))) is not None:
-        low, high = number(ratio.get("min")), number(ratio.get("max"))
+    median, low, high = over_plain(run)
+    if median is not None:
         words += f", {figure(median)} times the plain {'network' if run.predicts else 'loop'}"
         words += f" ({figure(low)} to {figure(high)})"
     return Conclusion(f"{words}.", data={"rate": run.rate})

@@ -85,6 +85,9 @@ class Brains(CachedTask):
     def index(self, root: Path) -> list[Case]:
         return dataset.index(root, self.settings)
 
+    def require_layout(self, root: Path) -> None:
+        dataset.find(root, self.settings)
+
     def cache_settings(self) -> dict[str, Any]:
         return dataset.cache_settings(self.settings)
 

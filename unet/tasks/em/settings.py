@@ -55,7 +55,7 @@ class Settings(TaskSettings):
         "slices": 30,
         "side": 128,
     }
-    inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "raw_side", "context", "layers")
+    inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "raw_side", "context", "layers", "activation")
     scoring_settings: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     notes: ClassVar[dict[str, str]] = {"evaluate_every": "here steps, not epochs"}
 

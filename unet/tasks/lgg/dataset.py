@@ -200,7 +200,7 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
     for path in (Path(os.path.abspath(item)) for item in inputs):  # noqa: PTH100 (resolve() would rename links)
         if path.is_dir():
             own = [item for item in path.iterdir() if is_image(item)]
-            for folder in [path] if own else patient_folders(path):
+            for folder in [path] if own else _folders_of(path):
                 if found := set(filter(is_image, folder.iterdir())):
                     groups.setdefault(folder, set()).update(found)
         elif path.suffix.lower() in SUFFIXES and (path.exists() or path.is_symlink()):
@@ -209,7 +209,7 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
                 groups.setdefault(path.parent, set()).add(path)
         else:
             what = "is no .tif image" if path.is_file() else "no such file or folder"
-            raise DataError(f"{path}: {what}.", "Give .tif images, patient folders or a whole set.")
+            raise DataError(f"{path}: {what}.", "Give slices, patient folders or a whole set.")
     names = collections.Counter(folder.name for folder in groups)
     for folder in groups:
         if names[folder.name] > 1:
@@ -218,6 +218,14 @@ def patients_of(inputs: Iterable[Path]) -> dict[Path, list[Path]]:
                 "Predict them one after the other, each with its own --output.",
             )
     return {folder: sorted(paths, key=_order) for folder, paths in groups.items()}
+
+
+def _folders_of(path: Path) -> list[Path]:
+    """As `patient_folders`, of what was named to be predicted."""
+    try:
+        return patient_folders(path)
+    except DataError as error:
+        raise DataError(error.message, "Give slices, patient folders or a whole set.") from error
 
 
 def _order(path: Path) -> tuple[int, str]:
