@@ -19,7 +19,7 @@ from unet.config.flags import CLASS
 from unet.config.options import Declared, flag, nearest, parser, read, title_of
 from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
-from unet.config.schema import MEND, Config, contradictions, declared_of, in_vain
+from unet.config.schema import MEND, Config, contradictions, declared_of, typed_without_effect
 from unet.config.task_settings import TaskSettings
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
@@ -258,7 +258,7 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
             resolved = resolve_layers(command.groups, reading.given, registry, applying)
             wrong = {flag(item) for item in reading.wrong}
             found = [*contradictions(resolved.config, shaping), *target_mistakes(resolved)]
-            found += in_vain(resolved.config, resolved.sources) if name == "train" else []
+            found += typed_without_effect(resolved.config, resolved.sources) if name == "train" else []
             mistakes += [item for item in found if not wrong & set(re.findall(r"--[a-z-]+", item))]
             hint = hint if reading.mistakes else MEND
         except UsageError as error:

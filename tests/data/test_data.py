@@ -231,7 +231,7 @@ def test_equal_faults_of_many_files_are_one_line() -> None:
     report = Report(errors=[*faults, "leakage: a and b hold the same image", "no colon at all"])
     assert report.text("set").splitlines() == [
         "set",
-        "  error: masks/00.png: is a mask in colours (and 23 more like it)",
+        "  error: masks/00.png: is a mask in colours (and 23 more like it: 01.png, 02.png, 03.png, 04.png ...)",
         "  error: leakage: a and b hold the same image",
         "  error: no colon at all",
         "  26 errors, 0 warnings",

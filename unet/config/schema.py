@@ -218,17 +218,17 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
         yield f"--split published draws ten cases, or a fifth of a small set; task {task.name} has a --split {own}"
     elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
         yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
-    vain = [
+    without = [
         f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}{f' {needed}' if needed else ''})"
         for name, (other, needed) in BESIDE.items()
         if name in given and given[name][0] is not None
         if (values[other] != needed if needed else values[other] in (None, 0))
     ]
-    if vain:
-        yield f"without effect: {', '.join(vain)}"
+    if without:
+        yield f"without effect: {', '.join(without)}"
 
 
-def in_vain(config: Config, sources: Mapping[str, str]) -> list[str]:
+def typed_without_effect(config: Config, sources: Mapping[str, str]) -> list[str]:
     """Messages on flags typed for training that ask for an evaluation or a save where there is none."""
     mode, found = config.run.mode, []
     nothing = f"--mode {mode}" if mode in ("train", "train_and_predict") else ""

@@ -15,6 +15,7 @@ from unet.data.cache.layout import Layout
 from unet.errors import DataError, UnetError
 
 SHOWN = 10
+NAMED = 5  # of items that are alike
 SplitOf = Callable[[list[str]], Mapping[str, Sequence[str]]]
 
 
@@ -53,12 +54,18 @@ class Report:
 
 
 def _grouped(items: Sequence[str]) -> list[tuple[str, int]]:
-    """(the first of the items that differ in the file or case before the colon alone, how many there are)."""
+    """(the first of the items that differ in the file or case before the colon alone, with the names of the next; how
+    many there are)."""
     groups: dict[str, list[str]] = {}
     for item in items:
         groups.setdefault(item.partition(": ")[2] or item, []).append(item)
-    more = {words: f" (and {len(found) - 1} more like it)" if len(found) > 1 else "" for words, found in groups.items()}
-    return [(f"{found[0]}{more[words]}", len(found)) for words, found in groups.items()]
+    shown = []
+    for found in groups.values():
+        names = [item.partition(": ")[0].rpartition("/")[2] for item in found[1:NAMED]]
+        dots = " ..." if len(found) > NAMED else ""
+        more = f" (and {len(found) - 1} more like it: {', '.join(names)}{dots})" if names else ""
+        shown.append((found[0] + more, len(found)))
+    return shown
 
 
 def cached(folder: Path, layout: Layout, wanted: Mapping[str, Any], foreground: str) -> Report:

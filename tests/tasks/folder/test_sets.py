@@ -206,8 +206,9 @@ def test_columns_of_a_table_are_whole_words(tmp_path: Path) -> None:
     found = sets.find(table).cases["a"]
     assert found.images == (tmp_path / "a.png",)
     assert found.mask == tmp_path / "b.png"
-    columns = ["image_1", "img2", "channel 0", "t1_path", "filename", "Images", "modality_0"]
+    columns = ["image_1", "img2", "channel 0", "t1_path", "filepath", "Images", "modality_0"]
     assert all(sets.IMAGE_COLUMN.search(sets.plain(name)) for name in columns)
+    assert not any(sets.IMAGE_COLUMN.search(sets.plain(name)) for name in ("filename", "pathology", "imaging", "Age"))
 
 
 @pytest.mark.parametrize("name", ["a\tb", "x" * 230])
@@ -215,7 +216,7 @@ def test_names_that_no_file_of_a_cache_can_have(name: str, tmp_path: Path) -> No
     made.pairs(tmp_path, ".png", cases=1)
     for folder in ("images", "masks"):
         (tmp_path / folder / "case_0.png").rename(tmp_path / folder / f"{name}.png")
-    with pytest.raises(DataError, match="cannot be a case: its name"):
+    with pytest.raises(DataError, match="its name cannot be that of a case"):
         sets.find(tmp_path)
 
 

@@ -76,7 +76,7 @@ def is_there(path: Path) -> bool:
     return place.is_file() or (place.is_dir() and kind_of(path) == DICOM)
 
 
-def holds(path: Path, channels: int) -> bool:
+def holds_channels(path: Path, channels: int) -> bool:
     """Whether a file that can be read holds this many channels; NIfTI holds one."""
     with contextlib.suppress(UnetError):
         return format_of(path) not in (None, NIFTI) and read_head(path).channels == channels

@@ -3,6 +3,7 @@ names. No torch."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -148,11 +149,14 @@ def _at_once(found: Sequence[Pair]) -> int:
 
 
 def _values(pair: Pair) -> tuple[set[int], set[int]]:
-    """The values of a mask, and those of its prediction."""
+    """The values of a mask, and those of its prediction; one that cannot be read is told when it is scored."""
     import numpy as np
 
-    mask, prediction = (np.unique(volumes.read_labels(head)) for head in volumes.read_heads(pair.mask, pair.prediction))
-    return set(mask.tolist()), set(prediction.tolist())
+    mask, predicted = volumes.read_labels(volumes.read_head(pair.mask)), set[int]()
+    with contextlib.suppress(UnetError):
+        prediction = volumes.read_heads(pair.mask, pair.prediction)[1]
+        predicted = set(np.unique(volumes.read_labels(prediction)).tolist())
+    return set(np.unique(mask).tolist()), predicted
 
 
 def records(found: list[Pair], labels: Labels, tolerance: float) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import re
 import unicodedata
@@ -38,7 +39,7 @@ CASE_COLUMNS, MASK_COLUMNS = ("case", "id", "name"), ("mask", "label", "segmenta
 GROUP_COLUMNS = ("patient", "subject", "group")
 COLUMN_ENDS = re.compile(r"[ _-]*(path|file|filename|id|name)$")  # "Patient ID", "mask_path"
 IMAGE_COLUMN = re.compile(  # words of their own: "image_1", "img2", "ImagePath", and not "pathology"
-    r"(?<![a-z])((image|img|channel|file)[ _-]?(path|file|name)s?|(image|img|channel|path)s?|modality)(?![a-z])"
+    r"(?<![a-z])((image|img|channel)[ _-]?(path|file|name)s?|(image|img|channel|(file)?path)s?|modality)(?![a-z])"
 )
 LAYOUTS = (
     "Give a folder with imagesTr/ and labelsTr/ (nnU-Net), a folder with images/ and masks/, or a table .csv with the"
@@ -136,7 +137,7 @@ def pair(
         if len(paths) > 1
     ]
     faults += [
-        f"{paths[0]}: cannot be a case: its name is too long or odd"
+        f"{paths[0]}: its name cannot be that of a case (at most {LONGEST_NAME} bytes, no control characters)"
         for name, paths in images.items()
         if not is_name(name)
     ]
@@ -316,30 +317,34 @@ def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tupl
         return
     for image in images_in(path, series):
         own, name = channel_files(image, channels), case_of(image)
-        base = CHANNEL.sub("", name)
-        several = len(own) > 1 or (CHANNEL_ZERO.search(name) and beside(image, f"{base}_0001") is None)
-        yield base if several else name, own  # frame_0000 with frame_0001 beside it is a case
+        second = renamed(image, CHANNEL_ZERO.sub("_0001", volumes.stem(image)))  # of frame_0000, which is then a case
+        several = len(own) > 1 or (CHANNEL_ZERO.search(name) and not volumes.is_there(second))
+        yield CHANNEL.sub("", name) if several else name, own
 
 
 def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     """The files of a case's channels, of which one is named: CASE_0000, CASE_0001 ... beside each other, also one that
     is missing; the file alone where it is not numbered so, or holds all channels."""
     number = CHANNEL.search(volumes.stem(image))
-    if channels == 1 or number is None or volumes.holds(image, channels):
+    if channels == 1 or number is None or volumes.holds_channels(image, channels):
         return (image,)
     base = CHANNEL.sub("", volumes.stem(image))
     found = {name: beside(image, name) for name in (f"{base}_{channel:04}" for channel in range(channels))}
     if sum(path is None for path in found.values()) >= max(2, channels - 1):
         return (image,)
-    ending = image.name[len(volumes.stem(image)) :]
-    return tuple(path or image.with_name(name + ending) for name, path in found.items())
+    return tuple(path or renamed(image, name) for name, path in found.items())
 
 
 def beside(image: Path, name: str) -> Path | None:
     """An image of this name in the folder of another, which is not listed: it may hold thousands."""
-    ending = image.name[len(volumes.stem(image)) :]
-    endings = (ending, *volumes.FORMATS, *map(str.upper, volumes.FORMATS), "")
-    return next((path for end in endings if volumes.is_there(path := image.with_name(name + end))), None)
+    endings = (*volumes.FORMATS, *map(str.upper, volumes.FORMATS), "")
+    paths = itertools.chain((renamed(image, name),), (image.with_name(name + end) for end in endings))
+    return next(filter(volumes.is_there, paths), None)
+
+
+def renamed(image: Path, name: str) -> Path:
+    """The path of an image of another name, of the same folder and ending."""
+    return image.with_name(name + image.name[len(volumes.stem(image)) :])
 
 
 def images_in(path: Path, series: str | None = None) -> list[Path]:
