@@ -32,6 +32,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def train_small(use: Run, name: str, *flags: object) -> None:
+    """Train a small network on the 32-px phantoms as run `name`."""
+    shape = ("--image-size", 32, "--layers", 2, *(() if "--width" in flags else ("--width", 2)))
+    usual = ("--cache", "c32", "--batch-size", 4, "--device", "cpu", "--run-name", name)
+    code, _, err = use("train", *usual, *shape, *(() if "--epochs" in flags else ("--epochs", 1)), *flags)
+    assert code == 0, err
+
+
 @pytest.fixture(scope="module")
 def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with weights of a network that has learnt something about 32-px phantoms."""
@@ -303,6 +311,46 @@ def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
         )
     for path in Path("a").glob("*/*_probability.tif"):
         np.testing.assert_allclose(tifffile.imread(path), tifffile.imread("b" / path.relative_to("a")), atol=1e-6)
+
+
+def test_evaluate_scores_the_mean_of_several_networks(use: Run) -> None:
+    """Twice the same network scores as once; networks of other widths are averaged too."""
+    shutil.copy("weights/a.safetensors", "weights/twin.safetensors")
+    train_small(use, "wide", "--width", 3, "--epochs", 3)
+    runs = {"a": ["a"], "twins": ["a", "twin"], "wide": ["wide"], "both": ["a", "wide"]}
+    outputs: dict[str, tuple[str, str]] = {}
+    for name, weights in runs.items():
+        given = (word for each in weights for word in ("--weights", f"{each}.safetensors"))
+        code, *outputs[name] = use("evaluate", *given, "--run-name", f"e-{name}")  # type: ignore[assignment]
+        assert code == 0, outputs[name]
+    scores = {name: rows_of(Path(f"performance/e-{name}/cases.csv")) for name in runs}
+    assert [row["dsc"] for row in scores["twins"]] == [row["dsc"] for row in scores["a"]]
+    for one, wide, both in zip(scores["a"], scores["wide"], scores["both"], strict=True):
+        assert float(both["loss"]) not in (float(one["loss"]), float(wide["loss"]))
+    assert "weights/a.safetensors + weights/wide.safetensors" in outputs["both"][1]
+    summary = read_json(Path("performance/e-both/summary.json"))
+    assert summary["paths"]["weights"] == ["weights/a.safetensors", "weights/wide.safetensors"]
+    recorded = read_json(Path("performance/e-both/config.json"))["settings"]
+    width = next(section["width"] for section in recorded.values() if "width" in section)
+    assert width == {"value": 8, "source": "weights a.safetensors"}
+
+
+def test_several_networks_are_scored_on_cases_that_none_was_trained_on(use: Run) -> None:
+    for fold in (0, 1):
+        train_small(use, f"f{fold}", "--fold", fold, "--folds", 3)
+    both = ("--weights", "f0.safetensors", "--weights", "f1.safetensors")
+    error = error_of(use("evaluate", *both, "--run-name", "none"), 2)
+    assert "Each case of this set was used to train one of these 2 networks" in error
+    train_small(use, "again", "--fold", 0, "--folds", 3, "--lr", 1e-3)
+    given = ("--weights", "f0.safetensors", "--weights", "again.safetensors", "--run-name", "same")
+    code, _, err = use("evaluate", *given)
+    assert code == 0, err
+    held = read_json(Path("performance/f0/splits.json"))["validation"]
+    assert [row["case"] for row in rows_of(Path("performance/same/cases.csv"))] == sorted(held)
+    assert "too good" not in err
+    code, _, err = use("evaluate", *both, "--run-name", "typed", "--fold", 0, "--folds", 3)
+    assert code == 0
+    assert f"{len(held)} of the {len(held)} cases were used for training: their scores are too good" in err
 
 
 def test_a_bad_patient_in_the_middle_does_not_stop_the_others(use: Run, phantoms: Path) -> None:

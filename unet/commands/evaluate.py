@@ -1,9 +1,10 @@
-"""evaluate: scores trained weights on every case."""
+"""evaluate: scores trained weights, or the mean of several networks, on every case."""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +16,47 @@ from unet.tasks.base import Task
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Score the validation cases of the weights' run, or those chosen by --split."""
+    """Score the validation cases of the weights' run, or those chosen by --split. Several --weights are averaged."""
     config = resolved.config
     if config.scoring.predictions:
         return label_scores.run(resolved, command)
     paths = setup.given_weights(config, "evaluate")
-    if len(paths) > 1:
-        raise UsageError(
-            f"evaluate scores one network, not {len(paths)}.", "Type one --weights FILE; several are for predict."
-        )
-    path = paths[0]
     context = setup.assemble(config, resolved.sources)
     declared = context.task.Settings
-    reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings, *setup.shaping(declared))))
-    resolved, facts = setup.apply_checkpoint_settings(resolved, [path], reused)
+    reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings)))
+    resolved, facts = setup.apply_checkpoint_settings(resolved, paths, reused, setup.shaping(declared))
     config = resolved.config
     with power.measured(context.with_config(config)) as context:
-        return score(context, resolved, command, path, facts[0])
+        return score(context, resolved, command, paths, common_facts(facts))
 
 
-def score(context: setup.Context, resolved: Resolved, command: str, path: Path, facts: dict[str, Any]) -> int:
-    """Score the cases with the weights of `path`, whose metadata are `facts`."""
+def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the metadata of several weights say of their cases: "training": those that one of them was trained on,
+    "validation": those that all of them held back; without what none of them says. "networks": their number."""
+    training = [set(item["training"]) for item in facts if "training" in item]
+    validation = [set(item["validation"]) for item in facts if "validation" in item]
+    known: dict[str, Any] = {"networks": len(facts)}
+    known |= {"training": sorted(set().union(*training))} if training else {}
+    return known | ({"validation": sorted(set.intersection(*validation))} if validation else {})
+
+
+def score(context: setup.Context, resolved: Resolved, command: str, paths: list[Path], facts: dict[str, Any]) -> int:
+    """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`."""
     config, task = context.config, context.task
-    network = setup.trained_network(context, path, resolved)
+    networks = [setup.trained_network(context, path, resolved) for path in paths]
     cases = chosen_cases(context, resolved, facts)
+    names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
         if context.group.is_main:
-            print(f"Dry run: {path} fits, {len(cases)} cases would be scored on {context.device.describe()}.")
+            fit = "fit" if paths[1:] else "fits"
+            print(f"Dry run: {names} {fit}, {len(cases)} cases would be scored on {context.device.describe()}.")
         return 0
     folder = open_folder(context, resolved, command)
-    host.notice(f"{path}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
+    host.notice(f"{names}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
     power.begin(context, folder)
     start = time.perf_counter()
     with run_start.recording_failure(folder, context.group.explain), setup.explaining_oom(context):
-        predictor = setup.make_predictor(context, network, finite=True)
+        predictor = setup.make_predictor(context, *networks, finite=True)
         records = scores.full(context, predictor, cases, folder)
     seconds = time.perf_counter() - start
     used = power.of_cases(context, len(records))
@@ -67,7 +75,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, path: Path, 
         "ranks": context.group.world,
         "images_per_second": sum(case.cost for case in cases) / seconds,
         **used,
-        "paths": {"run": str(folder.path), "weights": str(path)},
+        "paths": {"run": str(folder.path), "weights": [str(path) for path in paths] if paths[1:] else str(paths[0])},
     }
     folder.write("summary.json", summary)
     folder.status("done")
@@ -134,7 +142,9 @@ def choose(task: Task, resolved: Resolved, facts: dict[str, Any], ids: list[str]
         held = held - set(missing) or set(ids) - trained
         if not held:
             raise UsageError(
-                "These weights were trained on every case of this set.",
+                "These weights were trained on every case of this set."
+                if facts.get("networks", 1) == 1
+                else f"Each case of this set was used to train one of these {facts['networks']} networks.",
                 "Give other cases with --data and --cache, or --split none to score the training cases all the same.",
             )
     if held & trained:

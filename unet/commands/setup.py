@@ -235,10 +235,10 @@ def shaping(task: type[TaskSettings]) -> tuple[str, ...]:
 
 
 def apply_checkpoint_settings(
-    resolved: Resolved, paths: list[Path], reused: tuple[str, ...]
+    resolved: Resolved, paths: list[Path], reused: tuple[str, ...], networks: tuple[str, ...] = ()
 ) -> tuple[Resolved, list[dict[str, Any]]]:
     """(settings, metadata of each file): the settings named in `reused` are taken from the weights unless they were
-    typed.
+    typed; those in `networks`, on which several weights may disagree, from the first.
 
     Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
@@ -259,13 +259,15 @@ def apply_checkpoint_settings(
                 else "Name that task: --task package.module:Class.",
             )
     known = [
-        saved_settings(item, (*reused, "layers"), path, type(resolved.config.task))
+        saved_settings(item, (*reused, *networks, "layers"), path, type(resolved.config.task))
         for path, item in zip(paths, facts, strict=True)
     ]
     known = [item for item in known if item]
     settings = known[0] if known else {}
-    names = [name for name in reused if resolved.sources[name] in weak_sources(resolved.config)]
-    differing = [name for name in names if len({str(item[name]) for item in known if name in item}) > 1]
+    weak = weak_sources(resolved.config)
+    names = [name for name in dict.fromkeys((*reused, *networks)) if resolved.sources[name] in weak]
+    shared = [name for name in names if name in reused]
+    differing = [name for name in shared if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
         raise UsageError(

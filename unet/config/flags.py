@@ -153,7 +153,8 @@ class WeightsOptions:
 
     weights: tuple[str, ...] = option(
         (),
-        "file of the best weights: a bare name means weights/NAME, a path is used as typed; predict averages several",
+        "file of the best weights: a bare name means weights/NAME, a path is used as typed; evaluate and predict"
+        " average several",
         metavar="FILE",
         default_text="train: the run's name",
         repeated=True,
