@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from unet.commands import fold_scores
 from unet.commands.crossval import Fold
 from unet.errors import UsageError
 from unet.tasks.lgg.task import LGG
+from unet.tasks.registry import create
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -75,3 +77,42 @@ def test_what_names_one_split_changes_nothing_with_every_fold(cli: Cli, phantoms
     assert "--split last changes nothing with crossval" in err
     assert "--held-out 1 changes nothing with crossval" in err
     assert "changes nothing" not in cli("crossval", *words)[2]
+
+
+@pytest.mark.parametrize("task", ["lgg", "brains", "em", "kits19", "folder"])
+def test_folds_are_the_same_for_every_seed(task: str) -> None:
+    """Else folds with a seed of their own each (--seed -1) share cases, and networks of several seeds have no common
+    validation cases."""
+    ids = [f"case_{number:03}" for number in range(30)]
+    splits = []
+    for seed in ("0", "7", "-1"):
+        config = resolve("train", ["--task", task, "--seed", seed, "--folds", "3"]).config
+        splits.append([create(config.replace(fold=fold)).split(ids)["validation"] for fold in range(3)])
+    assert splits[0] == splits[1] == splits[2]
+    assert sorted(case for fold in splits[0] for case in fold) == ids
+
+
+def test_a_seed_that_decides_the_folds_is_not_drawn_for_each(cli: Cli) -> None:
+    words = ["--task", "em", "--synth-data", "--fold-scheme", "seed", "--seed", -1]
+    error = error_of(cli("crossval", *words), 2)
+    assert "the seed decides which cases a fold holds out" in error
+    assert "--seed 0" in error
+
+
+def test_one_file_names_the_weights_of_all_folds(cli: Cli, phantoms: Path) -> None:
+    error = error_of(cli("crossval", "--data", phantoms, *TINY, "--weights", "a", "--weights", "b"), 2)
+    assert "after one file, not 2" in error
+
+
+def test_a_typed_target_that_a_fold_misses_ends_with_3(cli: Cli, phantoms: Path) -> None:
+    words = ["--data", phantoms, "--device", "cpu", *TINY, "--folds", 2, "--epochs", 1, "--run-name", "cv"]
+    code, _, err = cli("crossval", *words, "--target", 0.999)
+    assert code == 3, err
+    assert "--target 0.999 was not reached by cv-fold0, cv-fold1" in err
+    assert cli("crossval", *words, "--target", 0.999)[0] == 3  # all folds are done
+
+
+def test_one_fold_has_no_standard_deviation() -> None:
+    assert math.isnan(fold_scores.deviation([{"dsc": 0.5}], "dsc"))
+    assert math.isnan(fold_scores.deviation([{"dsc": 0.5}, {"dsc": math.nan}], "dsc"))
+    assert fold_scores.deviation([{"dsc": 0.5}, {"dsc": 0.7}], "dsc") == pytest.approx(0.02**0.5)

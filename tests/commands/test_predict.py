@@ -32,11 +32,15 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+SMALL_RUN = (
+    *("train", "--cache", "c32", "--device", "cpu", "--image-size", 32, "--layers", 2, "--width", 2),
+    *("--batch-size", 4, "--epochs", 1),
+)
+
+
 def train_small(use: Run, name: str, *flags: object) -> None:
     """Train a small network on the 32-px phantoms as run `name`."""
-    shape = ("--image-size", 32, "--layers", 2, *(() if "--width" in flags else ("--width", 2)))
-    usual = ("--cache", "c32", "--batch-size", 4, "--device", "cpu", "--run-name", name)
-    code, _, err = use("train", *usual, *shape, *(() if "--epochs" in flags else ("--epochs", 1)), *flags)
+    code, _, err = use(*SMALL_RUN, *flags, "--run-name", name)
     assert code == 0, err
 
 
@@ -351,6 +355,38 @@ def test_several_networks_are_scored_on_cases_that_none_was_trained_on(use: Run)
     code, _, err = use("evaluate", *both, "--run-name", "typed", "--fold", 0, "--folds", 3)
     assert code == 0
     assert f"{len(held)} of the {len(held)} cases were used for training: their scores are too good" in err
+
+
+def test_networks_that_take_other_slices_are_not_averaged(use: Run, phantoms: Path) -> None:
+    """Typing --neighbours does not make them fit, and for one network it is told which value does."""
+    train_small(use, "beside", "--neighbours", 1)
+    both = ("--weights", "a.safetensors", "--weights", "beside.safetensors")
+    for command in (("evaluate", "--run-name", "e"), ("predict", phantoms, "--output", "masks")):
+        error = error_of(use(*command, *both), 2)
+        assert "--neighbours 0 or 1" in error
+        assert "type the value" not in error
+        error = error_of(use(*command, *both[2:], "--neighbours", 0))
+        assert "take 9 channels, and --neighbours 0 gives 3" in error
+        assert "Type --neighbours 1" in error
+
+
+def test_cases_that_loaded_weights_were_trained_on_are_told_of(use: Run) -> None:
+    """In the run that begins from them, and where its own weights are scored."""
+    train_small(use, "first", "--fold", 0, "--folds", 3)
+    words = ("--fold", 1, "--folds", 3, "--load", "first.safetensors", "--run-name", "second")
+    code, _, err = use(*SMALL_RUN, *words)
+    assert code == 0, err
+    told = "2 of the 2 validation cases were used to train the weights of --load: their scores are too good"
+    assert told in err
+    code, _, err = use("evaluate", "--weights", "second.safetensors", "--run-name", "e")
+    assert code == 0, err
+    assert "2 of the 2 cases were used for training" in err
+    code, _, err = use("train", "--resume", "--run-name", "second", "--epochs", 2)
+    assert code == 0, err
+    assert stored("weights/second.safetensors")["trained_before"] == stored("weights/first.safetensors")["training"]
+    code, _, err = use(*SMALL_RUN, "--fold", 0, "--folds", 3, "--load", "first.safetensors", "--run-name", "third")
+    assert code == 0
+    assert "too good" not in err
 
 
 def test_a_bad_patient_in_the_middle_does_not_stop_the_others(use: Run, phantoms: Path) -> None:

@@ -462,7 +462,7 @@ class Scaled(torch.nn.Module):
 
 def test_several_networks_are_averaged_in_one_place() -> None:
     """Bit for bit the means that the tasks had each for itself: NumPy's over arrays, torch's over a stack, a sum
-    divided; of slices, tiles and windows; and only the first network's passes are timed."""
+    divided; of slices, tiles and windows. A pass's time is that of all networks."""
     generator = torch.Generator().manual_seed(9)
     images, volume = torch.randn(4, 1, 9, 11, generator=generator), torch.randn(1, 8, 9, 11, generator=generator)
     plan = windows.plan(volume.shape[1:], (4, 4, 4), region="full")
@@ -482,6 +482,18 @@ def test_several_networks_are_averaged_in_one_place() -> None:
             logits += member.windows(volume, plan)
         assert torch.equal(predictor.windows(volume, plan), logits / count)
         assert len(predictor.seconds) == len(members[0].seconds) + 1 + 2 * 4  # rows of tiles
+
+
+def test_the_time_of_a_pass_is_that_of_all_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    where = device()
+    monkeypatch.setattr(where, "now", lambda: float(next(clock)))  # each network takes a second
+    predictor = Predictor([Scaled(1.0), Scaled(2.0), Scaled(3.0)], where, 2)
+    for _ in range(2):
+        predictor.slices(torch.zeros(4, 1, 8, 8))
+    assert predictor.seconds == [3.0, 3.0]
+    predictor.each(lambda network, put: [network(put(torch.zeros(1, 1, 8, 8)))])
+    assert predictor.seconds == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize("blend", ["gaussian", "narrow", "constant"])

@@ -24,7 +24,7 @@ from unet.config.options import flag
 from unet.config.resolve import NOT_REPLAYED, Resolved, dumps
 from unet.config.schema import Config, shell_path, weights_to_write
 from unet.devices import launchers, select
-from unet.errors import INTERRUPTED, UnetError, UsageError
+from unet.errors import INTERRUPTED, TARGET_MISSED, UnetError, UsageError
 from unet.tasks.registry import create
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class Fold:
 
 
 def run(resolved: Resolved, command: str) -> int:
-    """Train the remaining folds, then print and write the table. Returns 0, or 130 if it was stopped (the same command
-    continues); raises UnetError if a fold failed."""
+    """Train the remaining folds, then print and write the table. Returns 0, 3 (a fold did not reach a typed --target),
+    or 130 if it was stopped (the same command continues); raises UnetError if a fold failed."""
     require(resolved)
     resolved = setup.settled(resolved)
     config = resolved.config
@@ -135,7 +135,18 @@ def run(resolved: Resolved, command: str) -> int:
         print(f"Dry run: folds {', '.join(fold.name for fold in found)} would be trained; nothing was kept.")
         return 0
     with run_start.recording_failure(folder):
-        return train_and_sum_up(folder, found, config, cards, began)
+        code = train_and_sum_up(folder, found, config, cards, began)
+    return TARGET_MISSED if not code and missed(resolved, found) else code
+
+
+def missed(resolved: Resolved, found: Sequence[Fold]) -> bool:
+    """Whether a fold did not reach a typed --target, which is told."""
+    if resolved.config.train.target is None or not resolved.sources["target"].startswith("flag"):
+        return False
+    below = [fold.name for fold in found if not fold_scores.summary_of(fold).get("target_reached")]
+    if below:
+        host.notice(f"--target {resolved.config.train.target:g} was not reached by {', '.join(below)}")
+    return bool(below)
 
 
 def split_first(config: Config, found: Sequence[Fold], ids: list[str]) -> None:
@@ -194,6 +205,16 @@ def require(resolved: Resolved) -> None:
     for name in ("split", "held_out"):
         if resolved.sources[name].startswith("flag") and "fold" not in config.task.splits:
             host.notice(f"note: {flag(name)} {config.get(name)} changes nothing with crossval, which trains every fold")
+    if len(config.weights.weights) > 1:
+        raise UsageError(
+            f"crossval names the weights of all folds after one file, not {len(config.weights.weights)}.",
+            "Type one --weights FILE.",
+        )
+    if config.general.seed == -1 and config.task.folds_by_seed:
+        raise UsageError(
+            "--seed -1 draws a seed for each fold, and here the seed decides which cases a fold holds out.",
+            "Type a seed for all folds: --seed 0",
+        )
     if config.save.resume:
         raise UsageError("--resume is for one run.", "Type the same crossval command again: it goes on by itself.")
     if config.mlperf.mlperf_division or config.run.benchmark:

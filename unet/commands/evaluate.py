@@ -33,7 +33,7 @@ def run(resolved: Resolved, command: str) -> int:
 def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the metadata of several weights say of their cases: "training": those that one of them was trained on,
     "validation": those that all of them held back; without what none of them says. "networks": their number."""
-    training = [set(item["training"]) for item in facts if "training" in item]
+    training = [set(item["training"]) | set(item.get("trained_before", ())) for item in facts if "training" in item]
     validation = [set(item["validation"]) for item in facts if "validation" in item]
     known: dict[str, Any] = {"networks": len(facts)}
     known |= {"training": sorted(set().union(*training))} if training else {}

@@ -38,7 +38,7 @@ SUFFIXES = {
 RUN = ("onnx", "openvino")  # what holds a network, and not weights alone
 USERS = {"half": ("openvino",), "opset": RUN, "passes": RUN, "case_names": (*RUN, "safetensors")}  # of flags: formats
 EXPORTED = "exported_from"  # in the metadata of weights: a digest of the file that they are of
-CASES_OF = ("training", "validation")  # what metadata call the lists of cases
+CASES_OF = ("training", "validation", "trained_before")  # what metadata call the lists of cases
 CASES = 3  # of a data set that is at hand
 
 

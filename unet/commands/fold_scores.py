@@ -40,8 +40,7 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
 
     rows = []
     for fold in finished:
-        again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
-        about = files.read_json(fold.folder / "summary.json", SUMMARY, again)
+        about = summary_of(fold)
         cases = scores_of(fold, task)
         rows.append(
             {
@@ -61,10 +60,17 @@ def results(finished: Sequence[Fold], task: Task) -> list[dict[str, Any]]:
     return rows
 
 
+def summary_of(fold: Fold) -> dict[str, Any]:
+    """The summary of a fold that is done. Raises UnetError where it cannot be read."""
+    again = f"Restore it, or remove the run {shell_path(fold.folder)}: it is then trained again."
+    found: dict[str, Any] = files.read_json(fold.folder / "summary.json", SUMMARY, again)
+    return found
+
+
 def deviation(rows: Sequence[dict[str, Any]], key: str) -> float:
-    """Standard deviation over folds (n - 1); 0 for one."""
+    """Standard deviation over folds (n - 1); NaN for fewer than two."""
     known = [row[key] for row in rows if not math.isnan(row[key])]
-    return statistics.stdev(known) if len(known) > 1 else 0.0
+    return statistics.stdev(known) if len(known) > 1 else math.nan
 
 
 def summary(

@@ -102,5 +102,6 @@ def metadata(context: setup.Context, folder: RunFolder, split: dict[str, list[st
         "data": folder.data,
         "training": split["train"],
         "validation": split["validation"],
+        **({"trained_before": split["trained_before"]} if "trained_before" in split else {}),
         "settings": {name: files.jsonable(context.config.get(name)) for name in kept},
     }

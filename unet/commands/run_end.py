@@ -184,12 +184,15 @@ def closing_block(
     lines.append("")
     if reason == "diverged":
         lines.append("  The score collapsed: start a new run with a lower --lr, more --warmup-epochs or --clip 1.")
-    lines += next_commands(context, folder, weights, reason)
+    lines += next_commands(context, folder, weights, reason, bool(records))
     return "\n".join(lines)
 
 
-def next_commands(context: setup.Context, folder: RunFolder, weights: Path, reason: str) -> list[str]:
-    """Lines with the commands that come next: go on with a stopped run, or score and predict."""
+def next_commands(
+    context: setup.Context, folder: RunFolder, weights: Path, reason: str, scored: bool = True
+) -> list[str]:
+    """Lines with the commands that come next: go on with a stopped run, or score and predict; `scored`: whether there
+    are cases to score."""
     config, lines = context.config, list[str]()
     data, own = resolve_path(config.data.data, "data"), "".join(f" {word}" for word in task_flag(config))
     if reason.startswith("stopped"):
@@ -208,8 +211,9 @@ def next_commands(context: setup.Context, folder: RunFolder, weights: Path, reas
             else shell_path(weights)
         )
         given = str(data) if data.exists() else "FILES"
+        if scored:
+            lines.append(f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}")
         lines += [
-            f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}",
             f"  predict    python -m unet predict{own} --weights {shown} {shlex.quote(given)} --overlay",
         ]
     return lines

@@ -281,8 +281,7 @@ def free_weights(resolved: Resolved, folder: RunFolder) -> tuple[Path, Resolved]
         if there:
             raise UsageError(
                 f"{there.absolute()} exists.",
-                "Give another --weights-file, replace it with --weights-file and --overwrite, or continue the run with"
-                " --resume.",
+                "Give another --weights-file, or replace it with --weights-file and --overwrite.",
             )
         hold_weights(path, folder)
         if path.name != Path(named).name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from unet import files, host
@@ -23,7 +24,10 @@ def run(resolved: Resolved, command: str) -> int:
     context = setup.assemble(resolved.config, resolved.sources)
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     context = context.with_config(resolved.config)
-    config, how, seed = resolved.config, resolved.config.sample, max(resolved.config.general.seed, 0)
+    config, how = resolved.config, resolved.config.sample
+    typed = resolved.sources["seed"].startswith("flag")
+    seed = secrets.randbits(32) if typed and config.general.seed == -1 else max(config.general.seed, 0)
+    host.notice(f"The samples are drawn with --seed {seed}.")
     network = setup.trained_network(context, paths[0], resolved)
     predictor = setup.make_predictor(context, network, finite=True)
     drawn = context.task.sample(predictor, how.count, how.temperature, seed)

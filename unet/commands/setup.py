@@ -270,9 +270,10 @@ def apply_checkpoint_settings(
     differing = [name for name in shared if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
+        fixed = set(differing) & set(shaping(type(resolved.config.task)))
         raise UsageError(
             f"The weights were trained with different settings: {', '.join(words)}.",
-            "Give one of them at a time, or type the value of these flags.",
+            "Give one of them at a time" + ("." if fixed else ", or type the value of these flags."),
         )
     changes = {name: settings[name] for name in names if name in settings}
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}

@@ -124,9 +124,14 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
         lambda: (
             run_files.read_split(saved, folder.name)
             if resuming and os.path.lexists(saved)
-            else task.split([c.id for c in cases])
+            else task.split([c.id for c in cases]) | trained_before(config)
         )
     )
+    if seen := set(split["validation"]) & set(split.get("trained_before", ())):
+        host.notice(
+            f"{len(seen)} of the {len(split['validation'])} validation cases were used to train the weights of --load:"
+            " their scores are too good"
+        )
     folder.data = data_digest(cases, split)
     cleared = clear_caches(context)
     mlperf_rules.require_cases(config, task, split)
@@ -324,6 +329,13 @@ def opening_lines(
         also = f"epoch {first} and every {every} after it, and " if every and first <= run.epochs else ""
         lines.append(f"evaluated in {also}the last ({run.epochs})")
     return lines
+
+
+def trained_before(config: Config) -> dict[str, list[str]]:
+    """{"trained_before": the cases that the weights of --load were trained on}, {} where there are none."""
+    facts = setup.metadata_of(weights_to_read(config.weights.load)) if config.weights.load else {}
+    found = {*facts.get("training", ()), *facts.get("trained_before", ())}
+    return {"trained_before": sorted(found)} if found else {}
 
 
 def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:

@@ -47,6 +47,11 @@ class TaskSettings:
         they have here. Raises ValueError in words for a key that cannot be followed."""
         return content
 
+    @property
+    def folds_by_seed(self) -> bool:
+        """Whether --seed decides which cases a fold holds out."""
+        return False
+
     def check_values(self) -> list[str]:
         """Messages on invalid values of the task's settings, with their flags."""
         return []

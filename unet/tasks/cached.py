@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class CachedTask(Task):
     """A task whose cases are preprocessed once, into a cache.
 
-    `fold_seed`: of the shuffle before the folds, the same whatever the seed of a run; None: the run's own seed.
+    `fold_seed`: of the shuffle before the folds, the same whatever the seed of a run, so that folds are disjoint.
     `synthetic_seed`: of the set that --synth-data makes.
     """
 
-    fold_seed: ClassVar[int | None] = None
+    fold_seed: ClassVar[int] = 2001
     synthetic_seed: ClassVar[int] = 2001
 
     def find_cases(self) -> list[Case]:
@@ -70,9 +70,7 @@ class CachedTask(Task):
         return cache.make_manifest(self.layout, self.cache_settings())
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
-        asked = self.config.split
-        seed = self.config.general.seed if self.fold_seed is None else self.fold_seed
-        return splits.make(ids, asked, seed, self.named_splits(), training, self.patients(ids))
+        return splits.make(ids, self.config.split, self.fold_seed, self.named_splits(), training, self.patients(ids))
 
     def patients(self, ids: Sequence[str]) -> dict[str, str]:
         """{case: its patient} of cases that a split must not part."""

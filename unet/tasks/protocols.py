@@ -18,8 +18,15 @@ class Predictor(Protocol):
     """Runs trained networks over the input of a case, without gradients. Each method returns the mean over the networks
     of their outputs, or of `transform(output)`."""
 
-    def slices(self, images: Tensor, transform: Callable[[Tensor], Any] | None = None, mirror: bool = False) -> Any:
-        """(N, C, H, W) -> (N, K, H', W') on the host; `mirror`: the mean with the mirrored images."""
+    def slices(
+        self,
+        images: Tensor,
+        transform: Callable[[Tensor], Any] | None = None,
+        mirror: bool = False,
+        average: Callable[[list[Any]], Any] | None = None,
+    ) -> Any:
+        """(N, C, H, W) -> (N, K, H', W') on the host; `mirror`: the mean with the mirrored images. `average`: how the
+        mean is taken."""
 
     def tiles(
         self,
@@ -31,8 +38,7 @@ class Predictor(Protocol):
         average: Callable[[list[Any]], Any] | None = None,
     ) -> Any:
         """Images with their context (N, C, H + side - output, W + side - output) -> (N, K, H, W) on the host, through a
-        network of valid convolutions that maps `side` to `output` pixels; `period`: pixels of its pooling grid.
-        `average`: how the mean is taken."""
+        network of valid convolutions that maps `side` to `output` pixels; `period`: pixels of its pooling grid."""
 
     def windows(
         self,

@@ -30,6 +30,7 @@ METADATA = {
     "score?": (float, None),
     "training?": [str],
     "validation?": [str],
+    "trained_before?": [str],
     "tensors?": str,
 }
 

@@ -38,6 +38,7 @@ FACTS = {  # the metadata of weights and states
     "data?": (str, None),
     "training?": [str],
     "validation?": [str],
+    "trained_before?": [str],  # by the weights that the run began from
     "settings?": {str: object},
     "epoch?": (int, None),
     "step?": (int, None),

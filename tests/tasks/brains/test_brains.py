@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -14,7 +16,7 @@ import pytest
 import torch
 from conftest import program, stored
 
-from unet.tasks.brains import synthetic
+from unet.tasks.brains import passes, synthetic
 
 Cli = Callable[..., tuple[int, str, str]]
 SIZES = ("--resolution", 8, "--width", 3, "--batch-size", 2, "--train-fraction", 0.7, "--seed", 1)
@@ -221,3 +223,37 @@ def test_a_run_is_replaced_and_a_file_of_others_in_it_stays(train: Cli) -> None:
     code, _, err = train(*words[:-2], "--overwrite")
     assert code == 0, err
     assert not Path("performance/a/pipeline_test").exists()
+
+
+def test_the_bounds_of_several_networks_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one of several samples, and the reconstructions by level."""
+    rng = torch.Generator().manual_seed(0)
+    volume = torch.randn(1, 1, 2, 2, 2, generator=rng)
+    drawn = [
+        [(torch.randn_like(volume), torch.full_like(volume, 0.5), torch.rand(1, 3)) for _ in "ab"] for _ in range(4)
+    ]
+
+    def bound(*networks: int) -> float:
+        monkeypatch.setattr(passes, "decoded", lambda *_, sampled: [drawn[sampled][which] for which in networks])
+        return passes.importance_weighted(None, None, volume, 0, 3)  # type: ignore[arg-type]
+
+    assert bound(0, 1) == pytest.approx((bound(0) + bound(1)) / 2)
+    assert bound(0) != pytest.approx(bound(1), abs=1e-3)
+    monkeypatch.setattr(passes, "noise_of", lambda *_: [])
+    both: Any = SimpleNamespace(each=lambda work: [[torch.zeros(1, 1, 2, 2, 2)], [torch.ones(1, 1, 2, 2, 2)]])
+    levels = passes.by_level(both, SimpleNamespace(levels=1), volume, 0)  # type: ignore[arg-type]
+    assert [float(each.mean()) for each in levels.values()] == [0.5, 0.5]
+
+
+def test_samples_with_a_drawn_seed_differ_and_name_it(train: Cli, cli: Cli) -> None:
+    assert train("--run-name", "a", "--epochs", 1)[0] == 0
+    words = ("sample", "--weights", "a.safetensors", "--count", 1, "--device", "cpu")
+    code, _, err = cli(*words, "--seed", -1, "--output", "s0")
+    assert code == 0, err
+    seed = re.search(r"--seed (\d+)", err)
+    assert seed
+    for name, typed in (("s1", -1), ("s2", seed[1])):
+        assert cli(*words, "--seed", typed, "--output", name)[0] == 0
+    first, other, again = (nibabel.load(next(Path(f"s{n}").glob("*.nii.gz"))).get_fdata() for n in range(3))
+    assert not np.array_equal(first, other)
+    assert np.array_equal(first, again)

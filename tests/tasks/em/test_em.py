@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,17 @@ from PIL import Image
 
 from unet.cli import main, resolve
 from unet.commands import run_start
+from unet.config.flags import DeviceOptions
 from unet.data.context import framed, margin
 from unet.data.loading.augment import Frame
 from unet.data.loading.loader import StreamBatches
 from unet.data.loading.sampling import generator
+from unet.devices.cpu import CPU
+from unet.devices.launchers import Rank
 from unet.errors import DataError, UsageError
+from unet.models.losses import two_class_losses
 from unet.runtime import evaluation
+from unet.runtime.inference.predictor import Predictor
 from unet.tasks.em import check
 from unet.tasks.em import dataset as em
 from unet.tasks.em.synthetic import make_slice, write_set
@@ -348,6 +354,8 @@ def test_without_a_fold_nothing_is_evaluated_and_the_run_says_so(
     told = capsys.readouterr()
     assert "10 training cases, 0 validation cases" in told.err + told.out
     assert "nothing is evaluated" in told.err + told.out
+    assert "unet predict" in told.out
+    assert "unet evaluate" not in told.out  # there are no cases that it could score
     assert (tmp_path / "all.safetensors").exists()
     other = ["--run-name", "other", "--weights", str(tmp_path / "o.pt"), "--load", str(tmp_path / "all.pt")]
     assert train(raw, tmp_path, "--max-steps", "2", *other, "--width", "6") == 1
@@ -610,3 +618,39 @@ def test_the_script_of_five_folds(raw: Path, tmp_path: Path) -> None:
     assert [row["fold"] for row in summary["by_fold"]] == [0, 1, 2, 3, 4]
     assert len(list((tmp_path / "results").glob("em-fold?.safetensors"))) == 5
     assert subprocess.run(words[:4], env=env, **how).returncode == 2  # type: ignore[call-overload]
+
+
+class Constant(torch.nn.Module):
+    """The same logits whatever the image."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1, -1, -1)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_several_networks_are_scored_by_their_mean_probability(loss: str) -> None:
+    """As they are predicted; of one network the losses are those of its own logits."""
+    task = EM(resolve("train", [*SMALL, "--cross-entropy", loss]).config)
+    rng = torch.Generator().manual_seed(3)
+    logits = [4 * torch.randn(1, 2, 36, 36, generator=rng) for _ in range(3)]
+    logits[0][0, 0, 0, 0] = 300  # a probability of 0 in float32, that only one network is sure of
+    target = torch.randint(0, 2, (1, 36, 36, 1), generator=rng).numpy()
+    case: Any = SimpleNamespace(id="slice_00", arrays=lambda: (np.zeros((1, 36, 36, 1), np.float32), target))
+    device = CPU(DeviceOptions(device="cpu"), Rank())
+
+    def scored(*chosen: torch.Tensor) -> tuple[dict[str, float], Any]:
+        numbers, found = task.evaluate_case(case, Predictor([Constant(each) for each in chosen], device, 1))
+        return numbers, found["probability"]
+
+    numbers, probability = scored(*logits)
+    mean = torch.stack([each.softmax(1) for each in logits]).mean(0)
+    np.testing.assert_allclose(probability, mean[0, 1], atol=1e-6)
+    truth = torch.from_numpy(target[..., 0])
+    assert numbers["ce_loss"] == pytest.approx(torch.nn.functional.nll_loss(mean.log(), truth).item(), rel=1e-5)
+    ce, dice = two_class_losses(logits[0], truth[None], loss)
+    assert scored(logits[0])[0]["ce_loss"] == ce.item()
+    assert scored(logits[0])[0]["dice_loss"] == dice.item()

@@ -41,17 +41,25 @@ class Predictor:
     evaluation mode and back. An output that holds NaN or infinity is a notice, or with `finite` a DataError.
 
     Each method returns the mean over the networks of their outputs, or of `transform(output)`, a tensor or an array.
-    `seconds`: of each pass of the first network over its input, the device's work included.
+    `seconds`: of each pass over an input, through all networks, the device's work included.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: Device, batch: int, finite: bool = False) -> None:
         self.networks, self.device, self.batch, self.finite = tuple(networks), device, batch, finite
         self.seconds: list[float] = []
+        self._pass = 0  # its place in `seconds`
 
-    def slices(self, images: Tensor, transform: Transform | None = None, mirror: bool = False) -> Any:
+    def slices(
+        self,
+        images: Tensor,
+        transform: Transform | None = None,
+        mirror: bool = False,
+        average: Callable[[list[Any]], Any] | None = None,
+    ) -> Any:
         """(N, C, H, W) on the host -> the network's output (N, K, H', W') float32 on the host; with `mirror` the mean
-        with that of the images mirrored left-right, mirrored back."""
-        return self._mean(lambda network: self._timed(network, self._slices, images, mirror), transform)
+        with that of the images mirrored left-right, mirrored back. `average`: how the mean of what `transform` gave is
+        taken."""
+        return self._mean(lambda network: self._timed(network, self._slices, images, mirror), transform, average)
 
     def tiles(
         self,
@@ -144,7 +152,7 @@ class Predictor:
             return torch.stack([tensor.sum() for tensor in results[-1]])
 
         with torch.no_grad():
-            for network in self.networks:
+            for network in self._one_by_one():
                 self._timed(network, run)
         return results
 
@@ -160,19 +168,28 @@ class Predictor:
         average: Callable[[list[Any]], Any] | None = None,
     ) -> Any:
         """The mean over the networks; without `average` in the memory of two outputs."""
-        outputs = (run(network) if transform is None else transform(run(network)) for network in self.networks)
+        outputs = (run(network) if transform is None else transform(run(network)) for network in self._one_by_one())
         if average:
             return average(list(outputs))
         total = functools.reduce(operator.iadd, outputs)
         return total / len(self.networks) if len(self.networks) > 1 else total
+
+    def _one_by_one(self) -> Iterator[nn.Module]:
+        """The networks; the times of their passes over one input are added."""
+        first = len(self.seconds)
+        for network in self.networks:
+            self._pass = first
+            yield network
 
     def _timed(self, network: nn.Module, run: Callable[..., Tensor], *given: Any) -> Tensor:
         """`run` of a network in evaluation mode; its time is kept and its output checked."""
         start = self.device.now()
         with evaluating(network):
             output = run(network, *given)
-        if network is self.networks[0]:
-            self.seconds.append(self.device.now() - start)
+        if self._pass == len(self.seconds):
+            self.seconds.append(0.0)
+        self.seconds[self._pass] += self.device.now() - start
+        self._pass += 1
         self._require_finite(output)
         return output
 

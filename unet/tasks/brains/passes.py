@@ -61,27 +61,32 @@ def mixture(outputs: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor
 
 def importance_weighted(predictor: Predictor, shape: VDVAEShape, volume: Tensor, key: int, samples: int) -> float:
     """log of the mean of p(x, z) / q(z | x) over the samples, in nats: a bound of log p(x) that is tighter than the
-    ELBO (Burda, Grosse and Salakhutdinov, ICLR 2016). Of the first network."""
+    ELBO (Burda, Grosse and Salakhutdinov, ICLR 2016). The mean over the networks, as of their ELBOs."""
     import torch
 
     from unet.models import gaussians
 
     weights = []
     for number in range(1, samples + 1):
-        mean, std, kl = decoded(predictor, shape, volume, key, sampled=number)[0]
-        weights.append(gaussians.log_likelihood(volume, mean, std).double().sum() - kl.double().sum())
-    return float(torch.logsumexp(torch.stack(weights), 0) - math.log(samples))
+        found = decoded(predictor, shape, volume, key, sampled=number)
+        by_network = [
+            gaussians.log_likelihood(volume, *each[:2]).double().sum() - each[2].double().sum() for each in found
+        ]
+        weights.append(torch.stack(by_network))
+    return float((torch.logsumexp(torch.stack(weights), 0) - math.log(samples)).mean())
 
 
 def by_level(predictor: Predictor, shape: VDVAEShape, volume: Tensor, key: int) -> dict[int, Any]:
-    """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, by the first network."""
+    """side -> reconstruction (D, H, W) from the latents of at most that many voxels a side, the mean over networks."""
+    import torch
+
     noise, found = noise_of(shape, key, 0), dict[int, Any]()
     for side in (1 << level for level in range(shape.levels + 1)):
 
         def work(network: Any, put: Callable[[Tensor], Tensor], side: int = side) -> list[Tensor]:
             return [network(put(volume), [put(each) for each in noise], side=side).mean]
 
-        found[side] = predictor.each(work)[0][0][0, 0].numpy()
+        found[side] = torch.stack([each[0][0, 0] for each in predictor.each(work)]).mean(0).numpy()
     return found
 
 

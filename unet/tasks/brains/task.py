@@ -31,7 +31,8 @@ METRIC_NOTES = """ELBO and log-likelihood in bits a voxel, of the density at eac
 largest possible is -log2(s sqrt(2 pi)) of the smallest standard deviation s, 5.318 with --output-clamp 0.01 1. ELBO is
 the log-likelihood less the KL. In the brain: the voxels of the brain alone, with the whole KL. IW: the bound of
 --samples, weighted by importance. AP and Dice of lesions, where there are any, over the voxels of the brain: of the
-residual |x - m| / s, and of plain thresholding of the intensity (the better of bright and dark)."""
+residual |x - m| / s, and of plain thresholding of the intensity (the better of bright and dark). Of several networks:
+the means of their bounds and log-likelihoods, and the residual of their mixture."""
 
 
 class Brains(CachedTask):

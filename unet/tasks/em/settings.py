@@ -125,6 +125,10 @@ class Settings(TaskSettings):
             else [f"--image-size {self.image_size} does not fit --layers {layers}; nearest: {low} or {low + step}"]
         )
 
+    @property
+    def folds_by_seed(self) -> bool:
+        return self.fold_scheme == "seed"
+
     def check(self, config: Config) -> list[str]:
         if self.fold_scheme == "seed" and config.split.folds != 5:
             return [f"--fold-scheme seed has five folds, not {config.split.folds}: type --folds 5"]

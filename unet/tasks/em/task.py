@@ -163,15 +163,21 @@ class EM(SegmentationTask):
         self, case: CachedCase, predictor: Predictor, full: bool = False
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers: dice, ce_loss, dice_loss, loss; with `full` also rand and information, by threshold. Arrays: image,
-        probability (of cell), target (S, S) on the network's scale."""
+        probability (of cell), target (S, S) on the network's scale. Of several networks: the scores of their mean
+        probability."""
         import torch
 
         from unet.metrics import membranes
         from unet.models.losses import two_class_losses
 
         image, mask = (torch.from_numpy(array[..., 0].copy())[None] for array in case.arrays())
-        logits = predictor.slices(self.with_context(image))
-        ce, dice = (value.item() for value in two_class_losses(logits, mask, self.settings.cross_entropy))
+        each = predictor.slices(self.with_context(image), average=list)
+        logits, cross_entropy = each[0], self.settings.cross_entropy
+        if len(each) > 1:  # as in prediction, the mean of the probabilities
+            smallest = torch.finfo(torch.float32).tiny
+            logits = torch.stack([one.softmax(1) for one in each]).mean(0).clamp(min=smallest).log()
+            cross_entropy = "softmax"
+        ce, dice = (value.item() for value in two_class_losses(logits, mask, cross_entropy))
         numbers = {"dice": 1 - dice, "ce_loss": ce, "dice_loss": dice, "loss": ce + dice}
         probability, target = logits.softmax(1)[0, 1].numpy(), mask[0, 0].numpy() > 0
         if full:

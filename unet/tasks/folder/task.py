@@ -49,7 +49,6 @@ class Folder(SegmentationTask):
     figure_title = "the slice with most classes of each case, from worst to best mean Dice"
     foreground = "a class other than the background"
     label_values = "masks with a number of 1 or more where there is something"
-    fold_seed = 2001
 
     @property
     def columns(self) -> tuple[Column, ...]:  # type: ignore[override]

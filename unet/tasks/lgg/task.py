@@ -13,7 +13,7 @@ from unet.config.task_settings import unet_widths
 from unet.data import checks, drawing
 from unet.data.cases import Case
 from unet.data.preprocessing import masks
-from unet.errors import DataError
+from unet.errors import CheckpointError, DataError
 from unet.tasks.base import Column, Metric, Predictor
 from unet.tasks.lgg import check, dataset, deployment
 from unet.tasks.lgg.settings import Settings as OwnSettings
@@ -253,7 +253,15 @@ class LGG(SegmentationTask):
 
         bare = convert.strip_prefixes(state)
         own = convert.from_published_lgg(bare) if convert.is_published_lgg(bare) else bare
-        return UNet(convert.shape_of(own, self.name)), own
+        shape = convert.shape_of(own, self.name)
+        seen, rest = divmod(shape.inputs - 3, 6)
+        if not rest and seen != self.settings.neighbours:
+            raise CheckpointError(
+                f"These weights take {shape.inputs} channels, and --neighbours {self.settings.neighbours} gives"
+                f" {self.settings.inputs}.",
+                f"Type --neighbours {seen}, or give other weights.",
+            )
+        return UNet(shape), own
 
     def deployment(self) -> dict[str, Any]:
         return deployment.described(self.settings, LEVEL)
