@@ -69,6 +69,21 @@ def test_an_exported_file_predicts_and_scores_as_its_weights(here: Path, cli: Cl
         assert all((theirs[image] != ours[image]).mean() < 1e-3 for image in ours)
 
 
+def test_the_settings_of_an_exported_file_are_those_of_its_network(here: Path, cli: Cli, phantoms: Path) -> None:
+    """So evaluations of the weights and of the file are the same computation; typed are none of them."""
+    patient = sorted(phantoms.iterdir())[0]
+    shape = ("--image-size", 32, "--layers", 2, "--width", 3, "--neighbours", 1)
+    words = ("--data", phantoms, "--cache", "c", *DEVICE, "--epochs", 1, "--batch-size", 4)
+    assert cli("train", *words, *shape, "--run-name", "small")[0] == 0
+    assert cli("export", "--weights", "small.safetensors", patient, "--to", "onnx", *DEVICE)[0] == 0
+    told = exported.read(here / "weights/small.onnx")["settings"]
+    assert {name: told[name] for name in ("layers", "width", "neighbours")} == {
+        "layers": 2,
+        "width": 3,
+        "neighbours": 1,
+    }
+
+
 def test_the_metadata_tell_how_to_run_it(made: Path) -> None:
     found = exported.read(made / "a.onnx")
     assert {name: value for name, value in exported.read(made / "a.xml").items() if name != "tensors"} == found

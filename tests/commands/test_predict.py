@@ -324,7 +324,7 @@ def test_evaluate_scores_the_mean_of_several_networks(use: Run) -> None:
     runs = {"a": ["a"], "twins": ["a", "twin"], "wide": ["wide"], "both": ["a", "wide"]}
     outputs: dict[str, tuple[str, str]] = {}
     for name, weights in runs.items():
-        given = (word for each in weights for word in ("--weights", f"{each}.safetensors"))
+        given = ("--weights", *(f"{each}.safetensors" for each in weights))
         code, *outputs[name] = use("evaluate", *given, "--run-name", f"e-{name}")  # type: ignore[assignment]
         assert code == 0, outputs[name]
     scores = {name: rows_of(Path(f"performance/e-{name}/cases.csv")) for name in runs}

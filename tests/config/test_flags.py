@@ -12,10 +12,12 @@ from builders import make_config, task_config
 from conftest import error_of
 
 from unet import cli as program
+from unet.cli import resolve
 from unet.config import capacity, check_paths
 from unet.config.options import nearest, spellings
 from unet.config.schema import Config, contradictions, declared_of
 from unet.errors import UsageError
+from unet.files import digest_files
 from unet.tasks import registry
 
 HABANA = (
@@ -537,3 +539,19 @@ def test_folders_of_a_settings_file_that_says_nothing_of_synthetic_data_count(tm
 def test_a_reference_evaluates_what_it_loads_and_names_where_it_would_save() -> None:
     words = ["--task", "kits19", "--exec_mode", "evaluate", "--load_ckpt_path", "a.pt", "--save_ckpt_path", "b.pt"]
     assert program.resolve("train", words).config.weights.weights == ("a.pt",)
+
+
+def test_a_repeated_flag_takes_several_words_where_no_files_follow() -> None:
+    assert resolve("evaluate", ["--weights", "a", "b", "--weights", "c"]).config.weights.weights == ("a", "b", "c")
+    found = resolve("predict", ["--weights", "a", "b", "--weights", "c"]).config
+    assert (found.weights.weights, found.get("inputs")) == (("a", "c"), ("b",))
+
+
+@pytest.mark.parametrize("task", ["lgg", "em"])
+def test_a_drawn_seed_of_a_made_set_is_told(task: str, workplace: Path, cli: Any) -> None:
+    for name in "ab":
+        code, _, err = cli("synthesize", "--task", task, "--data", f"./{name}", "--seed", -1)
+        assert code == 0, err
+        assert "The set is made with --seed" in err
+    digests = [digest_files(*sorted(Path(name).rglob("*.tif"))[:1]) for name in "ab"]
+    assert digests[0] != digests[1]

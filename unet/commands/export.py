@@ -66,7 +66,9 @@ def run(resolved: Resolved, command: str) -> int:
     if context.group.world > 1:
         raise UsageError(f"export runs in one process, not in {context.group.world}.", "Type it without the launcher.")
     setup.read_weights(paths[0])  # refuses exported files
-    resolved, facts = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
+    declared = context.task.Settings
+    shape = setup.shaping(declared)
+    resolved, facts = setup.apply_checkpoint_settings(resolved, paths, declared.inference_settings, shape)
     context = context.with_config(resolved.config)
     network = setup.read_network(context, paths[0], resolved).eval()
     source = Source(paths[0], facts[0], network, setup.placed(context, copy.deepcopy(network)), context)
@@ -202,7 +204,7 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
 def described(source: Source) -> dict[str, Any]:
     """What a file says of the task: its name, and the settings that its network and its input need."""
     config = source.context.config
-    names = (*config.task.inference_settings, "layers", "width")
+    names = dict.fromkeys((*config.task.inference_settings, *setup.shaping(type(config.task))))
     return {"task": config.task.name, "settings": {name: files.jsonable(config.get(name)) for name in names}}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from unet import files, host
@@ -25,8 +24,7 @@ def run(resolved: Resolved, command: str) -> int:
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     context = context.with_config(resolved.config)
     config, how = resolved.config, resolved.config.sample
-    typed = resolved.sources["seed"].startswith("flag")
-    seed = secrets.randbits(32) if typed and config.general.seed == -1 else max(config.general.seed, 0)
+    seed = resolved.drawn_seed()
     host.notice(f"The samples are drawn with --seed {seed}.")
     network = setup.trained_network(context, paths[0], resolved)
     predictor = setup.make_predictor(context, network, finite=True)

@@ -19,8 +19,10 @@ def run(resolved: Resolved, command: str) -> int:
             "Type for example: python -m unet synthesize --data phantoms",
         )
     folder = resolve_path(config.data.data, "data")
-    task = create(config)
-    task.synthesize(folder, config.general.seed, config.general.overwrite)
+    task, seed = create(config), resolved.drawn_seed()
+    if seed != config.general.seed:
+        host.notice(f"The set is made with --seed {seed}.")
+    task.synthesize(folder, seed, config.general.overwrite)
     named = "" if task.name == default_task() else f" --task {config.general.task}"
     host.notice(
         f"{folder}: made {task.subject}s; next: python -m unet train{named} --data {shell_path(folder)} --cache"

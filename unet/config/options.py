@@ -244,7 +244,7 @@ def values_after(spec: Spelling, following: Sequence[str], positional: bool) -> 
             return
         if word.startswith("-") and word != "-" and not re.match(r"-(\.?\d|inf|nan)", word, re.IGNORECASE):
             return
-        if count and (not spec.many or spec.option.repeated):
+        if count and (not spec.many or (spec.option.repeated and positional)):
             return
         numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
         if count and positional and not numbers and word not in (spec.option.choices or ()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,11 @@ class Resolved:
     def entries(self) -> dict[str, dict[str, Any]]:
         """name -> {"value", "source"} of the settings that the command has."""
         return {name: {"value": jsonable(self.config.get(name)), "source": self.sources[name]} for name in self.names}
+
+    def drawn_seed(self) -> int:
+        """The seed; a typed -1 draws one, and -1 as the default of a task is 0."""
+        seed: int = self.config.general.seed
+        return secrets.randbits(32) if seed == -1 and self.sources["seed"].startswith("flag") else max(seed, 0)
 
     def table(self) -> dict[str, dict[str, Any]]:
         """group -> name -> {"value", "source"}: the content of config.json."""

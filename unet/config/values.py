@@ -28,10 +28,10 @@ class Option:
 
     Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
     value. `synonyms` are other words for a value; `value_aliases` are spellings of a switch that take such a word.
-    `const` is the value of the flag when nothing follows it. `default_text` is what the help gives as default. A
-    `repeated` flag takes one value each time and keeps them all. `pattern` is what a text must match, and the same in
-    words. `optional`: None is a value. `common`: the short help shows it. `section`: of a task's own setting, the group
-    that it belongs to.
+    `const` is the value of the flag when nothing follows it. `default_text` is what the help gives as default. The
+    values of all uses of a `repeated` flag are kept; each takes one where the command has positional arguments.
+    `pattern` is what a text must match, and the same in words. `optional`: None is a value. `common`: the short help
+    shows it. `section`: of a task's own setting, the group that it belongs to.
     """
 
     help: str
