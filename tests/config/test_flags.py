@@ -541,10 +541,13 @@ def test_a_reference_evaluates_what_it_loads_and_names_where_it_would_save() -> 
     assert program.resolve("train", words).config.weights.weights == ("a.pt",)
 
 
-def test_a_repeated_flag_takes_several_words_where_no_files_follow() -> None:
+def test_a_repeated_flag_takes_several_words() -> None:
+    """Where files may follow, those alone that are weights by their names, as a shell writes `weights/cv-fold*`."""
     assert resolve("evaluate", ["--weights", "a", "b", "--weights", "c"]).config.weights.weights == ("a", "b", "c")
     found = resolve("predict", ["--weights", "a", "b", "--weights", "c"]).config
     assert (found.weights.weights, found.get("inputs")) == (("a", "c"), ("b",))
+    found = resolve("predict", ["--weights", "x/a.safetensors", "x/b.onnx", "data", "more"]).config
+    assert (found.weights.weights, found.get("inputs")) == (("x/a.safetensors", "x/b.onnx"), ("data", "more"))
 
 
 @pytest.mark.parametrize("task", ["lgg", "em"])

@@ -158,6 +158,7 @@ class WeightsOptions:
         metavar="FILE",
         default_text="train: the run's name",
         repeated=True,
+        suffixes=(".safetensors", ".pt", ".pth", ".ckpt", ".onnx", ".xml"),
         aliases=("--weights-file", "--weights-files", "--save_ckpt_path"),
         common=True,
     )

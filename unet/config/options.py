@@ -244,10 +244,11 @@ def values_after(spec: Spelling, following: Sequence[str], positional: bool) -> 
             return
         if word.startswith("-") and word != "-" and not re.match(r"-(\.?\d|inf|nan)", word, re.IGNORECASE):
             return
-        if count and (not spec.many or (spec.option.repeated and positional)):
+        named = word.lower().endswith(spec.option.suffixes)
+        if count and (not spec.many or (spec.option.repeated and positional and not named)):
             return
         numbers = spec.kind is not str and (SEVERAL.fullmatch(word) or word.lower() == "none")
-        if count and positional and not numbers and word not in (spec.option.choices or ()):
+        if count and positional and not (numbers or named) and word not in (spec.option.choices or ()):
             return  # an input file
         yield word
 

@@ -29,9 +29,10 @@ class Option:
     Aliases are spellings of the same setting; an alias that is a pair (spelling, value) is a switch that sets that
     value. `synonyms` are other words for a value; `value_aliases` are spellings of a switch that take such a word.
     `const` is the value of the flag when nothing follows it. `default_text` is what the help gives as default. The
-    values of all uses of a `repeated` flag are kept; each takes one where the command has positional arguments.
-    `pattern` is what a text must match, and the same in words. `optional`: None is a value. `common`: the short help
-    shows it. `section`: of a task's own setting, the group that it belongs to.
+    values of all uses of a `repeated` flag are kept; each takes one where the command has positional arguments, and
+    those words after it that end with `suffixes`. `pattern` is what a text must match, and the same in words.
+    `optional`: None is a value. `common`: the short help shows it. `section`: of a task's own setting, the group that
+    it belongs to.
     """
 
     help: str
@@ -45,6 +46,7 @@ class Option:
     metavar: str | None = None
     positional: bool = False
     repeated: bool = False
+    suffixes: tuple[str, ...] = ()
     value_aliases: tuple[str, ...] = ()
     default_text: str | None = None
     pattern: tuple[str, str] | None = None
