@@ -236,7 +236,7 @@ def test_what_a_shell_pattern_gives(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
     assert use("predict", "--weights", "a.pt", *folder.glob("*.tif"))[0] == 0
     assert len(list(Path("predictions").glob("*/*.tif"))) == len(list(folder.glob("*[0-9].tif")))
-    assert "is no .tif image" in error_of(use("predict", "--weights", "a.pt", "weights/a.safetensors"))
+    assert "is no .tif image" in error_of(use("predict", "weights/a.safetensors", "--weights", "a.pt"))
     assert "nowhere does not exist" in error_of(use("predict", "--weights", "a.pt", "nowhere"), 2)
     shutil.copytree(folder, Path("other") / folder.name)
     assert "would meet" in error_of(use("predict", "--weights", "a.pt", folder, Path("other") / folder.name))
@@ -337,6 +337,14 @@ def test_evaluate_scores_the_mean_of_several_networks(use: Run) -> None:
     recorded = read_json(Path("performance/e-both/config.json"))["settings"]
     width = next(section["width"] for section in recorded.values() if "width" in section)
     assert width == {"value": 8, "source": "weights a.safetensors"}
+
+
+def test_a_state_is_no_further_network(use: Run) -> None:
+    given = sorted(Path("weights").glob("a*.safetensors"))
+    assert len(given) > 1
+    error = error_of(use("evaluate", "--weights", *given, "--run-name", "e"), 2)
+    assert "saved beside weights/a.safetensors" in error
+    assert "weights/NAME-fold?.safetensors" in error
 
 
 def test_several_networks_are_scored_on_cases_that_none_was_trained_on(use: Run) -> None:

@@ -20,6 +20,7 @@ from unet.config.values import convert_many
 from unet.devices import launchers, select
 from unet.devices.base import Workload
 from unet.errors import CheckpointError, UnetError, UsageError
+from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.base import Task
 from unet.tasks.registry import BUILT_IN, create
 from unet.weight_files import exported, safetensors_header
@@ -157,7 +158,14 @@ def given_weights(config: Config, command: str) -> list[Path]:
         raise UsageError(
             f"{command} needs weights, and none were given.", f"Type --weights FILE{f'; {there}' if there else ''}."
         )
-    return [weights_to_read(name) for name in names]
+    found = [weights_to_read(name) for name in names]
+    for own in map(CheckpointPaths, found):  # as a shell writes NAME-fold*.safetensors
+        if saved := {own.state, own.state_before, own.weights_before}.intersection(found):
+            raise UsageError(
+                f"{min(saved)} was saved beside {own.weights} to go on with the same run: it is no other network.",
+                "Name the weights alone, for example --weights weights/NAME-fold?.safetensors",
+            )
+    return found
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
