@@ -218,6 +218,25 @@ def test_settings_that_change_no_number(made: Path, cli: Any, workplace: Path, v
         assert "eval_batch_size differs, which changes scores by rounding at most." in conclusion(out)
 
 
+def test_evaluations_of_other_weights_are_not_the_same(
+    made: Path, cli_here: Any, phantoms: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(made / "weights/first.safetensors", copy)
+    place = ("--data", phantoms, "--cache", "cache_16", "--device", "cpu", "--out", tmp_path)
+    for name, weights in (("one", "first.safetensors"), ("copied", copy), ("other", "faster.safetensors")):
+        assert cli_here("evaluate", "--weights", weights, "--run-name", name, *place)[0] == 0
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "other", "--json"))
+    assert found["same"] == "no"
+    assert [item["name"] for item in found["settings"] if item["effect"]] == ["weights"]
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "copied", "--json"))
+    assert [(item["name"], item["effect"]) for item in found["settings"]] == [("run_name", False), ("weights", False)]
+    (tmp_path / "one/config.json").write_bytes((tmp_path / "other/config.json").read_bytes())
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "other", "--json"))
+    assert [item["name"] for item in found["settings"]] == ["weights"], "the same name, and another file"
+    assert found["settings"][0]["first"] != found["settings"][0]["second"]
+
+
 def test_one_shared_case_gives_a_difference_without_an_interval(made: Path, cli: Any, workplace: Path) -> None:
     for name, rows in (("a", "x,0.5\ny,0.6\n"), ("b", "y,0.7\nz,0.9\n"), ("c", "p,0.7\nq,0.9\n")):
         (changed_copy(made, workplace / "performance" / name) / "cases.csv").write_text(f"case,dsc\n{rows}")

@@ -12,7 +12,7 @@ from unet.report.run import Run, number
 
 ROUNDING = 1e-6  # relative difference of two losses that the order of sums alone can make
 IMPORTED = 1e-6  # a log in text holds six digits after the point
-# settings that change names, places, words and what is kept, but no number of the computation
+# settings that change names, places, words and what is kept, but no number of the computation; see `without_effect`
 NO_EFFECT = frozenset(
     {
         *(
@@ -126,13 +126,31 @@ def settings_of(first: Run, second: Run) -> list[Difference]:
     names = set(first.settings) & set(second.settings)
     if first.kind == second.kind:
         names = set(first.settings) | set(second.settings)
+    silent = without_effect(first, second) | PLACES | ROUNDING_ONLY
+    files = [weights_read(run) for run in (first, second)]
     found = []
     for name in sorted(names):
         one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
+        effect = name not in silent and UNKNOWN not in (one, two)
+        if name == "weights" and all(files):
+            effect = files[0] != files[1]
+            if one == two:
+                one, two = (f"digest {each}" for each in files)
         if one != two:
-            effect = name not in NO_EFFECT | PLACES | ROUNDING_ONLY and UNKNOWN not in (one, two)
             found.append(Difference(name, one, two, effect))
     return sorted(found, key=lambda item: not item.effect)
+
+
+def without_effect(*runs: Run) -> frozenset[str]:
+    """The settings that change no number of these runs. Weights do where they are read: `evaluate` reads them, other
+    commands write them."""
+    read = all(run.kind == "evaluate" for run in runs)
+    return NO_EFFECT - ({"weights"} if read else set())
+
+
+def weights_read(run: Run) -> str:
+    """The digest of the weights that were evaluated; empty where there are none, and in runs before 2026-11-28."""
+    return str(run.summary.get("weights_digest", "")) if run.kind == "evaluate" else ""
 
 
 def software_of(first: Run, second: Run) -> list[Difference]:
