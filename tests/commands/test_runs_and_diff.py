@@ -17,6 +17,8 @@ from unet.cli import main
 from unet.commands import runs
 from unet.files import digest
 
+METRIC = {"metric": "dsc", "metric_title": "DSC", "metric_goal": "max"}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
@@ -235,6 +237,27 @@ def test_evaluations_of_other_weights_are_not_the_same(
     found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "other", "--json"))
     assert [item["name"] for item in found["settings"]] == ["weights"], "the same name, and another file"
     assert found["settings"][0]["first"] != found["settings"][0]["second"]
+
+
+def test_a_killed_run_is_compared_by_its_metric(made: Path, cli: Any, workplace: Path) -> None:
+    killed = changed_copy(made, workplace / "performance/killed")
+    changed_copy(made, workplace / "performance/whole")
+    for name in ("summary.json", "cases.csv"):
+        (killed / name).unlink()
+    status = json.loads((killed / "status.json").read_text())
+    assert {name: status[name] for name in METRIC} == METRIC
+    scores = result_of(cli("diff", "killed", "whole", "--json"))["scores"]
+    assert scores["gain"] is not None and "no two cases" in scores["how"]
+    rows = result_of(cli("runs", "--json"))["runs"]
+    assert [row["metric"] for row in rows] == ["DSC", "DSC"]
+    (killed / "status.json").write_text(json.dumps(status | dict.fromkeys(METRIC, "")))  # of an earlier version
+    scores = result_of(cli("diff", "killed", "whole", "--json"))["scores"]
+    assert scores["how"] == "the metric of killed is not known, so they are not compared"
+
+
+def test_an_evaluation_says_its_metric_when_it_starts(made: Path) -> None:
+    status = json.loads((made / "performance/scored/status.json").read_text())
+    assert {name: status.get(name) for name in METRIC} == METRIC
 
 
 def test_one_shared_case_gives_a_difference_without_an_interval(made: Path, cli: Any, workplace: Path) -> None:

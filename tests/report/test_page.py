@@ -129,6 +129,19 @@ def test_evaluations_of_other_weights_are_neither_seeds_nor_repeats(tmp_path: Pa
     assert grouped(*trained) == [["t1", "t2"]], "training writes them"
 
 
+def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:
+    whole = write_run(tmp_path / "whole", PATIENTS)
+    killed = write_run(tmp_path / "killed", {}, settings={"lr": 1.0}, status="running")
+    (killed / "summary.json").unlink()
+    assert words_of(killed, whole)[0].startswith(
+        "whole and killed cannot be compared by score: the metric of killed is not known"
+    )
+    status = json.loads((killed / "status.json").read_text())
+    status |= {"metric": "dsc", "metric_title": "DSC", "metric_goal": "max"}
+    (killed / "status.json").write_text(json.dumps(status))
+    assert words_of(killed, whole)[0].startswith("whole and killed score 0.626 and 0.667 DSC; without scores by case")
+
+
 def test_the_best_of_many_against_the_first(tmp_path: Path) -> None:
     paths = [
         write_run(

@@ -106,7 +106,7 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
         lambda: new_folder(Path(config.run.out), config.run.run_name, kind, "evaluate", config.general.overwrite)
     )
     folder.writes = context.group.is_main
-    folder.status("running", kind="evaluate")
+    folder.status("running", kind="evaluate", **context.task.metric.described())
     folder.write("config.json", dumps(resolved, command))
     folder.write("environment.json", environment(context.device.describe()))
     context.group.run_on_main(folder.begin)

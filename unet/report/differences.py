@@ -222,6 +222,8 @@ def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
     where they share none."""
     plain = Scores(first.score, second.score)
     if first.metric != second.metric:
+        if unsaid := [run.name for run in (first, second) if not run.metric]:
+            return dataclasses.replace(plain, how=f"the metric of {unsaid[0]} is not known, so they are not compared")
         names = f"{first.score_name} and {second.score_name}"
         return dataclasses.replace(plain, how=f"{names} are different metrics and are not compared")
     a, b = first.scores, second.scores
