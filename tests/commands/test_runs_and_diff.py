@@ -239,6 +239,46 @@ def test_evaluations_of_other_weights_are_not_the_same(
     assert found["settings"][0]["first"] != found["settings"][0]["second"]
 
 
+def test_how_the_device_was_chosen_changes_nothing_where_it_is_known(made: Path, cli: Any, workplace: Path) -> None:
+    changed_copy(made, workplace / "performance/a")
+    b = changed_copy(made, workplace / "performance/b", device="auto")
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert [(item["name"], item["effect"]) for item in found["settings"]] == [("device", False)]
+    assert found["same"] == "yes"
+    about = json.loads((b / "environment.json").read_text())
+    (b / "environment.json").write_text(json.dumps(about | {"device": "another"}))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert found["same"] == "rounding" and "with other device" in found["conclusion"]
+    del about["device"]
+    (b / "environment.json").write_text(json.dumps(about))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert found["same"] == "yes" and "Not known of both runs: device." in found["conclusion"]
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.5, "the losses part at epoch 1"), (1.0, "are equal to the last bit")])
+def test_a_setting_that_one_log_does_not_tell_is_not_known_of_both(
+    made: Path, cli: Any, workplace: Path, factor: float, words: str
+) -> None:
+    text = (made / "performance/first/first.txt").read_text()
+    head, _, rest = text.partition("\n")
+    assert "--seed" not in head and "--device cpu" in head
+    (workplace / "a.txt").write_text(text)
+    lines = [line.split(",") for line in rest.split("\n")]
+    for cells in lines:
+        if cells[0] == "train":
+            cells[3] = f"{factor * float(cells[3]):.6f}"
+    rest = "\n".join(map(",".join, lines))
+    head = head.replace("--device cpu", "--device auto")
+    (workplace / "b.txt").write_text(f"{head} --seed 5\n{rest}")
+    code, out, _ = cli("diff", "a.txt", "b.txt")
+    assert code == 0
+    row = next(line.split() for line in out.splitlines() if line.split()[:1] == ["seed"])
+    assert " ".join(row) == "seed not known 5 not known of both"
+    end = conclusion(out)
+    assert words in end and "the same settings as far as is known" in end
+    assert "Not known of both runs: device, seed" in end
+
+
 def test_a_killed_run_is_compared_by_its_metric(made: Path, cli: Any, workplace: Path) -> None:
     killed = changed_copy(made, workplace / "performance/killed")
     changed_copy(made, workplace / "performance/whole")
@@ -314,6 +354,7 @@ def test_damaged_runs_are_compared_with_what_is_left(made: Path, cli: Any, workp
 def test_our_own_log_is_compared_with_its_run(cli_here: Any) -> None:
     found = result_of(cli_here("diff", "first", "performance/first/first.txt", "--json"))
     assert (found["losses"]["unit"], found["losses"]["compared"]) == ("epoch", 2)
+    assert "with other device" not in found["conclusion"], "the log has the name of the device alone"
     assert found["same"] == "rounding"  # six digits in the log
 
 

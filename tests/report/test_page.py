@@ -129,6 +129,14 @@ def test_evaluations_of_other_weights_are_neither_seeds_nor_repeats(tmp_path: Pa
     assert grouped(*trained) == [["t1", "t2"]], "training writes them"
 
 
+def test_runs_on_one_device_are_repeats_however_it_was_chosen(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, PATIENTS, settings={"device": name}) for name in ("auto", "cpu")]
+    assert words_of(*paths)[-1] == "They have the same settings and seed."
+    for path in paths:
+        (path / "environment.json").unlink()
+    assert "They have the same settings and seed." not in words_of(*paths)
+
+
 def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", PATIENTS)
     killed = write_run(tmp_path / "killed", {}, settings={"lr": 1.0}, status="running")

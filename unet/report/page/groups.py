@@ -170,7 +170,8 @@ def differing(groups: Sequence[Group]) -> list[str]:
     names = dict.fromkeys(name for group in groups for name in group.first.settings)
     found = []
     for name in names:
-        having = [group.first for group in groups if name in group.first.settings.keys() - places(group.first)]
+        having = [group.first for group in groups if name in group.first.settings]
+        having = [run for run in having if name == "device" or name not in places(run)]
         if name != "seed" and len({value_text(counted(run, name)) for run in having}) > 1:
             found.append(name)
     return found
