@@ -109,6 +109,10 @@ def test_a_typed_target_that_a_fold_misses_ends_with_3(cli: Cli, phantoms: Path)
     code, _, err = cli("crossval", *words, "--target", 0.999)
     assert code == 3, err
     assert "--target 0.999 was not reached by cv-fold0, cv-fold1" in err
+    status = json.loads(Path("performance/cv/status.json").read_text())
+    assert (status["metric"], status["metric_title"], status["metric_goal"]) == ("dsc", "DSC", "max"), (
+        "from its start on"
+    )
     assert cli("crossval", *words, "--target", 0.999)[0] == 3  # all folds are done
 
 

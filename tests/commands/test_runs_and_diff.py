@@ -17,6 +17,8 @@ from unet.cli import main
 from unet.commands import runs
 from unet.files import digest
 
+METRIC = {"metric": "dsc", "metric_title": "DSC", "metric_goal": "max"}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
@@ -218,6 +220,86 @@ def test_settings_that_change_no_number(made: Path, cli: Any, workplace: Path, v
         assert "eval_batch_size differs, which changes scores by rounding at most." in conclusion(out)
 
 
+def test_evaluations_of_other_weights_are_not_the_same(
+    made: Path, cli_here: Any, phantoms: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(made / "weights/first.safetensors", copy)
+    place = ("--data", phantoms, "--cache", "cache_16", "--device", "cpu", "--out", tmp_path)
+    for name, weights in (("one", "first.safetensors"), ("copied", copy), ("other", "faster.safetensors")):
+        assert cli_here("evaluate", "--weights", weights, "--run-name", name, *place)[0] == 0
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "other", "--json"))
+    assert found["same"] == "no"
+    assert [item["name"] for item in found["settings"] if item["effect"]] == ["weights"]
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "copied", "--json"))
+    assert [(item["name"], item["effect"]) for item in found["settings"]] == [("run_name", False), ("weights", False)]
+    (tmp_path / "one/config.json").write_bytes((tmp_path / "other/config.json").read_bytes())
+    found = result_of(cli_here("diff", tmp_path / "one", tmp_path / "other", "--json"))
+    assert [item["name"] for item in found["settings"]] == ["weights"], "the same name, and another file"
+    assert found["settings"][0]["first"] != found["settings"][0]["second"]
+
+
+def test_how_the_device_was_chosen_changes_nothing_where_it_is_known(made: Path, cli: Any, workplace: Path) -> None:
+    changed_copy(made, workplace / "performance/a")
+    b = changed_copy(made, workplace / "performance/b", device="auto")
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert [(item["name"], item["effect"]) for item in found["settings"]] == [("device", False)]
+    assert found["same"] == "yes"
+    about = json.loads((b / "environment.json").read_text())
+    (b / "environment.json").write_text(json.dumps(about | {"device": "another"}))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert found["same"] == "rounding" and "with other device" in found["conclusion"]
+    del about["device"]
+    (b / "environment.json").write_text(json.dumps(about))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert found["same"] == "yes" and "Not known of both runs: device." in found["conclusion"]
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.5, "the losses part at epoch 1"), (1.0, "are equal to the last bit")])
+def test_a_setting_that_one_log_does_not_tell_is_not_known_of_both(
+    made: Path, cli: Any, workplace: Path, factor: float, words: str
+) -> None:
+    text = (made / "performance/first/first.txt").read_text()
+    head, _, rest = text.partition("\n")
+    assert "--seed" not in head and "--device cpu" in head
+    (workplace / "a.txt").write_text(text)
+    lines = [line.split(",") for line in rest.split("\n")]
+    for cells in lines:
+        if cells[0] == "train":
+            cells[3] = f"{factor * float(cells[3]):.6f}"
+    rest = "\n".join(map(",".join, lines))
+    head = head.replace("--device cpu", "--device auto")
+    (workplace / "b.txt").write_text(f"{head} --seed 5\n{rest}")
+    code, out, _ = cli("diff", "a.txt", "b.txt")
+    assert code == 0
+    row = next(line.split() for line in out.splitlines() if line.split()[:1] == ["seed"])
+    assert " ".join(row) == "seed not known 5 not known of both"
+    end = conclusion(out)
+    assert words in end and "the same settings as far as is known" in end
+    assert "Not known of both runs: device, seed" in end
+
+
+def test_a_killed_run_is_compared_by_its_metric(made: Path, cli: Any, workplace: Path) -> None:
+    killed = changed_copy(made, workplace / "performance/killed")
+    changed_copy(made, workplace / "performance/whole")
+    for name in ("summary.json", "cases.csv"):
+        (killed / name).unlink()
+    status = json.loads((killed / "status.json").read_text())
+    assert {name: status[name] for name in METRIC} == METRIC
+    scores = result_of(cli("diff", "killed", "whole", "--json"))["scores"]
+    assert scores["gain"] is not None and "no two cases" in scores["how"]
+    rows = result_of(cli("runs", "--json"))["runs"]
+    assert [row["metric"] for row in rows] == ["DSC", "DSC"]
+    (killed / "status.json").write_text(json.dumps(status | dict.fromkeys(METRIC, "")))  # of an earlier version
+    scores = result_of(cli("diff", "killed", "whole", "--json"))["scores"]
+    assert scores["how"] == "the metric of killed is not known, so they are not compared"
+
+
+def test_an_evaluation_says_its_metric_when_it_starts(made: Path) -> None:
+    status = json.loads((made / "performance/scored/status.json").read_text())
+    assert {name: status.get(name) for name in METRIC} == METRIC
+
+
 def test_one_shared_case_gives_a_difference_without_an_interval(made: Path, cli: Any, workplace: Path) -> None:
     for name, rows in (("a", "x,0.5\ny,0.6\n"), ("b", "y,0.7\nz,0.9\n"), ("c", "p,0.7\nq,0.9\n")):
         (changed_copy(made, workplace / "performance" / name) / "cases.csv").write_text(f"case,dsc\n{rows}")
@@ -272,6 +354,7 @@ def test_damaged_runs_are_compared_with_what_is_left(made: Path, cli: Any, workp
 def test_our_own_log_is_compared_with_its_run(cli_here: Any) -> None:
     found = result_of(cli_here("diff", "first", "performance/first/first.txt", "--json"))
     assert (found["losses"]["unit"], found["losses"]["compared"]) == ("epoch", 2)
+    assert "with other device" not in found["conclusion"], "the log has the name of the device alone"
     assert found["same"] == "rounding"  # six digits in the log
 
 

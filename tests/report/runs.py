@@ -26,15 +26,16 @@ def write_run(
     pictured: Sequence[str] = (),
     side: int = 24,
     joules: float | None = None,
+    kind: str = "train",
 ) -> Path:
-    """The folder of a run as `train` leaves it."""
+    """The folder of a run as `train`, or another command, leaves it."""
     path.mkdir(parents=True)
     values = {"task": task, **SETTINGS, "run_name": path.name, **(settings or {})}
     config = {"command": f"python -m unet train --run-name {path.name}", "settings": {}}
     config["settings"] = {"train": {name: {"value": value, "source": "default"} for name, value in values.items()}}
     write(path / "config.json", config)
     write(path / "environment.json", {"unet": "0.1.0", "packages": {"torch": "2.13.0"}, "device": "cpu, 2 threads"})
-    write(path / "status.json", {"status": status, "pid": 1, "host": "elsewhere", "kind": "train"})
+    write(path / "status.json", {"status": status, "pid": 1, "host": "elsewhere", "kind": kind})
     about = {"metric": "dsc", "metric_title": "DSC", "metric_goal": "max", "item": "slices", "best_score": 0.5}
     about["seconds"] = {"train": 10.0 * epochs, "wait": 4.0, "evaluate": 12.0, "save": 2.0}
     write(path / "summary.json", {**about, "images_per_second": 50.0, "peak_memory_bytes": 2**28, **(summary or {})})

@@ -24,7 +24,7 @@ from unet.config import run_files
 from unet.report.page import bars, bokeh_curves, document
 from unet.report.page.conclusion import conclusions
 from unet.report.page.folder import LIST
-from unet.report.page.groups import groups_of, is_running
+from unet.report.page.groups import differing, groups_of, is_running, shown
 from unet.report.page.markup import duration, figure, file_name
 from unet.report.run import Run, read
 
@@ -104,6 +104,50 @@ def test_a_repeat_is_no_seed_and_no_difference_has_no_sign(tmp_path: Path) -> No
     more = write_run(tmp_path / "r4", PATIENTS)
     assert words_of(one, again, more)[0].startswith("r1 (3 runs) scores 0.626 DSC")
     assert "0.626 to 0.626 by run." in words_of(one, again, more)[0]
+
+
+def test_evaluations_of_other_weights_are_neither_seeds_nor_repeats(tmp_path: Path) -> None:
+    """Told apart by the digest of their weights, or by the names where a run does not know it."""
+
+    def scored(name: str, weights: str, digest: str = "") -> Path:
+        summary = {"weights_digest": digest} if digest else {}
+        settings = {"weights": [weights]}
+        return write_run(tmp_path / name, PATIENTS, epochs=0, settings=settings, summary=summary, kind="evaluate")
+
+    def grouped(*paths: Path) -> list[list[str]]:
+        return [[run.name for run in group.runs] for group in groups_of([run for path in paths for run in read(path)])]
+
+    old = [scored(f"o{number}", f"m{number}.safetensors") for number in (1, 2, 3)]
+    assert grouped(*old) == [["o1"], ["o2"], ["o3"]]
+    assert "They have the same settings and seed." not in words_of(*old[:2])
+    one, again, other = scored("a", "m.safetensors", "11"), scored("b", "copy.pt", "11"), scored("c", "copy.pt", "22")
+    assert grouped(one, again, other) == [["a", "b"], ["c"]]
+    same_name = groups_of([*read(again), *read(other)])
+    assert differing(same_name) == ["weights"]
+    assert [shown(group, "weights") for group in same_name] == ["copy.pt (digest 11)", "copy.pt (digest 22)"]
+    trained = [write_run(tmp_path / f"t{n}", PATIENTS, settings={"seed": n, "weights": [f"t{n}.pt"]}) for n in (1, 2)]
+    assert grouped(*trained) == [["t1", "t2"]], "training writes them"
+
+
+def test_runs_on_one_device_are_repeats_however_it_was_chosen(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, PATIENTS, settings={"device": name}) for name in ("auto", "cpu")]
+    assert words_of(*paths)[-1] == "They have the same settings and seed."
+    for path in paths:
+        (path / "environment.json").unlink()
+    assert "They have the same settings and seed." not in words_of(*paths)
+
+
+def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:
+    whole = write_run(tmp_path / "whole", PATIENTS)
+    killed = write_run(tmp_path / "killed", {}, settings={"lr": 1.0}, status="running")
+    (killed / "summary.json").unlink()
+    assert words_of(killed, whole)[0].startswith(
+        "whole and killed cannot be compared by score: the metric of killed is not known"
+    )
+    status = json.loads((killed / "status.json").read_text())
+    status |= {"metric": "dsc", "metric_title": "DSC", "metric_goal": "max"}
+    (killed / "status.json").write_text(json.dumps(status))
+    assert words_of(killed, whole)[0].startswith("whole and killed score 0.626 and 0.667 DSC; without scores by case")
 
 
 def test_the_best_of_many_against_the_first(tmp_path: Path) -> None:

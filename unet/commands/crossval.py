@@ -264,7 +264,7 @@ def open_folder(resolved: Resolved, command: str, name: str) -> tuple[Any, list[
         folder.write(SETTINGS, settings)
         folder.write("config.json", dumps(resolved, command))
     if not config.run.dry_run:
-        folder.status("running", kind="crossval")
+        folder.status("running", kind="crossval", **create(config).metric.described())
     return folder, found
 
 

@@ -70,7 +70,7 @@ def part(title: str, items: Sequence[Difference]) -> list[str]:
 def remark(item: Difference) -> str:
     """What a difference that does not count is."""
     if item.effect:
-        return ""
+        return "not known of both" if item.unknown else ""
     if item.name in differences.ROUNDING_ONLY:
         return "rounding of scores at most"
     return "another place" if item.name in differences.PLACES else "no effect on the numbers"

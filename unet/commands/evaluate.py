@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import label_scores, output, power, run_start, scores, setup
+from unet.commands import label_scores, output, power, predict, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -44,6 +44,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`."""
     config, task = context.config, context.task
     networks = [setup.trained_network(context, path, resolved) for path in paths]
+    digest = context.group.run_on_main(lambda: predict.weights_digest(paths))
     cases = chosen_cases(context, resolved, facts)
     names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
@@ -72,6 +73,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
         "seconds": {"evaluate": seconds},
         "case_latency": evaluation.latency(predictor.seconds),
         "peak_memory_bytes": max(memory),
+        "weights_digest": digest,  # tells whether two evaluations had the same networks
         "ranks": context.group.world,
         "images_per_second": sum(case.cost for case in cases) / seconds,
         **used,
@@ -104,7 +106,7 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
         lambda: new_folder(Path(config.run.out), config.run.run_name, kind, "evaluate", config.general.overwrite)
     )
     folder.writes = context.group.is_main
-    folder.status("running", kind="evaluate")
+    folder.status("running", kind="evaluate", **context.task.metric.described())
     folder.write("config.json", dumps(resolved, command))
     folder.write("environment.json", environment(context.device.describe()))
     context.group.run_on_main(folder.begin)

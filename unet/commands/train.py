@@ -171,7 +171,7 @@ def run_training(
     for callback in run.callbacks:
         if isinstance(callback, ArgonneCsvLog):
             callback.init_seconds = time.perf_counter() - began
-    folder.status("running")
+    folder.status("running", **context.task.metric.described())
     context.group.run_on_main(folder.begin)
     config = context.config
     if config.general.overwrite and config.save.checkpoints and not goes_on:  # the replaced run must not be resumed

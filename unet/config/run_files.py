@@ -15,6 +15,7 @@ from unet import files
 from unet.errors import UnetError, UsageError
 
 STATUS = {"status?": str, "why?": str, "pid?": int, "host?": str, "kind?": str, "weights?": str, "state?": str}
+STATUS |= {"metric?": str, "metric_title?": str, "metric_goal?": str}  # as in summary.json, which comes at the end
 ENTRY = {"value": object, "source?": str}
 CONFIG = {"command?": str, "settings": {str: (ENTRY, {str: ENTRY})}}  # by group; before version 2 without groups
 SPLIT = {"train": [str], "validation": [str]}

@@ -12,7 +12,7 @@ from unet.report.run import Run, number
 
 ROUNDING = 1e-6  # relative difference of two losses that the order of sums alone can make
 IMPORTED = 1e-6  # a log in text holds six digits after the point
-# settings that change names, places, words and what is kept, but no number of the computation
+# settings that change names, places, words and what is kept, but no number of the computation; see `without_effect`
 NO_EFFECT = frozenset(
     {
         *(
@@ -72,6 +72,11 @@ class Difference:
     second: Any
     effect: bool = True
 
+    @property
+    def unknown(self) -> bool:
+        """Whether one of the runs does not say its value, so that nobody knows whether they differ."""
+        return UNKNOWN in (self.first, self.second)
+
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
@@ -126,13 +131,36 @@ def settings_of(first: Run, second: Run) -> list[Difference]:
     names = set(first.settings) & set(second.settings)
     if first.kind == second.kind:
         names = set(first.settings) | set(second.settings)
+    silent = without_effect(first, second)
+    files = [weights_read(run) for run in (first, second)]
     found = []
     for name in sorted(names):
         one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
-        if one != two:
-            effect = name not in NO_EFFECT | PLACES | ROUNDING_ONLY and UNKNOWN not in (one, two)
-            found.append(Difference(name, one, two, effect))
-    return sorted(found, key=lambda item: not item.effect)
+        effect = name not in silent
+        if name == "weights" and all(files):
+            effect = files[0] != files[1]
+            if one == two:
+                one, two = (f"digest {each}" for each in files)
+        if one == two:
+            continue
+        if name == "device" and effect:
+            one, two = (UNKNOWN if value == "auto" else value for value in (one, two))
+        unknown = UNKNOWN in (one, two)
+        found.append(Difference(name, one, two, effect and (unknown or name not in PLACES | ROUNDING_ONLY)))
+    return sorted(found, key=lambda item: (not item.effect, item.unknown))
+
+
+def without_effect(*runs: Run) -> frozenset[str]:
+    """The settings that change no number of these runs. Weights do where they are read: `evaluate` reads them, other
+    commands write them. --device does not where the environment says what it chose."""
+    read = all(run.kind == "evaluate" for run in runs)
+    known = all(run.environment.get("device") for run in runs)
+    return NO_EFFECT - ({"weights"} if read else set()) | ({"device"} if known else set())
+
+
+def weights_read(run: Run) -> str:
+    """The digest of the weights that were evaluated; empty where there are none, and in runs before 2026-11-28."""
+    return str(run.summary.get("weights_digest", "")) if run.kind == "evaluate" else ""
 
 
 def software_of(first: Run, second: Run) -> list[Difference]:
@@ -152,14 +180,21 @@ def software_of(first: Run, second: Run) -> list[Difference]:
 def machine_of(first: Run, second: Run) -> list[Difference]:
     found = []
     for key in MACHINE:
-        one, two = (run.environment.get(key, UNKNOWN) for run in (first, second))
-        if one != two:
+        one, two = (run.environment.get(key) or UNKNOWN for run in (first, second))
+        short = key == "device" and (is_log(first) or is_log(second))  # a log has its name alone, where it was typed
+        same = str(one).partition(",")[0] == str(two).partition(",")[0] if short else one == two
+        if not same:
             found.append(Difference(key, one, two, effect=key == "device"))
     found += kernels_of(first, second)
     variables = [run.environment.get("variables") for run in (first, second)]
     a, b = (each if isinstance(each, Mapping) else {} for each in variables)
     names = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
     return [*found, *(Difference(name, a.get(name, "-"), b.get(name, "-"), effect=False) for name in names)]
+
+
+def is_log(run: Run) -> bool:
+    """Whether a run was read from a log in text."""
+    return run.kind.endswith(" log")
 
 
 def kernels_of(first: Run, second: Run) -> list[Difference]:
@@ -177,7 +212,7 @@ def losses_of(first: Run, second: Run) -> Losses:
     for unit, rows in (("step", (first.steps, second.steps)), ("epoch", (first.epochs, second.epochs))):
         a, b = ({int(row[unit]): row["loss"] for row in part if unit in row and "loss" in row} for part in rows)
         if shared := sorted(set(a) & set(b)):
-            printed = IMPORTED if first.kind.endswith(" log") or second.kind.endswith(" log") else 0.0
+            printed = IMPORTED if is_log(first) or is_log(second) else 0.0
             return _losses(unit, [(place, a[place], b[place]) for place in shared], printed)
     return Losses("none")
 
@@ -204,6 +239,8 @@ def scores_of(first: Run, second: Run, resamples: int = 10000) -> Scores:
     where they share none."""
     plain = Scores(first.score, second.score)
     if first.metric != second.metric:
+        if unsaid := [run.name for run in (first, second) if not run.metric]:
+            return dataclasses.replace(plain, how=f"the metric of {unsaid[0]} is not known, so they are not compared")
         names = f"{first.score_name} and {second.score_name}"
         return dataclasses.replace(plain, how=f"{names} are different metrics and are not compared")
     a, b = first.scores, second.scores
@@ -233,15 +270,15 @@ def conclusion_of(
     settings: list[Difference], software: list[Difference], machine: list[Difference], losses: Losses
 ) -> tuple[str, str]:
     """(yes, rounding, no or unknown; the sentences that say it)."""
-    changed = [item.name for item in settings if item.effect]
-    places = [item.name for item in settings if item.name in PLACES]
+    changed = [item.name for item in settings if item.effect and not item.unknown]
+    places = [item.name for item in settings if item.name in PLACES and not item.unknown]
     around = [item for item in [*software, *machine] if item.effect]
-    unknown = [item.name for item in around if UNKNOWN in (item.first, item.second)]
-    other = [item.name for item in around if item.name not in unknown]
+    unknown = list(dict.fromkeys(item.name for item in [*settings, *around] if item.effect and item.unknown))
+    other = [item.name for item in around if not item.unknown]
     with_other = f", with other {_some(other)}" if other else ""
     said = _losses_in_words(losses)
-    known = [item.name for item in settings if UNKNOWN not in (item.first, item.second)]
-    rounded = [name for name in known if name in ROUNDING_ONLY]
+    rounded = [item.name for item in settings if item.name in ROUNDING_ONLY and not item.unknown]
+    alike = f"the same settings{' as far as is known' if unknown else ''}"
     notes = f" {_some(rounded)} differs, which changes scores by rounding at most." if rounded else ""
     notes += f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
     notes += f" Not known of both runs: {_some(unknown)}." if unknown else ""
@@ -252,7 +289,7 @@ def conclusion_of(
         return "unknown", f"Not known whether this is the same computation: {said}.{notes}"
     if losses.state == "part":
         hint = "" if other or unknown else " (a run repeats bit for bit with --deterministic)"
-        return "no", f"Not the same computation: {said}, with the same settings{with_other}{hint}.{notes}"
+        return "no", f"Not the same computation: {said}, with {alike}{with_other}{hint}.{notes}"
     if losses.state == "rounding":
         return "rounding", f"The same computation up to rounding: {said}{with_other}.{notes}"
     if other:
@@ -260,7 +297,7 @@ def conclusion_of(
     if rounded:
         return "rounding", f"The same computation up to rounding: {said}.{notes}"
     if unknown:
-        return "yes", f"The same computation as far as is known: the same settings, and {said}.{notes}"
+        return "yes", f"The same computation as far as is known: {alike}, and {said}.{notes}"
     return "yes", f"The same computation: settings, code, versions and device are the same, and {said}.{notes}"
 
 

@@ -222,7 +222,7 @@ def read_run(path: Path) -> Run:
     _metrics(run)
     run.cases = read_cases(run, CASES)
     run.power = _power(run)
-    _metric(run)
+    _metric(run, status)
     for name in ("progress.png", "terms.png", "predictions.png", "samples.png"):
         if (path / name).is_file():
             run.pictures[name.removesuffix(".png")] = path / name
@@ -271,12 +271,13 @@ def _metrics(run: Run) -> None:
     run.epochs = [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def _metric(run: Run) -> None:
-    named = run.summary.get("metric", "")
-    run.metric = str(named or next((key for row in run.cases.values() for key in row), ""))
-    run.metric_title = str(run.summary.get("metric_title", ""))
+def _metric(run: Run, status: Mapping[str, Any]) -> None:
+    """From the summary; a run without one, as one that was killed, has it in its status."""
+    said = run.summary if run.summary.get("metric") else {**status, **run.summary}
+    run.metric = str(said.get("metric") or next((key for row in run.cases.values() for key in row), ""))
+    run.metric_title = str(said.get("metric_title", ""))
     guess = "min" if run.metric.endswith(LOWER_IS_BETTER) else "max"
-    run.goal = str(run.summary.get("metric_goal", guess))
+    run.goal = str(said.get("metric_goal") or guess)
 
 
 def _object(run: Run, name: str) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def run_of(path: Path, block: Block) -> Run:
     run.settings, run.sources = settings_of(block.words)
     run.command = shlex.join(block.words)
     run.task = str(run.settings.get("task") or default_task())
-    run.environment = {"device": run.settings["device"]} if "device" in run.settings else {}
+    device = run.settings.get("device", "auto")
+    run.environment = {"device": device} if device != "auto" else {}
     run.status = "done" if block.ended else "interrupted"
     run.why = "" if block.ended else "the log has no End CSV: the run was killed, or still runs"
     cards = len({row.card for row in block.rows if row.kind == "train"}) or 1

@@ -126,8 +126,12 @@ def pair(a: Group, b: Group) -> Conclusion:
     time, seconds = time_words(a, b)
     if a.first.metric != b.first.metric or a.score is None or b.score is None:
         missing = [group.name for group in (a, b) if group.score is None]
-        why = f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no score" if missing else "they are"
-        why += "" if missing else f" scored by {a.first.score_name} and {b.first.score_name}"
+        unsaid = [group.name for group in (a, b) if not group.first.metric]
+        why = f"they are scored by {a.first.score_name} and {b.first.score_name}"
+        if missing:
+            why = f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no score"
+        elif unsaid:
+            why = f"the metric of {unsaid[0]} is not known"
         words = f"{b.name} and {a.name} cannot be compared by score: {why}"
         return Conclusion(f"{words}{f'; {b.name}{time}' if time else ''}.", unfinished)
     found = paired_difference(a.scores, b.scores, RESAMPLES)

@@ -15,9 +15,8 @@ from unet.config import run_files
 from unet.report import differences
 from unet.report.run import Run
 
-# Settings that say where things are and what is kept, and not what is computed or how fast; a recipe is a good name.
-PLACES = differences.NO_EFFECT - {"recipe", "workers", "benchmark", "mode", "power", "debug_dump", "process_per_node"}
-PLACES |= {"cache"}
+# Settings without effect on the numbers that a page tells all the same: they change how fast, or are a good name.
+TOLD = {"recipe", "workers", "benchmark", "mode", "power", "debug_dump", "process_per_node"}
 # Told apart by the colour-blind (Okabe and Ito, 2008), those that stand out on white and on black first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#9A8700")
 DASHES = ("solid", "dashdot", "dotted")  # of the second and third eight; plain dashes are for validation
@@ -149,9 +148,20 @@ def _key(run: Run) -> str:
     """What runs of a group share; runs without seed have nothing to be repeated with."""
     if run.kind == "benchmark" or "seed" not in run.settings:
         return f"alone {id(run)}"
-    kept = {name: value for name, value in run.settings.items() if name not in PLACES | {"seed"}}
+    kept = {name: counted(run, name) for name in run.settings.keys() - places(run) - {"seed"}}
     about = [run.task, run.kind, run.device, run.metric, str(run.environment.get("unet"))]
     return json.dumps([about, sorted(kept.items(), key=lambda item: item[0])], default=str)
+
+
+def places(run: Run) -> frozenset[str]:
+    """The settings that say where things are and what is kept, and not what is computed or how fast."""
+    return differences.without_effect(run) - TOLD | {"cache"}
+
+
+def counted(run: Run, name: str) -> Any:
+    """The value of a setting that counts: of weights that were evaluated the digest, where it is known."""
+    digest = differences.weights_read(run) if name == "weights" else ""
+    return digest or run.settings[name]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
@@ -160,15 +170,19 @@ def differing(groups: Sequence[Group]) -> list[str]:
     names = dict.fromkeys(name for group in groups for name in group.first.settings)
     found = []
     for name in names:
-        values = {shown(group, name) for group in groups if name in group.first.settings}
-        if name not in PLACES and name != "seed" and len(values) > 1:
+        having = [group.first for group in groups if name in group.first.settings]
+        having = [run for run in having if name == "device" or name not in places(run)]
+        if name != "seed" and len({value_text(counted(run, name)) for run in having}) > 1:
             found.append(name)
     return found
 
 
 def shown(group: Group, name: str) -> str:
     """The value of a setting, in words."""
-    return value_text(group.first.settings[name]) if name in group.first.settings else ""
+    if name not in group.first.settings:
+        return ""
+    digest = differences.weights_read(group.first) if name == "weights" else ""
+    return value_text(group.first.settings[name]) + (f" (digest {digest[:8]})" if digest else "")
 
 
 def value_text(value: Any) -> str:
