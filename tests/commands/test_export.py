@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import tifffile
 import torch
 from conftest import error_of, stored
 from export import weights
 
+from unet import cli as program
 from unet.commands import export
 from unet.export import compare, onnx_file
 from unet.weight_files import exported, onnx_header, openvino_header
@@ -317,6 +320,16 @@ def test_another_size_than_that_of_the_file_is_refused(here: Path, cli: Cli, pha
     patient = sorted(phantoms.iterdir())[0]
     found = error_of(cli("predict", "--weights", "a.onnx", "--image-size", 64, patient, *DEVICE), 2)
     assert "takes inputs of 3 x 32 x 32 (channels and sides), not 3 x 64 x 64" in found
+    assert "type them for export too, where it has them (otherwise the size is that of the training)" in found
+
+
+def test_the_page_on_sides_names_flags_that_export_takes() -> None:
+    (said,) = re.findall(r"^- The batch may have any size\..*?(?=^- )", pages.text_of("docs/export.md"), re.M | re.S)
+    named = dict.fromkeys(re.findall(r"`--([a-z-]+)`", said))
+    assert [*named] == ["image-size", "eval-patch"]
+    for name, task in (("image_size", "lgg"), ("image_size", "em"), ("eval_patch", "kits19")):
+        assert name in program.settings_by("export", task)
+    assert "patch" not in program.settings_by("export", "folder")
 
 
 def test_a_generative_network_is_refused_with_its_reason(cli: Cli) -> None:
