@@ -332,6 +332,16 @@ def test_the_page_on_sides_names_flags_that_export_takes() -> None:
     assert "patch" not in program.settings_by("export", "folder")
 
 
+def test_the_program_of_the_page_finds_what_is_above_the_threshold(made: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", pages.text_of("docs/export.md"), re.M | re.S)
+    assert "weights/own.onnx" in code
+    known: dict[str, Any] = {}
+    exec(code.replace("weights/own.onnx", str(made / "a.onnx")), known)  # a network of one channel
+    assert known["logits"].shape == (1, 1, 32, 32)
+    assert set(known["labels"].ravel()) == {0, 255}
+    assert ((known["labels"] == 255) == (known["logits"][:, 0] > 0)).all()
+
+
 def test_a_generative_network_is_refused_with_its_reason(cli: Cli) -> None:
     weights.save(Path("v.safetensors"), weights.task_of("brains", resolution=8))
     found = error_of(cli("export", "--weights", "./v.safetensors", *DEVICE), 2)
