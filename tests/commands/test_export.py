@@ -323,6 +323,32 @@ def test_another_size_than_that_of_the_file_is_refused(here: Path, cli: Cli, pha
     assert "type them for export too, where it has them (otherwise the size is that of the training)" in found
 
 
+def test_exported_networks_compute_in_fp32_and_the_run_says_so(here: Path, cli: Cli, phantoms: Path) -> None:
+    told = "--precision bf16 changes nothing: exported networks compute in fp32"
+    how = ["--data", phantoms, "--cache", "c", "--split", "none", "--eval-steps", 1, "--precision", "bf16", *DEVICE]
+    kept = {}
+    for name in ("a.onnx", "a.xml", "a.safetensors"):
+        code, _, err = cli("evaluate", "--weights", name, *how, "--run-name", name)
+        assert code == 0, err
+        assert (told in err) == (name != "a.safetensors")
+        entries = json.loads(Path(f"performance/{name}/config.json").read_text())["settings"]["device"]
+        kept[name] = entries["precision"]
+    assert kept["a.onnx"] == {"value": "fp32", "source": "weights a.onnx"}
+    assert kept["a.xml"]["value"] == "fp32"
+    assert kept["a.safetensors"]["value"] == "bf16"
+    patient = sorted(phantoms.iterdir())[0]
+    assert told in cli("predict", "--weights", "a.onnx", "--precision", "bf16", patient, *DEVICE)[2]
+    assert told not in cli("predict", "--weights", "a.onnx", patient, *DEVICE, "--output", "q")[2]
+
+
+def test_export_tells_of_another_number_format_of_predict(here: Path, cli: Cli) -> None:
+    words = ("export", "--weights", "a.safetensors", "--output", "x.onnx", "--overwrite", "--passes", 1, *DEVICE)
+    assert "runs the weights in --precision bf16: some labels may differ" in cli(*words, "--precision", "bf16")[1]
+    assert "compute in fp32" not in cli(*words)[1]
+    words = ("export", "--weights", "a.safetensors", "--to", "published", "--precision", "bf16", *DEVICE)
+    assert "compute in fp32" not in cli(*words)[1]
+
+
 def test_the_page_on_sides_names_flags_that_export_takes() -> None:
     (said,) = re.findall(r"^- The batch may have any size\..*?(?=^- )", pages.text_of("docs/export.md"), re.M | re.S)
     named = dict.fromkeys(re.findall(r"`--([a-z-]+)`", said))
