@@ -19,7 +19,7 @@ from unet.config.flags import CLASS
 from unet.config.options import Declared, flag, nearest, parser, read, title_of
 from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
-from unet.config.schema import MEND, Config, contradictions, declared_of, typed_without_effect
+from unet.config.schema import MEND, UNMEASURED, Config, contradictions, declared_of, typed_without_effect
 from unet.config.task_settings import TaskSettings
 from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
 from unet.files import explain
@@ -34,6 +34,7 @@ class Command:
     example: str
     groups: tuple[str, ...]
     positional: str = ""
+    without: tuple[str, ...] = ()  # settings of the groups that it does not read: taken, and not in its help
 
 
 APPLYING = ("weights", "data", "network", "device", "distributed", "eval", "logging")
@@ -97,6 +98,7 @@ COMMANDS = {
         "measure speed, memory and what limits them; sweep settings; compare with plain loops and other programs",
         "--source none --sweep batch_size=4,16 precision=fp32,bf16",
         ("general", "measure", "run", "timing", "train", "power", "output", *APPLYING),
+        without=(*UNMEASURED, "accumulate"),
     ),
     "runs": Command(
         "list the runs: running, done, failed or died, with score, time and last line",
@@ -271,7 +273,8 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
 
 def settings_by(name: str, task: str) -> dict[str, Declared]:
     """The settings of a command as a task declares them."""
-    return declared_of(registry.settings_of(task), COMMANDS[name].groups)
+    found = declared_of(registry.settings_of(task), COMMANDS[name].groups)
+    return {setting: item for setting, item in found.items() if setting not in COMMANDS[name].without}
 
 
 def plain_words(name: str, words: Sequence[str]) -> Sequence[str]:
@@ -331,7 +334,7 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
         raise UsageError(f"{'; '.join(reading.mistakes)}.", f"See: {program} --help")
     usual = registry.planner() if name == "plan" else default_task()
     task = registry.settings_of(reading.given.get("task", (usual,))[0])
-    sections, hidden = help_sections(command.groups, task, "--help-all" in words)
+    sections, hidden = help_sections(command.groups, task, "--help-all" in words, command.without)
     about = f"{command.help[0].upper()}{command.help[1:]}. For example: {program} {command.example}".strip()
     if "general" in command.groups:
         about = f"{about} (Flags and defaults of --task {task.name}: {task.title}.)"
@@ -343,7 +346,7 @@ def explain_flags(name: str, words: Sequence[str]) -> str:
 
 
 def help_sections(
-    groups: tuple[str, ...], task: type[TaskSettings], every: bool
+    groups: tuple[str, ...], task: type[TaskSettings], every: bool, without: Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, Declared]], int]:
     """(title -> the settings to show, how many are left out): each with the task's own default and words."""
     sections: dict[str, dict[str, Declared]] = {}
@@ -352,6 +355,8 @@ def help_sections(
         if group == "mlperf" and not task.mlperf:
             continue
         for name, item in declared_of(task, (group,)).items():
+            if name in without:
+                continue
             if not (every or item.option.common or item.option.positional):
                 hidden += 1
                 continue

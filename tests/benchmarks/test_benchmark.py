@@ -154,3 +154,10 @@ def test_opponents_of_the_training_step_are_not_for_the_pass(cli: Any) -> None:
     for more in ((), ("--sweep", "eval_batch_size=1,2")):
         words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, "--against", "plain", "monai", *more)
         assert "--against monai compares the training step, and --mode predict" in error_of(cli(*words), 2)
+
+
+def test_what_benchmark_does_not_read_is_told_and_not_swept(cli: Any) -> None:
+    words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, "--against", "monai", "--max-steps", 1)
+    assert "note: without effect in benchmark: --max-steps 1" in cli(*words)[2]
+    words = ("benchmark", "--source", "none", *SHORT, "--sweep", "epochs=1,2")
+    assert "epochs cannot be swept" in error_of(cli(*words), 2)

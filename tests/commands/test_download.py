@@ -19,6 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT, error_of, program
 from faulty_server import Server, serving, wait_for
 
@@ -45,6 +46,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[Server]:
     with serving() as found:
         yield found
+
+
+def picture() -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((8, 8), np.uint8))
+    return stream.getvalue()
+
+
+TIFF = picture()
 
 
 def zipped(members: dict[str, bytes], **how: int) -> bytes:
@@ -168,6 +178,22 @@ def test_the_kaggle_archive_with_its_second_copy(cli: Cli, server: Server, phant
     assert "secret" not in Path("data/kaggle_3m/download.json").read_text()
     assert len(list(Path("data/kaggle_3m").glob("*/*.tif"))) == len(list(phantoms.rglob("*.tif")))
     assert cli("check", "--data", "kaggle_3m", "--checksums", "data/kaggle_3m/checksums.sha256")[0] == 0
+
+
+def test_a_part_of_a_set_is_not_called_the_set(cli: Cli) -> None:
+    members = {f"kaggle_3m/TCGA_{n}/TCGA_{n}_1{end}.tif": TIFF for n in range(110) for end in ("", "_mask")}
+    Path("part.zip").write_bytes(zipped(dict([*members.items()][:6])))
+    Path("whole.zip").write_bytes(zipped(members))
+    for state in ("about", "  state      3 of 110 cases are there"):
+        code, out, err = cli("download", "lgg", YES, "--from", "part.zip")
+        assert code == 0, err
+        assert state in err and "complete" not in err
+        assert "3 of 110 cases are there: the archive holds no others" in out and "nothing was missing" not in out
+    assert "accounts only" in error_of(cli("download", "lgg", YES), 2)
+    code, out, err = cli("download", "lgg", YES, "--from", "whole.zip")
+    assert code == 0 and "of 110 cases" not in out, err
+    code, out, err = cli("download", "lgg")
+    assert code == 0 and "  state      complete" in err and "nothing was missing" in out
 
 
 def test_many_files_side_by_side(cli: Cli, server: Server, scans: dict[str, bytes], here: None) -> None:

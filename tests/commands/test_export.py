@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import tifffile
 import torch
 from conftest import error_of, stored
 from export import weights
 
+from unet import cli as program
 from unet.commands import export
 from unet.export import compare, onnx_file
 from unet.weight_files import exported, onnx_header, openvino_header
@@ -332,6 +335,52 @@ def test_another_size_than_that_of_the_file_is_refused(here: Path, cli: Cli, pha
     patient = sorted(phantoms.iterdir())[0]
     found = error_of(cli("predict", "--weights", "a.onnx", "--image-size", 64, patient, *DEVICE), 2)
     assert "takes inputs of 3 x 32 x 32 (channels and sides), not 3 x 64 x 64" in found
+    assert "type them for export too, where it has them (otherwise the size is that of the training)" in found
+
+
+def test_exported_networks_compute_in_fp32_and_the_run_says_so(here: Path, cli: Cli, phantoms: Path) -> None:
+    told = "--precision bf16 changes nothing: exported networks compute in fp32"
+    how = ["--data", phantoms, "--cache", "c", "--split", "none", "--eval-steps", 1, "--precision", "bf16", *DEVICE]
+    kept = {}
+    for name in ("a.onnx", "a.xml", "a.safetensors"):
+        code, _, err = cli("evaluate", "--weights", name, *how, "--run-name", name)
+        assert code == 0, err
+        assert (told in err) == (name != "a.safetensors")
+        entries = json.loads(Path(f"performance/{name}/config.json").read_text())["settings"]["device"]
+        kept[name] = entries["precision"]
+    assert kept["a.onnx"] == {"value": "fp32", "source": "weights a.onnx"}
+    assert kept["a.xml"]["value"] == "fp32"
+    assert kept["a.safetensors"]["value"] == "bf16"
+    patient = sorted(phantoms.iterdir())[0]
+    assert told in cli("predict", "--weights", "a.onnx", "--precision", "bf16", patient, *DEVICE)[2]
+    assert told not in cli("predict", "--weights", "a.onnx", patient, *DEVICE, "--output", "q")[2]
+
+
+def test_export_tells_of_another_number_format_of_predict(here: Path, cli: Cli) -> None:
+    words = ("export", "--weights", "a.safetensors", "--output", "x.onnx", "--overwrite", "--passes", 1, *DEVICE)
+    assert "runs the weights in --precision bf16: some labels may differ" in cli(*words, "--precision", "bf16")[1]
+    assert "compute in fp32" not in cli(*words)[1]
+    words = ("export", "--weights", "a.safetensors", "--to", "published", "--precision", "bf16", *DEVICE)
+    assert "compute in fp32" not in cli(*words)[1]
+
+
+def test_the_page_on_sides_names_flags_that_export_takes() -> None:
+    (said,) = re.findall(r"^- The batch may have any size\..*?(?=^- )", pages.text_of("docs/export.md"), re.M | re.S)
+    named = dict.fromkeys(re.findall(r"`--([a-z-]+)`", said))
+    assert [*named] == ["image-size", "eval-patch"]
+    for name, task in (("image_size", "lgg"), ("image_size", "em"), ("eval_patch", "kits19")):
+        assert name in program.settings_by("export", task)
+    assert "patch" not in program.settings_by("export", "folder")
+
+
+def test_the_program_of_the_page_finds_what_is_above_the_threshold(made: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", pages.text_of("docs/export.md"), re.M | re.S)
+    assert "weights/own.onnx" in code
+    known: dict[str, Any] = {}
+    exec(code.replace("weights/own.onnx", str(made / "a.onnx")), known)  # a network of one channel
+    assert known["logits"].shape == (1, 1, 32, 32)
+    assert set(known["labels"].ravel()) == {0, 255}
+    assert ((known["labels"] == 255) == (known["logits"][:, 0] > 0)).all()
 
 
 def test_a_generative_network_is_refused_with_its_reason(cli: Cli) -> None:

@@ -15,7 +15,7 @@ from unet import cli as program
 from unet.cli import resolve
 from unet.config import capacity, check_paths
 from unet.config.options import nearest, spellings
-from unet.config.schema import Config, contradictions, declared_of
+from unet.config.schema import Config, contradictions, declared_of, unmeasured
 from unet.errors import UsageError
 from unet.files import digest_files
 from unet.tasks import registry
@@ -362,13 +362,42 @@ def test_help_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[64]" in helped(["train", "--help"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "benchmark --source none --max-steps 1 --epochs 3 --target 0.9 --max-time 0.001 --evaluate-every 3",
+            "--epochs 3, --max-steps 1, --max-time 0.001 (its length is --rounds of --steps of the command benchmark);"
+            " --target 0.9, --evaluate-every 3 (nothing is trained, scored or saved, only timed)",
+        ),
+        ("benchmark --source none --data d", "in benchmark: --data d (batches are made in memory)"),
+        ("benchmark --mode predict --source real", "in benchmark: --source real (batches are made in memory)"),
+        ("benchmark --mode predict --lr 1", "in benchmark: --lr 1.0 (--mode predict measures the pass alone)"),
+        ("train --benchmark --train_steps 3 --warmup_steps 1", "--train-steps 3 (its length is --rounds of --steps"),
+        ("train --benchmark --fold 1 --overlay", "--fold 1, --overlay (nothing is trained, scored or saved"),
+        ("benchmark --source none --lr 1 --batch-size 2 --rounds 1 --no-augment", ""),
+        ("train --benchmark --warmup_steps 1 --disable_ckpt_saving --max-cases 3 --data d", ""),
+        ("benchmark --mode predict --source none --eval-batch-size 2", ""),
+    ],
+)
+def test_benchmark_names_flags_that_it_does_not_read(line: str, words: str) -> None:
+    name, *rest = shlex.split(line)
+    resolved = program.resolve(name, rest)
+    found = list(unmeasured(resolved.config, resolved.sources, resolved.config.run.mode == "predict"))
+    assert len(found) == bool(words) and words in "".join(found)
+
+
 @pytest.mark.parametrize("task", registry.BUILT_IN)
 @pytest.mark.parametrize("command", program.COMMANDS)
 def test_every_flag_of_a_command_is_in_its_help(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = helped([command, "--task", task, "--help-all"], capsys)
     settings = registry.settings_of(task)
+    without = program.COMMANDS[command].without  # what has no effect is not shown
+    assert not any(f"  --{name.replace('_', '-')} " in text for name in without)
     for group in program.COMMANDS[command].groups:
         for name, item in declared_of(settings, (group,)).items():
+            if name in without:
+                continue
             shown = f"--{name.replace('_', '-')} " in f"{text} " or item.option.positional
             assert shown or f"--{name.replace('_', '-')}\n" in text or (group == "mlperf" and not settings.mlperf)
 

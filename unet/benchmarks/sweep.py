@@ -21,7 +21,7 @@ from unet.commands.launch import end_with_parent
 from unet.config import capacity
 from unet.config.options import Declared, flag, nearest, normalize_dashes, spellings, values_after
 from unet.config.resolve import Resolved, dumps
-from unet.config.schema import Config, contradictions, declared_of
+from unet.config.schema import UNMEASURED, Config, contradictions, declared_of
 from unet.config.values import convert_many
 from unet.devices import launchers
 from unet.errors import FAILED, INTERRUPTED, UsageError
@@ -29,17 +29,9 @@ from unet.runtime.folders import run_folder
 
 # of the command, not of what it measures
 NOT_SWEPT = (
-    "sweep",
-    "json",
-    "run_name",
-    "out",
-    "overwrite",
-    "config",
-    "task",
-    "verbose",
-    "quiet",
-    "dry_run",
-    "profile",
+    *("sweep", "json", "run_name", "out", "overwrite", "config", "task", "verbose", "quiet", "profile"),
+    *UNMEASURED,
+    "accumulate",
 )
 DROPPED = ("sweep", "json", "run_name", "out", "overwrite", "verbose", "quiet")
 SWITCH = {"on": "true", "off": "false"}

@@ -6,8 +6,9 @@ from __future__ import annotations
 from unet import host
 from unet.benchmarks import measure, results, scaling, sweep, table
 from unet.commands import output, setup
-from unet.config.check_paths import loads_data
+from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
+from unet.config.schema import unmeasured
 from unet.devices import launchers
 from unet.errors import UsageError
 
@@ -27,13 +28,17 @@ def run(resolved: Resolved, command: str) -> int:
         if resolved.sources["accumulate"].startswith("flag"):
             raise UsageError(said, "Leave it out.")
         host.notice(said)
+    rank = launchers.find_rank(resolved.config.distributed, resolved.config.device.cuda_devices)
+    for remark in unmeasured(resolved.config, resolved.sources, resolved.config.run.mode in APPLYING):
+        if rank.rank == 0:
+            host.notice(f"note: {remark}")
     measure.require_opponents(resolved.config)
     if resolved.config.measure.sweep:
         return sweep.run(resolved, command)
     if loads_data(resolved.config):
         resolved = setup.settled(resolved)
     config = resolved.config
-    if launchers.find_rank(config.distributed, config.device.cuda_devices).world > 1:
+    if rank.world > 1:
         return scaling.run(resolved, command)
     folder = results.folder_of(config)
     trace = results.draft_of(folder, config)

@@ -70,7 +70,9 @@ def about(target: folder.SetFolder, remotes: list[Remote], todo: list[Remote], g
     if not todo:
         return [*lines, "  state      complete"]
     begun = target.begun(todo)
-    if there or begun:
+    if lacking := target.lacking():
+        lines.append(f"  state      {lacking}")
+    elif there or begun:
         lines.append(f"  state      {there} of {len(remotes)} files are there, {host.format_bytes(begun)} of others")
     return lines
 
@@ -114,9 +116,15 @@ def closing(target: folder.SetFolder, count: int, name: str) -> list[str]:
     data = shell_path(target.path) if target.path.parent != Path("data") else target.path.name
     sums = shell_path(target.path / folder.SUMS)
     total = host.format_bytes(sum(item["size"] for item in target.files.values()))
+    lacking = target.lacking()
     came = f"{host.counted(count, 'file')} came, {len(target.files)} are there" if count else "nothing was missing"
     return [
         f"{target.path}: {came} ({total}); each was read to its end",
+        *(
+            [f"  in part    {lacking}: the archive holds no others. Name the whole one with --from FILE"]
+            if lacking
+            else []
+        ),
         f"  check      python -m unet check{typed} --data {data} --checksums {sums}",
         f"  train      python -m unet train{typed} --data {data} --run-name NAME",
     ]

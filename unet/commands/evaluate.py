@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import label_scores, output, power, predict, run_start, scores, setup
+from unet.commands import label_scores, number_format, output, power, predict, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -21,7 +21,8 @@ def run(resolved: Resolved, command: str) -> int:
     if config.scoring.predictions:
         return label_scores.run(resolved, command)
     paths = setup.given_weights(config, "evaluate")
-    context = setup.assemble(config, resolved.sources)
+    resolved = number_format.of_networks(resolved, paths)
+    context = setup.assemble(resolved.config, resolved.sources)
     declared = context.task.Settings
     reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings)))
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, reused, setup.shaping(declared))

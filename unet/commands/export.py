@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import unet
 from unet import files, host
-from unet.commands import output, setup
+from unet.commands import number_format, output, setup
 from unet.commands.predict_outputs import absolute
 from unet.config.flags_reports import ExportOptions
 from unet.config.options import fields, flag
@@ -61,6 +61,7 @@ def run(resolved: Resolved, command: str) -> int:
         raise UsageError(f"export writes one network, not {len(paths)}.", "Type one --weights FILE.")
     targets = targets_of(resolved, paths[0])
     tell_unused(resolved, targets)
+    precision = resolved.config.device.precision
     resolved = dataclasses.replace(resolved, config=resolved.config.replace(precision="fp32"))
     context = setup.assemble(resolved.config, resolved.sources)
     if context.group.world > 1:
@@ -79,6 +80,8 @@ def run(resolved: Resolved, command: str) -> int:
             sizes = sum(item.stat().st_size for item in written)
             results.append({"to": kind, "files": list(map(str, written)), "bytes": sizes, **found})
     text = "\n".join(f"{item['files'][0]}: {host.format_bytes(item['bytes'])}{item.pop('text')}" for item in results)
+    if set(RUN) & set(targets) and (line := number_format.beside_torch(precision, context.device)):
+        text = f"{text}\n{line}"
     output.show(context.config, {"weights": str(paths[0]), "device": context.device.describe(), "made": results}, text)
     return 0
 

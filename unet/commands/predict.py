@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from unet import files, host
-from unet.commands import power, predict_outputs, setup
+from unet.commands import number_format, power, predict_outputs, setup
 from unet.config.resolve import Resolved
 from unet.errors import DataError, UnetError
 from unet.runtime.folders.output_folder import Made, OutputFolder, digests
@@ -25,6 +25,7 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     predicted.
     """
     paths = setup.given_weights(resolved.config, "predict")
+    resolved = number_format.of_networks(resolved, paths)
     context = setup.assemble(resolved.config, resolved.sources)
     resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     config, group = resolved.config, context.group

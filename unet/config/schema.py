@@ -162,6 +162,16 @@ BESIDE = {  # setting -> another one, and the value of it (None: any), beside wh
 }
 
 
+UNMEASURED = (  # settings of training that change nothing in `benchmark`
+    *("epochs", "max_steps", "max_time", "target", "patience", "evaluate_every", "start_eval_at", "log_every"),
+    *("nonfinite_limit", "skip_limit", "schedule", "warmup_epochs", "warmup_lr", "warmup_by", "lr_milestones"),
+    *("lr_gamma", "eval_steps", "bootstrap", "weights", "load", "tensorboard", "debug_dump", "dry_run"),
+    "log_all_workers",
+)
+LENGTH = ("epochs", "max_steps", "max_time")
+BATCHES = ("data", "cache", "rebuild_cache", "workers", "data_on", "source")  # where those come from
+
+
 def declared_of(task: type[TaskSettings], groups: tuple[str, ...] | None = None) -> dict[str, Declared]:
     """name -> declaration of the settings in these groups (all of them), those of the task that belong there
     included. `run.out` is the setting `out` of the group `run` alone."""
@@ -226,6 +236,32 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
     ]
     if without:
         yield f"without effect: {', '.join(without)}"
+
+
+def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> Iterator[str]:
+    """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone."""
+    places, others = (
+        places_of(type(config.task)),
+        ("split", "save", "predict", "mlperf", "track"),
+    )  # `train --benchmark`
+    made = applying or config.measure.source == "none"
+    groups: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        value = config.get(name)
+        if not source.startswith("flag") or value is None or value is False or name in ("resume", "max_cases"):
+            continue
+        typed = f"{source.removeprefix('flag ')}{'' if value is True else f' {_words(value)}'}"
+        if name in BATCHES and made and value != "none":
+            groups.setdefault("batches are made in memory", []).append(typed)
+        elif name in LENGTH:
+            groups.setdefault("its length is --rounds of --steps of the command benchmark", []).append(typed)
+        elif name in UNMEASURED or places[name] in others:
+            groups.setdefault("nothing is trained, scored or saved, only timed", []).append(typed)
+        elif applying and places[name] == "train" and name != "accumulate":
+            groups.setdefault(f"--mode {config.run.mode} measures the pass alone", []).append(typed)
+    if groups:
+        said = "; ".join(f"{', '.join(typed)} ({why})" for why, typed in groups.items())
+        yield f"without effect in benchmark: {said}"
 
 
 def typed_without_effect(config: Config, sources: Mapping[str, str]) -> list[str]:

@@ -30,7 +30,8 @@ class ExportedNetwork(nn.Module):
             raise UsageError(
                 f"{self.path.absolute()} takes inputs of {words(self.sides)} (channels and sides), not"
                 f" {words(images.shape[1:])}.",
-                "Leave out the flags of the input's size, or export the weights with that size.",
+                "Leave out the flags of the input's size, or type them for export too, where it has them (otherwise the"
+                " size is that of the training).",
             )
         array = images.detach().float().cpu().contiguous().numpy()
         try:

@@ -51,11 +51,17 @@ class SetFolder:
         return entry is not None and path.is_file() and path.stat().st_size == entry["size"]
 
     def missing(self, remotes: Sequence[Remote]) -> list[Remote]:
-        """The files that are still to load. Of an archive that was unpacked: none."""
+        """The files that are still to load. Of an archive that was unpacked whole: none."""
         if packed := self.source.archive:
             names = [name for name in {**self.files, **dict.fromkeys(packed.needed)} if not self.has(name)]
-            return list(remotes) if names or not self.files else []
+            return list(remotes) if names or not self.files or self.lacking() else []
         return [item for item in remotes if not self.has(item.name)]
+
+    def lacking(self) -> str:
+        """How many cases are there of a set that was unpacked in part, in words; empty where all are."""
+        whole = self.source.archive.folders if self.source.archive else 0
+        there = {name.partition("/")[0] for name in self.files if "/" in name}
+        return f"{len(there)} of {whole} cases are there" if self.files and len(there) < whole else ""
 
     def part(self, item: Remote) -> Path:
         return self.room / (item.name.replace("/", "--") + ".part")
@@ -317,4 +323,9 @@ class _Watch:
 
 def facts(place: SetFolder) -> Mapping[str, Any]:
     """What --json says of a set."""
-    return {"folder": place.path, "files": place.files, "bytes": sum(item["size"] for item in place.files.values())}
+    return {
+        "folder": place.path,
+        "whole": not place.lacking(),
+        "files": place.files,
+        "bytes": sum(item["size"] for item in place.files.values()),
+    }

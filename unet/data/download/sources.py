@@ -23,12 +23,14 @@ class Remote:
 @dataclasses.dataclass(frozen=True)
 class Archive:
     """A zip file that holds the set. `place`: where a member of the archive belongs in the folder of the set, None for
-    one that is left out; `needed`: files without which the set is not whole; `unpacked`: bytes, about."""
+    one that is left out; `needed`: files without which the set is not whole; `unpacked`: bytes, about; `folders`: how
+    many the whole set has, one a case (0: it has none)."""
 
     file: Remote
     place: Callable[[str], str | None]
     unpacked: int
     needed: tuple[str, ...] = ()
+    folders: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,9 @@ SOURCE = Source(
         "Publications cite Buda et al. 2019 (Computers in Biology and Medicine 109) and Mazurowski et al. 2017"
         " (Journal of Neuro-Oncology 133).",
     ),
-    archive=Archive(Remote("lgg-mri-segmentation.zip", (ADDRESS,), 750_000_000), place, unpacked=1_050_000_000),
+    archive=Archive(
+        Remote("lgg-mri-segmentation.zip", (ADDRESS,), 750_000_000), place, unpacked=1_050_000_000, folders=110
+    ),
     account=(
         "kaggle gives it to accounts only. With its own program, then from the file:",
         "  kaggle datasets download -d mateuszbuda/lgg-mri-segmentation",
