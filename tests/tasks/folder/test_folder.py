@@ -66,6 +66,9 @@ def test_training_scoring_and_prediction_without_a_setting(cli: Cli, tmp_path: P
     rows = list(csv.DictReader(io.StringIO(Path("performance/e/cases.csv").read_text())))
     assert {"case", "mean_dice", "dice_1", "dice_2", "surface_1", "hd95_2", "volume_1"} <= set(rows[0])
     assert first is not None
+    for run in "ae":  # the report's pictures name the classes
+        pictured = read_json(Path(f"performance/{run}/cases/index.json"))["cases"][0]
+        assert [name for name, _ in pictured["key"]["labels"]] == ["organ 1", "organ 2"]
 
 
 @pytest.mark.usefixtures("here")

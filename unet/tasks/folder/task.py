@@ -55,9 +55,12 @@ class Folder(SegmentationTask):
         return scoring.columns_of(self.settings.classes)
 
     @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.settings.classes[1:]
+
+    @property
     def colour_key(self) -> tuple[tuple[str, tuple[int, int, int]], ...]:  # type: ignore[override]
-        names = self.settings.classes[1:]
-        return tuple(zip(names, figure.colours_of(len(names) + 1), strict=True))[: len(figure.COLOURS)]
+        return tuple(zip(self.classes, figure.colours_of(len(self.classes) + 1), strict=True))[: len(figure.COLOURS)]
 
     @property
     def labels(self) -> Labels:
@@ -163,7 +166,7 @@ class Folder(SegmentationTask):
     def set_warnings(self, cases: Sequence[CachedCase]) -> list[str]:
         """Classes that no case, or just one, has."""
         found = []
-        for number, name in enumerate(self.settings.classes[1:], 1):
+        for number, name in enumerate(self.classes, 1):
             count = sum(str(number) in case.facts.get("counts", {}) for case in cases)
             if count < 2 <= len(cases):
                 where = "no case has it" if not count else "one case has it: it is trained on or scored, not both"
@@ -237,11 +240,8 @@ class Folder(SegmentationTask):
 
         own, train = self.settings, self.config.train
         flat = own.dims == 2
-        change = Augmentation(
-            axes=(1, 2) if flat else (0, 1, 2),
-            still=0 if own.anisotropic or flat else -1,
-            spacing=own.spacing,
-        )
+        axes, still = (1, 2) if flat else (0, 1, 2), 0 if own.anisotropic or flat else -1
+        change = Augmentation(axes=axes, still=still, spacing=own.spacing)
         return EpochPatches(
             Volumes(cases, self.config.device.data_on, to_device, shared=shared),
             *(own.patch, train.batch_size, own.epoch_batches, self.config.general.seed),
