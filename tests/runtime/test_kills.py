@@ -36,14 +36,15 @@ def duration(words: Sequence[object], folder: Path, made: Path) -> float:
 
 def killed(words: Sequence[object], folder: Path, made: Path, seconds: float, dice: random.Random) -> int:
     """Start a command again and again and kill it, with all that it started left to itself, up to `seconds` after a
-    first file of this start lies in `made`, until it comes to its end. Returns the number of kills."""
+    first file of this start lies in `made`, and later with every kill (a machine may be busier than when `seconds` was
+    measured), until it comes to its end. Returns the number of kills."""
     kills = 0
     while True:
         before = newest(made)
         process = start(*words, cwd=folder)
         while process.poll() is None and newest(made) == before:
             time.sleep(0.01)
-        time.sleep(dice.uniform(0, seconds))
+        time.sleep(dice.uniform(0, seconds * (1 + kills / KILLS)))
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             assert process.returncode == 0
