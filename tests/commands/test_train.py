@@ -635,9 +635,10 @@ def test_a_runs_config_replays_it(tiny, cli) -> None:
 
 
 def test_modes(tiny, cli, phantoms: Path) -> None:
-    code, _, err = tiny("--run-name", "a", "--mode", "train", "--epochs", 1)
+    code, out, err = tiny("--run-name", "a", "--mode", "train", "--epochs", 1)
     assert code == 0
     assert "nothing is evaluated: --mode train" in err
+    assert "python -m unet evaluate --weights a.safetensors" in out, "there are cases to score"
     assert "evaluate" not in Path("performance/a/a.txt").read_text()
     code, out, err = tiny("--run-name", "b", "--exec_mode", "evaluate", "--weights", "a.pt")
     assert code == 0, err

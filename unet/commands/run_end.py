@@ -54,7 +54,8 @@ def finish(
     folder.status(status := "interrupted" if stopped else "done", reason)
     run.emit("on_close", status=status, summary=about)
     if context.group.is_main:
-        print(closing_block(context, folder, weights, run, records, reason, power.text(about, context.task.item[:-1])))
+        used = power.text(about, context.task.item[:-1])
+        print(closing_block(context, folder, weights, run, records, reason, used, bool(split["validation"])))
     if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
         from unet.commands import predict
 
@@ -143,9 +144,11 @@ def closing_block(
     run: Trainer,
     records: list[dict[str, Any]],
     reason: str,
-    used: str = "",
+    used: str,
+    held: bool,
 ) -> str:
-    """The closing block: results, what was used, paths, and what to type next."""
+    """The closing block: results, what was used, paths, and what to type next; `held`: whether there are validation
+    cases."""
     from unet.runtime import evaluation
 
     progress, config = run.progress, context.config
@@ -184,15 +187,15 @@ def closing_block(
     lines.append("")
     if reason == "diverged":
         lines.append("  The score collapsed: start a new run with a lower --lr, more --warmup-epochs or --clip 1.")
-    lines += next_commands(context, folder, weights, reason, bool(records))
+    lines += next_commands(context, folder, weights, reason, held)
     return "\n".join(lines)
 
 
 def next_commands(
-    context: setup.Context, folder: RunFolder, weights: Path, reason: str, scored: bool = True
+    context: setup.Context, folder: RunFolder, weights: Path, reason: str, held: bool = True
 ) -> list[str]:
-    """Lines with the commands that come next: go on with a stopped run, or score and predict; `scored`: whether there
-    are cases to score."""
+    """Lines with the commands that come next: go on with a stopped run, or score and predict; `held`: whether there are
+    validation cases."""
     config, lines = context.config, list[str]()
     data, own = resolve_path(config.data.data, "data"), "".join(f" {word}" for word in task_flag(config))
     if reason.startswith("stopped"):
@@ -211,7 +214,7 @@ def next_commands(
             else shell_path(weights)
         )
         given = str(data) if data.exists() else "FILES"
-        if scored:
+        if held:
             lines.append(f"  score      python -m unet evaluate{own} --weights {shown}{data_flags(config)}")
         lines += [
             f"  predict    python -m unet predict{own} --weights {shown} {shlex.quote(given)} --overlay",

@@ -240,10 +240,8 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
 
 def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> Iterator[str]:
     """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone."""
-    places, others = (
-        places_of(type(config.task)),
-        ("split", "save", "predict", "mlperf", "track"),
-    )  # `train --benchmark`
+    places = places_of(type(config.task))
+    others = ("split", "save", "predict", "mlperf", "track")  # groups of `train --benchmark`
     made = applying or config.measure.source == "none"
     groups: dict[str, list[str]] = {}
     for name, source in sources.items():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class Predictor(Protocol):
     """Runs trained networks over the input of a case, without gradients. Each method returns the mean over the networks
-    of their outputs, or of `transform(output)`."""
+    of their outputs, or of `transform(output)`; `average`: how that mean is taken."""
 
     def slices(
         self,
@@ -25,8 +25,7 @@ class Predictor(Protocol):
         mirror: bool = False,
         average: Callable[[list[Any]], Any] | None = None,
     ) -> Any:
-        """(N, C, H, W) -> (N, K, H', W') on the host; `mirror`: the mean with the mirrored images. `average`: how the
-        mean is taken."""
+        """(N, C, H, W) -> (N, K, H', W') on the host; `mirror`: the mean with the mirrored images."""
 
     def tiles(
         self,
