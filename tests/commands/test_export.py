@@ -19,6 +19,8 @@ from export import weights
 
 from unet import cli as program
 from unet.commands import export
+from unet.devices import cpu, cuda, rocm
+from unet.devices.base import Device
 from unet.export import compare, onnx_file
 from unet.weight_files import exported, onnx_header, openvino_header
 
@@ -329,6 +331,34 @@ def test_onnxruntime_has_as_many_threads_as_asked(threads: int, made: Path) -> N
     session = onnx_file.session(made / "a.onnx", threads, "")
     session.run(torch.zeros(2, 3, 32, 32).numpy())
     assert len(list(tasks.iterdir())) - before == threads - 1  # the calling one works too
+
+
+@pytest.mark.parametrize(("kind", "told"), [(cuda.CUDA, {"use_tf32": "0"}), (rocm.ROCm, {})])
+def test_a_card_computes_exported_networks_in_fp32(
+    kind: type[cuda.CUDA],
+    told: dict[str, str],
+    here: Path,
+    cli: Cli,
+    phantoms: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """onnxruntime takes TF32 on NVIDIA's cards unless it is told not to. No card is needed to see what it is told."""
+    import onnxruntime
+
+    heard, session = list[Any](), onnxruntime.InferenceSession
+
+    def opened(path: str, options: Any, providers: list[Any]) -> Any:
+        heard.append(providers)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [kind.onnx_provider, "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    for name in (name for name in vars(Device) if name.startswith("onnx_")):
+        monkeypatch.setattr(cpu.CPU, name, getattr(kind, name))
+    patient = sorted(phantoms.iterdir())[0]
+    assert cli("predict", "--weights", "a.onnx", patient, *DEVICE)[0] == 0
+    assert cli("export", "--weights", "a.safetensors", patient, "--output", "b.onnx", *DEVICE)[0] == 0
+    assert heard == [[(kind.onnx_provider, told), "CPUExecutionProvider"]] * 2
 
 
 def test_another_size_than_that_of_the_file_is_refused(here: Path, cli: Cli, phantoms: Path) -> None:

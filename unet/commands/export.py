@@ -188,7 +188,8 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
     import torch
 
     facts = exported.read(path)
-    other = network.load(path, facts, torch.get_num_threads(), context.device.onnx_provider)
+    runtime = context.device.onnx_provider, context.device.onnx_options
+    other = network.load(path, facts, torch.get_num_threads(), *runtime)
     both = compare.Both(source.placed, other, context.device.now)
     where = compared(source, both)
     found = both.result()

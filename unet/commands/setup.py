@@ -210,7 +210,8 @@ def exported_network(context: Context, path: Path) -> nn.Module:
 
     from unet.export import network
 
-    found = network.load(path, exported.read(path), torch.get_num_threads(), context.device.onnx_provider)
+    runtime = context.device.onnx_provider, context.device.onnx_options
+    found = network.load(path, exported.read(path), torch.get_num_threads(), *runtime)
     slower = ", which has no way to this device here" if context.device.own_memory and "CPU" in found.where else ""
     host.notice(f"{path}: run by {found.where}{slower}")
     return found

@@ -60,10 +60,10 @@ class Device:
     torch_name = ""
     collective = "gloo"
     vendor = "torch"
-    static_shapes = compiles_slices = False
-    own_memory = False
+    static_shapes = compiles_slices = own_memory = False
     chunk = 2**24
     visible = onnx_provider = ""
+    onnx_options: Mapping[str, str] = {}
     visible_too: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     has_tf32 = graphs = operator_lists = numbered = recipes = False

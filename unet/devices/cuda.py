@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class CUDA(Accelerator):
     collective = "nccl"
     visible = "CUDA_VISIBLE_DEVICES"
     onnx_provider = "CUDAExecutionProvider"
+    onnx_options: Mapping[str, str] = {"use_tf32": "0"}  # onnxruntime's own default is 1
     fused = ("adam", "adamw", "sgd")
     forced = Accelerator.forced | {"CUDA_VISIBLE_DEVICES"}
 

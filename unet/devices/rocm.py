@@ -18,7 +18,7 @@ class ROCm(CUDA):
     has_tf32 = False
     visible, visible_too = "HIP_VISIBLE_DEVICES", ("CUDA_VISIBLE_DEVICES",)
     outside = ("ROCR_VISIBLE_DEVICES",)
-    onnx_provider = "MIGraphXExecutionProvider"
+    onnx_provider, onnx_options = "MIGraphXExecutionProvider", Device.onnx_options
     forced = CUDA.forced | {"HIP_VISIBLE_DEVICES"}
     library = "hip"
     absent = "this torch is built without ROCm; install the ROCm build (https://pytorch.org/get-started)."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unet.errors import CheckpointError, UsageError
 from unet.export import onnx_file, openvino_file
-from unet.export.onnx_file import Session
+from unet.export.onnx_file import NONE, Session
 from unet.weight_files import exported, safetensors_header
 
 
@@ -51,12 +51,14 @@ def words(sides: Any) -> str:
     return " x ".join(map(str, sides))
 
 
-def load(path: Path, facts: Mapping[str, Any], threads: int, provider: str = "") -> ExportedNetwork:
+def load(
+    path: Path, facts: Mapping[str, Any], threads: int, provider: str = "", options: Mapping[str, str] = NONE
+) -> ExportedNetwork:
     """The network of an ONNX or OpenVINO file with these metadata, after every byte was checked. `threads`: of a pass
-    on the host; `provider`: onnxruntime's for the device. Raises UnetError."""
+    on the host; `provider`, `options`: onnxruntime's for the device. Raises UnetError."""
     exported.verify(path, facts)
     onnx = safetensors_header.kind(path) == "onnx"
-    session = onnx_file.session(path, threads, provider) if onnx else openvino_file.session(path, threads)
+    session = onnx_file.session(path, threads, provider, options) if onnx else openvino_file.session(path, threads)
     told = [(facts[end]["name"], tuple(facts[end]["shape"][1:])) for end in ("input", "output")]
     if session.ends != told:
         raise CheckpointError(

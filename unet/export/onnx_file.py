@@ -21,6 +21,7 @@ from unet.weight_files import onnx_header
 
 IMAGE, LOGITS, BATCH = "image", "logits", "batch"  # names of input, output, and their first side
 ROOM = 2**26  # bytes that the graph takes beside the weights, by far
+NONE: Mapping[str, str] = {}
 INSTALL = "Type: pip install 'unet-accelerators[export]'"
 
 
@@ -137,11 +138,11 @@ class Session(NamedTuple):
     ends: list[tuple[str, tuple[Any, ...]]]
 
 
-def session(path: Path, threads: int, provider: str) -> Session:
-    """The file ready to be run. `provider`: onnxruntime's for the device, where it has one; the CPU's otherwise. Raises
-    UnetError."""
+def session(path: Path, threads: int, provider: str, settings: Mapping[str, str] = NONE) -> Session:
+    """The file ready to be run. `provider`: onnxruntime's for the device, where it has one, with these settings; the
+    CPU's otherwise. Raises UnetError."""
     runtime = library("onnxruntime", f"{path.name}: ONNX files are run")
-    chosen = [provider] if provider and provider in runtime.get_available_providers() else []
+    chosen = [(provider, dict(settings))] if provider and provider in runtime.get_available_providers() else []
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
