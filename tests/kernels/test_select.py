@@ -17,7 +17,7 @@ from unet.devices import cuda, hpu, mlu
 from unet.devices.base import Device
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
-from unet.kernels import conv3d, norms, select, upsample
+from unet.kernels import conv3d, norms, select, trial, upsample
 from unet.kernels.cards import forms
 from unet.models.unet import UNet, UNetShape
 from unet.models.vdvae import VDVAE, VDVAEShape, draw_noise
@@ -41,6 +41,11 @@ FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...
         (16, 16, 16),
     ),
     "dilated": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False, dilation=2), conv3d.Conv3d, (16, 16, 16)),
+    "one channel, strided": (
+        lambda: nn.Conv3d(1, 8, 3, stride=2, padding=1, bias=False),
+        conv3d.UnfoldedConv3d,
+        (8, 8, 8),
+    ),
     "one channel": (lambda: nn.Conv3d(1, 8, 3, padding=1, bias=False), conv3d.OneChannelConv3d, (8, 8, 8)),
     "bias": (lambda: nn.Conv3d(8, 3, 1), conv3d.Conv3d, (8, 8, 8)),
     "few voxels": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), conv3d.Conv3d, (2, 2, 2)),
@@ -48,6 +53,49 @@ FASTER: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], tuple[int, ...
     "up": (lambda: nn.ConvTranspose3d(8, 4, 2, stride=2), upsample.ConvTranspose3d, (3, 4, 5)),
     "up, anisotropic": (lambda: nn.ConvTranspose3d(8, 4, (1, 2, 3), (1, 2, 3)), upsample.ConvTranspose3d, (3, 4, 5)),
 }
+
+
+@pytest.mark.parametrize("kernels", ["measured", "plain", "torch"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "sides"),
+    [
+        ((3, 3, 3), (1, 1, 2), (4, 4, 2)),  # wrong in channels-last order where a row of the output is one voxel
+        ((3, 3, 3), (1, 1, 3), (2, 5, 3)),
+        ((5, 5, 5), (2, 2, 2), (4, 6, 2)),  # so it may be here, by chance
+        ((11, 11, 11), (2, 2, 2), (8, 9, 4)),  # the gradient of the weights is wrong in any order
+        ((3, 3), (1, 2), (6, 2)),
+        ((5, 5), (1, 3), (4, 3)),
+    ],
+)
+def test_one_channel_with_a_stride_is_not_left_to_torch(
+    kernel: tuple[int, ...], stride: tuple[int, ...], sides: tuple[int, ...], kernels: str
+) -> None:
+    """Networks of --width 1 have such layers. torch 2.13 computes them wrongly, or ends the process."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+    exact = conv(1, 4, kernel, stride, tuple(side // 2 for side in kernel)).double()  # type: ignore[arg-type]
+    layer = device(kernels=kernels).optimize(nn.Sequential(copy.deepcopy(exact).float()))
+    x = torch.randn(2, *sides, 1).movedim(-1, 1)
+    found, wanted = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = layer(found), by_windows(exact, wanted)
+    slope = torch.randn(y.shape[0], *y.shape[2:], y.shape[1]).movedim(-1, 1)
+    trial.poison([exact.weight], torch.float32)
+    pairs = zip(
+        (y, *torch.autograd.grad(y, [found, *layer.parameters()], slope)),
+        (expected, *torch.autograd.grad(expected, [wanted, *exact.parameters()], slope.double())),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def by_windows(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution of one channel as its formula says."""
+    x = nn.functional.pad(x[:, 0], [pad for side in reversed(layer.kernel_size) for pad in [side // 2] * 2])
+    for axis, (side, step) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), 1):
+        x = x.unfold(axis, side, step)
+    assert layer.bias is not None
+    return (x.flatten(layer.weight.ndim - 1) @ layer.weight.flatten(1).T + layer.bias).movedim(-1, 1)
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["NDHWC", "NCDHW"])

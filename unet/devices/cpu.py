@@ -68,7 +68,7 @@ class CPU(Device):
         from unet.kernels import select, trial
 
         plain = self.options.kernels == "plain"
-        module = select.correct_norms(module) if plain else select.optimize(module, self.channels_last(), self.choices)
+        module = select.correct(module) if plain else select.optimize(module, self.channels_last(), self.choices)
         return module if self.dtype == torch.float32 else trial.guard(module, is_right)
 
     def compile(self, module: nn.Module) -> nn.Module:

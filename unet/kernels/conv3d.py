@@ -1,5 +1,5 @@
 """Faster 3D convolutions on the CPU: each pass by the algorithm that was chosen for its size, and outputs in the memory
-order of their inputs. Every class computes what `nn.Conv3d` computes."""
+order of their inputs. Every class computes what `nn.Conv3d` computes; two are for what torch computes wrongly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.kernels import algorithms, winograd
+from unet.kernels import algorithms, matrix, winograd
 from unet.kernels.algorithms import FEW, PASSES, TABLE, Weights
 from unet.kernels.geometry import Geometry, of_layer, strided
 from unet.kernels.norms import channel_last
@@ -47,6 +47,43 @@ class OneChannelConv3d(Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(strided(x))
+
+
+class Unfolded:
+    """Mixed into a convolution of one channel with a stride: (N, 1, *S) -> (N, O, *S') by a product of matrices.
+
+    torch (2.13, oneDNN) is wrong where a row of the output is one voxel and the order is channels-last, and for large
+    kernels in any order: numbers that nobody wrote, wrong gradients of the weights, or the end of the process. Networks
+    of this program have such a layer with `--width 1` alone, so time does not matter. `last`: the order of the output.
+    """
+
+    last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer: Any = self
+        flat = x.ndim == 4
+        x = to_autocast_dtype(x.unsqueeze(2) if flat else x)
+        kernel, stride, padding = (
+            (first, *sides) if flat else sides
+            for first, sides in ((1, layer.kernel_size), (1, layer.stride), (0, layer.padding))
+        )
+        how = Geometry(tuple(x.shape), layer.out_channels, kernel, stride, padding, x.dtype)
+        weight = layer.weight.unsqueeze(2) if flat else layer.weight
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        y = matrix.forward(x, weight.to(x.dtype), bias, how)
+        y = y.squeeze(2) if flat else y
+        return y if layer.last else y.contiguous()
+
+
+class UnfoldedConv2d(Unfolded, nn.Conv2d):
+    """`nn.Conv2d` of one channel with a stride."""
+
+
+class UnfoldedConv3d(Unfolded, nn.Conv3d):
+    """`nn.Conv3d` of one channel with a stride."""
+
+
+UNFOLDED: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: UnfoldedConv2d, nn.Conv3d: UnfoldedConv3d}
 
 
 class PointwiseConv3d(Conv3d):
@@ -154,7 +191,7 @@ def is_usual(x: Tensor, weight: Tensor) -> bool:
 
 def faster(layer: nn.Conv3d, channels_last: bool = True, choices: Choices | None = None) -> type[nn.Module]:
     """The class that computes what this plain layer computes, faster, in a network in this order."""
-    dense = layer.dilation == (1, 1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+    dense = is_dense(layer)
     wide = min(layer.in_channels, layer.out_channels) >= WIDE
     plain: type[nn.Module] = OneChannelConv3d if channels_last and layer.in_channels == 1 else Conv3d
     if dense and wide and layer.kernel_size == layer.stride == (1, 1, 1) and layer.padding == (0, 0, 0):
@@ -162,6 +199,17 @@ def faster(layer: nn.Conv3d, channels_last: bool = True, choices: Choices | None
     if channels_last and choices is not None and dense and isinstance(layer.padding, tuple):
         return choosing(plain, choices)  # type: ignore[arg-type]  # mypy takes a class for unhashable
     return plain
+
+
+def is_dense(layer: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether a convolution has neither dilation nor groups, and zeros around."""
+    return max(layer.dilation) == 1 and layer.groups == 1 and layer.padding_mode == "zeros"
+
+
+def right(layer: nn.Conv2d | nn.Conv3d) -> type[nn.Module]:
+    """The class of a plain layer that is right for every size: its own, but for one channel with a stride."""
+    alone = layer.in_channels == 1 and max(layer.stride) > 1 and isinstance(layer.padding, tuple)
+    return UNFOLDED[type(layer)] if alone and is_dense(layer) else type(layer)
 
 
 def keep_order(y: Tensor, x: Tensor) -> Tensor:

@@ -17,12 +17,14 @@ from unet.kernels import conv3d, gaussian_kl, norms, upsample
 
 def optimize(model: nn.Module, channels_last: bool = True, choices: conv3d.Choices | None = None) -> nn.Module:
     """Swap all layers of `model` that are faster another way on the CPU, in place. Gives `model`. `channels_last`:
-    whether its volumes are in that order; in the other one the new layers compute what the plain ones do, bit for bit.
+    whether its volumes are in that order; in the other one the new layers compute what the plain ones do, bit for bit,
+    where those are right.
     `choices`: who knows the algorithms of 3D convolutions; None: torch's own.
 
     3D convolutions, 3D instance norms with the (leaky) ReLU after them, and transposed 3D convolutions of kernel 2.
     With such norms, training recomputes their outputs in the backward pass instead of storing them.
     """
+    correct_convolutions(model, channels_last)
     for layer in model.modules():
         if type(layer) is nn.Conv3d:
             layer.__class__ = conv3d.faster(layer, channels_last, choices)  # type: ignore[assignment]
@@ -66,6 +68,21 @@ def correct_norms(model: nn.Module) -> nn.Module:
         elif type(layer) is nn.InstanceNorm3d:
             layer.__class__ = norms.PlainInstanceNorm3d
     return model
+
+
+def correct_convolutions(model: nn.Module, channels_last: bool = False) -> nn.Module:
+    """Swap convolutions of one channel with a stride in place for such that are right on the CPU. Gives `model`."""
+    for layer in model.modules():
+        if type(layer) in conv3d.UNFOLDED:
+            layer.__class__ = conv3d.right(layer)  # type: ignore[arg-type]
+        if isinstance(layer, conv3d.Unfolded):
+            layer.last = channels_last
+    return model
+
+
+def correct(model: nn.Module) -> nn.Module:
+    """Swap what torch computes wrongly on the CPU, in place, and nothing else. Gives `model`."""
+    return correct_norms(correct_convolutions(model))
 
 
 def has_faster_form(norm: nn.InstanceNorm3d) -> bool:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet.kernels.conv3d import Unfolded
+
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BLOCK = 512  # voxels of a trial, about
 NORM, PEAK = 0.02, 0.3  # largest error of a trial: of its norm by that of the result; of a number by their RMS
@@ -78,9 +80,11 @@ def _new(plain: type[nn.Module], ask: Ask) -> nn.Module:
 
 def guard(model: nn.Module, ask: Ask) -> nn.Module:
     """Mix `Tried` into the convolutions of `model`, in place. Gives `model`; twice changes nothing. `ask`: a function
-    of a module, which copies and pickles share. Those that choose an algorithm have tried it (`measure`)."""
+    of a module, which copies and pickles share. Those that choose an algorithm have tried it (`measure`); products of
+    matrices need no trial."""
     for layer in model.modules():
-        if isinstance(layer, CONVOLUTIONS) and not isinstance(layer, Tried) and not hasattr(layer, "choices"):
+        known = isinstance(layer, Tried | Unfolded) or hasattr(layer, "choices")
+        if isinstance(layer, CONVOLUTIONS) and not known:
             layer.__class__ = tried(type(layer), ask)  # type: ignore[assignment, arg-type]
     return model
 
