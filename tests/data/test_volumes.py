@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK
 import tifffile
 from PIL import Image
+from test_images import png_of
 
 from unet.config import check_paths
 from unet.data.io import itk, volumes
@@ -198,6 +200,46 @@ def test_a_mask_with_a_palette_holds_the_numbers_of_its_colours(tmp_path: Path) 
     Image.fromarray(colours.astype(np.uint8)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match="a mask in colours"):
         volumes.read_labels(volumes.read_head(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize("kind", ["tif", "white.tif", "png"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_mask_of_few_bits_holds_the_stored_numbers(bits: int, kind: str, tmp_path: Path) -> None:
+    """As an image it is spread from black to white, as viewers show it."""
+    top = 2**bits - 1
+    stored = (np.arange(105).reshape(15, 7) % (top + 1)).astype(np.uint8)
+    few_bits(tmp_path / f"a.{kind}", stored, bits)
+    head = volumes.read_head(tmp_path / f"a.{kind}")
+    assert np.array_equal(volumes.read_labels(head)[0], stored)
+    if bits > 1:
+        shown = (stored if kind != "white.tif" else top - stored) * (255 // top)
+        assert np.array_equal(volumes.read_image(head)[0, 0], shown)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_a_tiff_of_an_odd_number_of_bits_is_refused(bits: int, tmp_path: Path) -> None:
+    few_bits(tmp_path / "a.tif", LABELS[0], bits)
+    with pytest.raises(DataError, match=f"a.tif: {bits} bits a value .* cannot be read") as caught:
+        volumes.read_labels(volumes.read_head(tmp_path / "a.tif"))
+    assert "8-bit grey" in caught.value.hint
+
+
+def few_bits(path: Path, values: Any, bits: int) -> None:
+    """Write grey values of `bits` bits each, packed."""
+    height, width = values.shape
+    numbers = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(height, width * bits)
+    rows = [row.tobytes() for row in np.packbits(numbers, axis=1)]
+    if path.suffix == ".png":
+        head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+        path.write_bytes(png_of(head, b"".join(b"\0" + row for row in rows)))
+        return
+    body = b"".join(rows)
+    body += b"\0" * (len(body) % 2)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(".white" not in path.name), 273: 8, 277: 1}
+    tags |= {278: height, 279: len(body)}
+    entries = b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(body))
+    path.write_bytes(start + body + struct.pack("<H", len(tags)) + entries + bytes(4))
 
 
 @pytest.mark.parametrize("packed", [None, "zlib"])

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import host
-from unet.data.io.tiff import Kind, open_tiff
+from unet.data.io.tiff import Kind, open_tiff, step_of
 from unet.errors import DataError, UnetError
 from unet.files import require_regular
 
@@ -250,7 +250,8 @@ def _open_png(path: Path) -> Iterator[tuple[Kind, Load]]:
         coloured = file.mode in ("P", "RGB", "RGBA")
         clear = file.mode in ("LA", "RGBA") or "transparency" in file.info
         shape = (getattr(file, "n_frames", 1), height, width, (3 if coloured else 1) + clear)
-        kind = Kind(shape, dtype, 2 if coloured else 1, (2,) if clear else (), 1)
+        step = step_of(head[24]) if file.mode == "L" else 1
+        kind = Kind(shape, dtype, 2 if coloured else 1, (2,) if clear else (), 1, step=step)
         if deep and coloured:
             raise DataError(f"{path}: is {words(shape[1:])} of uint16 values; 8 bits are expected.", RGB)
 

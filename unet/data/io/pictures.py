@@ -83,7 +83,7 @@ def read_labels(path: Path) -> Array:
             f"{path}: is a mask in colours; a mask has one channel with the number of a class in each pixel.",
             "Save it as grey values or with a palette, one number for each class.",
         )
-    return found
+    return found // kind.step if kind.step > 1 else found
 
 
 class Grid(NamedTuple):

@@ -38,7 +38,8 @@ class Kind:
 
     `extra` has an item for each channel beyond the colours. `palette` (N, 3) uint8. `top` is what white is where that
     is not the dtype's largest value. `lead`: the axes that the pages run over, the first the slowest, by their letters
-    in tifffile (Z, C, T ...) with their lengths.
+    in tifffile (Z, C, T ...) with their lengths. `step`: what is read is so many times the number that is stored: grey
+    of 2 or 4 bits is spread over 0 to 255.
     """
 
     shape: tuple[int, int, int, int]
@@ -49,6 +50,7 @@ class Kind:
     palette: NDArray[np.uint8] | None = None
     top: int | None = None
     lead: tuple[tuple[str, int], ...] = ()
+    step: int = 1
 
     @property
     def pages(self) -> int:
@@ -186,7 +188,13 @@ def _kind(path: Path, series: Any) -> Kind:
         2**bits - 1 if 8 < bits < 16 else None,
         _ome_axes(path, first, pages)
         or tuple((axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"),
+        step_of(bits) if photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) else 1,
     )
+
+
+def step_of(bits: int) -> int:
+    """What Pillow multiplies grey values of so many bits by."""
+    return 255 // (2**bits - 1) if bits in (2, 4) else 1
 
 
 def _ome_axes(path: Path, page: Any, pages: int) -> tuple[tuple[str, int], ...]:
@@ -234,7 +242,7 @@ def _read(path: Path, file: Any, series: Any, kind: Kind, page: int | None) -> A
             if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
                 raise
             why = str(error)[:80]
-    exact = bits <= 8 or (bits <= 32 and kind.shape[3] == 1)  # others Pillow would cut to 8 bits
+    exact = bits in (1, 2, 4, 8) or (8 < bits <= 32 and kind.shape[3] == 1)  # others Pillow would cut to 8 bits
     if not exact or not _known(first):
         name = getattr(first.compression, "name", first.compression)
         raise DataError(f"{path}: {bits} bits a value with compression {name} cannot be read ({why}).", CONVERT)
