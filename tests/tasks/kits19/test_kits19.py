@@ -266,6 +266,15 @@ def test_the_network_of_nnunet_is_measured_beside_its_own_step_and_has_its_own_n
     assert "--encoder plain has instance norms and leaky ReLUs" in message
 
 
+@pytest.mark.parametrize("how", [[], ["--include-background"], ["--encoder", "plain", "--include-background"]])
+def test_the_plain_step_has_the_loss_of_training(how: list[str]) -> None:
+    """What `benchmark` measures beside the program's own step is the same mathematics."""
+    task = create(resolve("config", ["--task", "kits19", *map(str, SMALL[4:]), *how]).config)
+    model, step = task.reference_step()
+    batch = task.random_batch()
+    torch.testing.assert_close(step(model, batch), task.training_step(model, batch)["loss"], rtol=1e-5, atol=1e-6)
+
+
 def test_bad_sizes_are_told_at_once(cli: Cli) -> None:
     message = error_of(cli("train", "--task", "kits19", "--patch", 60, "--eval-patch", 32, "--noise", 1), 2)
     assert "--patch 60 60 60" in message and "nearest: 64 64 64" in message and "--noise" in message

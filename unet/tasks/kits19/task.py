@@ -206,7 +206,8 @@ class KiTS19(SegmentationTask):
 
         if self.settings.encoder != "reference":
             return super().reference_step()
-        return self.build_model(), lambda model, batch: plain_dice_ce(model(batch["image"]), batch["mask"])
+        background = self.settings.include_background
+        return self.build_model(), lambda model, batch: plain_dice_ce(model(batch["image"]), batch["mask"], background)
 
     def evaluate_case(
         self, case: CachedCase, predictor: Predictor, full: bool = False
@@ -377,8 +378,7 @@ def tensor(array: Any) -> Tensor:
 
 
 def crop_about(mask: Any, size: Sequence[int]) -> tuple[slice, ...]:
-    """The part of a volume, at most `size` voxels, about the middle of what is labelled (of the volume, if nothing
-    is)."""
+    """The part of a volume, at most `size` voxels, about the middle of what is labelled (else of the whole)."""
     import numpy as np
 
     found = []
