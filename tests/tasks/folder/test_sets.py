@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from tasks.folder import sets as made
 from unet import files
 from unet.config.flags_training import PredictOptions
 from unet.errors import DataError, UnetError
-from unet.tasks.folder import dataset, sets
+from unet.tasks.folder import dataset, scoring, sets
 from unet.tasks.folder.labels import IGNORED, from_values, read_names
 from unet.tasks.folder.settings import Settings
 from unet.tasks.folder.task import Folder
@@ -170,6 +171,36 @@ def test_numbered_frames_are_cases(colours: int, start: int, tmp_path: Path) -> 
     table = tmp_path / "set.csv"
     table.write_text("image,mask\n" + "".join(f"images/{name}.png,masks/{name}.png\n" for name in names))
     assert list(sets.find(table).cases) == names
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_one_name_from_image_to_mask_to_score(colours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a_0000.png, b_0000.png: whether _0000 is a channel is said by the masks. Where there are none it is, as in
+    nnU-Net's folders, and a score goes by the mask."""
+    names = ["a_0000", "b_0000"]
+    for folder, mode in (("images", "L" if colours == 1 else "RGB"), ("masks", "L")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new(mode, (8, 8)).save(tmp_path / folder / f"{name}.png")
+    assert list(sets.find(tmp_path).cases) == names
+    assert list(sets.inputs([tmp_path], colours)) == list(sets.inputs([tmp_path / "images"], colours)) == names
+    monkeypatch.chdir(tmp_path / "images")
+    assert list(sets.inputs([Path("b_0000.png")], colours)) == names[1:]
+    shutil.copytree(tmp_path / "images", tmp_path / "new")
+    assert list(sets.inputs([tmp_path / "new"], colours)) == ["a", "b"]
+    (tmp_path / "found").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(tmp_path / f"masks/{name}_0000.png", tmp_path / f"found/{name}.png")
+    found = scoring.pairs(tmp_path / "found", tmp_path / "masks")
+    assert [(pair.name, pair.prediction.name) for pair in found] == [("a_0000", "a.png"), ("b_0000", "b.png")]
+    shutil.copy(tmp_path / "masks/a_0000.png", tmp_path / "masks/a.png")  # whose prediction a.png is
+    with pytest.raises(DataError, match="a_0000: no prediction of this name"):
+        scoring.pairs(tmp_path / "found", tmp_path / "masks")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).rename(tmp_path / {"images": "imagesTr", "masks": "labelsTr"}[folder])
+    for name in names:
+        (tmp_path / f"labelsTr/{name}.png").rename(tmp_path / f"labelsTr/{name[0]}.png")
+    assert list(sets.inputs([tmp_path], colours)) == ["a", "b"]  # nnU-Net's
 
 
 def test_colours_in_the_layout_of_nnunet_are_found_without_a_listing(

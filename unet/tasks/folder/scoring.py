@@ -53,7 +53,8 @@ class Pair:
 
 
 def pairs(predictions: Path, masks: Path) -> list[Pair]:
-    """Every mask with its prediction. Raises DataError where one lacks its prediction, or is there twice."""
+    """Every mask with its prediction: that of its name, or for a mask CASE_0000 that of CASE, as images of one channel
+    are predicted. Raises DataError where one lacks its prediction, or is there twice."""
     hint = "Give a folder of label maps: --predictions DIR --labels DIR"
     for folder in (predictions, masks):
         require_folder(folder, hint)
@@ -62,16 +63,22 @@ def pairs(predictions: Path, masks: Path) -> list[Pair]:
         for path in sets.listed(folder):
             found.setdefault(folder, {}).setdefault(sets.case_of(path), []).append(path)
     ours, theirs = found.get(predictions, {}), found.get(masks, {})
-    faults = [f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if name not in ours]
+    bases = {name: sets.CHANNEL_ZERO.sub("", name) for name in theirs}
+    own = {
+        name: base if name not in ours and base in ours and base not in theirs else name for name, base in bases.items()
+    }
+    faults = [
+        f"{masks / name}: no prediction of this name in {predictions}" for name in theirs if own[name] not in ours
+    ]
     for named in (ours, theirs):
         faults += [f"{name}: {len(paths)} files of this name" for name, paths in named.items() if len(paths) > 1]
     sets.raise_faults(None, faults, "Complete the predictions, or leave these masks out")
     if not theirs:
         raise DataError(f"{masks.absolute()}: holds no label map of a known format.", hint)
-    drawn = {f"{name}_overlay" for name in theirs}  # pictures of `predict --overlay`
-    if extra := sorted(set(ours) - set(theirs) - drawn):
+    used = set(own.values())
+    if extra := sorted(set(ours) - used - {f"{name}_overlay" for name in used}):  # pictures of `predict --overlay`
         host.notice(f"{host.counted(len(extra), 'prediction')} without a mask are left out ({', '.join(extra[:3])})")
-    return [Pair(name, ours[name][0], theirs[name][0]) for name in sorted(theirs)]
+    return [Pair(name, ours[own[name]][0], theirs[name][0]) for name in sorted(theirs)]
 
 
 def of_case(

@@ -318,8 +318,17 @@ def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tupl
     for image in images_in(path, series):
         own, name = channel_files(image, channels), case_of(image)
         second = renamed(image, CHANNEL_ZERO.sub("_0001", volumes.stem(image)))  # of frame_0000, which is then a case
-        several = len(own) > 1 or (CHANNEL_ZERO.search(name) and not volumes.is_there(second))
+        alone = CHANNEL_ZERO.search(name) and not (volumes.is_there(second) or is_masked(image))
+        several = len(own) > 1 or alone
         yield CHANNEL.sub("", name) if several else name, own
+
+
+def is_masked(image: Path) -> bool:
+    """Whether a mask has the whole name of an image of a set: its number is then no channel's (`groups_of`)."""
+    place = Path(os.path.abspath(image))  # noqa: PTH100 (links keep their name)
+    inside = place.parent.parent.iterdir() if place.parent.name.lower() in IMAGES else ()
+    folders = [item for item in inside if item.name.lower() in MASKS and item.is_dir()]
+    return any(beside(folder / image.name, volumes.stem(image)) for folder in folders)
 
 
 def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
