@@ -54,7 +54,7 @@ COMMANDS = {
     "predict": Command(
         "write masks for images, patients or whole data sets",
         "--weights first-run.safetensors data/kaggle_3m/TCGA_CS_4941_19960909 --overlay",
-        ("input", "predict", "general", "power", *APPLYING),
+        ("input", "predict", "general", "power", *APPLYING, "output"),
         " FILES|FOLDERS ...",
     ),
     "sample": Command(

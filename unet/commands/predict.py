@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from unet import files, host
-from unet.commands import number_format, power, predict_outputs, setup
+from unet.commands import number_format, output, power, predict_outputs, predict_volumes, setup
 from unet.config.resolve import Resolved
 from unet.errors import DataError, UnetError
 from unet.runtime.folders.output_folder import Made, OutputFolder, digests
@@ -104,7 +104,7 @@ def write(
         host.notice(f"{names} on {context.device.describe()}, {task.describe_window()}: {given}")
     power.begin(context)
     mine = share(todo, group.rank, group.world)
-    faults, written = [], 0
+    faults, written, left_out = [], 0, set[Path]()
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
         try:
             with setup.explaining_oom(context):
@@ -113,6 +113,7 @@ def write(
         except DataError as error:
             words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"
             faults.append((words, error.hint))
+            left_out.add(folder)
             before = any(os.path.lexists(path) for path in results(task, folder, job, out))
             host.notice(f"left out: {words}" + (" Its existing results are from an earlier run." if before else ""))
     faults = [fault for each in group.gather(faults) for fault in each]
@@ -125,8 +126,14 @@ def write(
         host.notice(f"a pass of the network: {evaluation.format_latency(evaluation.latency(seconds[1:] or seconds))}")
     if used:
         host.notice(f"power: {used}")
-    made_now = host.counted(sum(group.gather(written)), task.output_noun)
-    host.notice(f"{config.predict.output}/: {made_now} written, {done} were there already")
+    total = sum(group.gather(written))
+    host.notice(f"{config.predict.output}/: {host.counted(total, task.output_noun)} written, {done} were there already")
+    kept = [folder for folder in groups if folder not in todo][group.rank :: group.world]
+    here = [folder for folder in mine if folder not in left_out] + kept
+    rows = predict_volumes.table(context, groups, here, out, made)
+    if config.output.json and group.is_main:
+        result = {"output": config.predict.output, "written": total, "kept": done, "left_out": [f[0] for f in faults]}
+        output.show(config, {**result, **({"volumes": rows} if config.predict.volumes else {})}, "")
     if faults:
         message, hint = faults[0]
         raise UnetError(
@@ -157,9 +164,9 @@ def apply(
             "Move it elsewhere, or name another --output.",
         )
     out.note(made, dict.fromkeys(paths))
-    for output in task.predict_case(images, job.wanted, predictor, job.options):
-        files_of = task.output_files(output.image, out.path / folder.name, job.options)
-        outputs.write(files_of[output.name], output, made.weights)
+    for each in task.predict_case(images, job.wanted, predictor, job.options):
+        files_of = task.output_files(each.image, out.path / folder.name, job.options)
+        outputs.write(files_of[each.name], each, made.weights)
     out.note(made, digests(paths))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import files
+from unet.commands import predict_volumes
 from unet.config.flags_training import BOTH, DICOM_SEG, NIFTI, PredictOptions
 from unet.config.schema import Config, declared_of, resolve_path, shell_path
 from unet.data.io.volumes import DICOM, format_of, kind_of, stem
@@ -152,6 +153,9 @@ def jobs(
     require_no_results(groups, out)
     found: dict[Path, Job] = {}
     states: dict[Path, str] = {}
+    if config.predict.volumes:
+        predict_volumes.require(task)
+        states[out.path / predict_volumes.TABLE] = out.state(out.path / predict_volumes.TABLE)
     moved: dict[Path, str] = {}
     others: dict[Path, str] = {}
     for folder, images in groups.items():

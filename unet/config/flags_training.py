@@ -171,6 +171,7 @@ class PredictOptions:
     output: str = option("predictions", "folder for the masks; for one image also a file", metavar="DIR", common=True)
     overlay: bool = option(False, "also write PNG images with the outlines drawn in", common=True)
     probabilities: bool = option(False, "also write the probabilities as float TIFF", common=True)
+    volumes: bool = option(False, "also write volumes.csv: voxels, ml or mm^2 of each class by case", common=True)
     series: str | None = option(
         None,
         "of a DICOM folder with several series: the one of this number (in the list that predict prints) or UID",

@@ -54,7 +54,16 @@ NO_EFFECT = frozenset(
             "benchmark",
         ),
         *("rebuild_cache", "recipe_cache", "recipe", "power", "mlperf_org", "mlperf_platform", "mlperf_status", "mode"),
-        *("save_minutes", "dist_timeout", "workers", "overlay", "probabilities", "drop_caches", "nonfinite_limit"),
+        *(
+            "save_minutes",
+            "dist_timeout",
+            "workers",
+            "overlay",
+            "probabilities",
+            "volumes",
+            "drop_caches",
+            "nonfinite_limit",
+        ),
     }
 )
 ROUNDING_ONLY = frozenset({"eval_batch_size"})  # sums of another order in a forward pass, and so in scores

@@ -25,6 +25,11 @@ class SegmentationTask(CachedTask):
     foreground: ClassVar[str]
     label_values: ClassVar[str]
 
+    @property
+    def mask_classes(self) -> dict[int, str]:
+        """{value in a predicted mask: its class}; the background is none."""
+        return dict(enumerate(self.classes, 1))
+
     def require_foreground(self, cases: Sequence[CachedCase]) -> None:
         """Raise DataError where nothing is labelled in any of the training cases."""
         if not any(sum(case.foreground) for case in cases):

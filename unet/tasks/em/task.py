@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet import host
 from unet.config.schema import Config, resolve_path
@@ -64,6 +64,7 @@ class EM(SegmentationTask):
     foreground = "membrane"
     label_values = "labels of 0 (membrane) and 255 (cell)"
     classes = ("membrane",)
+    mask_classes: ClassVar[dict[int, str]] = {0: "membrane", 255: "cell"}
     fold_seed = synthetic_seed = FOLD_SEED
 
     @property

@@ -59,6 +59,10 @@ class Folder(SegmentationTask):
         return self.settings.classes[1:]
 
     @property
+    def mask_classes(self) -> dict[int, str]:
+        return dict(zip(self.labels.values[1:], self.classes, strict=True))
+
+    @property
     def colour_key(self) -> tuple[tuple[str, tuple[int, int, int]], ...]:  # type: ignore[override]
         return tuple(zip(self.classes, figure.colours_of(len(self.classes) + 1), strict=True))[: len(figure.COLOURS)]
 
@@ -191,16 +195,14 @@ class Folder(SegmentationTask):
         return splits.fold(ids, 0, folds, self.fold_seed, groups)
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
-        asked = self.config.split
-        root, number = resolve_path(self.config.data.data, "data"), asked.fold or 0
-        if self.given_folds() and (given := sets.given_fold(root, ids, number, asked.max_cases is not None)):
+        asked, root = self.config.split, resolve_path(self.config.data.data, "data")
+        if self.given_folds() and (given := sets.given_fold(root, ids, asked.fold or 0, asked.max_cases is not None)):
             splits.require_together(given, self.groups())
             return given
         return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
 
     def given_folds(self) -> int:
-        """How many folds of its own the set has, where these are to be trained, else 0. Raises DataError for another
-        --fold."""
+        """How many folds of its own the set has, where these are trained, else 0. Raises DataError for another."""
         asked, root = self.config.split, resolve_path(self.config.data.data, "data")
         own = asked.split == "fold" and asked.held_out is None
         return len(sets.given_folds(root, asked.fold or 0)[1]) if own else 0
@@ -315,8 +317,7 @@ class Folder(SegmentationTask):
         return scoring.of_case(self, case, predictor, full)
 
     def truth(self, case: CachedCase) -> tuple[Any, dataset.Way] | None:
-        """The classes of a case's mask (D, H, W) on its own grid, and the way of the case; None, with a notice, where
-        the raw set is not at hand."""
+        """The classes of a case's mask (D, H, W) on its own grid, and its way; None, with a notice, without the set."""
         way = dataset.way_from(case.facts)
         try:
             return dataset.truth(self.found, case.id, self.settings), way

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unet import host
 from unet.config.task_settings import unet_widths
@@ -55,6 +55,7 @@ class LGG(SegmentationTask):
     foreground = "tumour"
     label_values = "masks of 0 and 255 (tumour)"
     classes = ("tumour",)
+    mask_classes: ClassVar[dict[int, str]] = {255: "tumour"}
 
     def describe_input(self) -> str:
         return f"{self.settings.image_size} px"
