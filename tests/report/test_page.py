@@ -265,6 +265,19 @@ def test_files_of_others_are_not_overwritten(tmp_path: Path, cli: Cli) -> None:
     assert page.read_text().endswith("<!-- a note of mine -->")
 
 
+def test_a_page_of_another_name_does_not_replace_the_first(tmp_path: Path, cli: Cli) -> None:
+    a, b = write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", HIGHER)
+    assert cli("report", a, "--page", "report/index.html")[0] == 0
+    before = {path: path.read_bytes() for path in Path("report").glob("[!.]*")}
+    said = error_of(cli("report", b, "--page", "report/b.html"), 2)
+    assert "holds another page, index.html" in said and "--page report/b/index.html" in said
+    assert {path: path.read_bytes() for path in Path("report").glob("[!.]*")} == before
+    assert cli("report", b, "--page", "report/b/index.html")[0] == 0
+    Path("report/index.html").unlink()  # by the user: the folder is free for a page of another name
+    assert cli("report", b, "--page", "report/b.html")[0] == 0
+    assert not (tmp_path / "report/index.html").exists()
+
+
 def test_a_page_in_the_folder_of_a_run_is_refused(tmp_path: Path, cli: Cli) -> None:
     a = write_run(tmp_path / "runs/a", PATIENTS)
     for place in (a / "index.html", a / "deep/index.html"):
