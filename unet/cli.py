@@ -21,7 +21,7 @@ from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
 from unet.config.schema import MEND, UNMEASURED, Config, contradictions, declared_of, typed_without_effect
 from unet.config.task_settings import TaskSettings
-from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
+from unet.errors import FAILED, INTERRUPTED, LostError, UnetError, UsageError
 from unet.files import explain
 from unet.tasks import registry
 
@@ -163,13 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure.__cause__ = error
     from unet.commands import launch
 
-    if launch.silent(failure):
-        return failure.exit_code
-    if verbose:
-        traceback.print_exception(failure.__cause__ or failure)
-    message, hint = (" ".join(text.split("\n")) for text in (failure.message, failure.hint))
-    print(f"error: {message}\n  {hint}", file=sys.stderr)
-    return failure.exit_code
+    if not launch.silent(failure):
+        if verbose:
+            traceback.print_exception(failure.__cause__ or failure)
+        message, hint = (" ".join(text.split("\n")) for text in (failure.message, failure.hint))
+        print(f"error: {message}\n  {hint}", file=sys.stderr)
+    return launch.exit_code(failure)
 
 
 def require_folder() -> None:
@@ -192,7 +191,7 @@ def unexpected(error: Exception) -> UnetError:
             f"{owner}.{frame.f_code.co_name} is not implemented.",
             "Write this method; its base class says what it takes and gives.",
         )
-    return UnetError(
+    return LostError(
         f"Internal error: {type(error).__name__}: {first}",
         "This should not happen. Type the command again with -v for the traceback, and report it.",
     )
