@@ -72,6 +72,15 @@ def test_an_exported_file_predicts_and_scores_as_its_weights(here: Path, cli: Cl
         assert all((theirs[image] != ours[image]).mean() < 1e-3 for image in ours)
 
 
+def test_weights_and_what_was_exported_from_them_are_one_network(here: Path, cli: Cli, phantoms: Path) -> None:
+    patient = sorted(phantoms.iterdir())[1]
+    assert cli("export", "--weights", "a.safetensors", "--to", "safetensors", *DEVICE)[0] == 0
+    (again,) = (here / "weights").glob("a.*.safetensors")
+    for names in (("a.safetensors", "a.onnx"), ("a.onnx", "a.xml"), ("a.xml", again.name)):
+        error = error_of(cli("predict", "--weights", *names, patient, *DEVICE), 2)
+        assert f"weights/{names[0]} and weights/{names[1]} hold the same network" in error
+
+
 def test_the_settings_of_an_exported_file_are_those_of_its_network(here: Path, cli: Cli, phantoms: Path) -> None:
     """So evaluations of the weights and of the file are the same computation; typed are none of them."""
     patient = sorted(phantoms.iterdir())[0]

@@ -28,7 +28,8 @@ def run(resolved: Resolved, command: str) -> int:
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, reused, setup.shaping(declared))
     config = resolved.config
     with power.measured(context.with_config(config)) as context:
-        return score(context, resolved, command, paths, common_facts(facts))
+        digest = context.group.run_on_main(lambda: predict.weights_digest(paths, facts))
+        return score(context, resolved, command, paths, {"digest": digest, **common_facts(facts)})
 
 
 def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -42,10 +43,10 @@ def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def score(context: setup.Context, resolved: Resolved, command: str, paths: list[Path], facts: dict[str, Any]) -> int:
-    """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`."""
+    """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`, with the "digest" of
+    the weights."""
     config, task = context.config, context.task
     networks = [setup.trained_network(context, path, resolved) for path in paths]
-    digest = context.group.run_on_main(lambda: predict.weights_digest(paths))
     cases = chosen_cases(context, resolved, facts)
     names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
@@ -74,7 +75,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
         "seconds": {"evaluate": seconds},
         "case_latency": evaluation.latency(predictor.seconds),
         "peak_memory_bytes": max(memory),
-        "weights_digest": digest,  # tells whether two evaluations had the same networks
+        "weights_digest": facts["digest"],  # tells whether two evaluations had the same networks
         "ranks": context.group.world,
         "images_per_second": sum(case.cost for case in cases) / seconds,
         **used,
