@@ -23,6 +23,7 @@ def run(resolved: Resolved, command: str) -> int:
     paths = setup.given_weights(config, "evaluate")
     resolved = number_format.of_networks(resolved, paths)
     context = setup.assemble(resolved.config, resolved.sources)
+    number_format.tell(context.device, paths)
     declared = context.task.Settings
     reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings)))
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, reused, setup.shaping(declared))
@@ -54,7 +55,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
             fit = "fit" if paths[1:] else "fits"
             print(f"Dry run: {names} {fit}, {len(cases)} cases would be scored on {context.device.describe()}.")
         return 0
-    folder = open_folder(context, resolved, command)
+    folder = open_folder(context, resolved, command, paths)
     host.notice(f"{names}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
     power.begin(context, folder)
     start = time.perf_counter()
@@ -99,9 +100,9 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     return 0
 
 
-def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any:
+def open_folder(context: setup.Context, resolved: Resolved, command: str, paths: list[Path]) -> Any:
     """The folder of this run, created by rank 0."""
-    from unet.runtime.folders.run_folder import environment, new_folder
+    from unet.runtime.folders.run_folder import new_folder
 
     config, kind = context.config, f"{context.config.task.name}-evaluate"
     folder = context.group.run_on_main(
@@ -110,7 +111,7 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
     folder.writes = context.group.is_main
     folder.status("running", kind="evaluate", **context.task.metric.described())
     folder.write("config.json", dumps(resolved, command))
-    folder.write("environment.json", environment(context.device.describe()))
+    folder.write("environment.json", run_start.environment(context, paths))
     context.group.run_on_main(folder.begin)
     return folder
 

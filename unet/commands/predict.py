@@ -29,6 +29,7 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     paths = setup.given_weights(resolved.config, "predict")
     resolved = number_format.of_networks(resolved, paths)
     context = setup.assemble(resolved.config, resolved.sources)
+    number_format.tell(context.device, paths)
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     config, group = resolved.config, context.group
     context = context.with_config(config)
