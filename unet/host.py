@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from unet.errors import UnetError
+from unet.errors import LostError
 
 TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
 SHARED = Path("/dev/shm")  # memory that processes share by name: 64 MB in a container that is not given more
@@ -189,17 +189,17 @@ def progress(
     )
 
 
-class ProcessLost(UnetError):
+class ProcessLost(LostError):
     """A worker process died while it worked on an item."""
 
 
 def run_all(work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str) -> None:
-    """As `process_map`, for work without results. Raises the first error, UnetError if a process was killed."""
+    """As `process_map`, for work without results. Raises the first error, LostError if a process was killed."""
     try:
         for _, future in process_map(work, items, name, unit):
             future.result()
     except ProcessLost as error:
-        raise UnetError(
+        raise LostError(
             f"A process of {name!r} has died: {error.message}",
             "Free some memory, then type the command again: it goes on where it stopped.",
         ) from error

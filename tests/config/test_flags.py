@@ -203,6 +203,25 @@ def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("export --patch 64", "--patch is an option of train, crossval, plan and benchmark. See: "),
+        ("evaluate --restarts 2", "--restarts is an option of train and crossval. See: "),
+        ("train --temperature 1", "--temperature is an option of sample. See: "),
+        ("--predictions masks", "--predictions is an option of evaluate. See: python -m unet train --help"),
+        ("runs --data x --lr 1", "; --lr of train, crossval, plan and benchmark. See: python -m unet runs --help"),
+        ("export --nothing 1", "See: python -m unet export --help"),
+        ("export --accumulate 2", "--accumulate is an option of train, crossval and plan. See: "),
+    ],
+)
+def test_an_option_of_another_command_is_named_with_it(words: str, expected: str, cli: Any) -> None:
+    error = error_of(cli(*words.split()), 2)
+    assert "unknown option" in error.splitlines()[0]
+    hint = error.splitlines()[1].strip()
+    assert expected in hint if expected.startswith(";") else hint.startswith(expected)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",

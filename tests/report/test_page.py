@@ -137,6 +137,20 @@ def test_runs_on_one_device_are_repeats_however_it_was_chosen(tmp_path: Path) ->
     assert "They have the same settings and seed." not in words_of(*paths)
 
 
+def test_runs_in_one_number_format_are_repeats_however_it_was_chosen(tmp_path: Path) -> None:
+    def run(name: str, precision: str, chosen: str) -> Path:
+        path = write_run(tmp_path / name, PATIENTS, settings={"precision": precision})
+        about = json.loads((path / "environment.json").read_text())
+        (path / "environment.json").write_text(json.dumps({**about, "chosen": {"precision": chosen}}))
+        return path
+
+    auto, typed, other = run("a", "auto", "bf16"), run("b", "bf16", "bf16"), run("c", "auto", "fp32")
+    assert words_of(auto, typed)[-1] == "They have the same settings and seed."
+    groups = groups_of([*read(auto), *read(other)])
+    assert differing(groups) == ["precision"]
+    assert [shown(group, "precision") for group in groups] == ["auto (bf16)", "auto (fp32)"]
+
+
 def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", PATIENTS)
     killed = write_run(tmp_path / "killed", {}, settings={"lr": 1.0}, status="running")
