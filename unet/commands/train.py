@@ -138,7 +138,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     if resuming and context.device.choices is not None:
-        context.device.choices.recall(folder / run_files.KERNELS_JSON)
+        context.device.choices.recall(folder / run_files.KERNELS_JSON, group.rank)
     folder.write("environment.json", run_folder.environment(context.device.describe()))
     weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
