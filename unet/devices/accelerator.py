@@ -239,8 +239,12 @@ class NPU(Accelerator):
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         super().__init__(options, rank, workload)
-        for products in (self._api.conv, self._api.matmul):  # fp32 is fp32: convolutions are HF32 by default
-            products.allow_hf32 = False
+        self.exact(True)  # convolutions are HF32 by default
+
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        for products in (cls._module().conv, cls._module().matmul):
+            products.allow_hf32 = not on
 
 
 class MPS(Accelerator):

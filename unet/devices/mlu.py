@@ -36,14 +36,19 @@ class MLU(Accelerator):
         import torch
 
         super().__init__(options, rank, workload)
-        exact = self.dtype == torch.float32 and options.precision != "tf32"
-        torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
-        torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
+        self.exact(self.dtype == torch.float32 and options.precision != "tf32")
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         # the count of cards is asked through the driver's tool, which leaves the process able to fork
         return super().environment(options, rank, workload) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
+
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        import torch
+
+        torch.backends.cnnl.allow_tf32 = not on  # type: ignore[attr-defined]
+        torch.backends.mlu.matmul.allow_tf32 = not on  # type: ignore[attr-defined]
 
     def describe(self) -> str:
         import torch
