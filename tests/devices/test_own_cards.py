@@ -102,6 +102,16 @@ def test_the_module_of_a_gaudi_process(
     assert found.get("HLS_MODULE_ID") == module
 
 
+@pytest.mark.parametrize(("typed", "module"), [("6", "6"), ("", "4"), ("3", "4")])
+def test_a_user_chooses_one_of_the_modules_of_a_gaudi(typed: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HLS_MODULE_ID, of those that a container lists; a process of several takes the one of its number."""
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "4,5,6,7")
+    monkeypatch.setenv("HLS_MODULE_ID", typed)
+    found = {"HLS_MODULE_ID": typed} | HPU.environment(DeviceOptions(), Rank())
+    assert found["HLS_MODULE_ID"] == module
+    assert HPU.environment(DeviceOptions(), Rank(1, 2, 1, 2, "mpirun"))["HLS_MODULE_ID"] == "5"
+
+
 def test_the_recipes_of_a_gaudi_are_kept_for_later_runs(tmp_path: Path) -> None:
     folder = tmp_path / "recipes"
     for local in (0, 1):  # all ranks of the machine share it, and nobody empties it
