@@ -71,6 +71,7 @@ def measured(context: setup.Context) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     if config.run.mode not in APPLYING:
         cases = setup.all_cases(context) if loads_data(config) else None
+        group.gather(None)  # as in training
         batch = steps.batch_of(None if cases is None else steps.loader_of(context, cases), context.task)
     group.set_phase("measuring", may_block=True)
     rows = [on(context, count, batch) for count in counts(group.world)]

@@ -287,6 +287,7 @@ def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | Non
 def build_loader(context: setup.Context, training: list[CachedCase]) -> Any:
     """The task's loader. Raises UnetError if the data do not fit into the memory chosen by --data-on."""
     config, device, group = context.config, context.device, context.group
+    group.gather(None)  # with --data-on ram all look at the free memory before any fills it
     try:
         return context.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
     except (RuntimeError, MemoryError) as error:
