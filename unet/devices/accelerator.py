@@ -187,7 +187,7 @@ class Accelerator(Device):
         cards that it gives to a process from 0, so there they tell nothing."""
         if self.numbers and (own := getattr(self._ask("get_device_properties"), "uuid", None)):
             return str(own)
-        if any(name in os.environ for name in launchers.OWN_CARD):
+        if launchers.slurm_deals_cards():
             return ""
         return "/".join([self.card_name() or "0", *filter(None, map(os.environ.get, self.outside))])
 
