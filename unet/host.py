@@ -31,6 +31,7 @@ PARTING = 3.0  # seconds for a process to finish its current item
 BRIEF = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # a bar without its own time and rate
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 STARTED = time.perf_counter()  # when this process began, but for the interpreter; of a later command when it did
+processes_here = 1  # of this run on this machine, which share its memory (`runtime.distributed` sets it)
 _quiet = False
 _begun = False
 

@@ -137,7 +137,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     if resuming and context.device.choices is not None:
-        context.device.choices.recall(folder / run_files.KERNELS_JSON)
+        context.device.choices.recall(folder / run_files.KERNELS_JSON, group.rank)
     folder.write("environment.json", run_start.environment(context))
     weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
@@ -286,6 +286,7 @@ def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | Non
 def build_loader(context: setup.Context, training: list[CachedCase]) -> Any:
     """The task's loader. Raises UnetError if the data do not fit into the memory chosen by --data-on."""
     config, device, group = context.config, context.device, context.group
+    group.gather(None)  # with --data-on ram all look at the free memory before any fills it
     try:
         return context.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
     except (RuntimeError, MemoryError) as error:

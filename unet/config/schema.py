@@ -238,8 +238,9 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
         yield f"without effect: {', '.join(without)}"
 
 
-def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> Iterator[str]:
-    """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone."""
+def unmeasured(config: Config, sources: Mapping[str, str], applying: bool, several: bool = False) -> Iterator[str]:
+    """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone;
+    `several`: processes are."""
     places = places_of(type(config.task))
     others = ("split", "save", "predict", "mlperf", "track")  # groups of `train --benchmark`
     made = applying or config.measure.source == "none"
@@ -255,6 +256,8 @@ def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> It
             groups.setdefault("its length is --rounds of --steps of the command benchmark", []).append(typed)
         elif name in UNMEASURED or places[name] in others:
             groups.setdefault("nothing is trained, scored or saved, only timed", []).append(typed)
+        elif name == "power" and value and (applying or several):
+            groups.setdefault("joules are those of the training step of one process", []).append(typed)
         elif applying and places[name] == "train" and name != "accumulate":
             groups.setdefault(f"--mode {config.run.mode} measures the pass alone", []).append(typed)
     if groups:

@@ -30,7 +30,7 @@ def stretched(image: Any) -> Any:
 
 
 def outline(inside: Any) -> NDArray[np.bool_]:
-    """(H, W), of an area -> its pixels beside others or at the border of the image, so that one without an end shows."""
+    """(H, W) of an area -> its pixels beside others or at the image's border, so that one of every pixel shows."""
     from skimage.segmentation import find_boundaries
 
     return np.asarray(find_boundaries(np.pad(np.asarray(inside, bool), 1), mode="inner")[1:-1, 1:-1])

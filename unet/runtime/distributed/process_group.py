@@ -281,11 +281,12 @@ def join(device: Device, address: str, port: int, timeout: float, folder: Path, 
     if device.rank.world > 1 and _group.world == 1:
         _group = DistributedGroup(device, address, port, timeout, folder, own)
         host.set_quiet(host.is_quiet() or not _group.is_main)
+        host.processes_here = device.rank.local_world
     return _group
 
 
 def leave(error: BaseException | None = None) -> UnetError | None:
     """Leave the process group, if there is one. Returns the error of another rank, if there is one."""
     global _group
-    parting, _group = _group, Group()
+    parting, _group, host.processes_here = _group, Group(), 1
     return parting.leave(error)
