@@ -306,6 +306,21 @@ def test_check_lists_every_fault_of_a_set(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_an_image_that_trains_and_validates_is_told(cli: Cli, tmp_path: Path) -> None:
+    """Under two names; `check` finds it, and not everybody types that."""
+    root = made.nnunet(tmp_path / "data/set")
+    shutil.copy(root / "imagesTr/case_0_0000.nii.gz", root / "imagesTr/again_0000.nii.gz")
+    shutil.copy(root / "labelsTr/case_1.nii.gz", root / "labelsTr/again.nii.gz")
+    Path("split.txt").write_text("again\ncase_2\n")
+    words = ("train", "--task", "folder", "--data", "set", "--cache", "c", *QUICK)
+    code, _, err = cli(*words, "--run-name", "a", "--split", "split.txt")
+    assert code == 0, err
+    assert "warning: 1 validation case holds the image of a training case (again that of case_0)" in err
+    Path("split.txt").write_text("case_1\ncase_2\n")
+    assert "holds the image" not in cli(*words, "--run-name", "b", "--split", "split.txt")[2]
+
+
+@pytest.mark.usefixtures("here")
 def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
     root = made.pairs(tmp_path / "data/set", ".nii.gz", cases=5)
     split = Folder(task_config("folder", data=str(root))).split([f"case_{n}" for n in range(5)])

@@ -99,6 +99,13 @@ def opened(
     return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, stamps)
 
 
+def twins(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """(validation case, training case) of images that are the same to the bit, where digests are known."""
+    known = {case.id: case.opened[0][1] for case in cases if case.opened}
+    trained = {known[case]: case for case in split["train"] if case in known}
+    return [(case, trained[known[case]]) for case in split["validation"] if known.get(case) in trained]
+
+
 def _stamp(path: Path) -> Stamp:
     """That of a file which cannot be looked at is 0: reading it tells."""
     try:
