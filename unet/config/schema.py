@@ -150,7 +150,9 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
 
 
 SCORED, SAVED = ("target", "patience"), ("keep_every", "save_minutes", "checkpoint_every")
-BESIDE = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
+BESIDE: dict[
+    str, tuple[str, str | bool | None]
+] = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
     "momentum": ("optimizer", "sgd"),
     "lamb_betas": ("optimizer", "lamb"),
     "lr_gamma": ("schedule", "multistep"),
@@ -158,6 +160,8 @@ BESIDE = {  # setting -> another one, and the value of it (None: any), beside wh
     "warmup_by": ("warmup_epochs", None),
     "skip_warmup": ("skip_norm", None),
     "skip_limit": ("skip_norm", None),
+    **dict.fromkeys(("aug_scale", "aug_angle", "aug_intensity", "aug_missing"), ("augment", True)),
+    **dict.fromkeys(("aug_crop", "aug_brightness", "brightness", "noise", "augment_on"), ("augment", True)),
     **dict.fromkeys(("mlperf_org", "mlperf_platform", "mlperf_status", "mlperf_warmup"), ("mlperf_division", None)),
 }
 
@@ -229,10 +233,18 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
     elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
         yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
     without = [
-        f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}{f' {needed}' if needed else ''})"
+        f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}"
+        f"{'' if needed in (None, True) else f' {needed}'})"
         for name, (other, needed) in BESIDE.items()
-        if name in given and given[name][0] is not None
+        if name in given and given[name][0] is not None and name in values
         if (values[other] != needed if needed else values[other] in (None, 0))
+    ]
+    if given.get("patience", (None,))[0] is not None and values["evaluate_every"] == 0:
+        without.append(f"{given['patience'][1]} {values['patience']} (with --evaluate-every 0 only the end is scored)")
+    without += [
+        f"{typed} {_words(value)} ({task.notes[name]})"
+        for name, (value, typed) in given.items()
+        if task.notes.get(name, "").startswith("not used")
     ]
     if without:
         yield f"without effect: {', '.join(without)}"
