@@ -16,12 +16,12 @@ from pathlib import Path
 from unet import __version__, host
 from unet.config import check_paths
 from unet.config.flags import CLASS
-from unet.config.options import Declared, flag, nearest, parser, read, title_of
+from unet.config.options import Declared, elsewhere, flag, meant, parser, read, title_of
 from unet.config.resolve import Resolved, default_task
 from unet.config.resolve import resolve as resolve_layers
 from unet.config.schema import MEND, UNMEASURED, Config, contradictions, declared_of, typed_without_effect
 from unet.config.task_settings import TaskSettings
-from unet.errors import FAILED, INTERRUPTED, UnetError, UsageError
+from unet.errors import FAILED, INTERRUPTED, LostError, UnetError, UsageError
 from unet.files import explain
 from unet.tasks import registry
 
@@ -163,13 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure.__cause__ = error
     from unet.commands import launch
 
-    if launch.silent(failure):
-        return failure.exit_code
-    if verbose:
-        traceback.print_exception(failure.__cause__ or failure)
-    message, hint = (" ".join(text.split("\n")) for text in (failure.message, failure.hint))
-    print(f"error: {message}\n  {hint}", file=sys.stderr)
-    return failure.exit_code
+    if not launch.silent(failure):
+        if verbose:
+            traceback.print_exception(failure.__cause__ or failure)
+        message, hint = (" ".join(text.split("\n")) for text in (failure.message, failure.hint))
+        print(f"error: {message}\n  {hint}", file=sys.stderr)
+    return launch.exit_code(failure)
 
 
 def require_folder() -> None:
@@ -192,7 +191,7 @@ def unexpected(error: Exception) -> UnetError:
             f"{owner}.{frame.f_code.co_name} is not implemented.",
             "Write this method; its base class says what it takes and gives.",
         )
-    return UnetError(
+    return LostError(
         f"Internal error: {type(error).__name__}: {first}",
         "This should not happen. Type the command again with -v for the traceback, and report it.",
     )
@@ -217,7 +216,7 @@ def dispatch(words: list[str]) -> int:
     name = "train" if implied else words[0]
     if name not in COMMANDS:
         raise UsageError(
-            f"Unknown command {name[:60]!r}{close(name)}.",
+            f"Unknown command {name[:60]!r}{meant(name, COMMANDS)}.",
             f"Commands: {', '.join(COMMANDS)}; see: python -m unet --help",
         )
     resolved = resolve(name, words if implied else words[1:])
@@ -266,9 +265,17 @@ def resolve(name: str, words: Sequence[str]) -> Resolved:
         except UsageError as error:
             mistakes.append(error.message.rstrip("."))
             hint = error.hint
+    if reading.unknown:
+        others = {key: taken(item, typed) for key, item in COMMANDS.items() if key != "config"}  # which takes all
+        hint = elsewhere(reading.unknown, others) + hint
     if mistakes or resolved is None:
         raise UsageError("; ".join(mistakes) + ".", hint)
     return dataclasses.replace(resolved, remarks=(*reading.remarks, *resolved.remarks))
+
+
+def taken(command: Command, own: type[TaskSettings] | None) -> dict[str, Declared]:
+    """The settings that a command reads, of any task."""
+    return {key: item for key, item in declared_of_all(command.groups, own).items() if key not in command.without}
 
 
 def settings_by(name: str, task: str) -> dict[str, Declared]:
@@ -293,8 +300,7 @@ def plain_words(name: str, words: Sequence[str]) -> Sequence[str]:
 
 
 def target_mistakes(resolved: Resolved) -> list[str]:
-    """A message if the score of the task cannot reach a --target that was given; the task, which says so, needs
-    NumPy."""
+    """A message if the score of the task cannot reach a typed --target. The task, which says so, needs NumPy."""
     target = resolved.config.train.target
     if target is None or not resolved.sources["target"].startswith(("flag", "file")):
         return []
@@ -302,8 +308,7 @@ def target_mistakes(resolved: Resolved) -> list[str]:
 
 
 def typed_task(words: Sequence[str]) -> type[TaskSettings] | None:
-    """The settings of the task named on the command line; None if there is none or it does not exist (which is reported
-    with the other mistakes)."""
+    """The settings of the task on the command line; None without one that exists, which is told with other mistakes."""
     for word, after in zip(words, [*words, ""][1:], strict=True):
         name = after if word == "--task" else word.removeprefix("--task=") if word.startswith("--task=") else ""
         if name in registry.BUILT_IN or ":" in name:
@@ -379,11 +384,6 @@ def as_task_has_it(name: str, item: Declared, task: type[TaskSettings]) -> Decla
     if name in task.default_texts or default != item.default:  # the option's own words are of its own default
         option = dataclasses.replace(option, default_text=task.default_texts.get(name))
     return item._replace(option=option, default=default)
-
-
-def close(name: str) -> str:
-    near = nearest(name, list(COMMANDS))
-    return f" (did you mean {near}?)" if near else ""
 
 
 def overview() -> str:

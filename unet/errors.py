@@ -7,11 +7,13 @@ FAILED, USAGE, TARGET_MISSED, INTERRUPTED = 1, 2, 3, 130
 
 class UnetError(Exception):
     """What is wrong (`message`) and what to do (`hint`). `exit_code`: of the process; `shown`: whether another process
-    of the run has printed it; `shared`: whether all processes of a node find the same, and the first one prints it."""
+    of the run has printed it; `shared`: whether all processes of a node find the same, and the first one prints it;
+    `passing`: whether the same command may go well when it is started again."""
 
     exit_code = FAILED
     shown = False
     shared = False
+    passing = False
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -26,6 +28,12 @@ class UsageError(UnetError):
 
     exit_code = USAGE
     shared = True
+
+
+class LostError(UnetError):
+    """A process, a device or a connection is lost in the middle of its work."""
+
+    passing = True
 
 
 class StorageError(UnetError):
@@ -52,4 +60,4 @@ class DamagedError(CheckpointError):
 
 
 class DeviceError(UnetError):
-    """The requested device cannot be used, or has failed."""
+    """The requested device cannot be used."""

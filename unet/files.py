@@ -24,6 +24,7 @@ from unet.json_schema import schema_error
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCK_TIMEOUT = 600.0  # seconds; a lock whose owner has not touched it for so long is an error
+_WRONG_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -44,7 +45,9 @@ def explain(error: OSError, path: Path | str | None = None) -> StorageError:
             "Give this user the right to read or write there, or name another place, with the flag that named this one"
             " or --out, --weights, --cache or --data.",
         )
-    return StorageError(f"{target}: {error.strerror or error}.", "Check the path; -v shows where it was needed.")
+    found = StorageError(f"{target}: {error.strerror or error}.", "Check the path; -v shows where it was needed.")
+    found.passing = error.errno not in _WRONG_PATH
+    return found
 
 
 def make_folder(path: Path) -> Path:

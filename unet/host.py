@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from unet.errors import UnetError
+from unet.errors import LostError
 
 TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # sent by users and schedulers to stop a run
 SHARED = Path("/dev/shm")  # memory that processes share by name: 64 MB in a container that is not given more
@@ -31,6 +31,7 @@ PARTING = 3.0  # seconds for a process to finish its current item
 BRIEF = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # a bar without its own time and rate
 LOST_HINT = "It may have been out of memory: free some, then type the command again."
 STARTED = time.perf_counter()  # when this process began, but for the interpreter; of a later command when it did
+processes_here = 1  # of this run on this machine, which share its memory (`runtime.distributed` sets it)
 _quiet = False
 _begun = False
 
@@ -189,17 +190,17 @@ def progress(
     )
 
 
-class ProcessLost(UnetError):
+class ProcessLost(LostError):
     """A worker process died while it worked on an item."""
 
 
 def run_all(work: Callable[[Any], Any], items: Sequence[Any], name: str, unit: str) -> None:
-    """As `process_map`, for work without results. Raises the first error, UnetError if a process was killed."""
+    """As `process_map`, for work without results. Raises the first error, LostError if a process was killed."""
     try:
         for _, future in process_map(work, items, name, unit):
             future.result()
     except ProcessLost as error:
-        raise UnetError(
+        raise LostError(
             f"A process of {name!r} has died: {error.message}",
             "Free some memory, then type the command again: it goes on where it stopped.",
         ) from error

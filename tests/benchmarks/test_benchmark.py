@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, TINY, error_of, program, read_json
 
 from unet.benchmarks import table
+from unet.cli import resolve
+from unet.config.schema import unmeasured
 
 SHORT = ("--device", "cpu", *TINY, "--rounds", 2, "--steps", 1, "--threads", 1)
 EARLIER = {  # what benchmark.json has had before
@@ -159,5 +161,31 @@ def test_opponents_of_the_training_step_are_not_for_the_pass(cli: Any) -> None:
 def test_what_benchmark_does_not_read_is_told_and_not_swept(cli: Any) -> None:
     words = ("benchmark", "--mode", "predict", "--source", "none", *SHORT, "--against", "monai", "--max-steps", 1)
     assert "note: without effect in benchmark: --max-steps 1" in cli(*words)[2]
+    for mode, several, told in (("predict", False, True), ("train", True, True), ("train", False, False)):
+        typed = ["--source", "none", *(["--mode", mode] if mode == "predict" else []), "--power", "0.5"]
+        asked = resolve("benchmark", typed)
+        said = " ".join(unmeasured(asked.config, asked.sources, mode == "predict", several))
+        assert ("--power 0.5 (joules are those of the training step of one process)" in said) is told
     words = ("benchmark", "--source", "none", *SHORT, "--sweep", "epochs=1,2")
     assert "epochs cannot be swept" in error_of(cli(*words), 2)
+
+
+FULL = """
+from unet.devices.cpu import CPU
+
+class Full(CPU):
+    def micro_batch(self, number):
+        if self.rank.rank == 1:
+            raise RuntimeError("out of memory: tried to allocate")
+"""
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_on_one_of_two_processes(workplace: Path) -> None:
+    """It was an internal error."""
+    (workplace / "full.py").write_text(FULL)
+    words = ("benchmark", "--source", "none", *SHORT, "--devices", 2, "--device-module", "full:Full")
+    done = program(*words, cwd=workplace, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{workplace}"})
+    assert done.returncode == 1 and "Internal error" not in done.stderr
+    assert "error: The timed loop ran out of memory on rank 1: RuntimeError: out of memory" in done.stderr
+    assert "Type a smaller --batch-size." in done.stderr

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 import torch
 from builders import make_config, task_config
 from conftest import TINY, error_of
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from unet import cli as program
 from unet.benchmarks import breakdown, ceiling, limit, measure, profiling, scaling, steps, sweep, table, worker
@@ -145,6 +148,33 @@ def test_the_ceiling_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+class Lazy(Clock):
+    """A device that computes at a flush what somebody still holds, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Any]] = []
+        self.computed: list[bool] = []
+
+    def product(self, *factors: torch.Tensor) -> torch.Tensor:
+        found = torch.ones(1)
+        self.made.append(weakref.ref(found))
+        return found
+
+    def flush(self) -> None:
+        self.computed += [made() is not None for made in self.made]
+        self.made.clear()
+
+
+def test_what_is_timed_is_computed_on_a_lazy_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that nobody held was not: the rate of products was that of starting them."""
+    device = Lazy()
+    monkeypatch.setattr(torch, "matmul", device.product)
+    ceiling.product(device)
+    limit.repeated(device, lambda: device.product())
+    assert len(device.computed) >= 6 and all(device.computed)
+
+
 class SlowLoader:
     """Batches that come after a twentieth of a second each."""
 
@@ -207,6 +237,34 @@ def test_operators_in_words(tmp_path: Path) -> None:
     assert sum(event.get("name") == "aten::convolution_backward" for event in events) == 3 * 13
     text = table.operators(rows)
     assert "gradients of a convolution" in "\n".join(text) and len(text) <= 14
+
+
+def event_of(name: str, microseconds: float, place: str = "CPU", starts: float = 0.0, named: bool = False) -> Any:
+    """An event of torch's profiler on a machine with a card; `starts`: microseconds of a kernel that it has started."""
+    kind = getattr(DeviceType, place)
+    made: Any = FunctionEvent(
+        0, name, 1, 0, microseconds, stack=[], use_device="cuda", device_type=kind, is_user_annotation=named
+    )
+    if starts:
+        made.append_kernel(name, 0, starts)
+    return made
+
+
+def profile_of(*events: Any) -> list[dict[str, Any]]:
+    found: Any = EventList(list(events), use_device="cuda")
+    found._build_tree()
+    return profiling.rows(found.key_averages())
+
+
+def test_the_time_of_a_card_counts_once() -> None:
+    """torch lists each kernel beside its operator, and what spans them: all shares were halves."""
+    kernels = event_of("gemm", 30, "CUDA"), event_of("adding", 10, "CUDA")
+    spanning = event_of("Optimizer.step#SGD.step", 40, "CUDA", named=True)
+    found = profile_of(event_of("aten::mm", 5, starts=30), event_of("aten::add", 5, starts=10), *kernels, spanning)
+    assert {row["operator"]: row["self_share"] for row in found} == {"aten::mm": 0.75, "aten::add": 0.25}
+    assert [row["self_seconds"] for row in found] == pytest.approx([30e-6, 10e-6])
+    recorded = profile_of(event_of("cudaGraphLaunch", 5), *kernels, spanning)  # of a graph: no operator starts them
+    assert {row["operator"]: row["self_share"] for row in recorded} == {"gemm": 0.75, "adding": 0.25}
 
 
 def test_a_process_that_fails_or_is_killed() -> None:

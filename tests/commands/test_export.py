@@ -14,7 +14,7 @@ import pages
 import pytest
 import tifffile
 import torch
-from conftest import error_of, stored
+from conftest import error_of, read_json, stored
 from export import weights
 
 from unet import cli as program
@@ -72,6 +72,31 @@ def test_an_exported_file_predicts_and_scores_as_its_weights(here: Path, cli: Cl
     for name in ("a.onnx", "a.xml"):
         theirs = masks_of(f"p/{name}")
         assert all((theirs[image] != ours[image]).mean() < 1e-3 for image in ours)
+
+
+def test_a_mean_with_an_exported_network_says_both_number_formats(here: Path, cli: Cli, phantoms: Path) -> None:
+    """In a line and in the record; --precision fp32 and weights alone have one."""
+    weights.save(here / "weights/b.safetensors", weights.task_of("lgg"))
+    both = ("--weights", "b.safetensors", "a.onnx")
+    words = "note: weights/a.onnx computes in fp32, weights/b.safetensors in bf16"
+    assert words in cli("predict", *both, sorted(phantoms.iterdir())[1], "--precision", "bf16", *DEVICE)[2]
+    how = ("--data", phantoms, "--cache", "c", "--split", "none", *DEVICE)
+    recorded = {}
+    for name, given, precision in (("both", both, "bf16"), ("plain", both, "fp32"), ("alone", both[:2], "bf16")):
+        code, _, err = cli("evaluate", *given, *how, "--precision", precision, "--run-name", name)
+        assert code == 0, err
+        assert (words in err) == (name == "both")
+        recorded[name] = read_json(here / "performance" / name / "environment.json")["chosen"]["precision"]
+    assert recorded == {"both": "bf16, exported networks fp32", "plain": "fp32", "alone": "bf16"}
+
+
+def test_weights_and_what_was_exported_from_them_are_one_network(here: Path, cli: Cli, phantoms: Path) -> None:
+    patient = sorted(phantoms.iterdir())[1]
+    assert cli("export", "--weights", "a.safetensors", "--to", "safetensors", *DEVICE)[0] == 0
+    (again,) = (here / "weights").glob("a.*.safetensors")
+    for names in (("a.safetensors", "a.onnx"), ("a.onnx", "a.xml"), ("a.xml", again.name)):
+        error = error_of(cli("predict", "--weights", *names, patient, *DEVICE), 2)
+        assert f"weights/{names[0]} and weights/{names[1]} hold the same network" in error
 
 
 def test_the_settings_of_an_exported_file_are_those_of_its_network(here: Path, cli: Cli, phantoms: Path) -> None:

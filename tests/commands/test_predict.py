@@ -20,6 +20,7 @@ from unet.data.preprocessing import slice_geometry
 from unet.devices.cpu import CPU
 from unet.devices.launchers import Rank
 from unet.metrics import overlap
+from unet.runtime.checkpoints import checkpoint
 from unet.runtime.inference.predictor import Predictor
 from unet.tasks.lgg import dataset as lgg
 from unet.tasks.lgg.task import LGG
@@ -298,10 +299,16 @@ def test_weights_trained_on_every_case_are_not_validated_on_them(use: Run, phant
     assert "6 of the 6 cases were used for training" in err
 
 
+def make_twin() -> None:
+    """Other weights with the same values."""
+    content = stored("weights/a.safetensors")
+    checkpoint.save_weights(Path("weights/twin.safetensors"), {"task": "lgg"}, content["model"])
+
+
 def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
     folder = sorted(path for path in phantoms.iterdir() if path.is_dir())[0]
-    shutil.copy("weights/a.safetensors", "weights/twin.pt")
-    for names, output in ((["a.pt"], "a"), (["a.pt", "twin.pt"], "b")):
+    make_twin()
+    for names, output in ((["a.pt"], "a"), (["a.pt", "twin.safetensors"], "b")):
         assert (
             use(
                 "predict",
@@ -319,7 +326,7 @@ def test_several_weights_are_averaged(use: Run, phantoms: Path) -> None:
 
 def test_evaluate_scores_the_mean_of_several_networks(use: Run) -> None:
     """Twice the same network scores as once; networks of other widths are averaged too."""
-    shutil.copy("weights/a.safetensors", "weights/twin.safetensors")
+    make_twin()
     train_small(use, "wide", "--width", 3, "--epochs", 3)
     runs = {"a": ["a"], "twins": ["a", "twin"], "wide": ["wide"], "both": ["a", "wide"]}
     outputs: dict[str, tuple[str, str]] = {}
@@ -337,6 +344,20 @@ def test_evaluate_scores_the_mean_of_several_networks(use: Run) -> None:
     recorded = read_json(Path("performance/e-both/config.json"))["settings"]
     width = next(section["width"] for section in recorded.values() if "width" in section)
     assert width == {"value": 8, "source": "weights a.safetensors"}
+
+
+def test_a_network_is_not_counted_twice(use: Run, phantoms: Path) -> None:
+    """By the same name, by another path to its file, and as a copy."""
+    Path("link").symlink_to("weights")
+    shutil.copy("weights/a.safetensors", "copy.safetensors")
+    make_twin()
+    for command in (("evaluate", "--run-name", "e"), ("predict", phantoms, "--output", "masks")):
+        for other in ("weights/a.safetensors", "./link/a.safetensors", "./copy.safetensors"):
+            given = ("--weights", "a.safetensors", "twin.safetensors", other)
+            error = error_of(use(*command, *given), 2)
+            assert "weights/a.safetensors" in error and "twin" not in error
+            assert "count that network twice" in error and "Name each network once" in error
+    assert not Path("masks").exists() and not Path("performance/e").exists()
 
 
 def test_a_state_is_no_further_network(use: Run) -> None:

@@ -255,6 +255,56 @@ def test_how_the_device_was_chosen_changes_nothing_where_it_is_known(made: Path,
     assert found["same"] == "yes" and "Not known of both runs: device." in found["conclusion"]
 
 
+def test_what_auto_chose_is_compared(made: Path, cli_here: Any, phantoms: Path, tmp_path: Path) -> None:
+    """--precision, --layout, --compile and --threads, left to the device or typed as it chose."""
+    words = ["--data", phantoms, "--cache", "cache_16", "--device", "cpu", "--deterministic", *TINY, "--out", tmp_path]
+    words += ["--workers", 0, "--epochs", 1, "--batch-size", 16]
+    assert cli_here("train", *words, "--precision", "auto", "--run-name", "auto")[0] == 0
+    chosen = json.loads((tmp_path / "auto/environment.json").read_text())["chosen"]
+    typed = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    assert sorted(chosen) == ["compile", "layout", "precision", "threads"]
+    assert cli_here("train", *words, *typed, "--run-name", "typed")[0] == 0
+    found = result_of(cli_here("diff", tmp_path / "auto", tmp_path / "typed", "--json"))
+    assert [item["name"] for item in found["settings"] if item["effect"]] == []
+    assert found["same"] == "yes", found["conclusion"]
+    for name in ("auto", "typed"):  # as runs before that was recorded
+        about = json.loads((tmp_path / name / "environment.json").read_text())
+        (tmp_path / name / "environment.json").write_text(json.dumps({**about, "chosen": None}))
+    found = result_of(cli_here("diff", tmp_path / "auto", tmp_path / "typed", "--json"))
+    assert found["same"] == "yes" and found["conclusion"].startswith("The same computation as far as is known")
+    assert "Not known of both runs: compile, layout, precision, threads." in found["conclusion"]
+
+
+def test_equal_settings_that_meant_other_formats_differ(made: Path, cli: Any, workplace: Path) -> None:
+    for name, chosen in (("a", "bf16"), ("b", "fp32")):
+        folder = changed_copy(made, workplace / "performance" / name, precision="auto")
+        about = json.loads((folder / "environment.json").read_text())
+        about["chosen"] = {**about.get("chosen", {}), "precision": chosen}
+        (folder / "environment.json").write_text(json.dumps(about))
+    found = result_of(cli("diff", "a", "b", "--json"))
+    assert [(item["name"], item["first"], item["second"]) for item in found["settings"]] == [
+        ("precision", "bf16", "fp32")
+    ]
+    assert found["conclusion"].startswith("Not the same computation: precision differs, and")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"lr": 1.0}, "lr differs,"),
+        ({"layers": 9}, "layers differ,"),
+        ({"loss": "x"}, "loss differs,"),
+        ({"layers": 9, "lr": 1.0}, "layers, lr differ,"),
+    ],
+)
+def test_the_verb_of_settings_that_differ(
+    made: Path, cli: Any, workplace: Path, values: dict[str, Any], expected: str
+) -> None:
+    changed_copy(made, workplace / "performance/a")
+    changed_copy(made, workplace / "performance/b", **values)
+    assert f"Not the same computation: {expected}" in conclusion(cli("diff", "a", "b")[1])
+
+
 @pytest.mark.parametrize(("factor", "words"), [(1.5, "the losses part at epoch 1"), (1.0, "are equal to the last bit")])
 def test_a_setting_that_one_log_does_not_tell_is_not_known_of_both(
     made: Path, cli: Any, workplace: Path, factor: float, words: str

@@ -581,6 +581,19 @@ def test_the_scores_of_a_moving_average_are_those_of_the_best_weights(tiny, monk
     assert same(found["scored"], weights_of("a"))
 
 
+def test_a_state_given_as_weights_is_the_network_that_its_run_scores(tiny) -> None:
+    """The moving average, as in the scores that the run has printed."""
+    from unet.runtime.checkpoints import checkpoint
+
+    assert tiny("--run-name", "a", "--epochs", 1, "--ema", 0.9)[0] == 0
+    averaged = weights_of("a")
+    assert same(checkpoint.weights_of(stored("weights/a.state.safetensors")), averaged)
+    assert not same(stored("weights/a.state.safetensors")["model"], averaged)
+    assert tiny("--run-name", "b", "--epochs", 1, "--load", "weights/a.state.safetensors", "--lr", 1e-12)[0] == 0
+    start = weights_of("b")
+    assert all(torch.allclose(start[key], averaged[key]) for key in start if key.endswith("weight"))
+
+
 def test_a_moving_average_has_the_statistics_of_all_ranks() -> None:
     from unet.runtime import trainer
 

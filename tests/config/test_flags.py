@@ -105,6 +105,11 @@ def test_as_the_other_programs_write_it(line: str, expected: dict[str, object], 
             "3 (it goes with --skip-norm), --mlperf-org X (it goes with --mlperf-division)",
         ),
         ("--lamb-betas 0.1 0.2", "--lamb-betas 0.1 0.2 (it goes with --optimizer lamb)"),
+        ("--no-augment --aug-angle 40", "without effect: --aug-angle 40.0 (it goes with --augment)"),
+        ("--task kits19 --noise 0.1 0.2 --no-augment", "without effect: --noise 0.1 0.2 (it goes with --augment)"),
+        ("--patience 3 --evaluate-every 0", "--patience 3 (with --evaluate-every 0 only the end is scored)"),
+        ("--task em --fold 0 --patience 3", "--patience 3 (with --evaluate-every 0 only the end is scored)"),
+        ("--task brains --layers 3", "without effect: --layers 3 (not used here: a level for each halving of"),
     ],
 )
 def test_what_was_mended_or_changes_nothing_is_said(cli: Any, line: str, words: str) -> None:
@@ -118,6 +123,7 @@ def test_flags_beside_what_they_go_with_are_not_remarked_on() -> None:
     more = "--warmup-by step --skip-norm 9 --skip-warmup 3 --skip-limit 2"
     assert program.resolve("train", shlex.split(f"{words} {more}")).remarks == ()
     assert program.resolve("train", ["--optimizer", "lamb", "--lamb-betas", "0.1", "0.2"]).remarks == ()
+    assert program.resolve("train", ["--aug-angle", "5", "--patience", "3", "--layers", "3"]).remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -200,6 +206,25 @@ def test_all_mistakes_of_all_kinds_at_once(cli: Any) -> None:
     for expected in ("--lr needs a value", "--epochs takes", "--fold 9 is outside", "not a multiple", "--rank 3"):
         assert expected in error
     assert "unknown option --comet." in error_of(cli("train", *line.split()[5:], "--comet", "on"), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("export --patch 64", "--patch is an option of train, crossval, plan and benchmark. See: "),
+        ("evaluate --restarts 2", "--restarts is an option of train and crossval. See: "),
+        ("train --temperature 1", "--temperature is an option of sample. See: "),
+        ("--predictions masks", "--predictions is an option of evaluate. See: python -m unet train --help"),
+        ("runs --data x --lr 1", "; --lr of train, crossval, plan and benchmark. See: python -m unet runs --help"),
+        ("export --nothing 1", "See: python -m unet export --help"),
+        ("export --accumulate 2", "--accumulate is an option of train, crossval and plan. See: "),
+    ],
+)
+def test_an_option_of_another_command_is_named_with_it(words: str, expected: str, cli: Any) -> None:
+    error = error_of(cli(*words.split()), 2)
+    assert "unknown option" in error.splitlines()[0]
+    hint = error.splitlines()[1].strip()
+    assert expected in hint if expected.startswith(";") else hint.startswith(expected)
 
 
 @pytest.mark.parametrize(

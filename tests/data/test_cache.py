@@ -244,6 +244,30 @@ def test_a_damaged_manifest_is_an_error_of_two_lines(
         assert (folder / "manifest.json.1").exists()
 
 
+def brighter(case: Case) -> dict[str, Any]:
+    """Another content of the same shape."""
+    return {**(found := lgg.prepare(case, SIZE)), "image": found["image"] + 1}
+
+
+def test_a_cache_that_is_made_anew_while_a_command_reads_it(folder: Path, phantoms: Path) -> None:
+    """A run opens arrays again and again: those of another content are no longer its data."""
+    cases = cache.open_cache(folder, lgg.LAYOUT, wanted())
+    indexed, prepare = lgg.index(phantoms), functools.partial(lgg.prepare, size=SIZE)
+    cache.build(folder, lgg.LAYOUT, indexed, prepare, wanted(), rebuild=True)
+    assert [case.arrays()[0].shape for case in cases] == [case.shape for case in cases]  # the same once more
+
+    earlier, _ = cases[0].arrays()
+    before = earlier.copy()
+    cache.build(folder, lgg.LAYOUT, indexed, brighter, wanted(), rebuild=True)
+    assert np.array_equal(earlier, before)
+    for case in cases:
+        with pytest.raises(CacheError, match=f"{case.image.name}: is another one than when") as caught:
+            case.arrays()
+        assert "--cache of its own" in caught.value.hint
+    again = cache.open_cache(folder, lgg.LAYOUT, wanted())
+    assert np.array_equal(again[0].arrays()[0], before + 1)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"{", b'"text"', b"nan", b"[" * 100_000])
 def test_a_manifest_that_is_none(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from unet import host
+from unet.data.loading.memory import require_memory
+from unet.errors import DataError
+
 LOADING = """
 import torch
 from unet.data.loading.workers import Pool
@@ -98,3 +102,15 @@ def test_slices_in_memory_that_do_not_fit_there(tmp_path: Path) -> None:
         assert line.startswith(f"{how} 2 --data-on ram: 1 case takes 6.8 MB, /dev/shm has 1.0 MB")
         assert "Type --workers 0" in line and "--shm-size" in line
     assert lines[2:] == ["fork 2 kept", "forkserver 0 kept"]
+
+
+@pytest.mark.parametrize(("processes", "fits"), [(1, True), (4, True), (5, False)])
+def test_each_process_of_a_run_keeps_all_cases(processes: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each asked for itself alone: eight processes ended by the system's hand, without a word."""
+    monkeypatch.setattr(host, "processes_here", processes)
+    monkeypatch.setattr(host, "memory", lambda: (10**9, 10**9))
+    if fits:
+        require_memory(3, 2 * 10**8, shared=False)
+        return
+    with pytest.raises(DataError, match=r"3 cases take 200\.0 MB in each of 5 processes, 1\.0 GB of memory are free"):
+        require_memory(3, 2 * 10**8, shared=False)

@@ -118,7 +118,7 @@ def test_a_recorded_graph_has_one_batch_a_step(kind: type[cuda.CUDA], compiled: 
 def test_amd_cards_answer_under_another_name(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4", raising=False)
     monkeypatch.setattr(accelerator, "torch_has", lambda part: part == "hip")
-    for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME"):
+    for name in ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
     assert cuda.CUDA.missing(DeviceOptions()) is not None  # a card of NVIDIA's is not taken for it
     options = DeviceOptions(device="rocm", precision="bf16", cuda_devices=(3, 1))
@@ -128,6 +128,12 @@ def test_amd_cards_answer_under_another_name(cards: None, monkeypatch: pytest.Mo
     assert (device.device, device.collective, device.dtypes()) == (torch.device("cuda", 1), "nccl", ("bf16", "fp16"))
     assert device.describe() == "rocm, AMD Instinct MI250, ROCm 6.4"
     assert not device.channels_last() and device.card_name() == "1"
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "6,4,2,0")  # rocm-smi still shows all cards of the machine
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device.card_name() == "4"
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "3,2")
+    assert device.card_name() == "2"
     assert device.autocast().device == "cuda"  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="rocm has no TF32"):
         rocm.ROCm(DeviceOptions(device="rocm", precision="tf32"), Rank())

@@ -137,6 +137,53 @@ def test_benchmark_keeps_to_the_vendor_s_order_on_both_sides(mode: str, place: P
     assert "times the plain one" in done.out
 
 
+OPPONENT = """
+import sys
+import torch
+from builders import task_config
+from torch import nn
+from unet.benchmarks import peers, steps
+from unet.tasks.registry import create
+
+name, device = sys.argv[1:]
+how = {"precision": "tf32"} if name == "tf32" else {"precision": "fp32"}
+small = {"image_size": 16, "layers": 2, "width": 4, "batch_size": 2, "use_lazy_mode": device == "hpu"}
+config = task_config("lgg", device=device, **how, **small)
+batch = steps.batch_of(None, create(config))
+peers.monai = lambda shape: peers.Peer(
+    "a network",
+    lambda: nn.Conv2d(3, 1, 3, padding=1),
+    lambda logits, mask: nn.functional.binary_cross_entropy_with_logits(logits, mask.float()),
+    lambda weights: torch.optim.SGD(weights, 1e-3),
+    "",
+)
+loop = steps.PlainLoop(config, batch) if name == "plain" else peers.PeerLoop(config, batch, "monai", "float32")
+assert len(loop.run(2)[0]) == 2
+if device == "mlu":
+    print(torch.backends.cnnl.allow_tf32, torch.backends.mlu.matmul.allow_tf32)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "said"),
+    [
+        ("plain", "mlu", "False False"),
+        ("fp32", "mlu", "False False"),
+        ("tf32", "mlu", "True True"),
+        ("fp32", "hpu", ""),
+    ],
+)
+def test_what_a_step_is_compared_with_is_as_it_is_called(name: str, device: str, said: str, tmp_path: Path) -> None:
+    """fp32 is fp32 there too, and beside lazy mode a peer is eager: nobody marks its steps."""
+    (tmp_path / "opponent.py").write_text(OPPONENT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **emulated(device, tmp_path / "log")}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "opponent.py", name, device], env=env, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == said
+
+
 MEETING = """
 from unet.config.flags import DeviceOptions, DistributedOptions
 from unet.devices import launchers, select

@@ -43,6 +43,7 @@ VARIABLES = [
     ("hpu", "HABANA_VISIBLE_DEVICES"),
     ("mlu", "MLU_VISIBLE_DEVICES"),
     ("mlu", "CN_VISIBLE_DEVICES"),
+    ("mlu", "CUDA_VISIBLE_DEVICES"),
     ("rocm", "ROCR_VISIBLE_DEVICES"),
     ("rocm", "HIP_VISIBLE_DEVICES"),
     ("rocm", "CUDA_VISIBLE_DEVICES"),
@@ -82,6 +83,8 @@ def test_a_card_that_a_flag_names_is_not_the_process_s_own() -> None:
 @pytest.mark.parametrize("name", OWN_CARD)
 def test_slurm_gives_each_process_its_cards(name: str) -> None:
     assert answer("cuda", {name: "single:1"}) == ["None"]
+    for all_cards in ("none", "verbose,none"):  # --gpu-bind=none: each process sees all cards
+        assert "it has 1" in answer("cuda", {"SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": all_cards})[0]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,16 @@ def test_the_module_of_a_gaudi_process(
     assert found.get("HLS_MODULE_ID") == module
 
 
+@pytest.mark.parametrize(("typed", "module"), [("6", "6"), ("", "4"), ("3", "4")])
+def test_a_user_chooses_one_of_the_modules_of_a_gaudi(typed: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HLS_MODULE_ID, of those that a container lists; a process of several takes the one of its number."""
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "4,5,6,7")
+    monkeypatch.setenv("HLS_MODULE_ID", typed)
+    found = {"HLS_MODULE_ID": typed} | HPU.environment(DeviceOptions(), Rank())
+    assert found["HLS_MODULE_ID"] == module
+    assert HPU.environment(DeviceOptions(), Rank(1, 2, 1, 2, "mpirun"))["HLS_MODULE_ID"] == "5"
+
+
 def test_the_recipes_of_a_gaudi_are_kept_for_later_runs(tmp_path: Path) -> None:
     folder = tmp_path / "recipes"
     for local in (0, 1):  # all ranks of the machine share it, and nobody empties it
@@ -118,6 +131,12 @@ def test_the_variable_that_a_fold_gets_is_the_one_that_is_read(monkeypatch: pyte
     monkeypatch.setenv("CN_VISIBLE_DEVICES", "6,4")
     assert select.load("mlu").card(1) == {"CN_VISIBLE_DEVICES": "4"}  # the stronger one
     monkeypatch.delenv("CN_VISIBLE_DEVICES")
+    assert select.load("mlu").card(1) == {"MLU_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert select.load("mlu").card(1) == {"MLU_VISIBLE_DEVICES": "1"}
+    monkeypatch.delenv("MLU_VISIBLE_DEVICES")
+    assert select.load("mlu").card(1) == {"CUDA_VISIBLE_DEVICES": "7"}  # the weakest
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert select.load("mlu").card(1) == {"MLU_VISIBLE_DEVICES": "1"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stored
+from conftest import ROOT, program, read_json, stored
 from torch import Tensor, nn
 
 from unet import files, host
@@ -254,3 +255,70 @@ def test_a_run_keeps_its_choices_and_a_resumed_one_takes_them(
     assert code == 0 and f"kernels.json ({len(content['choices'])} of {len(content['choices'])} passes)" in out
     code, out, _ = cli("doctor", "--device", "cpu")
     assert code == 0 and "passes of 3D convolutions measured here: " in out and f"fp32 {changed}" in out
+
+
+def test_what_was_chosen_before_stays_in_the_file_of_a_run(tmp_path: Path) -> None:
+    """A run that is stopped twice: the second part has not met what the first part scored."""
+    place = device()
+    chosen = step(place)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(place.choices.described() | {"choices": {**chosen, "forward of scoring": "matrix"}}))
+    second = device()
+    second.choices.recall(path)
+    step(second)
+    assert second.choices.described()["choices"]["forward of scoring"] == "matrix"
+
+
+def test_each_rank_of_a_run_takes_its_own_choices(tmp_path: Path) -> None:
+    first = device().choices
+    first.used = {"a": "torch", "b": "torch"}
+    here = first.machine()
+    other, alike, elsewhere = {"a": "matrix"}, {"a": "torch"}, {"a": "fp32"}
+    first.others = {"1": {"machine": here, "choices": other}, "2": {"machine": here, "choices": alike}}
+    first.others["3"] = {"machine": "a 6502", "choices": elsewhere}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(first.described()))
+    assert sorted(first.described()["ranks"]) == ["1", "3"]  # the second has chosen as the first
+    for rank, expected in ((0, first.used), (1, other), (2, first.used), (3, {}), (4, first.used)):
+        again = device().choices
+        again.recall(path, rank)
+        assert again.given == expected, rank
+    again = device().choices
+    again.recall(path)
+    again.used = {"a": "torch"}
+    assert again.described() == first.described()  # until the others tell theirs
+
+
+BY_RANK = """
+from unet.devices.cpu import CPU
+from unet.kernels import measure
+
+class ByRank(CPU):
+    def __init__(self, options, rank, *rest):
+        super().__init__(options, rank, *rest)
+        name = ("torch", "matrix")[rank.rank]
+        measure.timed = lambda how, part, names, numbers: {each: float(each != name) for each in names}
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_chose_otherwise_does_so_after_resuming(tmp_path: Path) -> None:
+    """Where the user's own folder cannot be written each process measures for itself."""
+    (tmp_path / "by_rank.py").write_text(BY_RANK)
+    (tmp_path / "file").touch()
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "XDG_CACHE_HOME": str(tmp_path / "file")}
+
+    def run(*words: object) -> None:
+        done = program(*words, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+
+    run("synthesize", "--task", "kits19", "--data", "./scans", "--patients", 4, "--slices", 24, "--side", 32)
+    same = ("--devices", 2, "--device-module", "by_rank:ByRank")
+    how = ("train", *RUN, *SIZE, *ONCE[:-2], *same, "--eval-every", 2)
+    run(*how, "--run-name", "whole")
+    run(*how, "--run-name", "half", "--max-steps", 1)
+    content = read_json(tmp_path / "performance" / "half" / "kernels.json")
+    assert list(content["ranks"]) == ["1"] and content["ranks"]["1"]["choices"] != content["choices"]
+    run("train", "--resume", "--run-name", "half", "--max-steps", 100, *same)
+    one, two = (stored(tmp_path / "weights" / f"{name}.state.safetensors")["model"] for name in ("whole", "half"))
+    assert all(torch.equal(one[key], two[key]) for key in one)

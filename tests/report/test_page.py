@@ -137,6 +137,20 @@ def test_runs_on_one_device_are_repeats_however_it_was_chosen(tmp_path: Path) ->
     assert "They have the same settings and seed." not in words_of(*paths)
 
 
+def test_runs_in_one_number_format_are_repeats_however_it_was_chosen(tmp_path: Path) -> None:
+    def run(name: str, precision: str, chosen: str) -> Path:
+        path = write_run(tmp_path / name, PATIENTS, settings={"precision": precision})
+        about = json.loads((path / "environment.json").read_text())
+        (path / "environment.json").write_text(json.dumps({**about, "chosen": {"precision": chosen}}))
+        return path
+
+    auto, typed, other = run("a", "auto", "bf16"), run("b", "bf16", "bf16"), run("c", "auto", "fp32")
+    assert words_of(auto, typed)[-1] == "They have the same settings and seed."
+    groups = groups_of([*read(auto), *read(other)])
+    assert differing(groups) == ["precision"]
+    assert [shown(group, "precision") for group in groups] == ["auto (bf16)", "auto (fp32)"]
+
+
 def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", PATIENTS)
     killed = write_run(tmp_path / "killed", {}, settings={"lr": 1.0}, status="running")
@@ -263,6 +277,19 @@ def test_files_of_others_are_not_overwritten(tmp_path: Path, cli: Cli) -> None:
     page.write_text(page.read_text() + "<!-- a note of mine -->")
     assert "index.html exists and was changed since" in error_of(cli("report", a), 2)
     assert page.read_text().endswith("<!-- a note of mine -->")
+
+
+def test_a_page_of_another_name_does_not_replace_the_first(tmp_path: Path, cli: Cli) -> None:
+    a, b = write_run(tmp_path / "a", PATIENTS), write_run(tmp_path / "b", HIGHER)
+    assert cli("report", a, "--page", "report/index.html")[0] == 0
+    before = {path: path.read_bytes() for path in Path("report").glob("[!.]*")}
+    said = error_of(cli("report", b, "--page", "report/b.html"), 2)
+    assert "holds another page, index.html" in said and "--page report/b/index.html" in said
+    assert {path: path.read_bytes() for path in Path("report").glob("[!.]*")} == before
+    assert cli("report", b, "--page", "report/b/index.html")[0] == 0
+    Path("report/index.html").unlink()  # by the user: the folder is free for a page of another name
+    assert cli("report", b, "--page", "report/b.html")[0] == 0
+    assert not (tmp_path / "report/index.html").exists()
 
 
 def test_a_page_in_the_folder_of_a_run_is_refused(tmp_path: Path, cli: Cli) -> None:

@@ -124,6 +124,19 @@ def test_masks_are_shared_out(two: Path, phantoms: Path) -> None:
     assert {path.name for path in (two / "masks").rglob("*.tif")} == {path.name for path in images}
 
 
+def test_cases_in_memory_are_counted_for_each_process(two: Path, phantoms: Path) -> None:
+    """By the free memory that all of them see, before any fills it."""
+    (two / "scarce.py").write_text(
+        "from unet import host\nfrom unet.devices.cpu import CPU\n\nhost.memory = lambda: (2**40, 2**10)\n"
+    )
+    words = words_of(phantoms, "kept", "--max-steps", 1, "--devices", 2, "--data-on", "ram", "--workers", 0)
+    place = words.index("--device")
+    words[place : place + 2] = ["--device-module", "scarce:CPU"]
+    done = program(*words, cwd=two, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{two}"})
+    assert done.returncode == 1
+    assert re.search(r"error: --data-on ram: \d+ cases take [\d.]+ .B in each of 2 processes, 1.0 kB", done.stderr)
+
+
 def test_a_usage_error_is_told_once(two: Path) -> None:
     done = program("train", "--devices", 2, "--bach-size", 3, cwd=two)
     assert (done.returncode, done.stderr.count("error:")) == (2, 1)

@@ -109,6 +109,14 @@ def test_outlines_say_where_truth_and_prediction_meet() -> None:
     assert tuple(drawing.filled(image, a, b)[8, 8]) == tuple((100 + part) // 2 for part in drawing.BOTH)
 
 
+def test_an_area_without_an_end_shows_at_the_border_of_the_image() -> None:
+    """A prediction of every pixel had no outline: its picture looked like one of nothing."""
+    image, every = np.full((20, 20, 3), 100, np.uint8), np.ones((20, 20), bool)
+    drawn = drawing.outlined(image, every)
+    assert tuple(drawn[0, 9]) == tuple(drawn[9, 19]) == drawing.PREDICTED
+    assert tuple(drawn[9, 9]) == (100, 100, 100)
+
+
 def test_a_volume_shows_a_slice_of_each_class() -> None:
     logits = torch.zeros(3, 6, 40, 40)
     logits[0] = 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +21,12 @@ from conftest import error_of, program, read_json
 from test_distributed import epochs_of, left_behind, pid_of_rank, result, start, wait_for, weights, words_of
 
 from unet import cli as unet_cli
+from unet import host
 from unet.commands import launch, run_end
 from unet.config import run_files
 from unet.config.schema import Config
 from unet.devices.launchers import Rank
-from unet.errors import UnetError
+from unet.errors import CheckpointError, DataError, DeviceError, UnetError
 
 
 def config_of(*words: object) -> Config:
@@ -63,6 +66,8 @@ def starts(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Callable[..., li
         (("exit 130", "exit 130"), 130, 1),
         (("exit 130", "kill -9 $$"), 1, 1),
         (("exit 5", "exit 5"), 5, 1),
+        ((f"exit {launch.LASTING}",), 1, 1),
+        (("exit 1", f"exit {launch.LASTING}"), 1, 1),
     ],
 )
 def test_what_is_started_again(
@@ -79,6 +84,60 @@ def test_what_is_started_again(
     assert len(said) == count - 1
     if scripts == ("exit 1",):
         assert said == ["Restart 1 of 2: process 0 ended with exit code 1.", said[1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--accumulate", 999), "--accumulate 999 is more than"),
+        (("--data", "./cut", "--devices", 2), "holds no image"),
+    ],
+)
+def test_an_error_of_data_or_settings_is_told_once(
+    words: tuple[object, ...], expected: str, phantoms: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantoms, tmp_path / "cut")
+    next((tmp_path / "cut").glob("*/*_mask.tif")).write_bytes(b"II*\0" + bytes(60))
+    ended = program(*words_of(phantoms, "a", "--restarts", 3, *words), cwd=tmp_path)
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.count("error: ") == 1 and expected in ended.stderr
+    assert "Restart " not in ended.stderr
+    assert "Not started again: the same error would come again." in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (MemoryError(), False),
+        (NotImplementedError(), False),
+        (OSError(errno.EIO, "Input/output error", "/mnt/a"), True),
+        (OSError(errno.ESTALE, "Stale file handle", "/mnt/a"), True),
+        (OSError(errno.ENOSPC, "No space left on device", "/mnt/a"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/mnt/a"), False),
+        (PermissionError(errno.EACCES, "Permission denied", "/mnt/a"), False),
+        (host.ProcessLost("case: was killed by SIGKILL", ""), True),
+        (DataError("", ""), False),
+        (CheckpointError("", ""), False),
+        (DeviceError("", ""), False),
+    ],
+)
+def test_which_errors_may_pass(
+    error: Exception,
+    passing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The exit code tells it to the process that started this one, and to nobody else."""
+
+    def fail(words: object) -> int:
+        raise error
+
+    monkeypatch.setattr(unet_cli, "dispatch", fail)
+    assert unet_cli.main(["train"]) == 1
+    monkeypatch.setenv("UNET_STARTER", "--devices 1")
+    assert unet_cli.main(["train"]) == (1 if passing else launch.LASTING)
 
 
 def test_nothing_is_started_again_after_a_signal_to_stop(starts: Callable[..., list[list[str]]]) -> None:

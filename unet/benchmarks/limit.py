@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unet.benchmarks import ceiling
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -184,10 +186,7 @@ def repeated(device: Device, work: Any) -> float:
     """Median seconds of some repeats after a first."""
     seconds: list[float] = []
     while len(seconds) < 2 or (sum(seconds) < ENOUGH and len(seconds) <= MOST):
-        start = device.now()
-        work()
-        device.flush()
-        seconds.append(device.now() - start)
+        seconds += ceiling.durations(device, work, 1)
     return statistics.median(seconds[1:])
 
 

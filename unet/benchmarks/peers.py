@@ -71,16 +71,17 @@ def shape_of(name: str, task: Task) -> UNetShape:
 
 class PeerLoop(Loop):
     """A peer's training step: its network, loss and optimiser, channels first, in the precision of the run (`precision`
-    as torch names it) by autocast, with the loss scaler of fp16; the batch is moved to the device in every step."""
+    as torch names it) by autocast, eager, with the loss scaler of fp16; the batch is moved to the device each time."""
 
     def __init__(self, config: Config, batch: Mapping[str, Any], name: str, precision: str) -> None:
-        kind = chosen(config)
+        kind = chosen(config.replace(use_lazy_mode=False))  # its authors mark no steps
         import torch
 
         self.task, self.name = setup.create(config), name
         self.shape = shape_of(name, self.task)
         self.peer = (monai if name == "monai" else nnunet)(self.shape)
         self.place, self.dtype = kind.torch_type(), getattr(torch, precision)
+        kind.exact(self.dtype == torch.float32 and config.device.precision != "tf32")  # as our step
         self.model = self.peer.build().to(self.place)
         self.optimizer = self.peer.optimizer(self.model.parameters())
         self.scaler = torch.amp.GradScaler(self.place, enabled=self.dtype == torch.float16)

@@ -85,10 +85,7 @@ def accumulates() -> bool:
 
 def rows(events: Any) -> list[dict[str, Any]]:
     """The operators of a profile. Times are those of the device where it has its own."""
-    listed = list(events)
-    on_device = sum(float(getattr(event, "self_device_time_total", 0)) for event in listed)
-    kind = "device" if on_device else "cpu"
-    whole = on_device or sum(float(event.self_cpu_time_total) for event in listed) or 1.0
+    listed, whole, kind = timed(list(events))
     found = [
         {
             "operator": event.key,
@@ -103,6 +100,22 @@ def rows(events: Any) -> list[dict[str, Any]]:
         if (own := float(getattr(event, f"self_{kind}_time_total"))) > 0
     ]
     return sorted(found, key=lambda row: -float(row["self_share"]))
+
+
+def timed(events: list[Any]) -> tuple[list[Any], float, str]:
+    """(the events to list, microseconds of all, whose time: "device" or "cpu"). torch lists a kernel of a device twice:
+    as an event of the device, and in the time of the operator that has started it; ranges that are only named (a step
+    of the optimiser) span kernels once more. Kernels that no operator has started, as in a recorded graph, are listed
+    themselves."""
+    operators = [event for event in events if event.device_type.name == "CPU"]
+    others = [event for event in events if event.device_type.name != "CPU"]
+    kernels = [event for event in others if not getattr(event, "is_user_annotation", False)]
+    started, run = (
+        sum(float(getattr(event, "self_device_time_total", 0)) for event in each) for each in (operators, kernels)
+    )
+    if whole := run or started:
+        return (operators if started >= whole / 2 else kernels), whole, "device"
+    return operators, sum(float(event.self_cpu_time_total) for event in operators) or 1.0, "cpu"
 
 
 def in_words(name: str) -> str:

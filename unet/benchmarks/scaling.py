@@ -9,11 +9,13 @@ from typing import Any
 
 from unet import host
 from unet.benchmarks import measure, results, steps
+from unet.benchmarks.worker import RAN_OUT, SMALLER, OutOfMemory
 from unet.commands import output, setup, tables
 from unet.config import capacity
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
 from unet.config.schema import Config
+from unet.devices.base import first_line
 from unet.errors import UsageError
 from unet.runtime.folders.run_folder import RunFolder
 
@@ -28,7 +30,14 @@ def run(resolved: Resolved, command: str) -> int:
     capacity.require(config, context.device.own_memory)
     folders: list[RunFolder | None] = []
     context.group.run_on_main(lambda: folders.append(results.folder_of(config)))
-    result = measured(context)
+    try:
+        result = measured(context)
+    except (RuntimeError, MemoryError) as error:
+        if not context.device.is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"The timed loop {RAN_OUT} on rank {context.group.rank}: {first_line(error)}", SMALLER
+        ) from error
     if context.group.is_main:
         output.show(config, result, "" if config.output.json else text(result))
     if folders and folders[0]:
@@ -62,6 +71,7 @@ def measured(context: setup.Context) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     if config.run.mode not in APPLYING:
         cases = setup.all_cases(context) if loads_data(config) else None
+        group.gather(None)  # as in training
         batch = steps.batch_of(None if cases is None else steps.loader_of(context, cases), context.task)
     group.set_phase("measuring", may_block=True)
     rows = [on(context, count, batch) for count in counts(group.world)]

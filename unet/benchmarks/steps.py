@@ -174,6 +174,7 @@ class PlainPass(Loop):
         kind = chosen(config)
         import torch
 
+        kind.exact(True)
         task = setup.create(config)
         self.model = task.reference_step()[0].to(kind.torch_type()).eval()
         images = torch.rand(config.eval.eval_batch_size, *task.eval_input_shape()[1:])
@@ -201,6 +202,7 @@ class PlainLoop(Loop):
 
         from unet.runtime import optim
 
+        kind.exact(True)
         model, self.reference = setup.create(config).reference_step()
         self.model = model.to(kind.torch_type())
         self.optimizer = optim.build(config.train, [{"params": list(self.model.parameters())}], None)

@@ -29,7 +29,7 @@ def run(resolved: Resolved, command: str) -> int:
             raise UsageError(said, "Leave it out.")
         host.notice(said)
     rank = launchers.find_rank(resolved.config.distributed, resolved.config.device.cuda_devices)
-    for remark in unmeasured(resolved.config, resolved.sources, resolved.config.run.mode in APPLYING):
+    for remark in unmeasured(resolved.config, resolved.sources, resolved.config.run.mode in APPLYING, rank.world > 1):
         if rank.rank == 0:
             host.notice(f"note: {remark}")
     measure.require_opponents(resolved.config)

@@ -23,12 +23,14 @@ def run(resolved: Resolved, command: str) -> int:
     paths = setup.given_weights(config, "evaluate")
     resolved = number_format.of_networks(resolved, paths)
     context = setup.assemble(resolved.config, resolved.sources)
+    number_format.tell(context.device, paths)
     declared = context.task.Settings
     reused = tuple(dict.fromkeys((*declared.inference_settings, *declared.scoring_settings)))
     resolved, facts = setup.apply_checkpoint_settings(resolved, paths, reused, setup.shaping(declared))
     config = resolved.config
     with power.measured(context.with_config(config)) as context:
-        return score(context, resolved, command, paths, common_facts(facts))
+        digest = context.group.run_on_main(lambda: predict.weights_digest(paths, facts))
+        return score(context, resolved, command, paths, {"digest": digest, **common_facts(facts)})
 
 
 def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -42,10 +44,10 @@ def common_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def score(context: setup.Context, resolved: Resolved, command: str, paths: list[Path], facts: dict[str, Any]) -> int:
-    """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`."""
+    """Score the cases with the mean of the networks of `paths`; `facts` as in `common_facts`, with the "digest" of
+    the weights."""
     config, task = context.config, context.task
     networks = [setup.trained_network(context, path, resolved) for path in paths]
-    digest = context.group.run_on_main(lambda: predict.weights_digest(paths))
     cases = chosen_cases(context, resolved, facts)
     names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
@@ -53,7 +55,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
             fit = "fit" if paths[1:] else "fits"
             print(f"Dry run: {names} {fit}, {len(cases)} cases would be scored on {context.device.describe()}.")
         return 0
-    folder = open_folder(context, resolved, command)
+    folder = open_folder(context, resolved, command, paths)
     host.notice(f"{names}: {len(cases)} cases, {task.describe_window()}, on {context.device.describe()}")
     power.begin(context, folder)
     start = time.perf_counter()
@@ -74,7 +76,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
         "seconds": {"evaluate": seconds},
         "case_latency": evaluation.latency(predictor.seconds),
         "peak_memory_bytes": max(memory),
-        "weights_digest": digest,  # tells whether two evaluations had the same networks
+        "weights_digest": facts["digest"],  # tells whether two evaluations had the same networks
         "ranks": context.group.world,
         "images_per_second": sum(case.cost for case in cases) / seconds,
         **used,
@@ -98,9 +100,9 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     return 0
 
 
-def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any:
+def open_folder(context: setup.Context, resolved: Resolved, command: str, paths: list[Path]) -> Any:
     """The folder of this run, created by rank 0."""
-    from unet.runtime.folders.run_folder import environment, new_folder
+    from unet.runtime.folders.run_folder import new_folder
 
     config, kind = context.config, f"{context.config.task.name}-evaluate"
     folder = context.group.run_on_main(
@@ -109,7 +111,7 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
     folder.writes = context.group.is_main
     folder.status("running", kind="evaluate", **context.task.metric.described())
     folder.write("config.json", dumps(resolved, command))
-    folder.write("environment.json", environment(context.device.describe()))
+    folder.write("environment.json", run_start.environment(context, paths))
     context.group.run_on_main(folder.begin)
     return folder
 

@@ -37,7 +37,6 @@ SUFFIXES = {
 }
 RUN = ("onnx", "openvino")  # what holds a network, and not weights alone
 USERS = {"half": ("openvino",), "opset": RUN, "passes": RUN, "case_names": (*RUN, "safetensors")}  # of flags: formats
-EXPORTED = "exported_from"  # in the metadata of weights: a digest of the file that they are of
 CASES_OF = ("training", "validation", "trained_before")  # what metadata call the lists of cases
 CASES = 3  # of a data set that is at hand
 
@@ -137,7 +136,7 @@ def require_free(path: Path, model: Path, config: Config) -> None:
         ours = exported.is_exported(model) and bool(exported.read(model))
     except UnetError:
         ours = False
-    if not ours and EXPORTED not in checkpoint_paths.metadata_of(model):
+    if not ours and exported.SOURCE not in checkpoint_paths.metadata_of(model):
         raise UsageError(
             f"{path} is there, and does not say that this program exported it.",
             "Move it elsewhere, or name another --output.",
@@ -167,7 +166,7 @@ def make(source: Source, kind: str, path: Path) -> tuple[list[Path], dict[str, A
         left = CASES_OF if not context.config.export.case_names else ()
         names = {name.removesuffix("?") for name in safetensors_header.FACTS} - {"format", "ranks", *left}
         facts = {name: value for name, value in source.facts.items() if name in names}
-        own = {**described(source), **facts, EXPORTED: files.digest_files(source.path)}
+        own = {**described(source), **facts, exported.SOURCE: files.digest_files(source.path)}
         checkpoint.save_weights(path, own, state)
         return [path], {"text": ", weights under this program's names"}
     if kind not in RUN:

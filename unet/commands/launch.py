@@ -32,6 +32,7 @@ TURN = 5.0  # seconds for the first process of the node to report an error that 
 ENDS = (0, 3, 130)  # exit codes that are not failures
 SEVERAL = ("train", "evaluate", "predict", "benchmark")  # commands that several processes share
 RESTARTED = ("train",)  # commands that --restarts starts again
+LASTING = 65  # exit code, for the process that started this one: it failed, and would fail again
 
 
 def run(command: Any, resolved: Resolved, words: Sequence[str]) -> int:
@@ -89,6 +90,12 @@ def silent(error: UnetError) -> bool:
     return True
 
 
+def exit_code(error: UnetError) -> int:
+    """The exit code after an error; a process that this program started also tells whether it may pass."""
+    lasting = launchers.STARTER in os.environ and error.exit_code == FAILED and not error.passing
+    return LASTING if lasting else error.exit_code
+
+
 def follows() -> bool:
     """Whether this process is one of several, and not the first of its node."""
     with contextlib.suppress(UsageError):
@@ -113,6 +120,10 @@ def start(config: Config, count: int, words: Sequence[str], restarts: int = 0) -
                     process.kill()
                 raise KeyboardInterrupt
             code, cause = _wait(processes)
+            if code == LASTING:
+                code = FAILED
+                if restarts and not came:
+                    host.notice("Not started again: the same error would come again.")
             if came or not cause or restart == restarts:
                 break
             host.notice(f"Restart {restart + 1} of {restarts}: {cause}.")
@@ -178,12 +189,14 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
         failed = [(code, number) for number, code in enumerate(polled) if code is not None and code not in ENDS]
         if failed and failed_at is None:
             failed_at = time.monotonic()
-            code, number = min(failed)  # one that was killed comes first: the others end because of it
+            # one that was killed comes first, then one whose error is its own: the others end because of it
+            _, _, code, number = min((code > 0, code == FAILED, code, number) for code, number in failed)
             if code == USAGE:  # the others wait for the first, which has told it
                 for other in processes if number == 0 else ():
                     other.terminate()
                 continue
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            shown = FAILED if code == LASTING else code
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {shown}"
             cause = f"process {number} ended {how}"
             if len(processes) > 1:
                 host.notice(f"Process {number} of {len(processes)} was the first to end, {how}.")
@@ -195,7 +208,7 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
         cause = ""
     if all(code == codes[0] for code in codes) and codes[0] >= 0:
         return codes[0], cause
-    return next((code for code in codes if code > 0 and code not in ENDS), FAILED), cause
+    return next((code for code in codes if code > 0 and code not in (FAILED, *ENDS)), FAILED), cause
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unet import host
 from unet.config.resolve import Resolved
@@ -13,6 +14,7 @@ from unet.devices.base import Device
 from unet.weight_files import exported
 
 FP32 = "fp32"
+NAMES = {"torch.float32": FP32, "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def of_networks(resolved: Resolved, paths: Sequence[Path]) -> Resolved:
@@ -27,6 +29,37 @@ def of_networks(resolved: Resolved, paths: Sequence[Path]) -> Resolved:
         host.notice(f"note: {spelling} {typed} changes nothing: exported networks compute in {FP32}")
     sources = {**resolved.sources, "precision": f"weights {paths[0].name}"}
     return dataclasses.replace(resolved, config=resolved.config.replace(precision=FP32), sources=sources)
+
+
+def tell(device: Device, paths: Sequence[Path]) -> None:
+    """Say which networks compute in which format, where they have two."""
+    if used(device) == used(device, paths):
+        return
+    run, plain = ([path for path in paths if exported.is_exported(path) == kind] for kind in (True, False))
+    names = " and ".join(map(str, run))
+    verb = "computes" if len(run) == 1 else "compute"
+    host.notice(f"note: {names} {verb} in {FP32}, {' and '.join(map(str, plain))} in {used(device)}")
+
+
+def chosen(device: Device, paths: Sequence[Path] = ()) -> dict[str, Any]:
+    """The settings that may be left to the device, as they are used and in the words of their flags; `paths`: the
+    weights that are applied."""
+    import torch
+
+    return {
+        "precision": used(device, paths),
+        "layout": "NHWC" if device.channels_last() else "NCHW",
+        "compile": "on" if device.compiled() else "off",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def used(device: Device, paths: Sequence[Path] = ()) -> str:
+    """The number format of a run, with that of exported networks among others."""
+    own = device.options.precision
+    own = NAMES[str(device.dtype)] if own == "auto" else own
+    mixed = own != FP32 and any(exported.is_exported(path) for path in paths)
+    return f"{own}, exported networks {FP32}" if mixed else own
 
 
 def beside_torch(precision: str, device: Device) -> str:

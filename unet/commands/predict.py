@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unet import files, host
 from unet.commands import number_format, output, power, predict_outputs, predict_volumes, setup
 from unet.config.resolve import Resolved
-from unet.errors import DataError, UnetError
+from unet.errors import DataError, UnetError, UsageError
 from unet.runtime.folders.output_folder import Made, OutputFolder, digests
 from unet.runtime.stop import interruptible
 from unet.tasks.base import Predictor, Task
+from unet.weight_files import exported
 
 
 def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
@@ -27,12 +29,14 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
     paths = setup.given_weights(resolved.config, "predict")
     resolved = number_format.of_networks(resolved, paths)
     context = setup.assemble(resolved.config, resolved.sources)
-    resolved, _ = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
+    number_format.tell(context.device, paths)
+    resolved, facts = setup.apply_checkpoint_settings(resolved, paths, context.task.Settings.inference_settings)
     config, group = resolved.config, context.group
     context = context.with_config(config)
     config, groups = predict_outputs.into_one_file(context.task, config)
     context, resolved = context.with_config(config), dataclasses.replace(resolved, config=config)
-    made = Made("", "", weights_digest(paths), predict_outputs.settings_digest(config, str(context.device.dtype)))
+    digest = weights_digest(paths, facts)
+    made = Made("", "", digest, predict_outputs.settings_digest(config, str(context.device.dtype)))
     out = OutputFolder(predict_outputs.absolute(Path(config.predict.output)))
     if config.run.dry_run:
         if group.is_main:
@@ -54,9 +58,18 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
         raise
 
 
-def weights_digest(paths: Sequence[Path]) -> str:
-    """A digest of the weights, independent of file names and order."""
-    return files.fingerprint(sorted(files.digest_files(path) for path in paths))
+def weights_digest(paths: Sequence[Path], facts: Sequence[Mapping[str, Any]] = ({},)) -> str:
+    """A digest of the weights, independent of file names and order; `facts`: their metadata. Raises UsageError where
+    two are the same network: one file, a copy of it, or what was exported from it."""
+    digests = [files.digest_files(path) for path in paths]
+    seen: dict[str, Path] = {}
+    for path, digest, own in zip(paths, digests, facts, strict=True):
+        sources = [name for name in (digest, exported.source_of(own)) if name]
+        if first := next((seen[name] for name in sources if name in seen), None):
+            both = f"{path} is given twice" if path == first else f"{first} and {path} hold the same network"
+            raise UsageError(f"{both}: the mean would count that network twice.", "Name each network once.")
+        seen |= dict.fromkeys(sources, path)
+    return files.fingerprint(sorted(digests))
 
 
 def begin(

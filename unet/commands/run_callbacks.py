@@ -30,7 +30,7 @@ def build(context: setup.Context, folder: RunFolder, split: dict[str, list[str]]
     if context.power is not None and (group.is_main or context.power.machines > 1):
         everywhere.append(power_log.PowerLog(folder, context.power))
     if not group.is_main:
-        return [*everywhere, RankSeeds(config.general.seed, group.rank)]
+        return [*everywhere, logs.KernelsLog(folder), RankSeeds(config.general.seed, group.rank)]
     folder.own(*(logs.worker_log(rank) for rank in range(group.world) if config.distributed.log_all_workers))
     left = time_left.TimeLeft()
     result: list[Any] = [

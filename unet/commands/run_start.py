@@ -7,12 +7,12 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import files, host, locks
-from unet.commands import predict, predict_outputs, run_resume, setup
+from unet.commands import number_format, predict, predict_outputs, run_resume, setup
 from unet.config import run_files
 from unet.config.options import flag
 from unet.config.resolve import Resolved, dumps
@@ -62,6 +62,13 @@ def open_run(resolved: Resolved, command: str) -> tuple[RunFolder, Resolved, boo
         **(_places(folder, weights) if config.save.checkpoints else {}),
     )
     return folder, resolved, False
+
+
+def environment(context: setup.Context, paths: Sequence[Path] = ()) -> dict[str, Any]:
+    """What environment.json holds; `paths`: the weights that are applied."""
+    from unet.runtime.folders import run_folder
+
+    return run_folder.environment(context.device.describe(), number_format.chosen(context.device, paths))
 
 
 def _places(folder: RunFolder, weights: Path) -> dict[str, str]:

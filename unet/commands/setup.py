@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet import host
+from unet.commands.weight_settings import of_one, saved_settings, weak_sources
 from unet.config import capacity, check_paths
 from unet.config.options import flag
-from unet.config.resolve import SYNTHETIC, Resolved, known_task, with_synthetic_cache
+from unet.config.resolve import Resolved, known_task, with_synthetic_cache
 from unet.config.schema import Config, declared_of, weights_to_read
 from unet.config.task_settings import TaskSettings
-from unet.config.values import convert_many
 from unet.devices import launchers, select
 from unet.devices.base import Workload
-from unet.errors import CheckpointError, UnetError, UsageError
+from unet.errors import UnetError, UsageError
 from unet.runtime.checkpoints.checkpoint_paths import CheckpointPaths
 from unet.tasks.base import Task
 from unet.tasks.registry import BUILT_IN, create
@@ -111,11 +111,6 @@ def advise_precision(config: Config, sources: Mapping[str, str], device: Device)
         )
 
 
-def weak_sources(config: Config) -> tuple[str, ...]:
-    """The sources of settings that nobody has chosen."""
-    return ("default", f"task {config.task.name}", SYNTHETIC)
-
-
 def init_distributed(config: Config, device: Device) -> Group:
     """The process group of this run."""
     from unet.runtime.distributed import process_group as distributed
@@ -196,8 +191,12 @@ def read_network(context: Context, path: Path, resolved: Resolved) -> nn.Module:
     """The network of a checkpoint, on the host. Its size is that of the weights, or --layers and --width if typed."""
     from unet.runtime.checkpoints import checkpoint
 
-    _, state = read_weights(path)
-    network, own = context.task.convert_checkpoint(state)
+    facts, state = read_weights(path)
+    task = context.task
+    if own_names := task.Settings.network_settings:
+        saved = saved_settings(facts or facts_of_foreign(path, task), own_names, path, task.Settings)
+        task = task_on(context.device, of_one(context.config, resolved.sources, saved))
+    network, own = task.convert_checkpoint(state)
     if any(resolved.sources[name].startswith("flag") for name in ("layers", "width")):
         network = context.task.build_model()
     checkpoint.fit(network, own, path)
@@ -247,7 +246,7 @@ def apply_checkpoint_settings(
     resolved: Resolved, paths: list[Path], reused: tuple[str, ...], networks: tuple[str, ...] = ()
 ) -> tuple[Resolved, list[dict[str, Any]]]:
     """(settings, metadata of each file): the settings named in `reused` are taken from the weights unless they were
-    typed; those in `networks`, on which several weights may disagree, from the first.
+    typed; those in `networks` and the task's `network_settings`, on which several weights may disagree, from the first.
 
     Raises UsageError if several weights disagree on one of them, CheckpointError for a value that no flag accepts.
     """
@@ -267,15 +266,15 @@ def apply_checkpoint_settings(
                 if item["task"] in BUILT_IN
                 else "Name that task: --task package.module:Class.",
             )
-    known = [
+    stored = [
         saved_settings(item, (*reused, *networks, "layers"), path, type(resolved.config.task))
         for path, item in zip(paths, facts, strict=True)
     ]
-    known = [item for item in known if item]
+    known = [item for item in stored if item]
     settings = known[0] if known else {}
     weak = weak_sources(resolved.config)
     names = [name for name in dict.fromkeys((*reused, *networks)) if resolved.sources[name] in weak]
-    shared = [name for name in names if name in reused]
+    shared = [name for name in names if name in reused and name not in resolved.config.task.network_settings]
     differing = [name for name in shared if len({str(item[name]) for item in known if name in item}) > 1]
     if differing:
         words = (f"{flag(name)} {' or '.join(sorted({str(item.get(name)) for item in known}))}" for name in differing)
@@ -287,36 +286,18 @@ def apply_checkpoint_settings(
     changes = {name: settings[name] for name in names if name in settings}
     sources = {**resolved.sources, **dict.fromkeys(changes, f"weights {paths[0].name}")}
     config = with_synthetic_cache(resolved.config.replace(**changes), sources)
-    if "layers" in settings:
-        trained = config.replace(layers=settings["layers"])
+    for path, item in zip(paths, stored, strict=True):
+        if "layers" not in item:
+            continue
+        trained = of_one(config, sources, item).replace(layers=item["layers"])
         found = trained.task.check_values() or trained.task.check_input_size(trained)
         found = [words for words in found if not words.startswith("--patch")]  # only matters for training
         if found:
             raise UsageError(
-                f"{paths[0].absolute()} (a network of {settings['layers']} layers): {'; '.join(found)}.",
+                f"{path.absolute()} (a network of {item['layers']} layers): {'; '.join(found)}.",
                 "Type a value of that flag that fits, or give other weights.",
             )
     return dataclasses.replace(resolved, config=config, sources=sources), facts
-
-
-def saved_settings(
-    facts: Mapping[str, Any], names: tuple[str, ...], path: Path, task: type[TaskSettings]
-) -> dict[str, Any]:
-    """The settings `names` stored in a weights file, checked like flags. Raises CheckpointError."""
-    declared, found = declared_of(task), {}
-    for name in names:
-        if name not in facts.get("settings", {}):
-            continue
-        option, kind, many, _ = declared[name]
-        try:
-            value = facts["settings"][name]
-            found[name] = None if value is None else convert_many(flag(name), option, kind, many, value)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path.absolute()}: its stored settings are not valid: {error}.",
-                "Give weights written by `python -m unet train`, or save only their tensors and type the settings.",
-            ) from error
-    return found
 
 
 def explain_oom(error: BaseException, context: Context, run: Any = None) -> UnetError | None:

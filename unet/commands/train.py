@@ -114,7 +114,6 @@ def dry_run(resolved: Resolved) -> int:
 
 def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
     from unet.data.cache.cached_case import data_digest
-    from unet.runtime.folders import run_folder
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
@@ -132,14 +131,15 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
             f"{len(seen)} of the {len(split['validation'])} validation cases were used to train the weights of --load:"
             " their scores are too good"
         )
+    tell_twins(cases, split)
     folder.data = data_digest(cases, split)
     cleared = clear_caches(context)
     mlperf_rules.require_cases(config, task, split)
     context = context.with_config(task.finalize_config(cases, group.world))
     folder.write("splits.json", split)
     if resuming and context.device.choices is not None:
-        context.device.choices.recall(folder / run_files.KERNELS_JSON)
-    folder.write("environment.json", run_folder.environment(context.device.describe()))
+        context.device.choices.recall(folder / run_files.KERNELS_JSON, group.rank)
+    folder.write("environment.json", run_start.environment(context))
     weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
     log = build_mlperf_log(context, folder, split, goes_on)
@@ -287,6 +287,7 @@ def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | Non
 def build_loader(context: setup.Context, training: list[CachedCase]) -> Any:
     """The task's loader. Raises UnetError if the data do not fit into the memory chosen by --data-on."""
     config, device, group = context.config, context.device, context.group
+    group.gather(None)  # with --data-on ram all look at the free memory before any fills it
     try:
         return context.task.train_loader(training, (group.rank, group.world), device.loader_options(), device.put)
     except (RuntimeError, MemoryError) as error:
@@ -336,6 +337,18 @@ def trained_before(config: Config) -> dict[str, list[str]]:
     facts = setup.metadata_of(weights_to_read(config.weights.load)) if config.weights.load else {}
     found = {*facts.get("training", ()), *facts.get("trained_before", ())}
     return {"trained_before": sorted(found)} if found else {}
+
+
+def tell_twins(cases: list[CachedCase], split: dict[str, list[str]]) -> None:
+    """Tell of images that train and validate under two names."""
+    from unet.data.cache.cached_case import twins
+
+    if found := twins(cases, split):
+        hold = "cases hold" if found[1:] else "case holds"
+        host.notice(
+            f"warning: {len(found)} validation {hold} the image of a training case ({found[0][0]} that of"
+            f" {found[0][1]}): scores are too good; `python -m unet check` names all of them"
+        )
 
 
 def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:

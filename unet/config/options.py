@@ -166,12 +166,13 @@ class Spelling:
 @dataclasses.dataclass
 class Reading:
     """A parsed command line: `given` {setting: (value, spelling)}, `mistakes`, notices (`remarks`); `wrong`: the
-    settings with invalid values, "*" for an unknown option."""
+    settings with invalid values, "*" for an unknown option; `unknown`: those."""
 
     given: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     mistakes: list[str] = dataclasses.field(default_factory=list)
     remarks: list[str] = dataclasses.field(default_factory=list)
     wrong: set[str] = dataclasses.field(default_factory=set)
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
 
 def spellings(declared: Mapping[str, Declared]) -> dict[str, Spelling]:
@@ -214,7 +215,8 @@ def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
         spelling, equals, attached = normalize_dashes(token).partition("=")
         spec = known.get(spelling)
         if spec is None:
-            result.mistakes.append(_unknown(spelling, known))
+            result.mistakes.append(f"unknown option {_short(spelling, quoted=False)}{meant(spelling, known)}")
+            result.unknown.append(spelling)
             result.wrong.add("*")
             while position < len(words) and not positional and not words[position].startswith("-"):
                 position += 1  # what belongs to it
@@ -305,9 +307,23 @@ def _take(result: Reading, name: str, spec: Declared, uses: list[tuple[str, Any]
         result.given[name] = (values[spelling], spelling)
 
 
-def _unknown(spelling: str, known: Mapping[str, Spelling]) -> str:
-    near = nearest(spelling, known)
-    return f"unknown option {_short(spelling, quoted=False)}" + (f" (did you mean {near}?)" if near else "")
+def elsewhere(unknown: Sequence[str], commands: Mapping[str, Mapping[str, Declared]]) -> str:
+    """The commands that have options which another one lacks, in words; empty where none has."""
+    known = {command: spellings(declared) for command, declared in commands.items()}
+    said: list[str] = []
+    for spelling in dict.fromkeys(unknown):
+        if having := [command for command, its in known.items() if spelling in its]:
+            shown = having[:4] if len(having) > 5 else having
+            *first, last = [*shown, *([f"{len(having) - 4} more"] if shown != having else [])]
+            names = f"{', '.join(first)} and {last}" if first else last
+            said.append(f"{spelling} {'' if said else 'is an option '}of {names}")
+    return f"{'; '.join(said)}. " if said else ""
+
+
+def meant(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """In brackets, the name in `known` that was probably meant; empty where there is none."""
+    near = nearest(name, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:

@@ -29,7 +29,8 @@ DUMPED, DUMP_LIST = ("settings.json", "batch.npz", "layers.txt", "trace.json"), 
 RESULTS_CSV, POWER_CSV = "results.csv", "power.csv"
 WARM_UP = "warm_up"  # in metrics.jsonl: the first interval after a start
 KERNELS_JSON = "kernels.json"  # the algorithm of each pass of a convolution, and where it was measured
-KERNELS = {"kernels": str, "machine": str, "choices": {str: str}}
+CHOSEN = {"machine": str, "choices": {str: str}}
+KERNELS = CHOSEN | {"kernels": str, "ranks?": {str: CHOSEN}}  # ranks: of processes that chose otherwise than the first
 TRACKED = ("wandb", "mlflow", "track_group")
 
 

@@ -150,7 +150,9 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
 
 
 SCORED, SAVED = ("target", "patience"), ("keep_every", "save_minutes", "checkpoint_every")
-BESIDE = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
+BESIDE: dict[
+    str, tuple[str, str | bool | None]
+] = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
     "momentum": ("optimizer", "sgd"),
     "lamb_betas": ("optimizer", "lamb"),
     "lr_gamma": ("schedule", "multistep"),
@@ -158,6 +160,8 @@ BESIDE = {  # setting -> another one, and the value of it (None: any), beside wh
     "warmup_by": ("warmup_epochs", None),
     "skip_warmup": ("skip_norm", None),
     "skip_limit": ("skip_norm", None),
+    **dict.fromkeys(("aug_scale", "aug_angle", "aug_intensity", "aug_missing"), ("augment", True)),
+    **dict.fromkeys(("aug_crop", "aug_brightness", "brightness", "noise", "augment_on"), ("augment", True)),
     **dict.fromkeys(("mlperf_org", "mlperf_platform", "mlperf_status", "mlperf_warmup"), ("mlperf_division", None)),
 }
 
@@ -229,17 +233,26 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
     elif held_out and values["split"] not in (drawn := ("published", "last", *task.splits)):
         yield f"{held_out} is for --split {' or '.join(drawn)}: it changes nothing with --split {values['split']}"
     without = [
-        f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}{f' {needed}' if needed else ''})"
+        f"{given[name][1]} {_words(given[name][0])} (it goes with {flag(other)}"
+        f"{'' if needed in (None, True) else f' {needed}'})"
         for name, (other, needed) in BESIDE.items()
-        if name in given and given[name][0] is not None
+        if name in given and given[name][0] is not None and name in values
         if (values[other] != needed if needed else values[other] in (None, 0))
+    ]
+    if given.get("patience", (None,))[0] is not None and values["evaluate_every"] == 0:
+        without.append(f"{given['patience'][1]} {values['patience']} (with --evaluate-every 0 only the end is scored)")
+    without += [
+        f"{typed} {_words(value)} ({task.notes[name]})"
+        for name, (value, typed) in given.items()
+        if task.notes.get(name, "").startswith("not used")
     ]
     if without:
         yield f"without effect: {', '.join(without)}"
 
 
-def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> Iterator[str]:
-    """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone."""
+def unmeasured(config: Config, sources: Mapping[str, str], applying: bool, several: bool = False) -> Iterator[str]:
+    """Notices on typed flags that `benchmark` does not read. `applying`: the pass of prediction is timed alone;
+    `several`: processes are."""
     places = places_of(type(config.task))
     others = ("split", "save", "predict", "mlperf", "track")  # groups of `train --benchmark`
     made = applying or config.measure.source == "none"
@@ -255,6 +268,8 @@ def unmeasured(config: Config, sources: Mapping[str, str], applying: bool) -> It
             groups.setdefault("its length is --rounds of --steps of the command benchmark", []).append(typed)
         elif name in UNMEASURED or places[name] in others:
             groups.setdefault("nothing is trained, scored or saved, only timed", []).append(typed)
+        elif name == "power" and value and (applying or several):
+            groups.setdefault("joules are those of the training step of one process", []).append(typed)
         elif applying and places[name] == "train" and name != "accumulate":
             groups.setdefault(f"--mode {config.run.mode} measures the pass alone", []).append(typed)
     if groups:

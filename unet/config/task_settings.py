@@ -17,7 +17,8 @@ class TaskSettings:
 
     `defaults`: defaults that the task changes; `synthetic_defaults`: defaults that --synth-data changes; `recipes`:
     named sets of settings. `inference_settings`: settings that are saved with the weights and reused by evaluate
-    and predict, `scoring_settings`: by evaluate alone. `size_flags`: the flags that set the network's input, the
+    and predict, `scoring_settings`: by evaluate alone, `network_settings`: those that shape the network and nothing
+    else, so that each of several weights has its own. `size_flags`: the flags that set the network's input, the
     one to lower first where memory ends; `folder_flags`: those that name a folder which is read. `splits`: names
     that --split takes beside the common ones. `mlperf`: whether the task is one of MLPerf's. `large_tensors`:
     whether its tensors are tens of megabytes and more. `plans`: where settings follow from the data (`plan`), the
@@ -32,6 +33,7 @@ class TaskSettings:
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inference_settings: ClassVar[tuple[str, ...]] = ()
     scoring_settings: ClassVar[tuple[str, ...]] = ()
+    network_settings: ClassVar[tuple[str, ...]] = ()
     size_flags: ClassVar[tuple[str, ...]] = ("image_size",)
     splits: ClassVar[tuple[str, ...]] = ()
     mlperf: ClassVar[bool] = False

@@ -29,12 +29,17 @@ def stretched(image: Any) -> Any:
     return (image - low) / max(high - low, 1e-6)
 
 
-def outlined(image: Image, prediction: Any, target: Any | None = None) -> Image:
-    """The outline of the prediction in vermilion, of the target (where given) in blue, where they meet in yellow."""
+def outline(inside: Any) -> NDArray[np.bool_]:
+    """(H, W) of an area -> its pixels beside others or at the image's border, so that one of every pixel shows."""
     from skimage.segmentation import find_boundaries
 
-    found = find_boundaries(prediction, mode="inner")
-    true = np.zeros_like(found) if target is None else find_boundaries(target, mode="inner")
+    return np.asarray(find_boundaries(np.pad(np.asarray(inside, bool), 1), mode="inner")[1:-1, 1:-1])
+
+
+def outlined(image: Image, prediction: Any, target: Any | None = None) -> Image:
+    """The outline of the prediction in vermilion, of the target (where given) in blue, where they meet in yellow."""
+    found = outline(prediction)
+    true = np.zeros_like(found) if target is None else outline(target)
     return _painted(image, ((true, TRUE), (found, PREDICTED), (true & found, BOTH)))
 
 
@@ -47,11 +52,9 @@ def filled(image: Image, prediction: Any, target: Any | None = None) -> Image:
 
 def labelled(image: Image, labels: Any, colours: Sequence[Colour]) -> Image:
     """Classes 1, 2 ... in these colours: areas that let the image through, with their outlines."""
-    from skimage.segmentation import find_boundaries
-
     each = [(labels == number, colour) for number, colour in enumerate(colours, 1)]
     result = _painted(image, each, 0.4)
-    return _painted(result, [(find_boundaries(inside, mode="inner"), colour) for inside, colour in each])
+    return _painted(result, [(outline(inside), colour) for inside, colour in each])
 
 
 def _painted(image: Image, areas: Sequence[tuple[Any, Colour]], share: float = 1.0) -> Image:

@@ -187,7 +187,7 @@ class Accelerator(Device):
         cards that it gives to a process from 0, so there they tell nothing."""
         if self.numbers and (own := getattr(self._ask("get_device_properties"), "uuid", None)):
             return str(own)
-        if any(name in os.environ for name in launchers.OWN_CARD):
+        if launchers.slurm_deals_cards():
             return ""
         return "/".join([self.card_name() or "0", *filter(None, map(os.environ.get, self.outside))])
 
@@ -239,8 +239,12 @@ class NPU(Accelerator):
 
     def __init__(self, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> None:
         super().__init__(options, rank, workload)
-        for products in (self._api.conv, self._api.matmul):  # fp32 is fp32: convolutions are HF32 by default
-            products.allow_hf32 = False
+        self.exact(True)  # convolutions are HF32 by default
+
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        for products in (cls._module().conv, cls._module().matmul):
+            products.allow_hf32 = not on
 
 
 class MPS(Accelerator):

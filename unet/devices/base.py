@@ -158,6 +158,10 @@ class Device:
     def set_rng_state(self, state: Tensor) -> None:
         """Restore what `rng_state` gave."""
 
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        """Whether products of fp32 are exact in this process, or faster (TF32, HF32) where the device has both."""
+
     def generator(self, seed: int) -> torch.Generator:
         """A random generator with this seed, where the device draws: here on the host, the same on every device."""
         import torch
@@ -183,11 +187,9 @@ class Device:
         """Within `autocast`, the context of arithmetic in the tensors' own types, for the loss."""
         import torch
 
-        return (
-            contextlib.nullcontext()
-            if self.dtype == torch.float32
-            else torch.autocast(self.torch_type(), enabled=False)
-        )
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch_type(), enabled=False)
 
     def scaler(self) -> torch.amp.GradScaler:
         """The loss scaler: active for fp16, a pass-through otherwise."""
@@ -265,9 +267,8 @@ class Device:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.4 knows no other name
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
-                module, process_group=group, broadcast_buffers=False, **self.parallel_options()
-            )
+            how = {"process_group": group, "broadcast_buffers": False} | self.parallel_options()
+            return DistributedDataParallel(module, **how)
 
     def parallel_options(self) -> dict[str, Any]:
         """Options for DistributedDataParallel on this device."""
@@ -363,8 +364,7 @@ class Device:
         return ""
 
     def identity(self) -> str:
-        """What tells this process's card from the others of its node; empty if that is not known, or if processes may
-        share it."""
+        """What tells this process's card from the node's others; empty if it is unknown, or processes may share it."""
         return ""
 
     def power(self, interval: float = 0.2) -> float | None:

@@ -60,9 +60,7 @@ class CUDA(Accelerator):
         import torch
 
         super().__init__(options, rank, workload)
-        exact = self.dtype == torch.float32 and options.precision != "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = not exact
-        torch.backends.cudnn.allow_tf32 = not exact
+        self.exact(self.dtype == torch.float32 and options.precision != "tf32")
         torch.backends.cudnn.benchmark = options.cudnn_benchmark and not options.deterministic
 
     @classmethod
@@ -87,6 +85,13 @@ class CUDA(Accelerator):
         if not torch.cuda.is_available():
             return "torch.cuda.is_available() is false; compare the driver's version with torch.version.cuda."
         return None
+
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = not on
+        torch.backends.cudnn.allow_tf32 = not on
 
     def require(self, options: DeviceOptions) -> None:
         super().require(options)

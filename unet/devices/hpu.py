@@ -57,8 +57,9 @@ class HPU(Accelerator):
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         result = super().environment(options, rank, workload)
         result["PT_HPU_LAZY_MODE"] = "1" if options.use_lazy_mode else "0"
-        if modules := listed("HABANA_VISIBLE_MODULES"):  # a process may have a list of its own
-            result["HLS_MODULE_ID"] = modules[rank.local % len(modules)]
+        if modules := listed(cls.visible):  # a process may have a list of its own
+            if rank.world > 1 or os.environ.get("HLS_MODULE_ID") not in modules:  # which a user may set
+                result["HLS_MODULE_ID"] = modules[rank.local % len(modules)]
         elif rank.world > 1 and not (len(listed(cls.outside[0])) == 1 and launchers.has_own_card(rank, cls.outside)):
             result["HLS_MODULE_ID"] = str(rank.local)
         if options.recipe_cache:

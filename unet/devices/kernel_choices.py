@@ -34,6 +34,7 @@ class Choices:
         self.used: dict[str, str] = {}  # pass of a convolution -> algorithm
         self.seconds = self.busy = 0.0  # of measuring; of each thread, which other processes do not make longer
         self.given: dict[str, str] = {}  # of the run that is resumed
+        self.others: dict[str, dict[str, Any]] = {}  # rank -> what another process of the run has chosen
         self.known: dict[tuple[Any, ...], dict[str, str]] = {}
 
     def __reduce__(self) -> Any:
@@ -96,23 +97,37 @@ class Choices:
         self.busy += (time.process_time() - worked) / torch.get_num_threads()
         return found
 
-    def described(self) -> dict[str, Any]:
-        """What `recall` takes: for the folder of a run."""
-        return {"kernels": self.kernels, "machine": self.machine(), "choices": dict(sorted(self.used.items()))}
+    def own(self) -> dict[str, Any]:
+        """What this process has chosen, now and before the run was resumed."""
+        return {"machine": self.machine(), "choices": dict(sorted((self.given | self.used).items()))}
 
-    def recall(self, path: Path) -> None:
-        """Take the choices of a run that goes on. Those of another machine are not taken: another algorithm may be
-        right or fast there. Raises UnetError for a damaged file."""
+    def described(self) -> dict[str, Any]:
+        """What `recall` takes: for the folder of a run. The other processes are in it where they chose otherwise, or on
+        another machine."""
+        own = self.own()
+        ranks = {
+            rank: each
+            for rank, each in sorted(self.others.items())
+            if each["machine"] != own["machine"] or not each["choices"].items() <= own["choices"].items()
+        }
+        return {"kernels": self.kernels, **own, **({"ranks": ranks} if ranks else {})}
+
+    def recall(self, path: Path, rank: int = 0) -> None:
+        """Take the choices of this process of a run that goes on, or the first one's where it has none of its own.
+        Those of another machine are not taken: another algorithm may be right or fast there. Raises UnetError for a
+        damaged file."""
         if not os.path.lexists(path):
             return
         content = files.read_json(path, KERNELS, HINT)
-        if content["machine"] != self.machine() or content["kernels"] != self.kernels:
+        ranks = content.get("ranks", {})
+        found = ranks.get(str(rank), content)
+        if found["machine"] != self.machine() or content["kernels"] != self.kernels:
             host.notice(
-                f"{path}: chosen with --kernels {content['kernels']} on {content['machine']}; here with --kernels"
+                f"{path}: chosen with --kernels {content['kernels']} on {found['machine']}; here with --kernels"
                 f" {self.kernels} on {self.machine()}. Sums are rounded in another order."
             )
             return
-        self.given = dict(content["choices"])
+        self.given, self.others = dict(found["choices"]), dict(ranks)
 
     def summary(self) -> str:
         """How many passes take which algorithm, in words."""

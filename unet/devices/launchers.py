@@ -319,10 +319,16 @@ def threads(rank: Rank, variables: Mapping[str, str] = os.environ) -> int:
 def has_own_card(rank: Rank, names: Sequence[str], variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was given cards of its own: by SLURM, or by a list of cards in one of the variables `names`
     that the launcher itself does not have, so that a script between the two has set it."""
-    if rank.world == 1 or any(name in variables for name in OWN_CARD):
+    if rank.world == 1 or slurm_deals_cards(variables):
         return True
     outside = _variables_of(_launcher_process(rank))
     return any(variables.get(name) and variables[name] != outside.get(name) for name in names)
+
+
+def slurm_deals_cards(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM gives each process cards of its own, which it counts from 0; --gpu-bind=none gives all to each."""
+    bound = variables.get("SLURM_GPU_BIND")
+    return any(name in variables for name in OWN_CARD) if bound is None else bound.rpartition(",")[2] != "none"
 
 
 def _launcher_process(rank: Rank) -> int:

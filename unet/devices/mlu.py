@@ -7,6 +7,7 @@ Written against torch_mlu for torch 2.4.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from unet.config.flags import DeviceOptions
@@ -26,6 +27,7 @@ class MLU(Accelerator):
     has_tf32 = pins = True
     collective = "cncl"
     visible, visible_too = "MLU_VISIBLE_DEVICES", ("CN_VISIBLE_DEVICES",)
+    outside = ("CUDA_VISIBLE_DEVICES",)  # read where neither of these is set
     vendor = "torch_mlu"
     compiles = False
     absent = "torch_mlu is not installed; start Cambricon's PyTorch container, which has it."
@@ -36,14 +38,23 @@ class MLU(Accelerator):
         import torch
 
         super().__init__(options, rank, workload)
-        exact = self.dtype == torch.float32 and options.precision != "tf32"
-        torch.backends.cnnl.allow_tf32 = not exact  # type: ignore[attr-defined]
-        torch.backends.mlu.matmul.allow_tf32 = not exact  # type: ignore[attr-defined]
+        self.exact(self.dtype == torch.float32 and options.precision != "tf32")
 
     @classmethod
     def environment(cls, options: DeviceOptions, rank: Rank, workload: Workload = USUAL) -> dict[str, str]:
         # the count of cards is asked through the driver's tool, which leaves the process able to fork
         return super().environment(options, rank, workload) | {"PYTORCH_CNDEV_BASED_MLU_CHECK": "1"}
+
+    @classmethod
+    def listing(cls) -> str:
+        return next((name for name in (super().listing(), *cls.outside) if os.environ.get(name)), cls.visible)
+
+    @classmethod
+    def exact(cls, on: bool) -> None:
+        import torch
+
+        torch.backends.cnnl.allow_tf32 = not on  # type: ignore[attr-defined]
+        torch.backends.mlu.matmul.allow_tf32 = not on  # type: ignore[attr-defined]
 
     def describe(self) -> str:
         import torch

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from unet.config.flags import DeviceOptions
 from unet.devices.accelerator import Accelerator
-from unet.devices.base import USUAL, Device, Workload
+from unet.devices.base import USUAL, Device, Workload, listed
 from unet.devices.cuda import CUDA
 from unet.devices.launchers import Rank
 
@@ -51,4 +51,7 @@ class ROCm(CUDA):
         return None
 
     def card_name(self) -> str:
-        return Accelerator.card_name(self)
+        """As the vendor's program, which reads no variable, counts: the lists of HIP and CUDA count the cards that
+        ROCr's list leaves."""
+        named, shown = Accelerator.card_name(self), listed(self.outside[0])
+        return shown[int(named)] if named.isdecimal() and int(named) < len(shown) else named

@@ -68,6 +68,9 @@ NO_EFFECT = frozenset(
 )
 ROUNDING_ONLY = frozenset({"eval_batch_size"})  # sums of another order in a forward pass, and so in scores
 PLACES = frozenset({"data", "cache"})  # the same data may lie in two places
+CHOSEN = ("precision", "layout", "compile", "threads")  # left to the device; `chosen` in environment.json: what it took
+LEFT_TO_DEVICE = ("auto", None)
+TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 MACHINE = ("device", "cores", "platform")
 UNKNOWN = "not known"
 
@@ -144,7 +147,7 @@ def settings_of(first: Run, second: Run) -> list[Difference]:
     files = [weights_read(run) for run in (first, second)]
     found = []
     for name in sorted(names):
-        one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
+        one, two = both_values(name, first, second)
         effect = name not in silent
         if name == "weights" and all(files):
             effect = files[0] != files[1]
@@ -157,6 +160,32 @@ def settings_of(first: Run, second: Run) -> list[Difference]:
         unknown = UNKNOWN in (one, two)
         found.append(Difference(name, one, two, effect and (unknown or name not in PLACES | ROUNDING_ONLY)))
     return sorted(found, key=lambda item: (not item.effect, item.unknown))
+
+
+def both_values(name: str, first: Run, second: Run) -> tuple[Any, Any]:
+    """The values of a setting in two runs; of one that may be left to the device those that were used. Not known of a
+    run that does not say what the device chose, unless both runs left it the choice."""
+    one, two = (run.settings.get(name, UNKNOWN) for run in (first, second))
+    a, b = (chosen(run, name) for run in (first, second))
+    if name not in CHOSEN or (one == two and None in (a, b)):
+        return one, two
+    return typed_as_chosen(name, one) if a is None else a, typed_as_chosen(name, two) if b is None else b
+
+
+def chosen(run: Run, name: str) -> Any:
+    """What a run says that it used of a setting; None where it does not say it, as runs before 2026-11-28."""
+    said = run.environment.get("chosen")
+    found = said.get(name) if isinstance(said, Mapping) else None
+    if name == "precision" and found is None and run.settings.get(name) == "auto":
+        found = TORCH_NAMES.get(str(run.benchmark.get(name)))
+    return found
+
+
+def typed_as_chosen(name: str, value: Any) -> Any:
+    """A typed value as `chosen` has it: the order of volumes has the name of that of images."""
+    if value in LEFT_TO_DEVICE:
+        return UNKNOWN
+    return str(value).replace("D", "") if name == "layout" and value != UNKNOWN else value
 
 
 def without_effect(*runs: Run) -> frozenset[str]:
@@ -288,12 +317,11 @@ def conclusion_of(
     said = _losses_in_words(losses)
     rounded = [item.name for item in settings if item.name in ROUNDING_ONLY and not item.unknown]
     alike = f"the same settings{' as far as is known' if unknown else ''}"
-    notes = f" {_some(rounded)} differs, which changes scores by rounding at most." if rounded else ""
+    notes = f" {_some(rounded)} {_differ(rounded)}, which changes scores by rounding at most." if rounded else ""
     notes += f" Not compared: what lies in the other {' and '.join(places)}." if places else ""
     notes += f" Not known of both runs: {_some(unknown)}." if unknown else ""
     if changed:
-        verb = "differs" if len(changed) == 1 else "differ"
-        return "no", f"Not the same computation: {_some(changed)} {verb}, and {said}.{notes}"
+        return "no", f"Not the same computation: {_some(changed)} {_differ(changed)}, and {said}.{notes}"
     if losses.state == "none":
         return "unknown", f"Not known whether this is the same computation: {said}.{notes}"
     if losses.state == "part":
@@ -312,6 +340,12 @@ def conclusion_of(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _differ(names: list[str]) -> str:
+    """The verb after names of settings: layers and weights are several."""
+    one = len(names) == 1 and (not names[0].endswith("s") or names[0].endswith(("ss", "us")))
+    return "differs" if one else "differ"
 
 
 def _losses_in_words(losses: Losses) -> str:

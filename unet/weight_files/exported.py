@@ -13,6 +13,7 @@ from unet.files import digest_files, schema_error
 from unet.weight_files import onnx_header, openvino_header, safetensors_header
 
 FORMAT = "unet export 1"
+SOURCE = "exported_from"  # in the metadata of exported weights: a digest of the file that they are of
 KINDS = {"onnx": "ONNX", "openvino": "OpenVINO"}  # what `safetensors_header.kind` says -> as it is written
 TENSOR = {"name": str, "shape": [(int, str)]}
 # `tensors`: a digest of the file beside it that holds the weights, where there is one
@@ -66,6 +67,11 @@ def read(path: Path) -> dict[str, Any]:
             f"{path.absolute()}: {wrong}.", "Export the weights again: python -m unet export --weights FILE"
         )
     return dict(found)
+
+
+def source_of(facts: Mapping[str, Any]) -> str:
+    """A digest of the weights that a file was exported from, by its metadata; empty for what was trained."""
+    return str(facts.get("weights" if facts.get("format") == FORMAT else SOURCE, ""))
 
 
 def verify(path: Path, facts: Mapping[str, Any]) -> None:

@@ -337,8 +337,10 @@ def test_damage_to_drawn_voxels_is_found(tmp_path: Path) -> None:
     assert case.drawn == folder / "case_0_voxels.npy"
     rows = np.load(case.drawn)
     np.save(case.drawn, np.where(rows == rows.max(), 99, rows))
-    with pytest.raises(CacheError, match=r"case_0_voxels.npy: its voxels do not lie in an image of \(1, "):
+    with pytest.raises(CacheError, match=r"case_0_voxels.npy: is another one than when this command began"):
         case.voxels()
+    with pytest.raises(CacheError, match=r"case_0_voxels.npy: its voxels do not lie in an image of \(1, "):
+        dataclasses.replace(case, opened=()).voxels()
     with pytest.raises(CacheError, match=r"case_0_voxels.npy has other content than was written"):
         cache.open_cache(folder, dataset.LAYOUT, wanted)
     case.drawn.unlink()

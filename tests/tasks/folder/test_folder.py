@@ -100,6 +100,50 @@ def test_flat_pictures_with_values_of_0_and_255(cli: Cli, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("here")
+def test_a_set_that_numbers_classes_or_channels_in_another_order_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """The network's class 1 would be scored against another organ, its first channel be another sequence."""
+    made.nnunet(tmp_path / "data/set", channels=2, classes=3)
+    code, _, err = cli("train", "--task", "folder", "--data", "set", "--cache", "c", "--run-name", "a", *QUICK)
+    assert code == 0, err
+
+    def other(name: str, **content: Any) -> tuple[str, ...]:
+        root = Path(shutil.copytree("data/set", f"data/{name}"))
+        (root / "dataset.json").write_text(json.dumps({**read_json(root / "dataset.json"), **content}))
+        return (
+            "evaluate",
+            "--data",
+            name,
+            "--cache",
+            f"c-{name}",
+            "--weights",
+            "a",
+            "--device",
+            "cpu",
+            "--split",
+            "none",
+        )
+
+    classes = other("classes", labels={"background": 0, "Organ 1": 2, "organ 2": 1})
+    error = error_of(cli(*classes))
+    assert (
+        "dataset.json: gives classes other values than the network's settings: organ 1 2 (the network: 1), organ 2 1"
+        in error
+    )
+    assert "--label-values 0 2 1" in error
+    code, _, err = cli(*classes, "--label-values", 0, 2, 1)
+    assert code == 0, err
+    train = ("train", "--config", "performance/a/config.json", "--data", "classes", "--run-name", "b")
+    assert "gives classes other values" in error_of(cli(*train, "--cache", "d"))
+    swapped = "dataset.json: the channels are T2, T1; the network takes T1, T2"
+    assert swapped in error_of(cli(*other("channels", channel_names={"0": "T2", "1": "T1"})))
+    for place in ("data/channels", "data/channels/imagesTr", "data/channels/imagesTr/case_0_0000.nii.gz"):
+        assert swapped in error_of(cli("predict", place, "--weights", "a", "--device", "cpu", "--output", "p"))
+    renamed = other("renamed", labels={"background": 0, "left": 1, "right": 2}, channel_names={"0": "PD", "1": "T1w"})
+    code, _, err = cli(*renamed)
+    assert code == 0, err
+
+
+@pytest.mark.usefixtures("here")
 def test_a_plan_is_what_training_takes(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "data/set")
     code, out, err = cli("plan", "--data", "set", "--cache", "c", "--size", "S", "--width", "4", "--device", "cpu")
@@ -259,6 +303,21 @@ def test_check_lists_every_fault_of_a_set(cli: Cli, tmp_path: Path) -> None:
     out = cli("check", "--task", "folder", "--data", tmp_path / "set.csv")[1]
     assert all(f"line {n + 2}: {tmp_path / kind}{n}.png is not there" in out for n in range(3) for kind in "im")
     assert "6 errors" in out and "all faults" not in out
+
+
+@pytest.mark.usefixtures("here")
+def test_an_image_that_trains_and_validates_is_told(cli: Cli, tmp_path: Path) -> None:
+    """Under two names; `check` finds it, and not everybody types that."""
+    root = made.nnunet(tmp_path / "data/set")
+    shutil.copy(root / "imagesTr/case_0_0000.nii.gz", root / "imagesTr/again_0000.nii.gz")
+    shutil.copy(root / "labelsTr/case_1.nii.gz", root / "labelsTr/again.nii.gz")
+    Path("split.txt").write_text("again\ncase_2\n")
+    words = ("train", "--task", "folder", "--data", "set", "--cache", "c", *QUICK)
+    code, _, err = cli(*words, "--run-name", "a", "--split", "split.txt")
+    assert code == 0, err
+    assert "warning: 1 validation case holds the image of a training case (again that of case_0)" in err
+    Path("split.txt").write_text("case_1\ncase_2\n")
+    assert "holds the image" not in cli(*words, "--run-name", "b", "--split", "split.txt")[2]
 
 
 @pytest.mark.usefixtures("here")

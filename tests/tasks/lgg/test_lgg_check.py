@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet.tasks.lgg import check
+
 
 @pytest.fixture
 def raw(phantoms: Path, workplace: Path) -> Path:
@@ -25,6 +27,24 @@ def test_a_good_set(cli, raw: Path) -> None:
     assert code == 0
     assert "patients               6" in out
     assert "0 errors" in out
+
+
+def test_a_part_of_the_public_set_is_told_as_such(cli, raw: Path) -> None:
+    """A set of one's own of the same layout is none: its patients have other names."""
+    assert "of the 110 patients" not in cli("check", "--data", "./raw")[1]
+    for folder in patients(raw)[:4]:
+        for path in [*folder.iterdir(), folder]:
+            path.rename(path.with_name(path.name.replace("_PH_", "_CS_")))
+    code, out, _ = cli("check", "--data", "./raw")
+    assert code == 0
+    assert "warning: 4 of the 110 patients of the public set are there; the others, if a download broke off:" in out
+    assert "type python -m unet download lgg --data ./raw\n" in out
+
+
+def test_the_whole_public_set_is_no_part(tmp_path: Path) -> None:
+    names = [f"TCGA_HT_{number:04d}_20000101" for number in range(110)]
+    assert check.in_part(tmp_path, names) == []
+    assert len(check.in_part(tmp_path, names[1:])) == 1
 
 
 def test_missing_masks_orphans_and_truncation(cli, raw: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import files
+from unet.data.cache.integrity import KINDS
 from unet.data.cache.layout import Layout
 from unet.data.io.arrays import open_npy
 from unet.errors import CacheError
 
 AGAIN = "Make the cache again with --rebuild-cache."
+Stamp = tuple[int, int, int]  # of a file: which one it is, its bytes, its time of change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,8 @@ class CachedCase:
     """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
     each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
     `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known; `digest`:
-    of their content; `drawn`: the file of its drawn voxels."""
+    of their content; `drawn`: the file of its drawn voxels; `opened`: (stamp, digest) of each of its files when the
+    cache was opened, where digests are known."""
 
     id: str
     image: Path
@@ -35,11 +39,14 @@ class CachedCase:
     own: bool = False
     digest: str = ""
     drawn: Path | None = None
+    opened: tuple[tuple[Stamp, str], ...] = ()
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
-        Raises CacheError where the image has another shape than is known of it, or the mask does not fit it."""
+        Raises CacheError where the image has another shape than is known of it, the mask does not fit it, or the cache
+        was made anew since it was opened."""
         image, mask = open_npy(self.image), open_npy(self.mask)
+        self._require_same(self.image, self.mask)
         fits = mask.shape in ((*image.shape[:-1], 1), (1, *image.shape[1:]))
         if image.shape != self.shape or not fits:
             raise CacheError(
@@ -59,10 +66,23 @@ class CachedCase:
             rows = np.load(files.require_regular(self.drawn), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise CacheError(f"{self.drawn.absolute()}: cannot be read as npy ({str(error)[:100]}).", AGAIN) from error
+        self._require_same(self.drawn, first=2)
         inside = rows.ndim == 2 and rows.shape[1] == 4 and rows.dtype.kind == "i"
         if not inside or not ((rows[:, 1:] >= 0) & (rows[:, 1:] < self.shape[1:])).all():
             raise CacheError(f"{self.drawn.absolute()}: its voxels do not lie in an image of {self.shape}.", AGAIN)
         return {str(number): rows[rows[:, 0] == number, 1:] for number in np.unique(rows[:, 0])}
+
+    def _require_same(self, *paths: Path, first: int = 0) -> None:
+        """Raise CacheError unless files that were just opened have the content that they had when the cache was: a run
+        would go on with other data than it began with."""
+        for path, (before, digest) in zip(paths, self.opened[first:], strict=False):
+            now = _stamp(path)
+            if now != before and not _has(path, now, digest):
+                raise CacheError(
+                    f"{path.absolute()}: is another one than when this command began: the cache was made anew.",
+                    "Give each command that makes one a --cache of its own. Make this one as it was, then go on: a run"
+                    " with --resume.",
+                )
 
 
 def opened(
@@ -72,7 +92,33 @@ def opened(
     image, mask, *more = layout.paths(folder, case)
     kept = {name: facts[name] for name in layout.needed if name in facts}
     count, digest = tuple(facts["foreground"]), str(facts.get("digest", "")) if own else ""
-    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, *more)
+    made = facts.get("arrays", {}) if own else {}
+    digests = [made[kind]["digest"] for kind in KINDS if kind in made]
+    stamps = tuple((_stamp(path), each) for path, each in zip((image, mask, *more), digests, strict=False))
+    drawn = more[0] if more else None
+    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, stamps)
+
+
+def twins(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """(validation case, training case) of images that are the same to the bit, where digests are known."""
+    known = {case.id: case.opened[0][1] for case in cases if case.opened}
+    trained = {known[case]: case for case in split["train"] if case in known}
+    return [(case, trained[known[case]]) for case in split["validation"] if known.get(case) in trained]
+
+
+def _stamp(path: Path) -> Stamp:
+    """That of a file which cannot be looked at is 0: reading it tells."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2**16)
+def _has(path: Path, stamp: Stamp, digest: str) -> bool:
+    """Whether a file, as it is now, has this digest: it is read once."""
+    return files.digest_files(path) == digest
 
 
 def data_digest(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> str | None:

@@ -1,4 +1,5 @@
-"""Whether the cases that --data-on ram keeps fit into this machine's memory, and into what processes share of it."""
+"""Whether the cases that --data-on ram keeps fit into this machine's memory, and into what processes share of it. Each
+process of a run keeps all of them."""
 
 from __future__ import annotations
 
@@ -11,16 +12,18 @@ from unet.errors import DataError
 
 
 def require_memory(cases: int, needed: int, shared: bool) -> None:
-    """Raise DataError where `needed` bytes of cases do not fit into this machine's memory, or, `shared` by processes,
-    into the part of it that they may share."""
-    _, available = host.memory()
+    """Raise DataError where `needed` bytes of cases do not fit into this machine's memory, or, `shared` by loader
+    processes, into the part of it that they may share, as often as there are processes of the run here. They ask before
+    any of them has begun to fill its memory."""
+    (_, available), times = host.memory(), host.processes_here
     words = f"--data-on ram: {host.counted(cases, 'case')} take{'s' if cases == 1 else ''} {host.format_bytes(needed)}"
-    if available and needed > 0.9 * available:
+    words += f" in each of {times} processes" if times > 1 else ""
+    if available and times * needed > 0.9 * available:
         raise DataError(
             f"{words}, {host.format_bytes(available)} of memory are free.",
             "Leave it out: memory-mapped files are cached by the system as far as memory goes.",
         )
-    if shared and needed > host.disk(host.SHARED):
+    if shared and times * needed > host.disk(host.SHARED):
         raise DataError(
             f"{words}, {host.SHARED} has {host.format_bytes(host.disk(host.SHARED))} for what processes share.",
             "Type --workers 0, give the container more (docker run --shm-size=16g), or leave --data-on out.",

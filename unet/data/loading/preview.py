@@ -100,12 +100,10 @@ def cell(image: NDArray[Any], mask: NDArray[Any], ends: tuple[float, float], sti
 
 def outlined(image: NDArray[Any], mask: NDArray[Any], ends: tuple[float, float]) -> drawing.Image:
     """A slice in grey, each class outlined in its colour, voxels to be ignored with lines over them."""
-    from skimage.segmentation import find_boundaries
-
     result = drawing.grey((image - ends[0]) / (ends[1] - ends[0]))
     rows, columns = np.indices(mask.shape)
     result[(mask == IGNORED) & ((rows + columns) % HATCH == 0)] = IGNORE_COLOUR
     for label in np.unique(mask).tolist():
         if label not in (0, IGNORED):
-            result[find_boundaries(mask == label, mode="inner")] = COLOURS[(label - 1) % len(COLOURS)]
+            result[drawing.outline(mask == label)] = COLOURS[(label - 1) % len(COLOURS)]
     return result

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from unet import host
-from unet.errors import DataError, UnetError
+from unet.errors import DataError, LostError
 
 Batch = dict[str, Tensor]
 Key = tuple[int, int]
@@ -116,7 +116,7 @@ class Pool:
 
     def _receive(self, worker: Worker) -> tuple[bytes | None, list[int]]:
         """One message of a process, and the descriptors in it; None where the run is asked to stop and none comes.
-        Raises UnetError where the process is dead or silent."""
+        Raises LostError where the process is dead or silent."""
         poll = select.poll()
         poll.register(worker.channel, select.POLLIN)
         waited = 0
@@ -127,7 +127,7 @@ class Pool:
                 host.notice_once("A loader process does not answer: this process prepares its batch itself.")
                 return None, []
             if waited >= SILENT:
-                raise UnetError(
+                raise LostError(
                     f"Loader process {worker.process.pid} has given no batch for {SILENT} s"
                     f" ({_state(worker.process.pid)}).",
                     "Look whether the disk with the data answers; --workers 0 reads in the main process. A run goes on"
@@ -137,7 +137,7 @@ class Pool:
         with contextlib.suppress(ConnectionError):
             content, shared, _, _ = socket.recv_fds(worker.channel, MESSAGE, 1)
         if not content:
-            raise UnetError(
+            raise LostError(
                 f"A loader process died: {host.how_it_ended(worker.process)}",
                 "Type the command again with fewer --workers, each takes memory of its own; a run goes on with"
                 " --resume.",

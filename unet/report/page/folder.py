@@ -1,4 +1,5 @@
-"""The folder of a page: which files in it the program wrote. Others are never overwritten or removed."""
+"""The folder of a page: which files in it the program wrote. Others are never overwritten or removed, nor is another
+page."""
 
 from __future__ import annotations
 
@@ -40,7 +41,14 @@ class PageFolder:
         return found
 
     def require_free(self, names: Mapping[str, bytes], own: Mapping[str, str]) -> None:
-        """Raise UsageError if a file of these names is there that the program did not write, or that was changed."""
+        """Raise UsageError if a file of these names is there that the program did not write, or that was changed, or if
+        the folder holds another page, whose pictures and tables have the same names."""
+        other = next((name for name in own if name.endswith((".html", ".htm")) and name not in names), None)
+        if other and (self.path / other).is_file():
+            raise UsageError(
+                f"{self.path.absolute()} holds another page, {other}, with its pictures and tables.",
+                f"Name a page in a folder of its own: --page {self.path / self.page.stem}/index.html",
+            )
         for name in names:
             path = self.path / name
             if os.path.lexists(path) and not self._is_own(name, own):

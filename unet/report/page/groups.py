@@ -159,9 +159,10 @@ def places(run: Run) -> frozenset[str]:
 
 
 def counted(run: Run, name: str) -> Any:
-    """The value of a setting that counts: of weights that were evaluated the digest, where it is known."""
+    """The value of a setting that counts, where it is known: of weights that were evaluated the digest, of what was
+    left to the device its choice."""
     digest = differences.weights_read(run) if name == "weights" else ""
-    return digest or run.settings[name]
+    return digest or differences.chosen(run, name) or run.settings[name]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
@@ -181,8 +182,10 @@ def shown(group: Group, name: str) -> str:
     """The value of a setting, in words."""
     if name not in group.first.settings:
         return ""
-    digest = differences.weights_read(group.first) if name == "weights" else ""
-    return value_text(group.first.settings[name]) + (f" (digest {digest[:8]})" if digest else "")
+    value, digest = group.first.settings[name], differences.weights_read(group.first) if name == "weights" else ""
+    took = differences.chosen(group.first, name) if value in differences.LEFT_TO_DEVICE else None
+    remark = f"digest {digest[:8]}" if digest else took
+    return value_text(value) + (f" ({remark})" if remark else "")
 
 
 def value_text(value: Any) -> str:

@@ -121,7 +121,7 @@ def made_how(run: Run) -> str:
     found = [tag("p", "Command", class_="label"), tag("pre", tag("code", escaped(run.command)), tabindex=0)]
     made = [] if not run.command else found
     facts = {"folder": run.path.absolute(), "device": run.device}
-    skip = ("packages", "variables", "device")
+    skip = ("packages", "variables", "device", "chosen")
     facts |= {name: value for name, value in run.environment.items() if name not in skip}
     facts |= {f"{name}": version for name, version in (run.environment.get("packages") or {}).items()}
     facts |= dict(run.environment.get("variables") or {})

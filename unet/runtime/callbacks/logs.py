@@ -19,10 +19,11 @@ from unet.runtime.trainer import Trainer, stop_reason
 
 class KernelsLog:
     """kernels.json: the algorithms that the device has chosen for convolutions, as soon as it has; and a line in words
-    after the first step."""
+    after the first step. Comes before the callback that saves the state: with a state are also those that other ranks
+    have chosen, each for itself."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.written = folder, 0
+        self.folder, self.written, self.told = folder, 0, 0
 
     def on_step_end(self, run: Trainer, **rest: Any) -> None:
         self.write(run)
@@ -30,9 +31,21 @@ class KernelsLog:
     def on_eval_end(self, run: Trainer, **rest: Any) -> None:
         self.write(run)
 
+    def on_save(self, run: Trainer) -> None:
+        """On all ranks."""
+        choices = run.device.choices
+        if choices is None or run.group.world == 1:
+            return
+        every = run.group.gather(choices.own() if len(choices.used) != self.told else None)
+        self.told = len(choices.used)
+        found = {str(rank): each for rank, each in enumerate(every) if rank and each}
+        if run.group.is_main and found:
+            choices.others |= found
+            self.folder.write(KERNELS_JSON, choices.described())
+
     def write(self, run: Trainer) -> None:
         choices = run.device.choices
-        if choices is None or len(choices.used) == self.written:
+        if choices is None or not run.group.is_main or len(choices.used) == self.written:
             return
         if not self.written:
             self.folder.say(choices.summary())

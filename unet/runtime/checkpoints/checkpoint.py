@@ -208,8 +208,11 @@ def _damaged(path: Path, error: BaseException) -> DamagedError:
 
 
 def weights_of(content: Mapping[str, Any], path: Path | None = None) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: this program's, another trainer's, or a bare one. Raises CheckpointError if its
-    entries are not named tensors."""
+    """The state dict in a checkpoint: this program's (of a state that of the moving average, where the run has one: it
+    is the network that is scored), another trainer's, or a bare one. Raises CheckpointError if its entries are not
+    named tensors."""
+    if content.get("format") in STATE_FORMATS:
+        content = content.get("ema") or content
     state = next((content[key] for key in KEYS_OF_FOREIGN if isinstance(content.get(key), dict)), content)
     strange: Any = next(
         (key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None

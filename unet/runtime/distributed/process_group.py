@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unet import host
 from unet.devices.base import Device, first_line
-from unet.errors import DeviceError, UnetError, UsageError
+from unet.errors import DeviceError, LostError, UnetError, UsageError
 from unet.runtime.distributed.rendezvous import Meeting
 from unet.runtime.distributed.watchdog import AGAIN, GRACE, NEWS, RESUME, Watchdog, machine
 
@@ -93,7 +93,7 @@ class DistributedGroup(Group):
         try:
             self._meeting = Meeting(device.rank, address, port, timeout, folder, own)
         except (RuntimeError, OSError, ValueError) as error:
-            raise UnetError(
+            raise LostError(
                 f"Rank {self.rank} of {self.world} on {socket.gethostname()} cannot connect to the others at"
                 f" {address}:{port} ({first_line(error)}).",
                 "If another program uses the port, set MASTER_PORT to a free one. If rank 0 ended, read its error.",
@@ -106,7 +106,7 @@ class DistributedGroup(Group):
         except Exception as error:
             found = self.explain(error)
             if not isinstance(found, UnetError):
-                found = DeviceError(
+                found = LostError(
                     f"The first exchange over {device.collective} failed: {first_line(error)}",
                     "Compare driver, collective library and network interfaces of all nodes; python -m unet doctor",
                 )
@@ -139,7 +139,7 @@ class DistributedGroup(Group):
         device.synchronize()
         found = total.item()
         if found != self.world:
-            raise DeviceError(
+            raise LostError(
                 f"The first sum over {device.collective} is {found:g} instead of {self.world}.",
                 "Compare driver and collective library of all nodes; python -m unet doctor",
             )
@@ -256,7 +256,7 @@ class DistributedGroup(Group):
             except RuntimeError as broken:
                 found = self.explain(broken)
                 self.watchdog.leave(found)
-                return found if isinstance(found, UnetError) else UnetError(first_line(found), AGAIN)
+                return found if isinstance(found, UnetError) else LostError(first_line(found), AGAIN)
         return self.watchdog.leave(error)
 
 
@@ -276,16 +276,17 @@ def group() -> Group:
 
 def join(device: Device, address: str, port: int, timeout: float, folder: Path, own: str | None = None) -> Group:
     """Connect to the other ranks, once per process: `folder` is shared by the nodes, `own` is this node's address as
-    the others see it. Raises UnetError if they do not come."""
+    the others see it. Raises LostError if they do not come."""
     global _group
     if device.rank.world > 1 and _group.world == 1:
         _group = DistributedGroup(device, address, port, timeout, folder, own)
         host.set_quiet(host.is_quiet() or not _group.is_main)
+        host.processes_here = device.rank.local_world
     return _group
 
 
 def leave(error: BaseException | None = None) -> UnetError | None:
     """Leave the process group, if there is one. Returns the error of another rank, if there is one."""
     global _group
-    parting, _group = _group, Group()
+    parting, _group, host.processes_here = _group, Group(), 1
     return parting.leave(error)

@@ -23,7 +23,7 @@ from typing import Any
 
 from unet import files
 from unet.devices.base import first_line
-from unet.errors import FAILED, UnetError
+from unet.errors import FAILED, LostError, UnetError
 
 AGAIN = "Start all processes again with the same command."
 RESUME = "Start all processes again with the same command, and where a state is saved --resume --run-name NAME."
@@ -182,7 +182,7 @@ class Watchdog(threading.Thread):
         """The error that names the lost rank, if it is known within `wait` seconds."""
         if not self.aborting.wait(wait):
             return None
-        found = UnetError(str(self.reason), self.hint)
+        found = LostError(str(self.reason), self.hint)
         found.shown = not self.reports
         return found
 

@@ -11,7 +11,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -257,8 +257,9 @@ def source_digest() -> str:
         return "not known"
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions, machine and device, for environment.json."""
+def environment(device: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions, machine and device, for environment.json; `chosen`: settings as they were used, also those that were
+    left to the device."""
     total, available = host.memory()
     relevant = ["CUDA_", "OMP_", "GOMP_", "KMP_", "MKL_", "PT_HPU_", "HLS_", "HABANA_", "MLU_", "TORCH", "NCCL_"]
     relevant += ["CN", "GLOO_", "SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE"]
@@ -269,6 +270,7 @@ def environment(device: str) -> dict[str, Any]:
         "packages": versions(),
         "platform": platform.platform(),
         "device": device,
+        **({"chosen": dict(chosen)} if chosen else {}),
         "cores": host.cores(),
         "memory_bytes": total,
         "memory_available_bytes": available,

@@ -88,6 +88,7 @@ class Settings(TaskSettings):
         "output_clamp",
         "output_activation",
     )
+    network_settings: ClassVar[tuple[str, ...]] = inference_settings[1:]
     size_flags: ClassVar[tuple[str, ...]] = ("resolution",)
     splits: ClassVar[tuple[str, ...]] = ("fraction",)
     large_tensors: ClassVar[bool] = True

@@ -57,6 +57,7 @@ class Settings(TaskSettings):
     }
     inference_settings: ClassVar[tuple[str, ...]] = ("image_size", "raw_side", "context", "layers", "activation")
     scoring_settings: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    network_settings: ClassVar[tuple[str, ...]] = ("activation",)
     notes: ClassVar[dict[str, str]] = {"evaluate_every": "here steps, not epochs"}
 
     image_size: int = option(

@@ -78,6 +78,8 @@ def mismatches(found: sets.Set, settings: Settings, seen: Sequence[Mapping[str, 
         counts.update(case["values"])
     names = found.names
     try:
+        if settings.label_values:
+            dataset.require_fit(found, settings)
         if read:
             fingerprint.require_alike(found.root, fingerprint.Fingerprint(tuple(read)))
     except UnetError as error:

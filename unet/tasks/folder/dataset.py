@@ -27,7 +27,7 @@ from unet.data.io.nifti_header import times
 from unet.data.preprocessing import resize
 from unet.errors import CacheError, DataError, UnetError
 from unet.tasks.folder import sets
-from unet.tasks.folder.labels import IGNORED, Labels
+from unet.tasks.folder.labels import DATASET, IGNORED, Labels, require_same
 from unet.tasks.folder.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def labels_of(settings: Settings) -> Labels:
 
 def index(found: sets.Set, settings: Settings) -> list[Case]:
     """Every case of a set, by its headers. Raises one DataError that names the first faults and counts them."""
+    require_fit(found, settings)
     cases, faults, odd = [], [], list[tuple[str, str]]()
     for name, own in found.cases.items():
         case, fault, remarks = read_case(name, own, settings)
@@ -94,6 +95,12 @@ def index(found: sets.Set, settings: Settings) -> list[Case]:
         words = "; ".join(fault.message.rstrip(".") for fault in faults[:2])
         raise DataError(f"{words}{more}.", faults[0].hint)
     return cases
+
+
+def require_fit(found: sets.Set, settings: Settings) -> None:
+    """Raise DataError where dataset.json contradicts the network's channels or classes."""
+    where = (found.root if found.root.is_dir() else found.root.parent) / DATASET
+    require_same(where, found.names, settings.channels, labels_of(settings))
 
 
 def read_case(name: str, own: sets.Found, settings: Settings) -> tuple[Case, UnetError | None, list[tuple[str, str]]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import files
-from unet.errors import DataError
+from unet.errors import DataError, UnetError
 
 Array = NDArray[Any]
 IGNORED = 255  # the class of voxels that are neither trained on nor scored
@@ -194,3 +194,36 @@ def read_names(path: Path) -> Names:
     classes = named_classes(path, pairs, hint)
     ignore = classes.pop("ignore", None)
     return Names(tuple(named), classes, ignore, ending)
+
+
+def require_same(where: Path, names: Names, channels: Sequence[str], labels: Labels | None = None) -> None:
+    """Raise DataError where what a set says of itself (`names`, in the file `where`) contradicts the network's channels
+    or classes: a name that both have at another place, or of another value. Names that only one of them has say
+    nothing."""
+    given, wanted = ([name.casefold() for name in each] for each in (names.channels, channels))
+    if any(name in wanted and wanted.index(name) != place for place, name in enumerate(given)):
+        raise DataError(
+            f"{where}: the channels are {', '.join(names.channels)}; the network takes {', '.join(channels)}.",
+            "Number the files of this set in the network's order; or give a table .csv with a column of images for each"
+            " channel, in that order.",
+        )
+    here = {name.casefold(): value for name, value in names.classes.items()}
+    both = {name: here[name.casefold()] for name in labels.names if name.casefold() in here} if labels else {}
+    there = dict(zip(labels.names, labels.values, strict=True)) if labels else {}
+    if odd := [f"{name} {value} (the network: {there[name]})" for name, value in both.items() if value != there[name]]:
+        typed = " ".join(str(both[name]) for name in there) if len(both) == len(there) else ""
+        raise DataError(
+            f"{where}: gives classes other values than the network's settings: {', '.join(odd[:4])}.",
+            f"Type the values of this set in the order of the network's classes: --label-values {typed or '...'}",
+        )
+
+
+def require_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
+    """As `require_same`, of the channels of images or folders of them: by the dataset.json in a folder or in the two
+    above, where there is one that can be read."""
+    for where in dict.fromkeys(folder / DATASET for path in paths for folder in (path, *path.absolute().parents[:2])):
+        try:
+            names = read_names(where)
+        except UnetError:  # another program's file of that name
+            continue
+        require_same(where, names, channels)

@@ -66,6 +66,7 @@ class Settings(TaskSettings):
         *("crop_background", "patch", "layers", "width", "widest", "encoder", "overlap", "blend", "mirror"),
         "deep_supervision",
     )
+    network_settings: ClassVar[tuple[str, ...]] = ("layers", "width", "widest", "encoder", "deep_supervision")
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("fold",)
     large_tensors: ClassVar[bool] = True

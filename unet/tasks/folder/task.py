@@ -19,7 +19,7 @@ from unet.errors import DataError, UnetError, UsageError
 from unet.tasks.base import Column, Decision, Metric, Predictor
 from unet.tasks.folder import check, dataset, figure, plan, scoring, sets
 from unet.tasks.folder.fingerprint import look
-from unet.tasks.folder.labels import IGNORED, Labels, from_values, require_distinct
+from unet.tasks.folder.labels import IGNORED, Labels, from_values, require_distinct, require_order
 from unet.tasks.folder.settings import FROM_DATA
 from unet.tasks.folder.settings import Settings as OwnSettings
 from unet.tasks.segmentation import SegmentationTask
@@ -335,6 +335,7 @@ class Folder(SegmentationTask):
         return figure.slices(arrays["image"], arrays["target"], arrays["prediction"])
 
     def find_inputs(self, paths: Sequence[Path]) -> dict[Path, list[Path]]:
+        require_order(paths, self.settings.channels)
         found = sets.inputs(paths, len(self.settings.channels), self.config.predict.series)
         self.given = {own[0]: own for own in found.values()}
         return {Path(name): [own[0]] for name, own in found.items()}

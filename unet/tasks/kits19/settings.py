@@ -109,6 +109,7 @@ class Settings(TaskSettings):
         *("spacing", "pad_to", "eval_patch", "overlap", "blend", "mirror", "activation"),
         *("encoder", "deep_supervision", "layers", "width"),
     )
+    network_settings: ClassVar[tuple[str, ...]] = ("activation", "encoder", "deep_supervision", "layers", "width")
     scoring_settings: ClassVar[tuple[str, ...]] = ("include_background",)
     size_flags: ClassVar[tuple[str, ...]] = ("patch",)
     splits: ClassVar[tuple[str, ...]] = ("mlperf",)

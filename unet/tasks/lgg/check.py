@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from unet import files, host
+from unet.config.schema import shell_path
 from unet.data.checks import Report
 from unet.data.io.images import read_mask, read_rgb
 from unet.data.preprocessing import masks
 from unet.errors import DataError, UnetError
-from unet.tasks.lgg import dataset
+from unet.tasks.lgg import dataset, download
+
+PUBLIC = re.compile(r"TCGA_(CS|DU|EZ|FG|HT)_")  # patients of the public set are named by their hospital
 
 
 def raw(root: Path, split_of: Any) -> Report:
@@ -54,6 +58,7 @@ def raw(root: Path, split_of: Any) -> Report:
         tumours += sum(bool(mask.any()) for mask in found.values())
         pixels += sum(mask.size for mask in found.values())
         foreground += sum(int(mask.sum()) for mask in found.values())
+    report.warnings += in_part(root, [folder.name for folder in folders])
     report.warnings += masks.crowded("tumour", foreground / max(1, pixels))
     _duplicates(leaks, [folder.name for folder in folders], split_of, report)
     report.facts = {
@@ -64,6 +69,17 @@ def raw(root: Path, split_of: Any) -> Report:
         "sizes": ", ".join(sorted("x".join(map(str, shape)) for shape in shapes)),
     }
     return report
+
+
+def in_part(root: Path, names: Iterable[str]) -> list[str]:
+    """A warning where the folder `root` has patients of the public set, and not all of them."""
+    there, whole = sum(bool(PUBLIC.match(name)) for name in names), download.PATIENTS
+    if not 0 < there < whole:
+        return []
+    return [
+        f"{there} of the {whole} patients of the public set are there; the others, if a download broke off: type"
+        f" python -m unet download lgg --data {shell_path(root)}"
+    ]
 
 
 def _read(paths: Iterable[Path], read: Callable[[Path], Any], report: Report) -> dict[Path, Any]:

@@ -10,6 +10,7 @@ import re
 from unet.data.download.sources import Archive, Remote, Source
 
 ADDRESS = "https://www.kaggle.com/api/v1/datasets/download/mateuszbuda/lgg-mri-segmentation"
+PATIENTS = 110
 SLICE = re.compile(r"(?:^|/)kaggle_3m/((TCGA_\w{1,40})/\2_\d{1,4}(?:_mask)?\.tif)$")
 
 
@@ -20,7 +21,7 @@ def place(member: str) -> str | None:
 
 
 SOURCE = Source(
-    title="LGG MRI Segmentation (kaggle): 110 patients of TCGA-LGG",
+    title=f"LGG MRI Segmentation (kaggle): {PATIENTS} patients of TCGA-LGG",
     home="https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation",
     licence="CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/)",
     terms=(
@@ -29,7 +30,7 @@ SOURCE = Source(
         " (Journal of Neuro-Oncology 133).",
     ),
     archive=Archive(
-        Remote("lgg-mri-segmentation.zip", (ADDRESS,), 750_000_000), place, unpacked=1_050_000_000, folders=110
+        Remote("lgg-mri-segmentation.zip", (ADDRESS,), 750_000_000), place, unpacked=1_050_000_000, folders=PATIENTS
     ),
     account=(
         "kaggle gives it to accounts only. With its own program, then from the file:",
