@@ -360,8 +360,7 @@ class Folder(SegmentationTask):
     def predict_case(
         self, images: Sequence[Path], wanted: Sequence[Path], predictor: Predictor, options: PredictOptions
     ) -> Iterator[Output]:
-        """The label values of a case on its image's own grid, in its format; on request the slice with most classes as
-        PNG. Raises DataError."""
+        """Label values on the image's grid, in its format; on request the slice of most classes. Raises DataError."""
         from unet.data.io.outputs import Output
 
         names = {f"class_{value}": name for value, name in zip(self.labels.values, self.labels.names, strict=True)}
