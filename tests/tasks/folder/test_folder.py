@@ -262,6 +262,24 @@ def test_check_lists_every_fault_of_a_set(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("table", [False, True])
+def test_check_reads_the_cases_that_are_whole_where_others_lack_a_mask(table: bool, cli: Cli, tmp_path: Path) -> None:
+    root = made.pairs(tmp_path / "data/set", ".png", cases=6)
+    rows = ["image,mask", *(f"images/case_{n}.png,masks/case_{n}.png" for n in range(6))]
+    (root / "set.csv").write_text("\n".join(rows))
+    (root / "masks/case_5.png").unlink()
+    Image.fromarray(np.ones((5, 7), np.uint8)).save(root / "masks/case_4.png")
+    (root / "images/case_3.png").write_bytes((root / "images/case_3.png").read_bytes()[:60])
+    shutil.copy(root / "images/case_0.png", root / "images/case_1.png")
+    code, out, _ = cli("check", "--task", "folder", "--data", root / "set.csv" if table else root)
+    assert code == 1
+    lacks = f"{root / 'masks/case_5.png'} is not there" if table else "images/case_5.png: no mask of the name case_5"
+    for words in (lacks, "case_4: image and mask differ", "images/case_3.png: ", "case_0 and case_1 hold the same"):
+        assert words in out
+    assert "3 errors, 1 warning" in out
+
+
+@pytest.mark.usefixtures("here")
 def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
     root = made.pairs(tmp_path / "data/set", ".nii.gz", cases=5)
     split = Folder(task_config("folder", data=str(root))).split([f"case_{n}" for n in range(5)])
