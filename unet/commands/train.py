@@ -113,7 +113,7 @@ def dry_run(resolved: Resolved) -> int:
 
 
 def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
-    from unet.data.cache.cached_case import data_digest
+    from unet.data.cache.cached_case import data_digest, leaks
     from unet.runtime.folders import run_folder
 
     config, task, group = context.config, context.task, context.group
@@ -131,6 +131,12 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
         host.notice(
             f"{len(seen)} of the {len(split['validation'])} validation cases were used to train the weights of --load:"
             " their scores are too good"
+        )
+    if found := leaks(cases, split):
+        more = f" (and {len(found) - 1} more pairs)" if found[1:] else ""
+        host.notice(
+            f"leakage: {found[0]}; one trains, the other validates{more}: scores are too good; all of them: python -m"
+            f" unet check --task {config.general.task}{run_end.data_flags(config)}"
         )
     folder.data = data_digest(cases, split)
     cleared = clear_caches(context)

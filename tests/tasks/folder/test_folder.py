@@ -295,6 +295,27 @@ def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("patients", [False, True])
+def test_train_tells_of_leaks_as_check_does(patients: bool, cli: Cli, tmp_path: Path) -> None:
+    root = made.pairs(tmp_path / "set", ".png", cases=6)
+    shutil.copy(root / "images/case_1.png", root / "images/case_4.png")
+    groups = ["a", "p", "c", "d", "p", "f"] if patients else list("abcdef")
+    rows = [f"images/case_{n}.png,masks/case_{n}.png,{group}" for n, group in enumerate(groups)]
+    (root / "set.csv").write_text("image,mask,patient\n" + "\n".join(rows))
+    (tmp_path / "split.json").write_text(json.dumps({"validation": ["case_1"] + ["case_4"] * patients}))
+    words = ("--task", "folder", "--data", root / "set.csv", "--split", "split.json")
+    code, out, _ = cli("check", *words)
+    pair = "case_1 and case_4 hold the same image" if patients else "case_4 and case_1 hold the same image"
+    assert (code, "leakage: " in out, "duplicate: " in out) == ((0, False, True) if patients else (1, True, False))
+    for _ in range(2):  # where the cache is made, and where it is there
+        code, _, err = cli("train", *words, "--cache", "c", "--dry-run", *QUICK)
+        assert code == 0, err
+        assert (f"leakage: {pair}; one trains" in err) is not patients
+        command = f"python -m unet check --task folder --data {root / 'set.csv'} --cache c"
+        assert (command in err) is not patients
+
+
+@pytest.mark.usefixtures("here")
 def test_label_maps_of_any_program_are_scored(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "set", classes=3)
     for number in range(4):

@@ -67,6 +67,18 @@ def test_duplicates_and_leakage(cli, raw: Path) -> None:
     assert "duplicate" in out
 
 
+def test_train_tells_of_equal_slices_as_check_does(cli, raw: Path) -> None:
+    first, second = patients(raw)[:2]
+    for source in first.glob("*_5*.tif"):
+        shutil.copy(source, second / source.name.replace(first.name, second.name))
+    words = ("train", "--data", "./raw", "--cache", "c", "--image-size", 32, "--width", 2, "--batch-size", 4, "--dry-run")
+    for held, leaks in ((first, True), (patients(raw)[4], False)):
+        (raw.parent / "val.txt").write_text(held.name)
+        code, _, err = cli(*words, "--split", "val.txt")
+        assert code == 0, err
+        assert (f"leakage: {second.name} and {first.name} share 1 equal slice; one trains" in err) is leaks
+
+
 def test_the_nested_second_copy(cli, raw: Path, phantoms: Path) -> None:
     shutil.copytree(phantoms, raw / "lgg-mri-segmentation" / "kaggle_3m")
     code, out, _ = cli("check", "--data", "./raw")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import files
+from unet import files, host
 from unet.data.cache.layout import Layout
 from unet.data.io.arrays import open_npy
 from unet.errors import CacheError
@@ -23,7 +23,8 @@ class CachedCase:
     """One case of a cache: its files, the shape of its image, and of its mask the pixels of each slice or the voxels of
     each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
     `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known; `digest`:
-    of their content; `drawn`: the file of its drawn voxels."""
+    of their content; `drawn`: the file of its drawn voxels; `images`: digests of its image, or of each of its slices,
+    which tell two cases that hold the same; empty where they are not known."""
 
     id: str
     image: Path
@@ -35,6 +36,7 @@ class CachedCase:
     own: bool = False
     digest: str = ""
     drawn: Path | None = None
+    images: tuple[str, ...] = ()
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
@@ -72,7 +74,25 @@ def opened(
     image, mask, *more = layout.paths(folder, case)
     kept = {name: facts[name] for name in layout.needed if name in facts}
     count, digest = tuple(facts["foreground"]), str(facts.get("digest", "")) if own else ""
-    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, *more)
+    whole = [facts["arrays"]["image"]["digest"]] if "arrays" in facts else []
+    images = tuple(facts.get("slice_digests", whole)) if own else ()
+    drawn = more[0] if more else None
+    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, images)
+
+
+def leaks(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[str]:
+    """Training cases that hold the image, or slices, of a validation case, in words: a pair for each validation case.
+    Nothing is read but the digests that the cache's manifest has."""
+    known = {case.id: case.images for case in cases}
+    owners = {digest: case for case in split["train"] for digest in known.get(case, ())}
+    found: list[str] = []
+    for case in split["validation"]:
+        shared = [owners[digest] for digest in known.get(case, ()) if digest in owners]
+        if shared:
+            one, count = shared[0], shared.count(shared[0])
+            slices = f"share {host.counted(count, 'equal slice')}" if len(known[case]) > 1 else "hold the same image"
+            found.append(f"{one} and {case} {slices}")
+    return found
 
 
 def data_digest(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> str | None:
