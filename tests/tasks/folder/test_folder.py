@@ -316,6 +316,30 @@ def test_train_tells_of_leaks_as_check_does(patients: bool, cli: Cli, tmp_path: 
 
 
 @pytest.mark.usefixtures("here")
+def test_scores_of_predictions_say_which_cases_their_weights_were_trained_on(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "set", cases=5)
+    (tmp_path / "split.json").write_text(json.dumps({"validation": ["case_1", "case_3"]}))
+    words = ("--task", "folder", "--data", tmp_path / "set", "--cache", "c", "--split", "split.json", "--run-name", "a")
+    code, _, err = cli("train", *words, *QUICK)
+    assert code == 0, err
+    assert cli("predict", "--weights", "a.safetensors", "set/imagesTr", "--device", "cpu")[0] == 0
+    score = ("evaluate", "--predictions", "predictions", "--labels", "set/labelsTr", "--overwrite", "--run-name", "s")
+    code, out, err = cli(*score)
+    assert code == 0, err
+    scores = read_json(Path("performance/s/summary.json"))
+    assert scores["trained_on"] == ["case_0", "case_2", "case_4"]
+    rows = {row["case"]: row for row in csv.DictReader(io.StringIO(Path("performance/s/cases.csv").read_text()))}
+    mean = np.mean([float(rows[case]["mean_dice"]) for case in ("case_1", "case_3")])
+    said = " ".join(out.split())
+    assert "3 of the 5 cases were used to train the weights that predicted them: their scores are too good" in said
+    assert f": {mean:.4f} in the mean of the 2 others" in said
+    shutil.copy("predictions/case_1.nii.gz", "predictions/case_0.nii.gz")  # no longer what was predicted
+    assert "2 of the 5 cases were used" in " ".join(cli(*score)[1].split())
+    Path("predictions/predictions.jsonl").unlink()
+    assert "were used" not in cli(*score)[1]
+
+
+@pytest.mark.usefixtures("here")
 def test_label_maps_of_any_program_are_scored(cli: Cli, tmp_path: Path) -> None:
     made.nnunet(tmp_path / "set", classes=3)
     for number in range(4):
