@@ -41,10 +41,7 @@ class StorageError(UnetError):
 
 
 class DataError(UnetError):
-    """A raw data set or a file in it cannot be used. `faults`: all that is wrong with the set, where the message names
-    the first ones only."""
-
-    faults: tuple[str, ...] = ()
+    """A raw data set or a file in it cannot be used."""
 
 
 class CacheError(UnetError):

@@ -61,7 +61,7 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     start = time.perf_counter()
     with run_start.recording_failure(folder, context.group.explain), setup.explaining_oom(context):
         predictor = setup.make_predictor(context, *networks, finite=True)
-        records = scores.full(context, predictor, cases, folder)
+        records, remark = scores.full(context, predictor, cases, folder)
     seconds = time.perf_counter() - start
     used = power.of_cases(context, len(records))
     power.tell(context)
@@ -87,9 +87,9 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     if not context.group.is_main:
         return 0
     if config.output.json:
-        output.show(config, {**summary, "scores": records}, "")
+        output.show(config, {**summary, "scores": records, **({"remark": remark} if remark else {})}, "")
         return 0
-    print(scores.table(task, records, config.eval.bootstrap))
+    print(scores.table(task, records, config.eval.bootstrap, remark))
     if predictor.seconds:
         print(f"\n  a case     {evaluation.format_latency(evaluation.latency(predictor.seconds))} through the network")
     if words := power.text(used, "case"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from unet.commands import output, tables
+from unet.commands.predict_outputs import absolute
 from unet.config.resolve import Resolved, dumps
-from unet.errors import UsageError
+from unet.data.io.volumes import stem
+from unet.errors import UnetError, UsageError
 from unet.metrics.statistics import bootstrap_interval, rank
+from unet.runtime.folders.output_folder import OWN, OutputFolder
 from unet.tasks.registry import create
 
 KINDS = {"dice": "{:.4f}", "surface": "{:.4f}", "hd95": "{:.2f}", "volume": "{:+.3f}"}
@@ -32,6 +36,7 @@ def run(resolved: Resolved, command: str) -> int:
         raise UsageError("--predictions needs the masks too.", "Type: evaluate --predictions DIR --labels DIR")
     task = create(config)
     records, classes = task.score_files(Path(predictions), Path(masks))
+    trained = trained_on(Path(predictions), {record["case"] for record in records})
     folder = new_folder(Path(config.run.out), config.run.run_name, "scores", "evaluate", config.general.overwrite)
     by_class = [summed(records, number, name, config.eval.bootstrap) for number, name in enumerate(classes) if number]
     whole = [record["mean_dice"] for record in records if not math.isnan(record["mean_dice"])]
@@ -43,6 +48,7 @@ def run(resolved: Resolved, command: str) -> int:
         "median": statistics.median(whole) if whole else None,
         "interval": [low, high],
         "cases": len(records),
+        **({"trained_on": trained} if trained else {}),
         "classes": by_class,
         "paths": {"run": str(folder.path), "predictions": predictions, "labels": masks},
     }
@@ -53,9 +59,32 @@ def run(resolved: Resolved, command: str) -> int:
     folder.write("classes.csv", tables.csv_text(by_class, list(by_class[0])))
     folder.write("summary.json", summary)
     folder.begin()
-    text = f"{table(records, by_class, classes)}\n\n  logs       {folder.path}/  (cases.csv, classes.csv, summary.json)"
+    remark = "\n".join(["", *tables.text(f"  {told(records, trained)}")]) if trained else ""
+    logs = f"  logs       {folder.path}/  (cases.csv, classes.csv, summary.json)"
+    text = f"{table(records, by_class, classes)}{remark}\n\n{logs}"
     output.show(config, {**summary, "scores": records}, text)
     return 0
+
+
+def trained_on(predictions: Path, cases: Collection[str]) -> list[str]:
+    """Those of the cases that the weights were trained on which predicted them, where this program has written the
+    predictions and its list of them tells."""
+    out = OutputFolder(absolute(predictions))
+    with contextlib.suppress(UnetError):
+        out.read()
+    names = {name: stem(out.path / name) for name, (_, made) in out.records.items() if made.trained}
+    return sorted({case for name, case in names.items() if case in cases and out.state(out.path / name) == OWN})
+
+
+def told(records: Sequence[dict[str, Any]], trained: Sequence[str]) -> str:
+    """How many of the cases were trained on, and the mean of the others, in words."""
+    others = [record["mean_dice"] for record in records if record["case"] not in trained]
+    known = [score for score in others if not math.isnan(score)]
+    mean = f": {statistics.fmean(known):.4f} in the mean of the {len(known)} others" if known else ""
+    return (
+        f"{len(trained)} of the {len(records)} cases were used to train the weights that predicted them: their scores"
+        f" are too good{mean}."
+    )
 
 
 def summed(records: Sequence[dict[str, Any]], number: int, name: str, resamples: int) -> dict[str, Any]:

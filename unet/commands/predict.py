@@ -45,14 +45,15 @@ def run(resolved: Resolved, command: str, own: Collection[str] = ()) -> int:
             given = host.counted(len(groups), context.task.input_noun)
             print(f"Dry run: {given} would be predicted into {config.predict.output}/; nothing was written.")
         return 0
+    trained = {case for each in facts for case in (*each.get("training", ()), *each.get("trained_before", ()))}
     try:
         with interruptible(), contextlib.ExitStack() as stack:
             group.set_phase("checking existing results", may_block=True)
             todo = group.run_on_main(lambda: begin(context, groups, out, made, stack, own))
             if not todo:
-                return write(context, resolved, paths, groups, todo, out, made)
+                return write(context, resolved, paths, groups, todo, out, made, trained)
             with power.measured(context, logs=False) as context:
-                return write(context, resolved, paths, groups, todo, out, made)
+                return write(context, resolved, paths, groups, todo, out, made, trained)
     except KeyboardInterrupt:
         host.notice(f"Finished masks in {config.predict.output}/ are kept; the same command goes on from there.")
         raise
@@ -105,8 +106,9 @@ def write(
     todo: dict[Path, predict_outputs.Job],
     out: OutputFolder,
     made: Made,
+    trained: Collection[str],
 ) -> int:
-    """Load the networks, predict the cases in `todo`, and report."""
+    """Load the networks, predict the cases in `todo`, and report. `trained`: cases that the weights were trained on."""
     config, task, group = context.config, context.task, context.group
     done = sum(map(len, groups.values())) - sum(len(job.wanted) for job in todo.values())
     networks = [setup.trained_network(context, path, resolved) for path in paths] if todo else []
@@ -121,7 +123,8 @@ def write(
     for folder, job in host.progress(list(mine.items()), name="predict", unit=task.input_noun):
         try:
             with setup.explaining_oom(context):
-                apply(task, folder, groups[folder], job, out, made, predictor)
+                seen = dataclasses.replace(made, trained=folder.name in trained)
+                apply(task, folder, groups[folder], job, out, seen, predictor)
             written += len(job.wanted)
         except DataError as error:
             words = error.message if folder.name in error.message else f"{folder.name}: {error.message}"

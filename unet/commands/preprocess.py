@@ -38,8 +38,10 @@ def run(resolved: Resolved, command: str) -> int:
     for words in task.set_warnings(found):
         host.notice(f"warning: {words}")
     removed = f", {counts['removed']} removed" if counts["removed"] else ""
+    left, why = sum(len(case.images) for case in cases) - cost, task.layout.left_out
+    left_out = f" ({left} left out: {why})" if why and left else ""
     host.notice(
-        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.cost_unit} from {raw};"
-        f" {seconds:.1f} s"
+        f"{folder}: {counts['made']} cases made, {counts['kept']} kept{removed}; {cost} {task.cost_unit} from"
+        f" {raw}{left_out}; {seconds:.1f} s"
     )
     return 0

@@ -39,7 +39,7 @@ def finish(
     config, progress = context.config, run.progress
     reason = stopped_late(context, run, reason)
     stopped = reason.startswith("stopped")
-    records = []
+    records, remark = list[dict[str, Any]](), ""
     if not stopped and run.evaluate and config.save.checkpoints:
         held = set(split["validation"])
         validation = [case for case in cases if case.id in held][: config.eval.eval_steps]
@@ -47,7 +47,7 @@ def finish(
             run.emit("save_best", row=progress.history[-1] if progress.history else {})
         best = context.group.run_on_main(lambda: setup.read_weights(weights)[1])
         checkpoint.fit(run.best_model, best, weights)
-        records = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
+        records, remark = scores.full(context, setup.make_predictor(context, run.eval_model), validation, folder)
     missed = config.train.target is not None and not progress.reached and not stopped
     about = summary(context, folder, run, weights, len(records), reason)
     folder.write("summary.json", about)
@@ -55,7 +55,7 @@ def finish(
     run.emit("on_close", status=status, summary=about)
     if context.group.is_main:
         used = power.text(about, context.task.item[:-1])
-        print(closing_block(context, folder, weights, run, records, reason, used, bool(split["validation"])))
+        print(closing_block(context, folder, weights, run, records, remark, reason, used, bool(split["validation"])))
     if config.run.mode == "train_and_predict" and config.save.checkpoints and not stopped:
         from unet.commands import predict
 
@@ -143,12 +143,13 @@ def closing_block(
     weights: Path,
     run: Trainer,
     records: list[dict[str, Any]],
+    remark: str,
     reason: str,
     used: str,
     held: bool,
 ) -> str:
-    """The closing block: results, what was used, paths, and what to type next; `held`: whether there are validation
-    cases."""
+    """The closing block: results, what was used, paths, and what to type next; `remark`: on all records;
+    `held`: whether there are validation cases."""
     from unet.runtime import evaluation
 
     progress, config = run.progress, context.config
@@ -167,7 +168,7 @@ def closing_block(
     ]
     lines = [part for line in lines for part in tables.text(line, indent=13)]
     if records:
-        lines += ["", scores.table(context.task, records, config.eval.bootstrap)]
+        lines += ["", scores.table(context.task, records, config.eval.bootstrap, remark)]
     logs = ("summary.json", "metrics.jsonl", "results.csv", "run.log", f"{folder.name}.txt")
     lines += ["", f"  logs       {folder.path}/  ({', '.join(logs)})"]
     if config.save.checkpoints:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unet.commands import tables
+from unet.commands import one_label, tables
 from unet.commands.setup import Context
 from unet.errors import DataError
 from unet.metrics.statistics import bootstrap_interval, rank
@@ -24,8 +24,9 @@ KEPT, SHOWN = 64, 6  # cases whose pictures are kept while a process scores, and
 
 def full(
     context: Context, predictor: Predictor, cases: Sequence[CachedCase], folder: RunFolder
-) -> list[dict[str, Any]]:
-    """Score cases with every metric; write cases.csv, predictions.png and cases/ into `folder`. Returns the records."""
+) -> tuple[list[dict[str, Any]], str]:
+    """Score cases with every metric; write cases.csv, predictions.png and cases/ into `folder`. Returns the records,
+    and a line where the network gives nearly all voxels of every case one label (else "")."""
     from unet.commands import case_pictures
     from unet.runtime import evaluation
     from unet.runtime.callbacks import pictures
@@ -33,10 +34,13 @@ def full(
     best = context.task.metric.key
     sign = context.task.metric.sign
     kept, extremes = Spread(sign), case_pictures.Extremes(sign, context.task.classes)
+    flat = one_label.OneLabel()
 
     def keep(case: Any, record: dict[str, Any], arrays: dict[str, Any]) -> None:
         kept.add(record[best], case.id, lambda: context.task.figure(case, arrays))
-        extremes.add(record[best], case.id, lambda: context.task.slices(case, arrays))
+        slices = functools.cache(lambda: context.task.slices(case, arrays))
+        extremes.add(record[best], case.id, slices)
+        flat.add(slices)
 
     def score(case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         try:
@@ -48,8 +52,9 @@ def full(
     records = context.task.common_scores(evaluation.score(cases, score, "score", keep, group=context.group) or [])
     rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
     drawn = context.group.gather(extremes.rows)
+    remark = one_label.words(flat.gathered(context.group.gather((flat.ruled_out, flat.counts))), context.task.classes)
     if not context.group.is_main:
-        return records
+        return records, remark
     folder.write("cases.csv", tables.csv_text(records, ["case", *shown(context.task, records)]))
     chosen = shown_of(rows, [rank(record[best], sign) for record in records])
     name = best.replace("_", " ")
@@ -59,7 +64,7 @@ def full(
     title = f"{folder.name}: {context.task.figure_title}{few}"
     pictures.panels(labelled, title, folder.place("predictions.png"), context.task.colour_key)
     case_pictures.write(folder, drawn)
-    return records
+    return records, remark
 
 
 class Row(NamedTuple):
@@ -112,8 +117,9 @@ def shown(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key, _, _ in task.columns if all(key in record for record in records)]
 
 
-def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
-    """Table of scores by case, with mean, median, bootstrap interval, the worst five, and notes on the metrics."""
+def table(task: Task, records: Sequence[dict[str, Any]], resamples: int, remark: str = "") -> str:
+    """Table of scores by case, with mean, median, bootstrap interval, the worst five, a remark on all cases, and notes
+    on the metrics."""
     from unet.runtime import evaluation
 
     keys = shown(task, records)
@@ -134,4 +140,5 @@ def table(task: Task, records: Sequence[dict[str, Any]], resamples: int) -> str:
     lines += tables.text(
         f"  worst {len(worst)}: " + ", ".join(f"{record['case']} {record[best]:.3f}" for record in worst)
     )
+    lines += tables.text(f"  {remark}") if remark else []
     return "\n".join([*lines, "", *tables.note(task.metric_notes)])

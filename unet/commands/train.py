@@ -113,7 +113,7 @@ def dry_run(resolved: Resolved) -> int:
 
 
 def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
-    from unet.data.cache.cached_case import data_digest
+    from unet.data.cache.cached_case import data_digest, leaks
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
@@ -131,7 +131,12 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
             f"{len(seen)} of the {len(split['validation'])} validation cases were used to train the weights of --load:"
             " their scores are too good"
         )
-    tell_twins(cases, split)
+    if found := leaks(cases, split):
+        more = f" (and {host.counted(len(found) - 1, 'more pair')})" if found[1:] else ""
+        host.notice(
+            f"leakage: {found[0]}; one trains, the other validates{more}: scores are too good; all of them: python -m"
+            f" unet check --task {config.general.task}{run_end.data_flags(config)}"
+        )
     folder.data = data_digest(cases, split)
     cleared = clear_caches(context)
     mlperf_rules.require_cases(config, task, split)
@@ -337,18 +342,6 @@ def trained_before(config: Config) -> dict[str, list[str]]:
     facts = setup.metadata_of(weights_to_read(config.weights.load)) if config.weights.load else {}
     found = {*facts.get("training", ()), *facts.get("trained_before", ())}
     return {"trained_before": sorted(found)} if found else {}
-
-
-def tell_twins(cases: list[CachedCase], split: dict[str, list[str]]) -> None:
-    """Tell of images that train and validate under two names."""
-    from unet.data.cache.cached_case import twins
-
-    if found := twins(cases, split):
-        hold = "cases hold" if found[1:] else "case holds"
-        host.notice(
-            f"warning: {len(found)} validation {hold} the image of a training case ({found[0][0]} that of"
-            f" {found[0][1]}): scores are too good; `python -m unet check` names all of them"
-        )
 
 
 def split_cases(cases: list[CachedCase], split: dict[str, list[str]]) -> tuple[list[Any], list[Any]]:

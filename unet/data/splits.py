@@ -16,6 +16,7 @@ Split = dict[str, list[str]]
 SCHEMA = {"validation": [str], "train?": ([str], None)}
 LARGEST = 2**26  # bytes of a file of names
 FEW, PUBLISHED = 20, 10
+FOLDS = "splits_final.json"
 
 
 def held_out_count(cases: int, asked: int | None) -> int:
@@ -171,3 +172,38 @@ def make(
             " --split.",
         )
     return result
+
+
+def given_folds(root: Path, number: int) -> tuple[Path, list[dict[str, list[str]]], str]:
+    """nnU-Net's splits_final.json beside dataset.json: its path, its folds, none where there is no such file, and what
+    to do about a faulty one. Raises DataError where fold `number` is not there."""
+    path = (root if root.is_dir() else root.parent) / FOLDS
+    hint = f"Correct it, or move it out of the set: folds are then drawn. --split FILE takes one of your own ({path})."
+    folds = read_json(path, [{"train": [str], "val": [str]}], hint) if path.is_file() else []
+    if path.is_file() and not 0 <= number < len(folds):
+        raise DataError(f"{path}: has the folds 0 to {len(folds) - 1}, not {number}.", hint)
+    return path, folds, hint
+
+
+def given_fold(root: Path, ids: Sequence[str], number: int, part: bool = False) -> dict[str, list[str]] | None:
+    """Fold `number` of nnU-Net's splits_final.json, {"train": cases, "validation": cases}; None where there is no such
+    file. `part`: `ids` are some of the set's, and the others are left out. Raises DataError for names that are not in
+    the set, and a fold that is not there."""
+    path, folds, hint = given_folds(root, number)
+    if not folds:
+        return None
+    found = {"train": sorted(set(folds[number]["train"])), "validation": sorted(set(folds[number]["val"]))}
+    if part:
+        found = {name: [case for case in cases if case in ids] for name, cases in found.items()}
+        if not all(found.values()):
+            empty = " and no ".join(name for name, cases in found.items() if not cases)
+            raise DataError(
+                f"{path}: fold {number} has no {empty} case among the first {len(ids)} cases of the set.",
+                "Type a larger --max-cases, or another --fold.",
+            )
+    if odd := sorted({*found["train"], *found["validation"]} - set(ids)):
+        raise DataError(f"{path}: names {', '.join(odd[:3])}, not in the set ({len(odd)} of such).", hint)
+    if both := sorted({*found["train"]} & {*found["validation"]}):
+        raise DataError(f"{path}: {', '.join(both[:3])} in both parts of fold {number}.", hint)
+    host.notice_once(f"The split is fold {number} of {path.name}, which the set has")
+    return found

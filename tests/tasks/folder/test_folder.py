@@ -306,18 +306,21 @@ def test_check_lists_every_fault_of_a_set(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_an_image_that_trains_and_validates_is_told(cli: Cli, tmp_path: Path) -> None:
-    """Under two names; `check` finds it, and not everybody types that."""
-    root = made.nnunet(tmp_path / "data/set")
-    shutil.copy(root / "imagesTr/case_0_0000.nii.gz", root / "imagesTr/again_0000.nii.gz")
-    shutil.copy(root / "labelsTr/case_1.nii.gz", root / "labelsTr/again.nii.gz")
-    Path("split.txt").write_text("again\ncase_2\n")
-    words = ("train", "--task", "folder", "--data", "set", "--cache", "c", *QUICK)
-    code, _, err = cli(*words, "--run-name", "a", "--split", "split.txt")
-    assert code == 0, err
-    assert "warning: 1 validation case holds the image of a training case (again that of case_0)" in err
-    Path("split.txt").write_text("case_1\ncase_2\n")
-    assert "holds the image" not in cli(*words, "--run-name", "b", "--split", "split.txt")[2]
+@pytest.mark.parametrize("table", [False, True])
+def test_check_reads_the_cases_that_are_whole_where_others_lack_a_mask(table: bool, cli: Cli, tmp_path: Path) -> None:
+    root = made.pairs(tmp_path / "data/set", ".png", cases=6)
+    rows = ["image,mask", *(f"images/case_{n}.png,masks/case_{n}.png" for n in range(6))]
+    (root / "set.csv").write_text("\n".join(rows))
+    (root / "masks/case_5.png").unlink()
+    Image.fromarray(np.ones((5, 7), np.uint8)).save(root / "masks/case_4.png")
+    (root / "images/case_3.png").write_bytes((root / "images/case_3.png").read_bytes()[:60])
+    shutil.copy(root / "images/case_0.png", root / "images/case_1.png")
+    code, out, _ = cli("check", "--task", "folder", "--data", root / "set.csv" if table else root)
+    assert code == 1
+    lacks = f"{root / 'masks/case_5.png'} is not there" if table else "images/case_5.png: no mask of the name case_5"
+    for words in (lacks, "case_4: image and mask differ", "images/case_3.png: ", "case_0 and case_1 hold the same"):
+        assert words in out
+    assert "3 errors, 1 warning" in out
 
 
 @pytest.mark.usefixtures("here")
@@ -333,6 +336,51 @@ def test_check_finds_leaks_and_rare_classes(cli: Cli, tmp_path: Path) -> None:
     assert code == 1
     assert "leakage:" in out
     assert "value 9 of the masks is in one case only" in out
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("patients", [False, True])
+def test_train_tells_of_leaks_as_check_does(patients: bool, cli: Cli, tmp_path: Path) -> None:
+    root = made.pairs(tmp_path / "set", ".png", cases=6)
+    shutil.copy(root / "images/case_1.png", root / "images/case_4.png")
+    groups = ["a", "p", "c", "d", "p", "f"] if patients else list("abcdef")
+    rows = [f"images/case_{n}.png,masks/case_{n}.png,{group}" for n, group in enumerate(groups)]
+    (root / "set.csv").write_text("image,mask,patient\n" + "\n".join(rows))
+    (tmp_path / "split.json").write_text(json.dumps({"validation": ["case_1"] + ["case_4"] * patients}))
+    words = ("--task", "folder", "--data", root / "set.csv", "--split", "split.json")
+    code, out, _ = cli("check", *words)
+    pair = "case_1 and case_4 hold the same image" if patients else "case_4 and case_1 hold the same image"
+    assert (code, "leakage: " in out, "duplicate: " in out) == ((0, False, True) if patients else (1, True, False))
+    for _ in range(2):  # where the cache is made, and where it is there
+        code, _, err = cli("train", *words, "--cache", "c", "--dry-run", *QUICK)
+        assert code == 0, err
+        assert (f"leakage: {pair}; one trains" in err) is not patients
+        command = f"python -m unet check --task folder --data {root / 'set.csv'} --cache c"
+        assert (command in err) is not patients
+
+
+@pytest.mark.usefixtures("here")
+def test_scores_of_predictions_say_which_cases_their_weights_were_trained_on(cli: Cli, tmp_path: Path) -> None:
+    made.nnunet(tmp_path / "set", cases=5)
+    (tmp_path / "split.json").write_text(json.dumps({"validation": ["case_1", "case_3"]}))
+    words = ("--task", "folder", "--data", tmp_path / "set", "--cache", "c", "--split", "split.json", "--run-name", "a")
+    code, _, err = cli("train", *words, *QUICK)
+    assert code == 0, err
+    assert cli("predict", "--weights", "a.safetensors", "set/imagesTr", "--device", "cpu")[0] == 0
+    score = ("evaluate", "--predictions", "predictions", "--labels", "set/labelsTr", "--overwrite", "--run-name", "s")
+    code, out, err = cli(*score)
+    assert code == 0, err
+    scores = read_json(Path("performance/s/summary.json"))
+    assert scores["trained_on"] == ["case_0", "case_2", "case_4"]
+    rows = {row["case"]: row for row in csv.DictReader(io.StringIO(Path("performance/s/cases.csv").read_text()))}
+    mean = np.mean([float(rows[case]["mean_dice"]) for case in ("case_1", "case_3")])
+    said = " ".join(out.split())
+    assert "3 of the 5 cases were used to train the weights that predicted them: their scores are too good" in said
+    assert f": {mean:.4f} in the mean of the 2 others" in said
+    shutil.copy("predictions/case_1.nii.gz", "predictions/case_0.nii.gz")  # no longer what was predicted
+    assert "2 of the 5 cases were used" in " ".join(cli(*score)[1].split())
+    Path("predictions/predictions.jsonl").unlink()
+    assert "were used" not in cli(*score)[1]
 
 
 @pytest.mark.usefixtures("here")

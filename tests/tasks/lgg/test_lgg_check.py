@@ -87,6 +87,41 @@ def test_duplicates_and_leakage(cli, raw: Path) -> None:
     assert "duplicate" in out
 
 
+def test_train_tells_of_equal_slices_as_check_does(cli, raw: Path) -> None:
+    first, second = patients(raw)[:2]
+    for source in first.glob("*_5*.tif"):
+        shutil.copy(source, second / source.name.replace(first.name, second.name))
+    words = (
+        "train",
+        "--data",
+        "./raw",
+        "--cache",
+        "c",
+        "--image-size",
+        32,
+        "--width",
+        2,
+        "--batch-size",
+        4,
+        "--dry-run",
+    )
+    for held, leaks in ((first, True), (patients(raw)[4], False)):
+        (raw.parent / "val.txt").write_text(held.name)
+        code, _, err = cli(*words, "--split", "val.txt")
+        assert code == 0, err
+        assert (f"leakage: {second.name} and {first.name} share 1 equal slice; one trains" in err) is leaks
+
+
+def test_preprocess_says_why_it_has_fewer_slices_than_check(cli, raw: Path) -> None:
+    for source in patients(raw)[0].glob("*_2.tif"):  # beside the first slice, which is left out: at the end
+        tifffile.imwrite(source, np.zeros_like(tifffile.imread(source)), photometric="rgb")
+    slices = len([path for path in raw.glob("*/*.tif") if not path.stem.endswith("_mask")])
+    left = 2 * len(patients(raw)) + 1
+    assert f"slices                 {slices}\n" in cli("check", "--data", "./raw")[1]
+    err = cli("preprocess", "--data", "./raw", "--cache", "c", "--image-size", 32)[2]
+    assert f"; {slices - left} slices from raw ({left} left out: the first and the last of each patient, and" in err
+
+
 def test_the_nested_second_copy(cli, raw: Path, phantoms: Path) -> None:
     shutil.copytree(phantoms, raw / "lgg-mri-segmentation" / "kaggle_3m")
     code, out, _ = cli("check", "--data", "./raw")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import files
+from unet import files, host
 from unet.data.cache.integrity import KINDS
 from unet.data.cache.layout import Layout
 from unet.data.io.arrays import open_npy
@@ -27,7 +27,8 @@ class CachedCase:
     each class (`foreground`). `facts` is what the manifest, or another file of the layout, tells of it and a run needs;
     `cost` what scoring it takes, in slices or windows; `own`: this program made it, so its sources are known; `digest`:
     of their content; `drawn`: the file of its drawn voxels; `opened`: (stamp, digest) of each of its files when the
-    cache was opened, where digests are known."""
+    cache was opened; `images`: digests of its image, or of each of its slices, which tell two cases that hold the same.
+    Both are empty where digests are not known."""
 
     id: str
     image: Path
@@ -40,6 +41,7 @@ class CachedCase:
     digest: str = ""
     drawn: Path | None = None
     opened: tuple[tuple[Stamp, str], ...] = ()
+    images: tuple[str, ...] = ()
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and mask, memory-mapped, read-only: (S, H, W, C) with (S, H, W, 1), or (C, D, H, W) with (1, D, H, W).
@@ -95,15 +97,24 @@ def opened(
     made = facts.get("arrays", {}) if own else {}
     digests = [made[kind]["digest"] for kind in KINDS if kind in made]
     stamps = tuple((_stamp(path), each) for path, each in zip((image, mask, *more), digests, strict=False))
+    images = tuple(facts.get("slice_digests", digests[:1])) if own else ()
     drawn = more[0] if more else None
-    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, stamps)
+    return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, stamps, images)
 
 
-def twins(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """(validation case, training case) of images that are the same to the bit, where digests are known."""
-    known = {case.id: case.opened[0][1] for case in cases if case.opened}
-    trained = {known[case]: case for case in split["train"] if case in known}
-    return [(case, trained[known[case]]) for case in split["validation"] if known.get(case) in trained]
+def leaks(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[str]:
+    """Training cases that hold the image, or slices, of a validation case, in words: a pair for each validation case.
+    Nothing is read but the digests that the cache's manifest has."""
+    known = {case.id: case.images for case in cases}
+    owners = {digest: case for case in reversed(split["train"]) for digest in known.get(case, ())}
+    found: list[str] = []
+    for case in split["validation"]:
+        shared = [owners[digest] for digest in known.get(case, ()) if digest in owners]
+        if shared:
+            one, count = shared[0], shared.count(shared[0])
+            slices = f"share {host.counted(count, 'equal slice')}" if len(known[case]) > 1 else "hold the same image"
+            found.append(f"{one} and {case} {slices}")
+    return found
 
 
 def _stamp(path: Path) -> Stamp:

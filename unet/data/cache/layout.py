@@ -34,7 +34,7 @@ class Layout:
     of a mask, as the manifest has them, in the form of `schema` (see `files.schema_error`); `counted` of an image's
     shape: how many numbers `foreground` among them holds; `possible(shape, facts)`: whether facts can be
     true. `needed`: what else of a record a run needs; `kept`: the file beside such a cache that keeps the facts, where
-    they are costly.
+    they are costly. `left_out`: which images of a case the cache does not hold, in words.
     """
 
     task: str
@@ -50,6 +50,7 @@ class Layout:
     needed: tuple[str, ...] = ()
     kept: str | None = None
     voxels: str | None = None
+    left_out: str = ""
 
     def paths(self, folder: Path, case: str) -> tuple[Path, ...]:
         """Image and mask of a case, and its drawn voxels where the layout has them. Raises CacheError for a name that

@@ -27,6 +27,7 @@ RECORD = {
     "shape": [int],
     "sources": ([str], {str: list}),
     "digest": str,
+    "slice_digests?": [str],
     "arrays?": {"image": ARRAY, "mask": ARRAY, "voxels?": ARRAY},
 }
 SCHEMA = {

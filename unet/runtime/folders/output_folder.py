@@ -20,17 +20,19 @@ from unet.errors import UsageError
 MANIFEST, LOCK = "predictions.jsonl", ".predictions.lock"
 FREE, FOREIGN, UNFINISHED, CHANGED, OWN = "free", "foreign", "unfinished", "changed", "own"
 BEGINS = '{"source": '
-LINE = {"source": str, "inputs": str, "weights": str, "settings": str, "files": {str: (str, None)}}
+LINE = {"source": str, "inputs": str, "weights": str, "settings": str, "trained?": bool, "files": {str: (str, None)}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a file was made from: the path of its images; digests of images, weights and settings."""
+    """What a file was made from: the path of its images; digests of images, weights and settings. `trained`: the
+    weights name the case among those that they were trained on."""
 
     source: str
     inputs: str
     weights: str
     settings: str
+    trained: bool = False
 
 
 class OutputFolder:
@@ -83,7 +85,7 @@ class OutputFolder:
             return False
         if files.schema_error(found, LINE):
             return False
-        made = Made(**{field.name: found[field.name] for field in dataclasses.fields(Made)})
+        made = Made(**{field.name: found[field.name] for field in dataclasses.fields(Made) if field.name in found})
         self.records.update({name: (digest, made) for name, digest in found["files"].items()})
         return True
 

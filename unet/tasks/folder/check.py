@@ -31,16 +31,18 @@ def raw(path: Path, task: Folder) -> checks.Report:
     try:
         if path.is_dir() and volumes.kind_of(path) == volumes.DICOM and not sets.has_layout(path):
             return series(path)
-        found = sets.find(path)
+        found, faults = sets.survey(path)
     except UnetError as error:
-        report.errors += getattr(error, "faults", ()) or [f"{error.message} {error.hint}"]
+        report.errors.append(f"{error.message} {error.hint}")
         return report
+    report.errors += faults
     work = functools.partial(look, settings=task.settings, ignore=found.names.ignore)
     items = [(name, (name, case)) for name, case in found.cases.items()]
     seen = checks.each_case(work, items, report, fingerprint.memory_to_look(found))
     report.errors += [fault for case in seen for fault in case["faults"]]
     report.warnings += list(dict.fromkeys(note for case in seen for note in case["notes"]))
-    held = report.validation_of(lambda ids: task.split(ids), sorted(found.cases)) if len(found.cases) > 1 else set()
+    whole = len(found.cases) > 1 and not faults  # of a set that lacks files the split is not known
+    held = report.validation_of(lambda ids: task.split(ids), sorted(found.cases)) if whole else set()
     twins: dict[str, str] = {}
     for case in seen:
         if not case["digest"]:

@@ -34,7 +34,6 @@ IMAGES, MASKS = (
 TESTS = ("imagests",)
 CHANNEL = re.compile(r"_(\d{4})$")
 CHANNEL_ZERO = re.compile(r"_0000$")
-FOLDS = "splits_final.json"
 CASE_COLUMNS, MASK_COLUMNS = ("case", "id", "name"), ("mask", "label", "segmentation", "target")
 GROUP_COLUMNS = ("patient", "subject", "group")
 COLUMN_ENDS = re.compile(r"[ _-]*(path|file|filename|id|name)$")  # "Patient ID", "mask_path"
@@ -45,6 +44,7 @@ LAYOUTS = (
     "Give a folder with imagesTr/ and labelsTr/ (nnU-Net), a folder with images/ and masks/, or a table .csv with the"
     " columns image and mask."
 )
+COMPLETE, CORRECT_TABLE = "Complete the set, or move these files out of it", "Correct the table"
 TABLES, LARGEST_TABLE = (".csv", ".tsv"), 2**28
 LONGEST_NAME = 200  # bytes: of 255, some are for endings
 
@@ -70,6 +70,14 @@ class Set:
 
 def find(root: Path) -> Set:
     """The cases of a set with masks. Raises one DataError that names the first faults and counts them."""
+    found, faults = survey(root)
+    raise_faults(root, faults, CORRECT_TABLE if root.suffix.lower() in TABLES else COMPLETE)
+    return found
+
+
+def survey(root: Path) -> tuple[Set, list[str]]:
+    """The cases of a set whose image and mask are there, and what is wrong with the others. Raises DataError for what
+    is no set."""
     if root.suffix.lower() in TABLES:
         return from_table(root)
     require_folder(root, LAYOUTS)
@@ -82,10 +90,10 @@ def find(root: Path) -> Set:
     for path in listed(mask_folder, names.ending):
         masks.setdefault(case_of(path), []).append(path)
     images = groups_of(listed(image_folder, names.ending), masks)
-    found = pair(root, images, masks, (image_folder, mask_folder))
-    if not found:
+    found, faults = pair(images, masks, (image_folder, mask_folder))
+    if not found and not faults:
         raise DataError(f"{image_folder.absolute()}: holds no image of a known format.", LAYOUTS)
-    return Set(root, dict(sorted(found.items())), names)
+    return Set(root, dict(sorted(found.items())), names), faults
 
 
 def _folders(root: Path) -> tuple[Path | None, Path | None]:
@@ -127,10 +135,10 @@ def groups_of(paths: Sequence[Path], masks: Collection[str] = ()) -> dict[str, l
 
 
 def pair(
-    root: Path, images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]], folders: Sequence[Path] = ()
-) -> dict[str, Found]:
-    """Images with the masks of the same name. Raises DataError for one without the other (and names a file of another
-    format in `folders`), two masks of one name, and channels that are not numbered from 0."""
+    images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]], folders: Sequence[Path] = ()
+) -> tuple[dict[str, Found], list[str]]:
+    """Images with the masks of the same name, and what is wrong with the others: one without the other (a file of
+    another format in `folders` is named), two masks of one name, channels that are not numbered from 0."""
     faults = [
         f"{name}: {len(paths)} masks ({', '.join(path.name for path in paths)})"
         for name, paths in masks.items()
@@ -144,18 +152,19 @@ def pair(
     alone, left = [name for name in images if name not in masks], [name for name in masks if name not in images]
     faults += [f"{images[name][0]}: no mask of the name {name}" for name in alone]
     faults += [f"{masks[name][0]}: no image of the name {name}" for name in left]
+    found = {}
     for name, paths in images.items():
         numbers = [CHANNEL.search(volumes.stem(path)) for path in paths]
         if len(paths) > 1 and [int(number[1]) for number in numbers if number] != list(range(len(paths))):
             held = ", ".join(path.name for path in paths)
             faults.append(f"{name}: its files are not the channels 0 to {len(paths) - 1}: {held}")
+        elif len(masks.get(name, ())) == 1 and is_name(name):
+            found[name] = Found(tuple(paths), masks[name][0])
     if alone or left:
         odd = (path for folder in folders for path in sorted(folder.iterdir()) if not volumes.is_image(path))
         other = next((path for path in odd if path.stem.split(".")[0] in {*alone, *left}), None)
-        faults += [f"{other} is of no format that is read here"] if other else []
-        faults = [*faults[-1:], *faults[:-1]] if other else faults
-    raise_faults(root, faults)
-    return {name: Found(tuple(paths), masks[name][0]) for name, paths in images.items()}
+        faults = [*([f"{other} is of no format that is read here"] if other else []), *faults]
+    return found, faults
 
 
 def is_name(case: str) -> bool:
@@ -164,57 +173,18 @@ def is_name(case: str) -> bool:
     return not odd and len(case.encode()) <= LONGEST_NAME
 
 
-def raise_faults(
-    root: Path | None, faults: Sequence[str], hint: str = "Complete the set, or move these files out of it"
-) -> None:
+def raise_faults(root: Path | None, faults: Sequence[str], hint: str) -> None:
     """One DataError for all faults of a set (None: of no set), which names the first and counts the others."""
     if faults:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
         every = f"; all faults: python -m unet check --task folder --data {shell_path(root)}" if root else "."
-        error = DataError("; ".join(faults[:2]) + more + ".", hint + every)
-        error.faults = tuple(faults)
-        raise error
+        raise DataError("; ".join(faults[:2]) + more + ".", hint + every)
 
 
-def given_folds(root: Path, number: int) -> tuple[Path, list[dict[str, list[str]]], str]:
-    """nnU-Net's splits_final.json beside dataset.json: its path, its folds, none where there is no such file, and what
-    to do about a faulty one. Raises DataError where fold `number` is not there."""
-    path = (root if root.is_dir() else root.parent) / FOLDS
-    hint = f"Correct it, or move it out of the set: folds are then drawn. --split FILE takes one of your own ({path})."
-    folds = files.read_json(path, [{"train": [str], "val": [str]}], hint) if path.is_file() else []
-    if path.is_file() and not 0 <= number < len(folds):
-        raise DataError(f"{path}: has the folds 0 to {len(folds) - 1}, not {number}.", hint)
-    return path, folds, hint
-
-
-def given_fold(root: Path, ids: Sequence[str], number: int, part: bool = False) -> dict[str, list[str]] | None:
-    """Fold `number` of nnU-Net's splits_final.json, {"train": cases, "validation": cases}; None where there is no such
-    file. `part`: `ids` are some of the set's, and the others are left out. Raises DataError for names that are not in
-    the set, and a fold that is not there."""
-    path, folds, hint = given_folds(root, number)
-    if not folds:
-        return None
-    found = {"train": sorted(set(folds[number]["train"])), "validation": sorted(set(folds[number]["val"]))}
-    if part:
-        found = {name: [case for case in cases if case in ids] for name, cases in found.items()}
-        if not all(found.values()):
-            empty = " and no ".join(name for name, cases in found.items() if not cases)
-            raise DataError(
-                f"{path}: fold {number} has no {empty} case among the first {len(ids)} cases of the set.",
-                "Type a larger --max-cases, or another --fold.",
-            )
-    if odd := sorted({*found["train"], *found["validation"]} - set(ids)):
-        raise DataError(f"{path}: names {', '.join(odd[:3])}, not in the set ({len(odd)} of such).", hint)
-    if both := sorted({*found["train"]} & {*found["validation"]}):
-        raise DataError(f"{path}: {', '.join(both[:3])} in both parts of fold {number}.", hint)
-    host.notice_once(f"The split is fold {number} of {path.name}, which the set has")
-    return found
-
-
-def from_table(path: Path, masks: bool = True) -> Set:
-    """The cases of a table: columns `image` (or image_1 ..., in order), `mask`, and where there are such `case`,
-    `patient` or `group`. Paths are relative to the table. Without `masks` they may be left out. Raises one DataError
-    that names the first faults."""
+def from_table(path: Path, masks: bool = True) -> tuple[Set, list[str]]:
+    """The cases of a table, and what is wrong with its other rows: columns `image` (or image_1 ..., in order), `mask`,
+    and where there are such `case`, `patient` or `group`. Paths are relative to the table. Without `masks` they may be
+    left out. Raises DataError for what is no such table."""
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such file.", LAYOUTS)
     try:
@@ -260,10 +230,9 @@ def from_table(path: Path, masks: bool = True) -> Set:
             faults.append(f"{path.name}, line {number}: case {name!r} cannot be the name of a file")
         else:
             found[name] = Found(tuple(own), target, (row[group] or "").strip() if group else "")
-    raise_faults(path, faults, "Correct the table")
-    if not found:
+    if not found and not faults:
         raise DataError(f"{path.absolute()}: has no rows.", LAYOUTS)
-    return Set(path, dict(sorted(found.items())), read_names(path.parent / DATASET))
+    return Set(path, dict(sorted(found.items())), read_names(path.parent / DATASET)), faults
 
 
 def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
@@ -313,7 +282,9 @@ def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> d
 def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tuple[str, tuple[Path, ...]]]:
     """(case, the files of its channels) of what a path names."""
     if path.suffix.lower() in TABLES:
-        yield from ((name, case.images) for name, case in from_table(path, masks=False).cases.items())
+        found, faults = from_table(path, masks=False)
+        raise_faults(path, faults, CORRECT_TABLE)
+        yield from ((name, case.images) for name, case in found.cases.items())
         return
     for image in images_in(path, series):
         own, name = channel_files(image, channels), case_of(image)

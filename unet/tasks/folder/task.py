@@ -196,7 +196,7 @@ class Folder(SegmentationTask):
 
     def split(self, ids: Sequence[str], training: bool = True) -> splits.Split:
         asked, root = self.config.split, resolve_path(self.config.data.data, "data")
-        if self.given_folds() and (given := sets.given_fold(root, ids, asked.fold or 0, asked.max_cases is not None)):
+        if self.given_folds() and (given := splits.given_fold(root, ids, asked.fold or 0, asked.max_cases is not None)):
             splits.require_together(given, self.groups())
             return given
         return splits.make(ids, asked, self.fold_seed, self.named_splits(), training, self.groups())
@@ -205,7 +205,7 @@ class Folder(SegmentationTask):
         """How many folds of its own the set has, where these are trained, else 0. Raises DataError for another."""
         asked, root = self.config.split, resolve_path(self.config.data.data, "data")
         own = asked.split == "fold" and asked.held_out is None
-        return len(sets.given_folds(root, asked.fold or 0)[1]) if own else 0
+        return len(splits.given_folds(root, asked.fold or 0)[1]) if own else 0
 
     def groups(self) -> dict[str, str]:
         """{case: its patient}, where the set's table or DICOM headers have them, or the cache where the set is not at

@@ -24,7 +24,7 @@ from unet.data.io.images import irregular, read_mask, read_rgb, words
 from unet.data.preprocessing import slice_geometry
 from unet.data.preprocessing.masks import Levels, binary
 from unet.errors import CacheError, DataError
-from unet.files import require_regular
+from unet.files import digest, require_regular
 
 SUFFIXES = (".tif", ".tiff")
 MASK = "_mask"
@@ -136,10 +136,15 @@ def _stack(images: Iterable[NDArray[Any]], paths: Sequence[Path]) -> NDArray[Any
     return np.stack(read)
 
 
+def slice_digest(image: NDArray[np.uint8]) -> str:
+    """A digest of a slice (H, W, 3), which tells two patients that hold the same one; "" for one that is empty."""
+    return digest(np.ascontiguousarray(image).tobytes()) if image.any() else ""
+
+
 def prepare(case: Case, size: int) -> dict[str, Any]:
     """The deterministic part of one patient -> image (S, size, size, 3) float32, mask (S, size, size, 1) uint8 in {0,
-    1}, geometry, intensity, foreground (mask pixels of each slice), and remarks where masks are not exactly two
-    values.
+    1}, geometry, intensity, foreground (mask pixels of each slice), slice_digests (of the raw slices), and remarks
+    where masks are not exactly two values.
 
     Order as published: drop the first and the last slice, crop, square, resize, rescale. Raises DataError.
     """
@@ -166,6 +171,7 @@ def prepare(case: Case, size: int) -> dict[str, Any]:
         "geometry": how,
         "intensity": intensity,
         "foreground": small.sum((1, 2)).tolist(),
+        "slice_digests": [digest for digest in map(slice_digest, image) if digest],
         **({"remarks": levels.remarks(case.id)} if levels.noise else {}),
     }
 
@@ -250,4 +256,9 @@ def require_slices(path: Path, image: Any, mask: Any, settings: Mapping[str, Any
         )
 
 
-LAYOUT = slice_layout("lgg", slice_geometry.VERSION, require_slices)
+LAYOUT = slice_layout(
+    "lgg",
+    slice_geometry.VERSION,
+    require_slices,
+    left_out="the first and the last of each patient, and those at the ends with nothing in them",
+)
