@@ -109,7 +109,7 @@ def open_folder(context: setup.Context, resolved: Resolved, command: str) -> Any
     folder.writes = context.group.is_main
     folder.status("running", kind="evaluate", **context.task.metric.described())
     folder.write("config.json", dumps(resolved, command))
-    folder.write("environment.json", environment(context.device.describe()))
+    folder.write("environment.json", environment(context.device.describe(), context.device.dtype))
     context.group.run_on_main(folder.begin)
     return folder
 

@@ -139,7 +139,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
     folder.write("splits.json", split)
     if resuming and context.device.choices is not None:
         context.device.choices.recall(folder / run_files.KERNELS_JSON)
-    folder.write("environment.json", run_folder.environment(context.device.describe()))
+    folder.write("environment.json", run_folder.environment(context.device.describe(), context.device.dtype))
     weights = weights_to_read(config.weights.weights[0])
     goes_on = resuming and run_resume.has_state(group, folder, CheckpointPaths(weights))
     log = build_mlperf_log(context, folder, split, goes_on)

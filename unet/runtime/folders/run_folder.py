@@ -257,8 +257,9 @@ def source_digest() -> str:
         return "not known"
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions, machine and device, for environment.json."""
+def environment(device: str, number_format: Any = "") -> dict[str, Any]:
+    """Versions, machine and device, for environment.json. `number_format`: the dtype of the networks, where there is
+    one."""
     total, available = host.memory()
     relevant = ["CUDA_", "OMP_", "GOMP_", "KMP_", "MKL_", "PT_HPU_", "HLS_", "HABANA_", "MLU_", "TORCH", "NCCL_"]
     relevant += ["CN", "GLOO_", "SLURM_JOB", "OMPI_COMM_WORLD_", "PMI_", "MASTER_", "WORLD_SIZE"]
@@ -269,6 +270,7 @@ def environment(device: str) -> dict[str, Any]:
         "packages": versions(),
         "platform": platform.platform(),
         "device": device,
+        **({"number_format": str(number_format).removeprefix("torch.")} if number_format else {}),
         "cores": host.cores(),
         "memory_bytes": total,
         "memory_available_bytes": available,
