@@ -167,17 +167,21 @@ def test_another_learning_rate_is_another_computation(cli_here: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("relative", "same", "words"),
+    ("precision", "relative", "same", "words"),
     [
-        (1e-8, "rounding", "The same computation up to rounding: the losses of all"),
-        (1e-3, "no", "part at step 2 by more than 1e-06 of their value, with the same settings"),
+        ("fp32", 1e-8, "rounding", "The same computation up to rounding: the losses of all"),
+        ("fp32", 1e-3, "no", "part at step 2 by more than 1e-06 of their value, with the same settings"),
+        ("bf16", 1e-3, "rounding", "The same computation up to the rounding of bfloat16: the losses of all"),
+        ("bf16", 5e-3, "no", "part at step 2 by more than 0.0039 of their value, with the same settings"),
+        ("fp16", 3e-4, "rounding", "The same computation up to the rounding of float16: the losses of all"),
+        ("auto", 1e-8, "rounding", "The same computation up to rounding: the losses of all"),  # float32 on this device
     ],
 )
 def test_losses_that_are_nearly_equal(
-    made: Path, cli: Any, workplace: Path, relative: float, same: str, words: str
+    made: Path, cli: Any, workplace: Path, precision: str, relative: float, same: str, words: str
 ) -> None:
     for name in ("a", "b"):
-        shutil.copytree(made / "performance/first", workplace / "performance" / name)
+        changed_copy(made, workplace / "performance" / name, precision=precision)
     path = workplace / "performance/b/metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
@@ -197,12 +201,18 @@ def changed_copy(made: Path, to: Path, **values: Any) -> Path:
         for name in values.keys() & group.keys():
             group[name]["value"] = values[name]
     (to / "config.json").write_text(json.dumps(config))
+    about = json.loads((to / "environment.json").read_text())
+    about["chosen"] |= {name: value for name, value in values.items() if name in about["chosen"] and value != "auto"}
+    (to / "environment.json").write_text(json.dumps(about))
     return to
 
 
 @pytest.mark.parametrize(
     ("values", "same"),
     [
+        ({"epochs": 9, "max_steps": 4, "target": 0.9, "patience": 9}, "yes"),
+        ({"epochs": 9, "schedule": "poly"}, "no"),
+        ({"threads": 9}, "rounding"),
         ({"save_minutes": 9.0, "dist_timeout": 9.0, "workers": "9", "drop_caches": True, "nonfinite_limit": 9}, "yes"),
         ({"eval_batch_size": 9}, "rounding"),
         ({"data_on": "ram"}, "no"),  # on a device some tasks then draw other noise
@@ -216,8 +226,23 @@ def test_settings_that_change_no_number(made: Path, cli: Any, workplace: Path, v
     assert found["same"] == same
     out = cli("diff", "a", "b")[1]
     if same == "rounding":
-        assert "rounding of scores at most" in out
-        assert "eval_batch_size differs, which changes scores by rounding at most." in conclusion(out)
+        (name,) = values
+        what = "scores" if name == "eval_batch_size" else "losses and scores"
+        assert f"rounding of {what} at most" in out
+        assert f"{name} differs, which changes {what} by rounding at most." in conclusion(out)
+    if "max_steps" in values:
+        assert "where a run stops" in out and conclusion(out).startswith("The same computation as far as both went:")
+
+
+def test_the_format_that_the_device_chose_gives_the_limit(made: Path, cli: Any, workplace: Path) -> None:
+    for name in ("a", "b"):
+        path = changed_copy(made, workplace / "performance" / name, precision="auto")
+        about = json.loads((path / "environment.json").read_text())
+        assert about["chosen"]["precision"] == "fp32"
+        about["chosen"]["precision"] = "bf16"
+        (path / "environment.json").write_text(json.dumps(about))
+    losses = result_of(cli("diff", "a", "b", "--json"))["losses"]
+    assert (losses["precision"], losses["limit"]) == ("bf16", 2**-8)
 
 
 def test_evaluations_of_other_weights_are_not_the_same(

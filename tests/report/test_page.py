@@ -490,13 +490,51 @@ def test_benchmarks_of_training_and_of_prediction_are_told_apart(tmp_path: Path)
     )
     alone = "fast predicts 300.0 slices a second, 1.500 times the plain network (1.250 to 2.000)."
     assert words_of(fast) == [alone]
-    compared = "fast is 1.500 times as fast as the plain network on its own machine, slow 1.500 times."
-    compared += " fast predicts 1.500 times as many slices a second as slow (300.0 against 200.0)."
-    assert words_of(slow, fast) == [compared]
+    compared = (
+        "No clear difference: fast is 1.500 times (1.250 to 2.000) as fast as the plain network on its own machine,"
+    )
+    compared += " slow 1.500 times (1.250 to 2.000). fast predicts 1.500 times as many slices a second as slow"
+    compared += " (300.0 against 200.0)."
+    alike = "The ranges of the ratios to the plain one overlap: these measurements do not tell them apart."
+    assert words_of(slow, fast) == [compared, alike]
     assert words_of(trains, fast) == [f"{words_of(trains)[0]} {alone}"]
-    assert words_of(trains, slow, fast) == [f"{words_of(trains)[0]} {compared}"]
+    assert words_of(trains, slow, fast) == [f"{words_of(trains)[0]} {compared}", alike]
     rates = {"images_per_second": {"ours": 640.0}, "mode": "predict", "predict": {}}
     assert words_of(write_benchmark(tmp_path / "two", rates)) == ["two predicts 640.0 slices a second."]
+
+
+def a_benchmark(path: Path, rates: list[float], ratios: list[float]) -> Path:
+    """Of training: the lowest, median and highest rate, and so its ratio to the plain loop."""
+    low, rate, high = rates
+    over = dict(zip(("min", "median", "max"), ratios, strict=True))
+    about = {"images_per_second": {"ours": rate}, "images_per_second_range": {"ours": [low, high]}}
+    return write_benchmark(path, {**about, "ours_over_plain": over, "share_of_matrix_product": 0.125})
+
+
+def test_two_benchmarks_are_told_apart_where_their_rounds_are(tmp_path: Path) -> None:
+    a = a_benchmark(tmp_path / "a", [40.0, 50.0, 60.0], [1.0, 1.1, 1.2])
+    b = a_benchmark(tmp_path / "b", [55.0, 75.0, 80.0], [1.3, 1.4, 1.5])
+    c = a_benchmark(tmp_path / "c", [70.0, 75.0, 80.0], [1.15, 1.4, 1.5])
+    rates = "b trains 1.500 times as many slices a second as a (75.00, 55.00 to 80.00 against 50.00, 40.00 to 60.00)."
+    ratios = "b is 1.400 times (1.300 to 1.500) as fast as the plain loop on its own machine"
+    words = [f"{ratios}, a 1.100 times (1.000 to 1.200). {rates}"]
+    said = "overlap: these measurements do not tell them apart."
+    assert words_of(a, b) == [*words, f"The ranges of the rates {said}"]
+    first, *more = words_of(a, c)
+    assert first.startswith("No clear difference: c is 1.400 times (1.150 to 1.500) as fast as the plain loop")
+    assert more == [f"The ranges of the ratios to the plain one {said}"]
+
+
+def test_what_travels_between_machines_is_on_the_page(tmp_path: Path) -> None:
+    a = a_benchmark(tmp_path / "a", [40.0, 50.0, 60.0], [1.0, 1.1, 1.2])
+    found = json.loads((a / "benchmark.json").read_text())
+    parts = breakdown.summary({"forward": [0.25], "backward": [1.0]})
+    (a / "benchmark.json").write_text(json.dumps({**found, "breakdown": parts}))
+    page = document.build(read(a)).page
+    assert "of a matrix product" in page and "12.5%" in page and "1.100 (1.000 to 1.200)" in page
+    assert "<h3>The time of a training step</h3>" in page
+    train = document.build(read(write_run(tmp_path / "run", PATIENTS))).page
+    assert "of a matrix product" not in train and "The time of a training step" not in train
 
 
 def test_a_sweep_is_told_by_its_combinations(tmp_path: Path) -> None:

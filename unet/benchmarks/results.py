@@ -36,7 +36,7 @@ def keep(
     folder.status("done", kind="benchmark")
     folder.write("config.json", dumps(resolved, command))
     folder.write("benchmark.json", result)
-    folder.write("environment.json", run_folder.environment(result["device"]))
+    folder.write("environment.json", run_folder.environment(result["device"], result["precision"]))
     folder.begin()
     if trace and trace.exists():
         trace.replace(folder.place(TRACE))

@@ -72,7 +72,9 @@ def remark(item: Difference) -> str:
     if item.effect:
         return "not known of both" if item.unknown else ""
     if item.name in differences.ROUNDING_ONLY:
-        return "rounding of scores at most"
+        return f"rounding of {differences.ROUNDING_ONLY[item.name]} at most"
+    if item.name in differences.STOPS:
+        return "where a run stops"
     return "another place" if item.name in differences.PLACES else "no effect on the numbers"
 
 
@@ -92,11 +94,11 @@ def losses(found: Comparison) -> list[str]:
     place, one, two = state.first_apart
     lines.append(f"first not equal at {state.unit} {place}: A {one!r}, B {two!r}")
     if state.first_beyond is None:
-        return [*lines, f"never by more than {differences.ROUNDING:g} of the value (at most {state.largest:.1e})"]
+        return [*lines, f"never by more than {state.limit:.2g} of the value (at most {state.largest:.1e})"]
     place, one, two = state.first_beyond
     return [
         *lines,
-        f"first by more than {differences.ROUNDING:g} of the value at {state.unit} {place}: A {one}, B {two}",
+        f"first by more than {state.limit:.2g} of the value at {state.unit} {place}: A {one}, B {two}",
     ]
 
 

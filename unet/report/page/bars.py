@@ -59,7 +59,7 @@ def section(groups: Sequence[Group]) -> str:
         names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
         colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
         key = [tag("li", tag("i", style=f"background:{colours[name]}"), escaped(name)) for name in names]
-        made += [tag("h3", f"The time {title}") if made else "", tag("ul", *key, class_="key")]
+        made += [tag("h3", f"The time {title}") if made or of is step_of else "", tag("ul", *key, class_="key")]
         made.append(bars(rows, colours))
         heads = [each, *map(escaped, names), "together"]
         cells = [

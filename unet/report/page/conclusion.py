@@ -222,16 +222,49 @@ def faster(a: Group, b: Group) -> Conclusion:
         return single(a)
     if not one or not two or a.first.predicts != b.first.predicts:
         return joined([single(a), single(b)])
-    same = a.first.item
-    words = f"{b.name} {does(b.first)} {figure(two / one)} times as many {same} a second as {a.name}"
-    words += f" ({figure(two)} against {figure(one)})."
-    data = {"rate_ratio": two / one}
-    (own, _, _), (other, _, _) = over_plain(b.first), over_plain(a.first)
+    ends, others = rate_range(b.first), rate_range(a.first)
+    rates = f"{figure(two)}{within(ends, ', ')} against {figure(one)}{within(others, ', ')}"
+    words = f"{b.name} {does(b.first)} {figure(two / one)} times as many {a.first.item} a second as {a.name} ({rates})."
+    alike = {"rates": overlap(ends, others)}
+    data: dict[str, Any] = {"rate_ratio": two / one}
+    (own, *ends), (other, *others) = over_plain(b.first), over_plain(a.first)
     if own is not None and other is not None:
         plain = f"the plain {'network' if b.first.predicts else 'loop'} on its own machine"
-        words = f"{b.name} is {figure(own)} times as fast as {plain}, {a.name} {figure(other)} times. {words}"
+        ratios = f"{b.name} is {figure(own)} times{within(ends)} as fast as {plain}, {a.name} {figure(other)} times"
+        words = f"{ratios}{within(others)}. {words}"
         data["over_plain_ratio"] = own / other
-    return Conclusion(words, data=data)
+        alike = {"ratios to the plain one": overlap(ends, others), **alike}
+    data["overlap"] = [name for name, same in alike.items() if same]
+    more = [f"The ranges of the {name} overlap: these measurements do not tell them apart." for name in data["overlap"]]
+    if next(iter(alike.values())):  # of what the first sentence is about
+        words = f"No clear difference: {words}"
+    return Conclusion(words, more, data)
+
+
+def rate_range(run: Run) -> list[float | None]:
+    """(lowest, highest) rate of the rounds of a benchmark."""
+    rates, passes = run.benchmark.get("images_per_second_range"), run.benchmark.get("predict")
+    found = rates.get("ours") if isinstance(rates, dict) else None
+    if run.predicts and found is None and isinstance(passes, dict):
+        found = passes.get("images_per_second_range")
+    return [number(value) for value in found] if isinstance(found, list) and len(found) == 2 else [None, None]
+
+
+def within(ends: Sequence[float | None], before: str = "") -> str:
+    """A range in words: in brackets, or after `before`; empty where it is not known."""
+    low, high = ends
+    if low is None or high is None:
+        return ""
+    words = f"{figure(low)} to {figure(high)}"
+    return f"{before}{words}" if before else f" ({words})"
+
+
+def overlap(one: Sequence[float | None], two: Sequence[float | None]) -> bool:
+    """Whether two ranges that are known have something in common."""
+    (low, high), (least, most) = one, two
+    if low is None or high is None or least is None or most is None:
+        return False
+    return low <= most and least <= high
 
 
 def over_plain(run: Run) -> tuple[float | None, float | None, float | None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unet.report.page.conclusion import state_of
+from unet.report.page.conclusion import over_plain, state_of, within
 from unet.report.page.groups import Group, by_task, differing, shown, train_seconds, value_text
 from unet.report.page.markup import NONE, duration, escaped, figure, folded, size, table, tag
-from unet.report.run import Run
+from unet.report.run import Run, number
 
 MEASURES = ("score", "minutes to target", "samples/s", "joules/sample", "peak memory")
+COMPARED = ("times the plain one", "of a matrix product")  # what may be compared between machines: of benchmarks alone
 FEW = 12  # settings that differ and are shown unfolded
 
 
@@ -96,8 +97,8 @@ def runs(groups: Sequence[Group]) -> str:
     """A row for each run; measures that no run has are named below."""
     several = len(by_task(groups)) > 1
     each = [(group, run) for group in groups for run in group.runs]
-    known = [[*measures(run), duration(train_seconds(run))] for _, run in each]
-    names = (*MEASURES, "training")
+    known = [[*measures(run), duration(train_seconds(run)), *compared(run)] for _, run in each]
+    names = (*MEASURES, "training", *(COMPARED if any(run.benchmark for _, run in each) else ()))
     kept = [place for place in range(len(names)) if any(row[place] != NONE for row in known)]
     heads = ["run", *(["task"] if several else []), *(names[place] for place in kept), "machine", "kind"]
     rows = []
@@ -110,6 +111,14 @@ def runs(groups: Sequence[Group]) -> str:
     missing = ", ".join(names[place] for place in range(len(names)) if place not in kept)
     note = tag("p", f"Not known of any run: {missing}.", class_="note") if missing else ""
     return table(heads, rows, "Runs", numbers, numbers + len(kept)) + note
+
+
+def compared(run: Run) -> list[str]:
+    """How many times as fast as the plain loop or network a benchmark is, and its arithmetic as a share of a large
+    matrix product's."""
+    ratio, *ends = over_plain(run)
+    share = number(run.benchmark.get("share_of_matrix_product"))
+    return [f"{figure(ratio)}{within(ends)}", NONE if share is None else f"{share:.1%}"]
 
 
 def made_by(groups: Sequence[Group]) -> str:
