@@ -229,7 +229,8 @@ def test_settings_that_change_no_number(made: Path, cli: Any, workplace: Path, v
         (name,) = values
         what = "scores" if name == "eval_batch_size" else "losses and scores"
         assert f"rounding of {what} at most" in out
-        assert f"{name} differs, which changes {what} by rounding at most." in conclusion(out)
+        verb = "differ" if name.endswith("s") else "differs"
+        assert f"{name} {verb}, which changes {what} by rounding at most." in conclusion(out)
     if "max_steps" in values:
         assert "where a run stops" in out and conclusion(out).startswith("The same computation as far as both went:")
 
