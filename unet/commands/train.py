@@ -133,7 +133,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
             " their scores are too good"
         )
     if found := leaks(cases, split):
-        more = f" (and {len(found) - 1} more pairs)" if found[1:] else ""
+        more = f" (and {host.counted(len(found) - 1, 'more pair')})" if found[1:] else ""
         host.notice(
             f"leakage: {found[0]}; one trains, the other validates{more}: scores are too good; all of them: python -m"
             f" unet check --task {config.general.task}{run_end.data_flags(config)}"

@@ -84,7 +84,7 @@ def leaks(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> li
     """Training cases that hold the image, or slices, of a validation case, in words: a pair for each validation case.
     Nothing is read but the digests that the cache's manifest has."""
     known = {case.id: case.images for case in cases}
-    owners = {digest: case for case in split["train"] for digest in known.get(case, ())}
+    owners = {digest: case for case in reversed(split["train"]) for digest in known.get(case, ())}
     found: list[str] = []
     for case in split["validation"]:
         shared = [owners[digest] for digest in known.get(case, ()) if digest in owners]
