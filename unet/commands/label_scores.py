@@ -80,7 +80,7 @@ def told(records: Sequence[dict[str, Any]], trained: Sequence[str]) -> str:
     """How many of the cases were trained on, and the mean of the others, in words."""
     others = [record["mean_dice"] for record in records if record["case"] not in trained]
     known = [score for score in others if not math.isnan(score)]
-    mean = f": {statistics.fmean(known):.4f} in the mean of the {len(known)} others" if known else ""
+    mean = f"; the mean Dice of the {len(known)} others is {statistics.fmean(known):.4f}" if known else ""
     return (
         f"{len(trained)} of the {len(records)} cases were used to train the weights that predicted them: their scores"
         f" are too good{mean}."

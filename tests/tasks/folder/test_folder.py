@@ -376,7 +376,7 @@ def test_scores_of_predictions_say_which_cases_their_weights_were_trained_on(cli
     mean = np.mean([float(rows[case]["mean_dice"]) for case in ("case_1", "case_3")])
     said = " ".join(out.split())
     assert "3 of the 5 cases were used to train the weights that predicted them: their scores are too good" in said
-    assert f": {mean:.4f} in the mean of the 2 others" in said
+    assert f"; the mean Dice of the 2 others is {mean:.4f}." in said
     shutil.copy("predictions/case_1.nii.gz", "predictions/case_0.nii.gz")  # no longer what was predicted
     assert "2 of the 5 cases were used" in " ".join(cli(*score)[1].split())
     Path("predictions/predictions.jsonl").unlink()
