@@ -463,7 +463,9 @@ def test_benchmarks_of_training_and_of_prediction_are_told_apart(tmp_path: Path)
     )
     alone = "fast predicts 300.0 slices a second, 1.500 times the plain network (1.250 to 2.000)."
     assert words_of(fast) == [alone]
-    compared = "No clear difference: fast is 1.500 times (1.250 to 2.000) as fast as the plain network on its own machine,"
+    compared = (
+        "No clear difference: fast is 1.500 times (1.250 to 2.000) as fast as the plain network on its own machine,"
+    )
     compared += " slow 1.500 times (1.250 to 2.000). fast predicts 1.500 times as many slices a second as slow"
     compared += " (300.0 against 200.0)."
     alike = "The ranges of the ratios to the plain one overlap: these measurements do not tell them apart."
@@ -494,6 +496,17 @@ def test_two_benchmarks_are_told_apart_where_their_rounds_are(tmp_path: Path) ->
     first, *more = words_of(a, c)
     assert first.startswith("No clear difference: c is 1.400 times (1.150 to 1.500) as fast as the plain loop")
     assert more == [f"The ranges of the ratios to the plain one {said}"]
+
+
+def test_a_busy_machine_is_told(tmp_path: Path) -> None:
+    for name, others in (("calm", 0.1), ("busy", 1.5), ("before", None)):
+        path = a_benchmark(tmp_path / name, [40.0, 50.0, 60.0], [1.0, 1.1, 1.2])
+        found = json.loads((path / "benchmark.json").read_text())
+        (path / "benchmark.json").write_text(json.dumps({**found, "cores_of_others": others}))
+    told = "busy: other processes used 1.500 cores meanwhile."
+    assert words_of(tmp_path / "busy")[1:] == [told]
+    assert words_of(tmp_path / "calm")[1:] == words_of(tmp_path / "before")[1:] == []
+    assert words_of(tmp_path / "calm", tmp_path / "busy")[-1] == told
 
 
 def test_what_travels_between_machines_is_on_the_page(tmp_path: Path) -> None:

@@ -306,7 +306,8 @@ def _take(result: Reading, name: str, spec: Declared, uses: list[tuple[str, Any]
 
 
 def _unknown(spelling: str, known: Mapping[str, Spelling]) -> str:
-    near = nearest(spelling, known)
+    meant = next((flag(spec.name) for spec in known.values() if spelling in spec.option.meant), None)
+    near = meant or nearest(spelling, known)
     return f"unknown option {_short(spelling, quoted=False)}" + (f" (did you mean {near}?)" if near else "")
 
 
