@@ -18,6 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from unet import host
+from unet.devices import load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="-- FLAGS", help="flags of train")
     args = parser.parse_args()
     words = args.words or ["--synth-data", "--image-size", "64"]
-    rows = []
+    rows, watch = [], load.Watch()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds + 1):
             row = torch_alone(folder), first_step(folder, f"run-{number}", words)
@@ -53,6 +56,8 @@ def main() -> None:
                 print(
                     f"torch {row[0]:.2f} s, first step after {row[1]:.2f} s: {row[1] - row[0]:.2f} s more", flush=True
                 )
+    if said := load.words(load.others([watch.span()]), host.cores()):
+        print(said)
     torch, step = (statistics.median(values) for values in zip(*rows, strict=True))
     rest = sorted(step - torch for torch, step in rows)
     print(f"median: torch {torch:.2f} s, first step after {step:.2f} s, {step / torch:.2f} times")

@@ -252,6 +252,11 @@ def test_two_spellings_that_contradict(cli) -> None:
     assert parsed("--epochs 3 --epochs 4").train.epochs == 4
 
 
+def test_the_usual_name_of_an_output_is_told_where_it_has_another(cli) -> None:
+    assert "--output (did you mean --plan-file?)" in error_of(cli("plan", "--output", "x"), 2)
+    assert "--plan-file" not in error_of(cli("runs", "--output", "x"), 2)
+
+
 def test_abbreviations_are_off(cli) -> None:
     assert "--epoch (did you mean --epochs?)" in error_of(cli("train", "--epoch", 3), 2)
 

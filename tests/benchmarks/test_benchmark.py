@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from conftest import ROOT, TINY, error_of, program, read_json
 from unet.benchmarks import table
 from unet.cli import resolve
 from unet.config.schema import unmeasured
+from unet.devices import load
 
 SHORT = ("--device", "cpu", *TINY, "--rounds", 2, "--steps", 1, "--threads", 1)
 EARLIER = {  # what benchmark.json has had before
@@ -41,6 +43,10 @@ def test_the_device_alone(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = result["images_per_second_range"]["ours"]
     assert low <= result["images_per_second"]["ours"] <= high
     assert len(result["seconds_a_step"]["ours"]) == 2
+    assert [line.partition(":")[0] for line in err.splitlines() if "round" in line] == [
+        f"{what}, round {number} of 2" for what in ("step", "pass") for number in (1, 2)
+    ]
+    assert ("note: other processes used" in err) is ((result["cores_of_others"] or 0) > load.NOTED)
     assert sum(part["share"] for part in result["breakdown"].values()) == pytest.approx(1)
     assert result["convolutions"]["count"] == 13
     done, top = result["model_flops_per_second"], result["ceiling"]["matrix_flops_per_second"]
@@ -116,6 +122,43 @@ def test_a_sweep_that_is_stopped_keeps_its_rows(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "predict"])
+def test_a_benchmark_that_is_stopped_keeps_its_whole_rounds(workplace: Path, mode: str) -> None:
+    more = ("--mode", "predict", "--against", "plain") if mode == "predict" else ()
+    words = ["benchmark", "--source", "none", *SHORT, "--rounds", 10**6, *more, "--run-name", "s"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    late = threading.Timer(100, process.terminate)
+    late.start()
+    for line in process.stderr or ():
+        if ", round 2 of 1000000: " in line:
+            break
+    late.cancel()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("Interrupted.\n")
+    place = workplace / "performance" / "s"
+    result, status = read_json(place / "benchmark.json"), read_json(place / "status.json")
+    count = result["unfinished"]["rounds"]
+    assert 2 <= count < 10**6 and result["unfinished"]["of"] == 10**6 and result["rounds"] == count
+    why = f"{count} of 1000000 rounds are measured"
+    assert (status["status"], status["why"]) == ("interrupted", why)
+    assert f"Unfinished: {why}." in out
+    if mode == "train":
+        assert {len(each) for each in result["seconds_a_step"].values()} == {count}
+        assert result["images_per_second"]["ours"] > 0 and result["convolutions"] is None
+    else:
+        assert len(result["predict"]["seconds_a_pass"]) == count and result["predict"]["ours_over"]["median"] > 0
+    done = program("report", "s", cwd=workplace)
+    assert done.returncode == 0 and why in done.stdout
+
+
+@pytest.mark.slow
 def test_two_processes(workplace: Path) -> None:
     done = program(
         "benchmark",
@@ -132,6 +175,7 @@ def test_two_processes(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = read_json(workplace / "performance" / "two" / "benchmark.json")
     one, two = result["scaling"]
+    assert result["cores_of_others"] is None or 0 <= result["cores_of_others"] < os.cpu_count()
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (one["network"], two["network"]) == ("UNet", "DistributedDataParallel")
     assert one["efficiency"] == 1

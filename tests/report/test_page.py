@@ -525,6 +525,17 @@ def test_two_benchmarks_are_told_apart_where_their_rounds_are(tmp_path: Path) ->
     assert more == [f"The ranges of the ratios to the plain one {said}"]
 
 
+def test_a_busy_machine_is_told(tmp_path: Path) -> None:
+    for name, others in (("calm", 0.1), ("busy", 1.5), ("before", None)):
+        path = a_benchmark(tmp_path / name, [40.0, 50.0, 60.0], [1.0, 1.1, 1.2])
+        found = json.loads((path / "benchmark.json").read_text())
+        (path / "benchmark.json").write_text(json.dumps({**found, "cores_of_others": others}))
+    told = "busy: other processes used 1.500 cores meanwhile."
+    assert words_of(tmp_path / "busy")[1:] == [told]
+    assert words_of(tmp_path / "calm")[1:] == words_of(tmp_path / "before")[1:] == []
+    assert words_of(tmp_path / "calm", tmp_path / "busy")[-1] == told
+
+
 def test_what_travels_between_machines_is_on_the_page(tmp_path: Path) -> None:
     a = a_benchmark(tmp_path / "a", [40.0, 50.0, 60.0], [1.0, 1.1, 1.2])
     found = json.loads((a / "benchmark.json").read_text())

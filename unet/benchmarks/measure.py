@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from unet import host
 from unet.benchmarks import breakdown, limit, peers, steps
@@ -19,24 +19,50 @@ from unet.config.resolve import Resolved
 from unet.config.schema import Config
 from unet.errors import UnetError, UsageError
 
-if TYPE_CHECKING:
-    pass
-
 MOST_PARTS = 3  # steps of a round whose parts are waited for
+
+
+class Unfinished(KeyboardInterrupt):
+    """Stopped after a whole round of all loops. `result`: what was measured; its `unfinished` has the rounds and how
+    many there should be."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__()
+        self.result = result
 
 
 def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
     """Everything about the step with these settings, or with --mode predict about the pass; with --profile the trace is
-    written to `trace`. Raises UnetError."""
+    written to `trace`. Raises UnetError, or Unfinished where it is stopped and something is measured."""
+    result: dict[str, Any] = {}
+    work = passes_alone if resolved.config.run.mode in APPLYING else step_and_pass
+    try:
+        work(resolved, trace, result)
+    except KeyboardInterrupt:
+        if not result:
+            raise
+        of = resolved.config.timing.rounds
+        raise Unfinished(result | {"unfinished": {"rounds": result["rounds"], "of": of}}) from None
+    return result
+
+
+def passes_alone(resolved: Resolved, trace: str, result: dict[str, Any]) -> None:
+    """Fill `result` with what is known of the pass."""
     config = resolved.config
-    if config.run.mode in APPLYING:
-        context = prepared(resolved)
-        with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(started("steps:OurPass", "pass", config))
-            plain = None
-            if "plain" in config.measure.against:
-                plain = stack.enter_context(started("steps:PlainPass", "plain pass", config))
-            return passed(context, ours, plain) | profiled(config, ours, trace) | batch_of_passes(config)
+    context = prepared(resolved)
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(started("steps:OurPass", "pass", config))
+        plain = None
+        if "plain" in config.measure.against:
+            plain = stack.enter_context(started("steps:PlainPass", "plain pass", config))
+        for found in passed(context, ours, plain):
+            result.update(found | batch_of_passes(config))
+        result.update(profiled(config, ours, trace))
+
+
+def step_and_pass(resolved: Resolved, trace: str, result: dict[str, Any]) -> None:
+    """Fill `result` with what is known of the step, then of the pass."""
+    config = resolved.config
     for name in config.measure.against:
         peers.require(name, config)
     cases = setup.create(config).cached_cases() if loads_data(config) else None
@@ -46,14 +72,17 @@ def measured(resolved: Resolved, trace: str = "") -> dict[str, Any]:
     loader = None if cases is None else steps.loader_of(context, cases)
     batch = steps.batch_of(loader, context.task)
     with started("steps:OurLoop", "timed loop", config, batch, cases) as ours:
-        times, memory, facts = rounds(config, about(context)["precision"], batch, ours)
+        for times, memory, facts in rounds(context, batch, ours):
+            result.update(rated(context, times, memory))
+            if facts:
+                result["peers"] = {name: facts[name] | over(times, name) for name in facts}
+        result.update(trained(context, ours, statistics.median(times["ours"])))
+        result.update(profiled(config, ours, trace))
         # the network that is timed is given up for the one that predicts
-        result = trained(context, ours, times, memory) | profiled(config, ours, trace) | passed(context, ours)
-    if facts:
-        result["peers"] = {name: facts[name] | over(times, name) for name in facts}
+        *_, found = passed(context, ours)
+        result.update(found)
     if loader is not None:
-        result |= loaded(config, limit.loading(loader, batch, config.timing.rounds), result)
-    return result
+        result.update(loaded(config, limit.loading(loader, batch, config.timing.rounds), result))
 
 
 def require_opponents(config: Config) -> None:
@@ -105,10 +134,45 @@ def warmup_of(config: Config) -> int:
     return config.timing.steps if config.run.benchmark_warmup is None else config.run.benchmark_warmup
 
 
+Timed = tuple[list[float], int]  # seconds of each step, peak memory in bytes
+
+
+def in_turn(
+    context: setup.Context,
+    what: str,
+    loops: Mapping[str, Worker],
+    items: int,
+    run: Callable[[Worker, int], Timed],
+) -> Iterator[dict[str, Timed]]:
+    """What each loop gives in a whole round of all loops, of `items` a step; the warm-up is left out. A bar on a
+    terminal, else a line a round; `what`: a step or a pass."""
+    config, item = context.config, context.task.item
+    count, lengths = config.timing.rounds, [warmup_of(config), *[config.timing.steps] * config.timing.rounds]
+    with host.progress(total=len(loops) * sum(map(bool, lengths)), unit="loop") as bar:
+        for number, length in enumerate(lengths):
+            if not length:
+                continue
+            name = f"{what}, {f'round {number} of {count}' if number else 'warm-up'}"
+            bar.set_description(name)
+            found = {}
+            for loop, worker in loops.items():
+                found[loop] = run(worker, length)
+                bar.update()
+            if number:
+                yield found  # kept before it is told
+            rates = [f"{loop} {items * length / sum(seconds):.2f}" for loop, (seconds, _) in found.items()]
+            said = f"{', '.join(rates)} {item}/s"
+            bar.set_postfix_str(said)
+            if bar.disable:
+                host.notice(f"{name}: {said}")
+
+
 def rounds(
-    config: Config, precision: str, batch: Mapping[str, Any], ours: Worker
-) -> tuple[dict[str, list[float]], dict[str, int], dict[str, dict[str, Any]]]:
-    """(seconds a step of every round by loop, their peak memory, facts of the peers' networks)."""
+    context: setup.Context, batch: Mapping[str, Any], ours: Worker
+) -> Iterator[tuple[dict[str, list[float]], dict[str, int], dict[str, dict[str, Any]]]]:
+    """(seconds a step of every round so far by loop, their peak memory, facts of the peers' networks) after each
+    round."""
+    config, precision = context.config, about(context)["precision"]
     names = list(dict.fromkeys(config.measure.against))
     times: dict[str, list[float]] = {name: [] for name in (*names, "ours")}
     memory: dict[str, int] = {}
@@ -121,40 +185,59 @@ def rounds(
             loops[name] = stack.enter_context(started(*kind))
         facts = {name: loop.ask("facts") for name, loop in loops.items() if name != "plain"}
         loops["ours"] = ours
-        for number in host.progress(range(config.timing.rounds + 1), name="rounds"):
-            count = config.timing.steps if number else warmup_of(config)
-            for name, loop in loops.items() if count else ():
-                seconds, memory[name] = loop(count)
-                if number:
-                    times[name].append(sum(seconds) / count)
-    return times, memory, facts
+        for found in in_turn(context, "step", loops, config.train.batch_size, Worker.__call__):
+            for name, (seconds, peak) in found.items():
+                times[name].append(sum(seconds) / len(seconds))
+                memory[name] = peak
+            yield times, memory, facts
 
 
-def trained(
-    context: setup.Context, ours: Worker, times: Mapping[str, Sequence[float]], memory: Mapping[str, int]
-) -> dict[str, Any]:
-    """Rates, ratios, latency, power, FLOP/s beside the ceiling, the parts of a step, its convolutions."""
-    from unet.runtime import evaluation
-
-    config, device = context.config, context.device
-    count, items = config.timing.rounds * config.timing.steps, config.train.batch_size
-    latency = evaluation.latency(ours(-count)[0])
-    used = consumed(context, ours, config.timing.steps, items)
-    parts = ours.ask("breakdown", config.timing.rounds, min(MOST_PARTS, config.timing.steps))
-    step = statistics.median(times["ours"])
-    work, most, top = ours.ask("flops"), device.peak_flops(), limited(ours, "ceiling")
-    done = work * items / step
-    convs = limited(ours, "convolutions")
-    if convs:
-        convs["step_over_convolutions"] = step / convs["seconds"]["all"]
+def rated(context: setup.Context, times: Mapping[str, Sequence[float]], memory: Mapping[str, int]) -> dict[str, Any]:
+    """Rates, ratios and memory, and the place of what is measured after them."""
+    items = context.config.train.batch_size
+    unknown = ("step_latency", "model_flops_per_second", "mfu", "ceiling", "share_of_matrix_product", "convolutions")
     return about(context) | {
+        "rounds": len(times["ours"]),
         "images_per_second": {name: items / statistics.median(values) for name, values in times.items()},
         "images_per_second_range": {name: [items / max(values), items / min(values)] for name, values in times.items()},
-        "step_latency": latency,
         "ours_over_plain": over(times, "plain")["ours_over"] if "plain" in times else None,
         "ours_over_plain_memory": memory["ours"] / memory["plain"] if "plain" in times else None,
         "loader_over_step": None,
         "peak_memory_bytes": dict(memory),
+        "seconds_a_step": {name: list(values) for name, values in times.items()},
+        **dict.fromkeys((*unknown, "power", "joules_per_item")),
+        "predict": {},
+    }
+
+
+def trained(context: setup.Context, ours: Worker, step: float) -> dict[str, Any]:
+    """Latency, power, FLOP/s beside the ceiling, the parts of a step of `step` seconds, its convolutions."""
+    from unet.runtime import evaluation
+
+    config, device = context.config, context.device
+    each, items = config.timing, config.train.batch_size
+    works: dict[str, Callable[[], Any]] = {
+        "latency of a step": lambda: evaluation.latency(ours(-each.rounds * each.steps)[0]),
+        "power": lambda: consumed(context, ours, each.steps, items),
+        "parts of a step": lambda: ours.ask("breakdown", each.rounds, min(MOST_PARTS, each.steps)),
+        "arithmetic": lambda: ours.ask("flops"),
+        "matrix product and copy": lambda: limited(ours, "ceiling"),
+        "convolutions": lambda: limited(ours, "convolutions"),
+    }
+    found = []
+    with host.progress(total=len(works), unit="part") as bar:
+        for name, work in works.items():
+            bar.set_description(name)
+            if bar.disable:
+                host.notice(f"measuring: {name}")
+            found.append(work())
+            bar.update()
+    latency, used, parts, work, top, convs = found
+    done, most = work * items / step, device.peak_flops()
+    if convs:
+        convs["step_over_convolutions"] = step / convs["seconds"]["all"]
+    return {
+        "step_latency": latency,
         "flops_per_item": work,
         "model_flops_per_second": done,
         "mfu": done / most if most else None,
@@ -162,7 +245,6 @@ def trained(
         "share_of_matrix_product": done / top["matrix_flops_per_second"] if top else None,
         "breakdown": breakdown.summary(parts),
         "convolutions": convs,
-        "seconds_a_step": {name: list(values) for name, values in times.items()},
         "power": used,
         "joules_per_item": 1 / used["items_per_joule"] if used else None,
     }
@@ -190,18 +272,16 @@ def profiled(config: Config, ours: Worker, trace: str) -> dict[str, Any]:
     return {"profile": ours.ask("profile", trace)} if config.measure.profile else {}
 
 
-def passed(context: setup.Context, ours: Worker, plain: Worker | None = None) -> dict[str, Any]:
-    """Items a second and latency of forward passes of --eval-batch-size, beside the plain network's in turn."""
-    config, size = context.config, context.config.eval.eval_batch_size
+def passed(context: setup.Context, ours: Worker, plain: Worker | None = None) -> Iterator[dict[str, Any]]:
+    """Items a second and latency of forward passes of --eval-batch-size, beside the plain network's in turn, after each
+    round."""
+    size = context.config.eval.eval_batch_size
     loops = {"ours": ours, **({"plain": plain} if plain else {})}
     each: dict[str, list[list[float]]] = {name: [] for name in loops}
-    for number in range(config.timing.rounds + 1):
-        count = -config.timing.steps if number else warmup_of(config)
-        for name, loop in loops.items() if count else ():
-            seconds = loop.ask("passes", count)
-            if number:
-                each[name].append(seconds)
-    return {**about(context), "predict": predicted(each, size)}
+    for found in in_turn(context, "pass", loops, size, lambda loop, count: (loop.ask("passes", -count), 0)):
+        for name, (seconds, _) in found.items():
+            each[name].append(seconds)
+        yield {**about(context), "rounds": len(each["ours"]), "predict": predicted(each, size)}
 
 
 def predicted(each: Mapping[str, Sequence[Sequence[float]]], size: int) -> dict[str, Any]:

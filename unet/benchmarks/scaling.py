@@ -15,6 +15,7 @@ from unet.config import capacity
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
 from unet.config.schema import Config
+from unet.devices import load
 from unet.devices.base import first_line
 from unet.errors import UsageError
 from unet.runtime.folders.run_folder import RunFolder
@@ -30,6 +31,7 @@ def run(resolved: Resolved, command: str) -> int:
     capacity.require(config, context.device.own_memory)
     folders: list[RunFolder | None] = []
     context.group.run_on_main(lambda: folders.append(results.folder_of(config)))
+    watch = load.Watch()
     try:
         result = measured(context)
     except (RuntimeError, MemoryError) as error:
@@ -38,7 +40,9 @@ def run(resolved: Resolved, command: str) -> int:
         raise OutOfMemory(
             f"The timed loop {RAN_OUT} on rank {context.group.rank}: {first_line(error)}", SMALLER
         ) from error
+    spans = context.group.gather(watch.span())
     if context.group.is_main:
+        results.beside(result, spans)
         output.show(config, result, "" if config.output.json else text(result))
     if folders and folders[0]:
         results.keep(folders[0], resolved, command, result)

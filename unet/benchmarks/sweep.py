@@ -23,7 +23,7 @@ from unet.config.options import Declared, flag, nearest, normalize_dashes, spell
 from unet.config.resolve import Resolved, dumps
 from unet.config.schema import UNMEASURED, Config, contradictions, declared_of
 from unet.config.values import convert_many
-from unet.devices import launchers
+from unet.devices import launchers, load
 from unet.errors import FAILED, INTERRUPTED, UsageError
 from unet.runtime.folders import run_folder
 
@@ -71,6 +71,8 @@ def run(resolved: Resolved, command: str) -> int:
             host.notice(f"{number} of {len(combinations)}: {named(values)}")
             typed = [word for each in values for word in as_words(each, values[each], declared[each])]
             rows.append({"settings": values, **attempt([sys.executable, "-m", "unet", *words, *typed, "--json"])})
+            if said := load.words((rows[-1]["result"] or {}).get("cores_of_others"), host.cores()):
+                host.notice(said)
             result["device"] = next((row["result"]["device"] for row in rows if row["result"]), result["device"])
             folder.write("benchmark.json", result)
             folder.write("sweep.csv", csv_of(rows))

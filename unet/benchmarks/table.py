@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unet import host
+from unet.benchmarks import results
 from unet.benchmarks.breakdown import PARTS
 from unet.commands import tables
 
@@ -30,6 +31,8 @@ def text(result: Mapping[str, Any]) -> str:
     lines += tables.text(str(result["device"]))
     count = f"{host.counted(result['rounds'], 'round')} of {host.counted(result['steps'], 'step')}"
     lines += tables.text(f"{count} after the warm-up: median (least to most)")
+    if found := result.get("unfinished"):
+        lines += tables.text(f"Unfinished: {results.measured(found)}.")
     lines.append("")
     if "images_per_second" in result:
         lines += rates(result)
@@ -75,6 +78,8 @@ def spread(ratio: Mapping[str, float]) -> str:
 
 def limits(result: Mapping[str, Any]) -> list[str]:
     """Latency, arithmetic, power, and what bounds the step and the loader."""
+    if result["step_latency"] is None:  # stopped before
+        return []
     item, lines = result["item"], latency("step, waited for", result["step_latency"])
     done, top = result["model_flops_per_second"], result["ceiling"]
     number, unit = arithmetic(done)
@@ -115,7 +120,10 @@ def latency(label: str, found: Mapping[str, float]) -> list[str]:
 
 
 def prediction(result: Mapping[str, Any]) -> list[str]:
-    found, rate = result["predict"], f"{result['item']}/s in batches of {result['predict']['batch_size']}"
+    found = result["predict"]
+    if not found:  # stopped before
+        return []
+    rate = f"{result['item']}/s in batches of {found['batch_size']}"
     low, high = found["images_per_second_range"]
     lines = row("prediction", f"{found['images_per_second']:.2f}", f"{rate} ({low:.2f} to {high:.2f})")
     if ratio := found.get("ours_over"):

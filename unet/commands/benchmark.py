@@ -9,7 +9,7 @@ from unet.commands import output, setup
 from unet.config.check_paths import APPLYING, loads_data
 from unet.config.resolve import Resolved
 from unet.config.schema import unmeasured
-from unet.devices import launchers
+from unet.devices import launchers, load
 from unet.errors import UsageError
 
 
@@ -21,7 +21,8 @@ def run(resolved: Resolved, command: str) -> int:
     are what to quote. The first --benchmark-warmup steps (a round, where it is not typed) are left out. With --mode
     predict only the prediction is timed. With --sweep each combination of settings is measured like this in a process
     of its own; several processes (--devices, a launcher) give the rates on 1 to N of them.
-    Writes benchmark.json where --run-name is given, and for --sweep and --profile in any case.
+    Writes benchmark.json where --run-name is given, and for --sweep and --profile in any case; also where it is stopped
+    after a whole round, with the rounds that are measured.
     """
     if (several := resolved.config.train.accumulate) > 1:
         said = f"--accumulate {several} is for train: here every batch has an optimiser step."
@@ -41,13 +42,20 @@ def run(resolved: Resolved, command: str) -> int:
     if rank.world > 1:
         return scaling.run(resolved, command)
     folder = results.folder_of(config)
-    trace = results.draft_of(folder, config)
+    trace, stopped = results.draft_of(folder, config), None
+    watch = load.Watch()
     try:
-        result = measure.measured(resolved, str(trace or ""))
+        try:
+            result = measure.measured(resolved, str(trace or ""))
+        except measure.Unfinished as error:
+            stopped, result = error, error.result
+        results.beside(result, [watch.span()])
         output.show(config, result, "" if config.output.json else table.text(result))
         if folder:
             results.keep(folder, resolved, command, result, trace)
     finally:
         if trace:
             trace.unlink(missing_ok=True)
+    if stopped:
+        raise stopped
     return 0

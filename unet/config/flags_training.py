@@ -135,7 +135,13 @@ class EvalOptions:
 class PlanOptions:
     """Plan"""
 
-    plan_file: str = option("plan.json", "file for the plan, which train --config takes", metavar="FILE", common=True)
+    plan_file: str = option(
+        "plan.json",
+        "file for the plan, which train --config takes",
+        metavar="FILE",
+        common=True,
+        meant=("--output", "--out", "-o"),
+    )
     hours: float | None = option(
         None,
         "hours that training may take on this machine: they choose --size, --epochs and --batch-size",

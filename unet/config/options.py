@@ -215,7 +215,9 @@ def read(declared: Mapping[str, Declared], argv: Sequence[str]) -> Reading:
         spelling, equals, attached = normalize_dashes(token).partition("=")
         spec = known.get(spelling)
         if spec is None:
-            result.mistakes.append(f"unknown option {_short(spelling, quoted=False)}{meant(spelling, known)}")
+            own = next((flag(spec.name) for spec in known.values() if spelling in spec.option.meant), None)
+            near = f" (did you mean {own}?)" if own else meant(spelling, known)
+            result.mistakes.append(f"unknown option {_short(spelling, quoted=False)}{near}")
             result.unknown.append(spelling)
             result.wrong.add("*")
             while position < len(words) and not positional and not words[position].startswith("-"):

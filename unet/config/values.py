@@ -31,8 +31,8 @@ class Option:
     `const` is the value of the flag when nothing follows it. `default_text` is what the help gives as default. The
     values of all uses of a `repeated` flag are kept; each takes one where the command has positional arguments, and
     those words after it that end with `suffixes`. `pattern` is what a text must match, and the same in words.
-    `optional`: None is a value. `common`: the short help shows it. `section`: of a task's own setting, the group that
-    it belongs to.
+    `optional`: None is a value. `meant`: unknown spellings that probably mean this one. `common`: the short help shows
+    it. `section`: of a task's own setting, the group that it belongs to.
     """
 
     help: str
@@ -53,6 +53,7 @@ class Option:
     optional: bool = False
     common: bool = False
     section: str = ""
+    meant: tuple[str, ...] = ()
 
 
 def convert(name: str, option: Option, kind: type, value: Any) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from unet.metrics import statistics
 from unet.report.run import Run, number
 
-# relative difference of two losses that the order of sums alone can make, by number format. Of those of few bits it is
-# their unit roundoff, 2^-p for p bits of the significand (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-# section 2.1): the error of one rounding. lgg on one thread and on two, 30 steps: 2.7e-4 in bf16, 2.2e-4 in fp16.
+# Relative difference of two losses that the order of sums alone can make, by number format. Of those with few bits it
+# is their unit roundoff, 2^-p for p bits of the significand, the error of one rounding (Higham, Accuracy and Stability
+# of Numerical Algorithms, 2002, section 2.1). lgg on one thread and on two, 30 steps: 2.7e-4 in bf16, 2.2e-4 in fp16.
 ROUNDING = {"fp32": 1e-6, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 FORMATS = {"fp32": "float32", "tf32": "TF32", "fp16": "float16", "bf16": "bfloat16"}  # in words
 IMPORTED = 1e-6  # a log in text holds six digits after the point

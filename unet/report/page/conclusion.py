@@ -13,6 +13,7 @@ from unet.report.page.markup import counted, duration, figure
 from unet.report.run import Run, number
 
 RESAMPLES = 10_000
+BUSY = 0.25  # cores that others may have used during a benchmark before it is told (as in `devices.load`)
 LITTLE = 6  # cases: with fewer an interval says little
 
 
@@ -238,7 +239,7 @@ def faster(a: Group, b: Group) -> Conclusion:
     more = [f"The ranges of the {name} overlap: these measurements do not tell them apart." for name in data["overlap"]]
     if next(iter(alike.values())):  # of what the first sentence is about
         words = f"No clear difference: {words}"
-    return Conclusion(words, more, data)
+    return Conclusion(words, [*more, *beside(a.first, b.first)], data)
 
 
 def rate_range(run: Run) -> list[float | None]:
@@ -297,7 +298,17 @@ def benchmark(run: Run) -> Conclusion:
     if median is not None:
         words += f", {figure(median)} times the plain {'network' if run.predicts else 'loop'}"
         words += f" ({figure(low)} to {figure(high)})"
-    return Conclusion(f"{words}.", data={"rate": run.rate})
+    return Conclusion(f"{words}.", beside(run), {"rate": run.rate})
+
+
+def beside(*runs: Run) -> list[str]:
+    """What makes benchmarks worth less: they were stopped, or other processes used the machine."""
+    found = [last_words(run) for run in runs if last_words(run)]
+    for run in runs:
+        others = number(run.benchmark.get("cores_of_others"))
+        if others is not None and others > BUSY:
+            found.append(f"{run.name}: other processes used {figure(others)} cores meanwhile.")
+    return found
 
 
 def sweep(run: Run) -> Conclusion:
