@@ -213,7 +213,7 @@ def test_tables_are_saved_as_csv(browser: Any, page: Path, tmp_path: Path, name:
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", how)
     press(browser, f"button[data-csv={name}]", Keys.ENTER)
     saved = tmp_path / f"{name}.csv"
-    waited(saved.exists)
+    waited(lambda: saved.exists() and saved.stat().st_size)  # the browser makes an empty file of the name first
     rows = list(csv.reader(saved.open(newline="", encoding="utf-8")))
     assert len(rows) > 3
     assert len({len(row) for row in rows}) == 1

@@ -132,7 +132,10 @@ def test_every_rank_draws_dropout_of_its_own_and_the_same_again_on_resuming() ->
         context.group = types.SimpleNamespace(rank=rank, world=3, is_main=False)
         callbacks = run_callbacks.build(context, None, {}, "")  # type: ignore[arg-type]
         run = types.SimpleNamespace(
-            device=CPU(DeviceOptions(device="cpu"), Rank()), progress=Progress(step=steps.start), callbacks=callbacks
+            device=CPU(DeviceOptions(device="cpu"), Rank()),
+            group=context.group,
+            progress=Progress(step=steps.start),
+            callbacks=callbacks,
         )
         trainer.Trainer.emit(run, "on_epoch_start")  # type: ignore[arg-type]
         found = []
