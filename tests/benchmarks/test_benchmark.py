@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY, error_of, program, read_json
 
-from unet.benchmarks import table
+from unet.benchmarks import results, table
 from unet.cli import resolve
 from unet.config.schema import unmeasured
 from unet.devices import load
@@ -28,6 +28,18 @@ EARLIER = {  # what benchmark.json has had before
     *("ours_over_plain", "loader_over_step", "ours_over_plain_memory", "peak_memory_bytes", "flops_per_item"),
     *("model_flops_per_second", "mfu", "seconds_a_step", "power"),
 }
+
+
+def test_a_result_is_kept_with_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve("benchmark", ["--source", "none", "--device", "cpu", "--run-name", "kept"])
+    folder = results.folder_of(resolved.config)
+    assert folder is not None
+    result = {"device": "cpu, here", "precision": "float32", "unfinished": {"rounds": 1, "of": 2}}
+    results.keep(folder, resolved, "benchmark", result)
+    assert read_json(folder.path / "benchmark.json") == result
+    assert read_json(folder.path / "environment.json")["device"] == "cpu, here"
+    assert read_json(folder.path / "status.json")["status"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -242,9 +242,8 @@ def test_operators_in_words(tmp_path: Path) -> None:
 def event_of(name: str, microseconds: float, place: str = "CPU", starts: float = 0.0, named: bool = False) -> Any:
     """An event of torch's profiler on a machine with a card; `starts`: microseconds of a kernel that it has started."""
     kind = getattr(DeviceType, place)
-    made: Any = FunctionEvent(
-        0, name, 1, 0, microseconds, stack=[], use_device="cuda", device_type=kind, is_user_annotation=named
-    )
+    made: Any = FunctionEvent(0, name, 1, 0, microseconds, stack=[], use_device="cuda", device_type=kind)
+    made.is_user_annotation = named
     if starts:
         made.append_kernel(name, 0, starts)
     return made

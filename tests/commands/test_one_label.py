@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet.commands.one_label import OneLabel, words
+from unet.commands.one_label import OneLabel, gathered, words
 from unet.tasks.lgg.task import LGG
 
 TRUTH = np.zeros((4, 10, 10), np.uint8)
@@ -23,7 +23,7 @@ def said(*cases: tuple[Any, Any]) -> str:
     found = OneLabel()
     for truth, prediction in cases:
         found.add(lambda truth=truth, prediction=prediction: {"truth": truth, "prediction": prediction})
-    return words(found.gathered([(found.ruled_out, found.counts)]), ("organ", "tumour"))
+    return words(gathered([(found.ruled_out, found.counts)]), ("organ", "tumour"))
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_a_case_of_another_process_counts() -> None:
     flat.add(lambda: {"truth": TRUTH, "prediction": WHOLE})
     other.add(lambda: {"truth": TRUTH, "prediction": TRUTH})
     mine, idle = (flat.ruled_out, flat.counts), (False, None)
-    assert flat.gathered([mine, idle, mine]) == flat.counts._replace(voxels=800, predicted=800, true=60)  # type: ignore[union-attr]
-    assert flat.gathered([mine, (other.ruled_out, other.counts)]) is None
+    assert gathered([mine, idle, mine]) == flat.counts._replace(voxels=800, predicted=800, true=60)  # type: ignore[union-attr]
+    assert gathered([mine, (other.ruled_out, other.counts)]) is None
 
 
 def test_train_and_evaluate_tell_of_it(tiny: Any, cli: Any, phantoms: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,12 @@ def test_runs_in_one_number_format_are_repeats_however_it_was_chosen(tmp_path: P
     groups = groups_of([*read(auto), *read(other)])
     assert differing(groups) == ["precision"]
     assert [shown(group, "precision") for group in groups] == ["auto (bf16)", "auto (fp32)"]
+    about = json.loads((typed / "environment.json").read_text())
+    (typed / "environment.json").write_text(json.dumps({**about, "chosen": {"precision": "bf16", "threads": 9}}))
+    assert len(groups_of([*read(auto), *read(typed)])) == 1, "threads change rounding only"
+    before = write_run(tmp_path / "before", PATIENTS, settings={"precision": "auto"})  # it does not say what was chosen
+    assert len(groups_of([*read(before), *read(auto)])) == 1
+    assert len(groups_of([*read(before), *read(typed)])) == 2
 
 
 def test_a_killed_run_is_compared_by_the_metric_of_its_status(tmp_path: Path) -> None:

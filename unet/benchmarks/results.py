@@ -55,7 +55,7 @@ def keep(
     folder.status("interrupted" if found else "done", measured(found) if found else "", kind="benchmark")
     folder.write("config.json", dumps(resolved, command))
     folder.write("benchmark.json", result)
-    folder.write("environment.json", run_folder.environment(result["device"], result["precision"]))
+    folder.write("environment.json", run_folder.environment(result["device"]))
     folder.begin()
     if trace and trace.exists():
         trace.replace(folder.place(TRACE))

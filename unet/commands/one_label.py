@@ -52,13 +52,14 @@ class OneLabel:
             sums = (a + b for a, b in zip(self.counts[1:], found[1:], strict=True))
             self.counts = Counts(found.label, *sums)
 
-    def gathered(self, others: Sequence[tuple[bool, Counts | None]]) -> Counts | None:
-        """The counts of the cases of all processes, given as (ruled out, counts); None where one rules it out."""
-        every = OneLabel()
-        for ruled_out, counts in others:
-            if ruled_out or counts is not None:
-                every.take(None if ruled_out else counts)
-        return None if every.ruled_out else every.counts
+
+def gathered(each: Sequence[tuple[bool, Counts | None]]) -> Counts | None:
+    """The counts of the cases of all processes, given as (ruled out, counts); None where one rules it out."""
+    every = OneLabel()
+    for ruled_out, counts in each:
+        if ruled_out or counts is not None:
+            every.take(None if ruled_out else counts)
+    return None if every.ruled_out else every.counts
 
 
 def counts_of(own: Any, true: Any) -> Counts | None:

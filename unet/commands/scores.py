@@ -52,7 +52,9 @@ def full(
     records = context.task.common_scores(evaluation.score(cases, score, "score", keep, group=context.group) or [])
     rows = sorted(row for share in context.group.gather(kept.rows) for row in share)
     drawn = context.group.gather(extremes.rows)
-    remark = one_label.words(flat.gathered(context.group.gather((flat.ruled_out, flat.counts))), context.task.classes)
+    remark = one_label.words(
+        one_label.gathered(context.group.gather((flat.ruled_out, flat.counts))), context.task.classes
+    )
     if not context.group.is_main:
         return records, remark
     folder.write("cases.csv", tables.csv_text(records, ["case", *shown(context.task, records)]))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from unet.errors import DataError
-from unet.tasks.folder.labels import IGNORED, Labels, from_values
+from unet.tasks.folder import figure
+from unet.tasks.folder.labels import IGNORED, Labels, Names, from_values, require_same
 
 HERE = Path("set")
 
@@ -60,3 +61,22 @@ def test_values_that_are_no_classes(found: list[int], names: dict[str, int], wor
 def test_a_mask_with_another_value() -> None:
     with pytest.raises(DataError, match=r"m.png: holds the value 7, which is no class of this set \(0, 1\)"):
         Labels((0, 1), ("background", "organ")).classes_of(np.array([0, 7]), Path("m.png"))
+
+
+def test_names_that_a_set_has_twice_contradict_nothing() -> None:
+    """nnU-Net names channels by their normalisation: several may be `noNorm`."""
+    classes = {"background": 0, "organ": 1, "ORGAN": 2}
+    labels = Labels(tuple(classes.values()), tuple(classes))
+    require_same(HERE, Names(("noNorm", "CT", "noNorm"), classes), ("noNorm", "CT", "noNorm"), labels)
+    with pytest.raises(DataError, match="the channels are CT, noNorm, noNorm"):
+        require_same(HERE, Names(("CT", "noNorm", "noNorm")), ("noNorm", "CT", "noNorm"))
+    with pytest.raises(DataError, match="organ 2"):
+        require_same(HERE, Names((), {"background": 0, "Organ": 2}), (), Labels((0, 1), ("background", "organ")))
+
+
+def test_what_is_ignored_is_no_error_in_a_picture() -> None:
+    target = np.full((1, 4, 4), IGNORED)
+    target[0, 0, :2] = 0, 1
+    shown = figure.slices(np.zeros((1, 1, 4, 4), np.float32), target, np.ones((1, 4, 4), np.uint8))
+    assert shown["truth"][0].sum() == 1
+    assert shown["prediction"][0].sum() == shown["prediction"][0, 0, :2].sum() == 2

@@ -289,3 +289,15 @@ def test_folders_are_listed_once_however_many_cases_they_have(tmp_path: Path, mo
     found = task.find_inputs([root])
     assert all(len(task.source_files(images[0], PredictOptions())) == 2 for images in found.values())
     assert len(calls) == 1
+
+
+def test_the_masks_of_a_set_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 images of one channel cost 20,000 listings before."""
+    root = made.nnunet(tmp_path, channels=1, cases=9)
+    listed: list[Path] = []
+    whole = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or whole(path))
+    images = sorted((root / "imagesTr").glob("*_0000.nii.gz"))
+    assert list(sets.inputs(images, 1)) == [f"case_{number}" for number in range(9)]
+    assert listed.count(root) <= 1
+    assert listed.count(root / "labelsTr") <= 1

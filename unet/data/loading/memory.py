@@ -13,8 +13,8 @@ from unet.errors import DataError
 
 def require_memory(cases: int, needed: int, shared: bool) -> None:
     """Raise DataError where `needed` bytes of cases do not fit into this machine's memory, or, `shared` by loader
-    processes, into the part of it that they may share, as often as there are processes of the run here. They ask before
-    any of them has begun to fill its memory."""
+    processes, into the part of it that they may share, as often as there are processes of the run here. They ask
+    at one time (`train` waits for all of them before): memory that one has filled is free no longer for the others."""
     (_, available), times = host.memory(), host.processes_here
     words = f"--data-on ram: {host.counted(cases, 'case')} take{'s' if cases == 1 else ''} {host.format_bytes(needed)}"
     words += f" in each of {times} processes" if times > 1 else ""

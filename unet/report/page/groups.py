@@ -124,8 +124,9 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 def groups_of(runs: Sequence[Run]) -> list[Group]:
     """The groups in the order of their first runs."""
     found: dict[str, list[Run]] = {}
+    tell = all_tell(runs)
     for run in runs:
-        found.setdefault(_key(run), []).append(run)
+        found.setdefault(_key(run, tell), []).append(run)
     groups = [Group(each[0].name, each, number) for number, each in enumerate(found.values())]
     for each_task in by_task(groups).values():
         for place, group in enumerate(each_task):
@@ -144,11 +145,17 @@ def common_start(names: Iterable[str]) -> str:
     return start.rstrip("-_. ") if len(start) > 2 else low
 
 
-def _key(run: Run) -> str:
-    """What runs of a group share; runs without seed have nothing to be repeated with."""
+def all_tell(runs: Iterable[Run]) -> bool:
+    """Whether all of these runs say what the device chose: those of before 2026-11-28 do not, and are compared with
+    others by what was typed."""
+    return all(differences.chosen(run, "precision") is not None for run in runs)
+
+
+def _key(run: Run, tell: bool) -> str:
+    """What runs of a group share; runs without seed have nothing to be repeated with. `tell`: `all_tell`."""
     if run.kind == "benchmark" or "seed" not in run.settings:
         return f"alone {id(run)}"
-    kept = {name: counted(run, name) for name in run.settings.keys() - places(run) - {"seed"}}
+    kept = {name: counted(run, name, tell) for name in run.settings.keys() - places(run) - {"seed"}}
     about = [run.task, run.kind, run.device, run.metric, str(run.environment.get("unet"))]
     return json.dumps([about, sorted(kept.items(), key=lambda item: item[0])], default=str)
 
@@ -158,22 +165,23 @@ def places(run: Run) -> frozenset[str]:
     return differences.without_effect(run) - TOLD | {"cache"}
 
 
-def counted(run: Run, name: str) -> Any:
+def counted(run: Run, name: str, tell: bool) -> Any:
     """The value of a setting that counts, where it is known: of weights that were evaluated the digest, of what was
-    left to the device its choice."""
+    left to the device its choice, where all tell it."""
     digest = differences.weights_read(run) if name == "weights" else ""
-    return digest or differences.chosen(run, name) or run.settings[name]
+    used = differences.chosen(run, name) if tell and name != "threads" else None  # threads change rounding only
+    return digest or used or run.settings[name]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
     """The settings in which groups differ, by name, those that say where things are left out. A command that lacks a
     setting does not differ in it."""
     names = dict.fromkeys(name for group in groups for name in group.first.settings)
-    found = []
+    found, tell = [], all_tell(group.first for group in groups)
     for name in names:
         having = [group.first for group in groups if name in group.first.settings]
         having = [run for run in having if name == "device" or name not in places(run)]
-        if name != "seed" and len({value_text(counted(run, name)) for run in having}) > 1:
+        if name != "seed" and len({value_text(counted(run, name, tell)) for run in having}) > 1:
             found.append(name)
     return found
 

@@ -33,10 +33,11 @@ def stretched(image: Any) -> Any:
 
 def slices(image: Any, target: Any, prediction: Any) -> dict[str, Any]:
     """Image (C, D, H, W) as (D, H, W) or (D, H, W, 3), the classes of truth and prediction (D, H, W); what is ignored
-    is nothing."""
+    is nothing in both: it is no error."""
     shown = stretched(image)
     whole = shown.transpose(1, 2, 3, 0) if len(shown) == 3 else shown[0]
-    return {"image": whole, "truth": np.where(target == IGNORED, 0, target), "prediction": prediction}
+    truth, found = (np.where(target == IGNORED, 0, each) for each in (target, prediction))
+    return {"image": whole, "truth": truth, "prediction": found}
 
 
 def fullest(target: Any, prediction: Any) -> int:

@@ -7,6 +7,7 @@ NumPy only.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,16 +200,19 @@ def read_names(path: Path) -> Names:
 def require_same(where: Path, names: Names, channels: Sequence[str], labels: Labels | None = None) -> None:
     """Raise DataError where what a set says of itself (`names`, in the file `where`) contradicts the network's channels
     or classes: a name that both have at another place, or of another value. Names that only one of them has say
-    nothing."""
+    nothing, nor do those that one has twice, where upper and lower case are the same."""
     given, wanted = ([name.casefold() for name in each] for each in (names.channels, channels))
-    if any(name in wanted and wanted.index(name) != place for place, name in enumerate(given)):
+    once = [name for name in given if given.count(name) == wanted.count(name) == 1]
+    if any(wanted.index(name) != given.index(name) for name in once):
         raise DataError(
             f"{where}: the channels are {', '.join(names.channels)}; the network takes {', '.join(channels)}.",
             "Number the files of this set in the network's order; or give a table .csv with a column of images for each"
             " channel, in that order.",
         )
-    here = {name.casefold(): value for name, value in names.classes.items()}
-    both = {name: here[name.casefold()] for name in labels.names if name.casefold() in here} if labels else {}
+    ours, theirs = (Counter(map(str.casefold, each)) for each in (names.classes, labels.names if labels else ()))
+    here = {name.casefold(): value for name, value in names.classes.items() if ours[name.casefold()] == 1}
+    shared = {name for name in here if theirs[name] == 1}
+    both = {name: here[name.casefold()] for name in labels.names if name.casefold() in shared} if labels else {}
     there = dict(zip(labels.names, labels.values, strict=True)) if labels else {}
     if odd := [f"{name} {value} (the network: {there[name]})" for name, value in both.items() if value != there[name]]:
         typed = " ".join(str(both[name]) for name in there) if len(both) == len(there) else ""

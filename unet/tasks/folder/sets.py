@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unet import files, host
@@ -267,8 +268,9 @@ def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> d
     folders. A file that is missing is among them. Raises DataError for what is no image, and for two cases of one
     name."""
     found: dict[str, tuple[Path, ...]] = {}
+    masked = functools.cache(masks_beside)  # a folder is listed once
     for path in paths:
-        for name, own in named_inputs(path, channels, series):
+        for name, own in named_inputs(path, channels, series, masked):
             if found.setdefault(name, own) != own:
                 raise DataError(
                     f"{own[0]}: another image, {found[name][0]}, is case {name} too; their masks would meet.",
@@ -279,8 +281,11 @@ def inputs(paths: Sequence[Path], channels: int, series: str | None = None) -> d
     return found
 
 
-def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """(case, the files of its channels) of what a path names."""
+def named_inputs(
+    path: Path, channels: int, series: str | None, masked: Callable[[Path], Collection[str]]
+) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """(case, the files of its channels) of what a path names; `masked`: `masks_beside`. Where a mask has the whole name
+    of an image, that has no number of a channel (`groups_of`)."""
     if path.suffix.lower() in TABLES:
         found, faults = from_table(path, masks=False)
         raise_faults(path, faults, CORRECT_TABLE)
@@ -289,17 +294,17 @@ def named_inputs(path: Path, channels: int, series: str | None) -> Iterator[tupl
     for image in images_in(path, series):
         own, name = channel_files(image, channels), case_of(image)
         second = renamed(image, CHANNEL_ZERO.sub("_0001", volumes.stem(image)))  # of frame_0000, which is then a case
-        alone = CHANNEL_ZERO.search(name) and not (volumes.is_there(second) or is_masked(image))
+        alone = CHANNEL_ZERO.search(name) and not (volumes.is_there(second) or name in masked(image.parent))
         several = len(own) > 1 or alone
         yield CHANNEL.sub("", name) if several else name, own
 
 
-def is_masked(image: Path) -> bool:
-    """Whether a mask has the whole name of an image of a set: its number is then no channel's (`groups_of`)."""
-    place = Path(os.path.abspath(image))  # noqa: PTH100 (links keep their name)
-    inside = place.parent.parent.iterdir() if place.parent.name.lower() in IMAGES else ()
+def masks_beside(images: Path) -> frozenset[str]:
+    """The cases of the masks of the set whose images this folder holds; none where it is no such folder."""
+    place = Path(os.path.abspath(images))  # noqa: PTH100 (links keep their name)
+    inside = place.parent.iterdir() if place.name.lower() in IMAGES else ()
     folders = [item for item in inside if item.name.lower() in MASKS and item.is_dir()]
-    return any(beside(folder / image.name, volumes.stem(image)) for folder in folders)
+    return frozenset(case_of(path) for folder in folders for path in folder.iterdir())
 
 
 def channel_files(image: Path, channels: int) -> tuple[Path, ...]:
