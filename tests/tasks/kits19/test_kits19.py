@@ -20,6 +20,7 @@ from unet.cli import resolve
 from unet.data.cache import integrity
 from unet.models.convert import to_mlperf
 from unet.runtime.callbacks import mlperf_rules
+from unet.runtime.checkpoints import checkpoint, tensor_files
 from unet.tasks.kits19 import synthetic as phantom_ct
 from unet.tasks.registry import create
 
@@ -175,7 +176,9 @@ def test_averaging_a_network_with_itself_changes_nothing(volumes: Cli, cli: Cli,
     assert volumes("--epochs", 1, "--run-name", "a")[0] == 0
     words = ("--task", "kits19", "--device", "cpu", scans / "case_00002")
     assert cli("predict", "--weights", "a.pt", "--output", "one", *words)[0] == 0
-    again = ("--weights", "a.pt", "--weights", "a.pt", "--output", "two")
+    facts, state = tensor_files.read(workplace / "weights/a.safetensors")
+    checkpoint.save_weights(workplace / "weights/twin.safetensors", {**facts, "run_name": "twin"}, state)
+    again = ("--weights", "a.pt", "--weights", "twin.safetensors", "--output", "two")
     assert cli("predict", *again, *words)[0] == 0
     one, two = (np.asarray(nibabel.load(workplace / f"{name}/case_00002.nii.gz").dataobj) for name in ("one", "two"))  # type: ignore[attr-defined]
     assert np.array_equal(one, two)
