@@ -607,7 +607,8 @@ def test_a_repeated_flag_takes_several_words() -> None:
 @pytest.mark.parametrize("task", ["lgg", "em"])
 def test_a_drawn_seed_of_a_made_set_is_told(task: str, workplace: Path, cli: Any) -> None:
     for name in "ab":
-        code, _, err = cli("synthesize", "--task", task, "--data", f"./{name}", "--seed", -1)
+        small = ("--slices", 6, "--side", 64, *(("--patients", 4) if task == "lgg" else ()))
+        code, _, err = cli("synthesize", "--task", task, "--data", f"./{name}", "--seed", -1, *small)
         assert code == 0, err
         assert "The set is made with --seed" in err
     digests = [digest_files(*sorted(Path(name).rglob("*.tif"))[:1]) for name in "ab"]
