@@ -83,5 +83,6 @@ def words(counts: Counts | None, classes: Sequence[str]) -> str:
     own, true = (f"{100 * count / counts.voxels:.3g} %" for count in (counts.predicted, counts.true))
     return (
         f"The network marks {own} of all voxels{f' {named}' if counts.label else ''}, the masks {true}: it has learnt"
-        " nothing yet. Train longer (--epochs or --max-steps) or with another --lr; predictions.png shows the cases."
+        " nothing yet, or nothing of such cases. Train longer (--epochs or --max-steps) or with another --lr;"
+        " predictions.png shows the cases."
     )

@@ -7,7 +7,7 @@ import collections
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,11 @@ def table(context: Context, groups: Groups, folders: Sequence[Path], out: Output
     return rows
 
 
-def count(task: Task, groups: Groups, folders: Iterable[Path], out: OutputFolder, options: PredictOptions) -> list[Row]:
+def count(task: Task, groups: Groups, folders: Sequence[Path], out: OutputFolder, options: PredictOptions) -> list[Row]:
     """A row for each class of these cases. Raises DataError for a mask that cannot be read."""
     names = require(task).mask_classes
     rows = []
-    for folder in folders:
+    for folder in host.progress(folders, name="volumes", unit=task.input_noun):
         images = groups[folder]
         masks = [task.output_files(image, out.path / folder.name, options)["mask"] for image in images]
         found, planes = voxels(images, masks)

@@ -150,9 +150,8 @@ def places_of(task: type[TaskSettings]) -> dict[str, str]:
 
 
 SCORED, SAVED = ("target", "patience"), ("keep_every", "save_minutes", "checkpoint_every")
-BESIDE: dict[
-    str, tuple[str, str | bool | None]
-] = {  # setting -> another one, and the value of it (None: any), beside which alone it has an effect
+Needed = tuple[str, str | bool | None]  # another setting, and the value of it (None: any)
+BESIDE: dict[str, Needed] = {  # setting -> beside which alone it has an effect
     "momentum": ("optimizer", "sgd"),
     "lamb_betas": ("optimizer", "lamb"),
     "lr_gamma": ("schedule", "multistep"),
