@@ -21,7 +21,9 @@ class Stream:
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         RECORD.device.use()
-        self.made: set[int] = set()  # memory of tensors that were made on it, which no other stream has waited for
+        # by memory, what was made on it and no other stream has waited for; kept, since a card gives memory that one
+        # stream has freed to that stream alone
+        self.made: dict[int, torch.Tensor] = {}
         self.current = False  # whether it has waited for all that was asked of the main stream
 
     def wait_stream(self, stream: Stream) -> None:
@@ -64,7 +66,7 @@ class Copies(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if rules.on_device(result):
-            self.stream.made.add(result.untyped_storage().data_ptr())
+            self.stream.made[result.untyped_storage().data_ptr()] = result
             if args and isinstance(args[0], torch.Tensor) and args[0].device.type == "cpu" and not args[0].is_pinned():
                 RECORD.note("copy from memory that is not pinned", "unpinned_copies")
         return result

@@ -314,7 +314,13 @@ def streams() -> None:
     API.current_stream().wait_stream(side)
     layer(batch)
     raises(ContractError, "wait_stream comes first", lambda: copied(side, pinned))
+    side.wait_stream(API.current_stream())
     flush()
+    before = API.memory_allocated()
+    copied(side, pinned)  # dropped at once: its memory stays that stream's, so no other tensor takes its address
+    assert API.memory_allocated() > before
+    API.current_stream().wait_stream(side)
+    assert API.memory_allocated() == before
 
 
 @check
