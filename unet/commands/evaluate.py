@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet import host
-from unet.commands import label_scores, number_format, output, power, predict, run_start, scores, setup
+from unet.commands import label_scores, leakage, number_format, output, power, predict, run_start, scores, setup
 from unet.config.resolve import Resolved, dumps
 from unet.errors import UsageError
 from unet.tasks.base import Task
@@ -49,6 +49,8 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     config, task = context.config, context.task
     networks = [setup.trained_network(context, path, resolved) for path in paths]
     cases = chosen_cases(context, resolved, facts)
+    if training := set(facts.get("training", ())) - {case.id for case in cases}:
+        leakage.tell(config, leakage.known_images(config, task.layout), sorted(training), [case.id for case in cases])
     names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
         if context.group.is_main:

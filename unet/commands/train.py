@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from unet import host
-from unet.commands import power, run_callbacks, run_end, run_resume, run_start, setup
+from unet.commands import leakage, power, run_callbacks, run_end, run_resume, run_start, setup
 from unet.config import capacity, run_files
 from unet.config.resolve import Resolved
 from unet.config.schema import Config, resolve_path, weights_to_read
@@ -113,7 +113,7 @@ def dry_run(resolved: Resolved) -> int:
 
 
 def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, command: str, resuming: bool) -> int:
-    from unet.data.cache.cached_case import data_digest, leaks
+    from unet.data.cache.cached_case import data_digest
 
     config, task, group = context.config, context.task, context.group
     began = time.perf_counter()
@@ -131,12 +131,7 @@ def _train(context: setup.Context, folder: RunFolder, resolved: Resolved, comman
             f"{len(seen)} of the {len(split['validation'])} validation cases were used to train the weights of --load:"
             " their scores are too good"
         )
-    if found := leaks(cases, split):
-        more = f" (and {host.counted(len(found) - 1, 'more pair')})" if found[1:] else ""
-        host.notice(
-            f"leakage: {found[0]}; one trains, the other validates{more}: scores are too good; all of them: python -m"
-            f" unet check --task {config.general.task}{run_end.data_flags(config)}"
-        )
+    leakage.tell(config, {case.id: case.images for case in cases}, split["train"], split["validation"])
     folder.data = data_digest(cases, split)
     cleared = clear_caches(context)
     mlperf_rules.require_cases(config, task, split)

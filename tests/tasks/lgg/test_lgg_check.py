@@ -87,29 +87,19 @@ def test_duplicates_and_leakage(cli, raw: Path) -> None:
     assert "duplicate" in out
 
 
-def test_train_tells_of_equal_slices_as_check_does(cli, raw: Path) -> None:
+def test_train_and_evaluate_tell_of_equal_slices_as_check_does(cli, raw: Path) -> None:
     first, second = patients(raw)[:2]
     for source in first.glob("*_5*.tif"):
         shutil.copy(source, second / source.name.replace(first.name, second.name))
-    words = (
-        "train",
-        "--data",
-        "./raw",
-        "--cache",
-        "c",
-        "--image-size",
-        32,
-        "--width",
-        2,
-        "--batch-size",
-        4,
-        "--dry-run",
-    )
+    data = ("--data", "./raw", "--cache", "c", "--image-size", 32)
     for held, leaks in ((first, True), (patients(raw)[4], False)):
         (raw.parent / "val.txt").write_text(held.name)
-        code, _, err = cli(*words, "--split", "val.txt")
-        assert code == 0, err
-        assert (f"leakage: {second.name} and {first.name} share 1 equal slice; one trains" in err) is leaks
+        weights = f"{held.name}.safetensors"
+        words = ("--width", 2, "--batch-size", 4, "--max-steps", 1, "--split", "val.txt", "--weights", weights)
+        for command in (("train", *words), ("evaluate", "--weights", weights)):
+            code, _, err = cli(*command, *data)
+            assert code == 0, err
+            assert (f"leakage: {second.name} and {first.name} share 1 equal slice; one trains" in err) is leaks
 
 
 def test_preprocess_says_why_it_has_fewer_slices_than_check(cli, raw: Path) -> None:

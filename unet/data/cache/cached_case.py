@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,26 @@ def opened(
     made = facts.get("arrays", {}) if own else {}
     digests = [made[kind]["digest"] for kind in KINDS if kind in made]
     stamps = tuple((_stamp(path), each) for path, each in zip((image, mask, *more), digests, strict=False))
-    images = tuple(facts.get("slice_digests", digests[:1])) if own else ()
+    images = images_of(facts) if own else ()
     drawn = more[0] if more else None
     return CachedCase(case, image, mask, shape, count, kept, layout.cost(shape), own, digest, drawn, stamps, images)
 
 
-def leaks(cases: Sequence[CachedCase], split: Mapping[str, Sequence[str]]) -> list[str]:
-    """Training cases that hold the image, or slices, of a validation case, in words: a pair for each validation case.
-    Nothing is read but the digests that the cache's manifest has."""
-    known = {case.id: case.images for case in cases}
-    owners = {digest: case for case in reversed(split["train"]) for digest in known.get(case, ())}
+def images_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The digests of a case's image, or of each of its slices, from its record in the manifest."""
+    image = facts.get("arrays", {}).get(KINDS[0], {})
+    return tuple(facts.get("slice_digests", [image["digest"]] if "digest" in image else []))
+
+
+def leaks(known: Mapping[str, Sequence[str]], train: Iterable[str], held: Iterable[str]) -> list[str]:
+    """Training cases that hold the image, or slices, of a case that is held back, in words: a pair for each of these.
+    `known`: the digests of each case's images, as `images_of` gives them; no array is read."""
+    owners: dict[str, str] = {}
+    for case in train:
+        for digest in known.get(case, ()):
+            owners.setdefault(digest, case)
     found: list[str] = []
-    for case in split["validation"]:
+    for case in held:
         shared = [owners[digest] for digest in known.get(case, ()) if digest in owners]
         if shared:
             one, count = shared[0], shared.count(shared[0])
