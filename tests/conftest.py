@@ -174,3 +174,24 @@ def start(*words: object, cwd: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with convolutions in lower precision, whatever this one has: torch's own loops compute them here."""
+    set_native(monkeypatch, True)
+
+
+@pytest.fixture
+def not_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without convolutions in lower precision, as one with AVX2 alone is."""
+    set_native(monkeypatch, False)
+
+
+def set_native(monkeypatch: pytest.MonkeyPatch, value: bool) -> None:
+    import torch
+
+    from unet.kernels import algorithms, trial
+
+    for module in (algorithms, trial):
+        monkeypatch.setattr(module, "is_native", lambda dtype: value or dtype == torch.float32)

@@ -66,6 +66,7 @@ def test_an_algorithm_computes_the_convolution(how: Geometry, name: str, parts: 
     compare(how, name, parts)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_volume_in_slabs(size: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ BOX = (3, 3, 3)
 USUAL = Geometry((1, 8, 16, 16, 16), 8, BOX, (1, 1, 1), (1, 1, 1), torch.float32)
 LOW = USUAL._replace(dtype=torch.bfloat16)
 SMALL = Geometry((1, 16, 2, 2, 2), 16, BOX, (1, 1, 1), (1, 1, 1), torch.bfloat16)
+pytestmark = pytest.mark.usefixtures("native")
 
 
 @pytest.fixture(autouse=True)

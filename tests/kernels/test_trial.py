@@ -29,6 +29,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "2D, transposed": (lambda: nn.ConvTranspose2d(8, 8, 3, 2), (12, 2)),
     "3D, transposed": (lambda: nn.ConvTranspose3d(8, 8, 3, 2), (10, 8, 2)),
 }
+pytestmark = pytest.mark.usefixtures("native")
 
 
 @pytest.fixture(autouse=True)

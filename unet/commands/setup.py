@@ -101,7 +101,8 @@ def advise_precision(config: Config, sources: Mapping[str, str], device: Device)
     precision, fast = config.device.precision, device.dtypes()
     if precision not in ("fp32", "tf32", "auto", *fast):
         host.notice(
-            f"{precision} is not supported by the hardware of this device ({device.describe()}): it works, but slowly."
+            f"{precision} is not supported by the hardware of this device ({device.describe()}): it is no faster than"
+            " fp32."
         )
     unchosen = precision in ("fp32", "tf32") and sources.get("precision") in weak_sources(config)
     if unchosen and device.own_memory and config.task.large_tensors and "bf16" in fast:

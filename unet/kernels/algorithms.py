@@ -3,6 +3,7 @@ gradient of the weights alone. All compute what `F.conv3d` and its gradients do,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,15 @@ class Algorithm(NamedTuple):
     weight_gradient: WeightGradient
 
 
+@functools.cache
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has convolutions of a type for this processor: torch's own loops take many times as long as
+    float32 does (torch 2.13, AVX2), and their gradient of the input is less exact."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype != torch.float16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def backward(grad: Tensor, x: Tensor, weight: Tensor, how: Geometry, wanted: int) -> Tensor:
     """torch's gradient of the input (`wanted` 0) or of the weight (1)."""
     mask = [wanted == 0, wanted == 1, False]
@@ -73,7 +83,7 @@ def torchs() -> Algorithm:
     """torch's own."""
 
     def applies(how: Geometry, part: str) -> bool:
-        return how.dtype == torch.float32 or part != "weight gradient" or how.voxels > FEW
+        return how.dtype == torch.float32 or (is_native(how.dtype) and (part != "weight gradient" or how.voxels > FEW))
 
     return Algorithm(
         applies,
@@ -87,7 +97,7 @@ def in_float32() -> Algorithm:
     """torch's own in float32, for what is wrong in a lower precision, or slower."""
 
     def applies(how: Geometry, part: str) -> bool:
-        return how.dtype != torch.float32 and (how.voxels <= FEW or part == "")
+        return how.dtype != torch.float32 and (how.voxels <= FEW or part == "" or not is_native(how.dtype))
 
     def forward(x: Tensor, w: Weights, bias: Tensor | None, how: Geometry) -> Tensor:
         exact = None if bias is None else bias.float()
@@ -219,7 +229,13 @@ def winograds() -> Algorithm:
     def applies(how: Geometry, part: str) -> bool:
         usual = how.kernel == (3, 3, 3) and how.stride == how.padding == (1, 1, 1)
         wide = min(how.inputs, how.outputs) >= 8
-        return usual and wide and how.shape[2] % winograd.OUT == 0 and how.voxels >= winograd.LEAST
+        return (
+            usual
+            and wide
+            and is_native(how.dtype)
+            and how.shape[2] % winograd.OUT == 0
+            and how.voxels >= winograd.LEAST
+        )
 
     def gradient(grad: Tensor, x: Tensor, w: Weights, wanted: int) -> Tensor:
         found = winograd.backward(grad, x, w.trained, (wanted == 0, wanted == 1))[wanted]

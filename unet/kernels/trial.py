@@ -4,7 +4,8 @@ torch's (oneDNN's) bfloat16 convolutions with a stride above 1 are wrong on proc
 of the output is 1. The weights' gradient is left uninitialised where a part of the kernel meets padding alone (torch
 2.13, processors with AVX-512), and over few voxels. So each layer of a network is tried when it first meets a size, on
 random numbers: output, gradient of the input, gradients of the parameters. A layer that fails computes this size in
-float32. The caller remembers the answers.
+float32. The caller remembers the answers. A type that the processor has no fast convolutions of is computed in float32
+and rounded at the ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet.kernels.algorithms import is_native
 from unet.kernels.conv3d import Unfolded
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -49,13 +51,13 @@ class Tried:
         forward: Callable[..., Tensor] = super().forward  # type: ignore[misc]
         if not torch.is_autocast_enabled("cpu") or x.ndim != layer.weight.ndim:
             return forward(x, *rest, **named)
-        sides = tuple(x.shape[2:])
-        if not torch.compiler.is_compiling() and sides not in self.tried:
+        sides, native = tuple(x.shape[2:]), is_native(torch.get_autocast_dtype("cpu"))
+        if native and not torch.compiler.is_compiling() and sides not in self.tried:
             how = block(layer, x.shape), torch.get_autocast_dtype("cpu"), is_channels_last(x)
             if not type(self).ask(key_of(layer, *how), lambda: not fault(layer, *how)):
                 self.exact = self.exact | {sides}
             self.tried = self.tried | {sides}
-        if sides not in self.exact:
+        if native and sides not in self.exact:
             return forward(x, *rest, **named)
         with torch.autocast("cpu", enabled=False):
             return forward(x.to(layer.weight.dtype), *rest, **named).to(torch.get_autocast_dtype("cpu"))

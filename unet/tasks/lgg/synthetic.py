@@ -36,6 +36,12 @@ POST = (2,)
 NAME = "TCGA_PH_{:04d}_20000101"  # PH: phantom
 
 
+def _power(base: Array, exponent: float) -> Array:
+    """In float64, then rounded: numpy's powers of float32 differ in the last bit between processors, and the same seed
+    is to give the same set on all of them."""
+    return np.asarray((base.astype(np.float64) ** exponent).astype(np.float32))
+
+
 class _Head:
     """A canvas `image` (3, S, H, W); x (sideways), y (to the back) and z (up) in a head whose skin is at `radius` 1."""
 
@@ -48,7 +54,7 @@ class _Head:
         self.x = (x * (1.08 - 0.1 * y)).astype(np.float32) + 0.035 * self.field(3, 4, 4)
         self.y = y.astype(np.float32) + 0.03 * self.field(3, 4, 4)
         self.z = np.linspace(-0.985, 0.985, slices, dtype=np.float32)[:, None, None]
-        self.radius = np.sqrt(self.x**2 + self.y**2 + np.abs(self.z) ** np.float32(2.6))
+        self.radius = np.sqrt(self.x**2 + self.y**2 + _power(np.abs(self.z), 2.6))
         self.image = np.zeros((3, *self.shape), np.float32)
         power, gain = rng.uniform(0.88, 1.14, 3), 255 * rng.uniform(0.75, 1.2, 3)
         self.values = {
@@ -93,7 +99,7 @@ def _shell(head: _Head) -> Array:
     """Paint scalp, skull, fluid, folded cortex and white matter; returns the brain's opacity (S, H, W)."""
     head.paint(
         "fat",
-        head.edge(1 - head.radius) * (1 - 0.6 * np.abs(head.z) ** 12),
+        head.edge(1 - head.radius) * (1 - 0.6 * _power(head.z, 12)),
         flair=np.clip(1.05 + 0.22 * head.field(4, 7, 7), 0.75, 1.5),
     )
     head.paint("skull", head.edge(0.92 - head.radius))
@@ -120,7 +126,8 @@ def _inside(head: _Head, brain: Array) -> Array:
     head.paint("cap", head.edge(rim) * head.edge(np.abs(head.y) - 0.2, width=0.1) * brain)
     head.paint("fluid", head.edge(horns, 1.5))
     hind, stem = head.pair((0.24, 0.42, -0.62), (0.34, 0.3, 0.26)), head.pair((0.0, 0.08, -0.6), (0.16, 0.17, 0.4))
-    folia = 0.3 + 0.3 * np.sin(70 * head.y + 25 * head.x**2 + 1.5 * head.field(5, 12, 12))
+    waves = 70 * head.y + 25 * head.x**2 + 1.5 * head.field(5, 12, 12)
+    folia = 0.3 + 0.3 * np.sin(waves.astype(np.float64)).astype(np.float32)  # as in `_power`
     head.paint("fluid", 0.9 * head.edge(np.maximum(hind, stem) + 0.035) * brain)
     head.paint("grey", head.edge(hind) * brain)
     head.paint("white", head.edge(hind - 0.04) * folia)
@@ -148,7 +155,9 @@ def _lesion(head: _Head, brain: Array) -> Array:
     rng, share, aspect = head.rng, head.rng.uniform(0.011, 0.019), head.rng.uniform(0.75, 1.3)  # share of all voxels
     across, along = (float(np.sqrt(3 * share / np.pi * ratio)) / 0.39 for ratio in (aspect, 1 / aspect))
     x, y, z = int(rng.choice((-1, 1))) * rng.uniform(0.25, 0.42), rng.uniform(-0.35, 0.3), rng.uniform(-0.1, 0.2)
-    level = ((head.x - x) / across) ** 2 + ((head.y - y) / along) ** 2 + ((head.z - z) / rng.uniform(0.36, 0.44)) ** 4
+    level = (
+        ((head.x - x) / across) ** 2 + ((head.y - y) / along) ** 2 + _power((head.z - z) / rng.uniform(0.36, 0.44), 4)
+    )
     level += 0.4 * head.field(5, 8, 8) + 0.28 * head.field(8, 18, 18)
     count = int(share * level.size)
     level += 1 - np.partition(np.where(brain > 0.5, level, np.inf).ravel(), count)[count]
