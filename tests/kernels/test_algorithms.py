@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.kernels import algorithms, conv3d, geometry, select, winograd
+from unet.kernels import algorithms, conv3d, geometry, select, trial, winograd
 from unet.kernels.algorithms import PASSES, TABLE, Weights
 from unet.kernels.geometry import Geometry, strided
 
@@ -189,3 +189,12 @@ def test_a_layer_that_chooses_is_copied_and_pickled() -> None:
 def test_a_large_volume_is_cropped(shape: tuple[int, ...], most: float, expected: tuple[int, ...]) -> None:
     how = geometry.Geometry(shape, 32, BOX, (1, 1, 1), (1, 1, 1), torch.float32)
     assert how.cropped(int(most)).shape == expected
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_compiler_traces_a_layer_as_a_whole(kind: torch.dtype) -> None:
+    """Whether this processor has the type or not."""
+    layer = trial.guard(nn.Conv2d(4, 4, 3), lambda key, test: True)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=kind):
+        assert compiled(torch.ones(1, 4, 8, 8)).dtype == kind

@@ -3,7 +3,6 @@ gradient of the weights alone. All compute what `F.conv3d` and its gradients do,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,13 +44,22 @@ class Algorithm(NamedTuple):
     weight_gradient: WeightGradient
 
 
-@functools.cache
+def native_types() -> frozenset[torch.dtype]:
+    """The types whose convolutions oneDNN computes on this processor. Those of others are torch's own loops, which take
+    many times as long as float32 does (torch 2.13, AVX2), and whose gradient of the input is less exact."""
+    found = {torch.float32, torch.float64}
+    if torch.backends.mkldnn.is_available():
+        found |= {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+        found |= {torch.float16} if torch.ops.mkldnn._is_mkldnn_fp16_supported() else set()
+    return frozenset(found)
+
+
+NATIVE_TYPES = native_types()
+
+
 def is_native(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has convolutions of a type for this processor: torch's own loops take many times as long as
-    float32 does (torch 2.13, AVX2), and their gradient of the input is less exact."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype != torch.float16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    """Whether a type is one of these; may be traced by a compiler."""
+    return dtype in NATIVE_TYPES
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, how: Geometry, wanted: int) -> Tensor:

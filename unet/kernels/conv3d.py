@@ -30,12 +30,12 @@ class Conv3d(nn.Conv3d):
 
     torch's CPU code for small volumes (not oneDNN) returns contiguous outputs, and all later layers would lose the
     channels-last order. Up to 64 voxels are computed in float32: in bfloat16 torch (2.13) leaves the weights' gradient
-    uninitialised at 2 x 2 x 2 voxels.
+    uninitialised at 2 x 2 x 2 voxels. So are types that this processor does not have.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:].numel() <= FEW:
-            dtype = to_autocast_dtype(x).dtype
+        dtype = to_autocast_dtype(x).dtype
+        if x.shape[2:].numel() <= FEW or not algorithms.is_native(dtype):
             with torch.autocast("cpu", enabled=False):
                 return keep_order(super().forward(x.to(self.weight.dtype)), x).to(dtype)
         return keep_order(super().forward(x), x)
