@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,9 +103,21 @@ def cli(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
     return run
 
 
+@pytest.fixture(scope="session")
+def phantom_cache(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of these patients at 16 px; to be copied. Made here, since a test in an empty folder would take most of
+    its time to make it."""
+    folder = tmp_path_factory.mktemp("caches") / "cache_16"
+    assert main(["preprocess", "--data", str(phantoms), "--cache", str(folder), "--image-size", "16"]) == 0
+    return folder
+
+
 @pytest.fixture
-def tiny(cli: Callable[..., tuple[int, str, str]], phantoms: Path) -> Callable[..., tuple[int, str, str]]:
-    """`train` of a very small network on made patients."""
+def tiny(
+    cli: Callable[..., tuple[int, str, str]], phantoms: Path, phantom_cache: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`train` of a very small network on made patients, whose cache is there."""
+    shutil.copytree(phantom_cache, Path("data", phantom_cache.name))
 
     def run(*words: object) -> tuple[int, str, str]:
         return cli("train", "--data", phantoms, "--cache", "cache_16", "--device", "cpu", *TINY, *words)

@@ -63,6 +63,7 @@ def test_loaded_weights_of_another_network_are_told_by_their_settings(tiny, cli)
     Path("weights").mkdir()
     facts = {"task": "em", "settings": {"layers": 2, "width": 2}}
     checkpoint.save_weights(Path("weights/em-0.safetensors"), facts, network.state_dict())
+    shutil.rmtree("data")
     error = error_of(tiny("--load", "em-0.safetensors", "--run-name", "a"))
     assert "em-0.safetensors: task em, layers 2, width 2; here lgg, layers 2, width 4." in error
     assert "--task em --layers 2 --width 2" in error

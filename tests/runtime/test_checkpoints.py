@@ -377,7 +377,7 @@ def test_files_of_the_version_with_flat_settings_are_read_and_resumed(cli, phant
     given = "raw/TCGA_PH_0001_20000101"
     shutil.copytree(phantoms / Path(given).name, given)
     code, _, err = cli("train", "--config", "performance/flat/config.json", "--run-name", "again", "--dry-run")
-    assert code == 0 and "Building" not in err and "without a comparison with its sources" in err, err
+    assert code == 0 and "Building" not in err, err
     before = {path.name: path.stat().st_mtime_ns for path in Path("masks").rglob("*.tif")}
     code, _, err = cli("predict", "--weights", "flat.safetensors", given, "--device", "cpu", "--output", "masks")
     assert code == 0 and f"0 masks written, {len(before)} were there already" in err, err
