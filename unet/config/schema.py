@@ -240,6 +240,8 @@ def unused(values: Mapping[str, Any], given: Mapping[str, tuple[Any, str]], task
     ]
     if given.get("patience", (None,))[0] is not None and values["evaluate_every"] == 0:
         without.append(f"{given['patience'][1]} {values['patience']} (with --evaluate-every 0 only the end is scored)")
+    if given.get("workers", ("auto",))[0] not in ("auto", "0") and values["data_on"] == "device":
+        without.append(f"{given['workers'][1]} {values['workers']} (with --data-on device batches are made there)")
     without += [
         f"{typed} {_words(value)} ({task.notes[name]})"
         for name, (value, typed) in given.items()
