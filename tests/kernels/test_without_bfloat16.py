@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -62,3 +63,9 @@ def test_a_processor_without_bfloat16_computes_in_float32_or_products() -> None:
         assert set(algorithms.candidates(LOW, part)) == {"matrix", "fp32"}
         assert "winograd" in algorithms.candidates(USUAL, part)
     assert {record["algorithm"] for record in measure.chosen(LOW, PASSES, "torch").values()} <= {"matrix", "fp32"}
+
+
+def test_a_torch_that_does_not_tell_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two questions are not in torch's public interface: one that lacks them computes as before."""
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False))
+    assert algorithms.native_types() == {torch.float32, torch.float64, torch.float16}

@@ -50,7 +50,10 @@ def score(context: setup.Context, resolved: Resolved, command: str, paths: list[
     networks = [setup.trained_network(context, path, resolved) for path in paths]
     cases = chosen_cases(context, resolved, facts)
     if training := set(facts.get("training", ())) - {case.id for case in cases}:
-        leakage.tell(config, leakage.known_images(config, task.layout), sorted(training), [case.id for case in cases])
+        scored = [case.id for case in cases]
+        context.group.run_on_main(
+            lambda: leakage.tell(config, leakage.known_images(config, task.layout), sorted(training), scored)
+        )
     names = " + ".join(str(path) for path in paths)
     if config.run.dry_run:
         if context.group.is_main:

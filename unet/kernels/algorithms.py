@@ -48,9 +48,10 @@ def native_types() -> frozenset[torch.dtype]:
     """The types whose convolutions oneDNN computes on this processor. Those of others are torch's own loops, which take
     many times as long as float32 does (torch 2.13, AVX2), and whose gradient of the input is less exact."""
     found = {torch.float32, torch.float64}
-    if torch.backends.mkldnn.is_available():
-        found |= {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
-        found |= {torch.float16} if torch.ops.mkldnn._is_mkldnn_fp16_supported() else set()
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+        if supported is None or (torch.backends.mkldnn.is_available() and supported()):
+            found.add(dtype)  # also where this torch does not tell: then nothing changes
     return frozenset(found)
 
 
@@ -102,7 +103,7 @@ def torchs() -> Algorithm:
 
 
 def in_float32() -> Algorithm:
-    """torch's own in float32, for what is wrong in a lower precision, or slower."""
+    """torch's own in float32, for what is wrong or slower in a lower precision, or what the processor lacks."""
 
     def applies(how: Geometry, part: str) -> bool:
         return how.dtype != torch.float32 and (how.voxels <= FEW or part == "" or not is_native(how.dtype))

@@ -53,6 +53,9 @@ def test_forward_equals_the_published_network(published: UNet) -> None:
     for name, value in found.items():
         assert float(value) == pytest.approx(expected[name], rel=3e-4 if name == "min" else 1e-4), name
     assert probabilities.flatten()[expected["flat_index"]].tolist() == pytest.approx(expected["values"], rel=1e-4)
+    rounded = published.float()(wave((2, 3, 64, 64), 0.013, 0.0)).sigmoid().detach().double()
+    assert float((rounded - probabilities).norm() / probabilities.norm()) < 1e-4
+    assert float(rounded.min()) == pytest.approx(float(probabilities.min()), rel=3e-4)
 
 
 def test_loss_and_three_adam_steps_equal_the_published_ones(published: UNet) -> None:
